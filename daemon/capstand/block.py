@@ -1,0 +1,55 @@
+"""What travels: samples of a known format, one period at a time.
+
+Frame indices count what the device produced since the stream began, lost frames included, so the
+gap before a block is its ``first_frame`` minus the end of the one before. Times are integer
+nanoseconds of CLOCK_MONOTONIC.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+NS_PER_S = 1_000_000_000
+
+
+class SampleFormat(Enum):
+    """ALSA's name, bytes per sample in memory, significant bits. Little-endian, signed."""
+
+    S16_LE = ("S16_LE", 2, 16)
+    S24_LE = ("S24_LE", 4, 24)
+    S24_3LE = ("S24_3LE", 3, 24)
+    S32_LE = ("S32_LE", 4, 32)
+
+    def __init__(self, alsa_name: str, size_bytes: int, bits: int) -> None:
+        self.alsa_name = alsa_name
+        self.size_bytes = size_bytes
+        self.bits = bits
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFormat:
+    """Interleaved frames of one stream."""
+
+    rate_hz: int
+    channels: int
+    sample: SampleFormat
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.channels * self.sample.size_bytes
+
+    def __str__(self) -> str:
+        return f"{self.rate_hz} Hz, {self.channels} ch, {self.sample.alsa_name}"
+
+
+class Block(NamedTuple):
+    """One period as a value, shared by all sinks and never changed.
+
+    ``samples`` holds ``frames`` interleaved frames; ``captured_at_ns`` is when the first of them
+    was sampled.
+    """
+
+    first_frame: int
+    frames: int
+    captured_at_ns: int
+    samples: bytes
