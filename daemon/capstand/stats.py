@@ -1,0 +1,191 @@
+"""The ledger of a stream, and frozen snapshots of it.
+
+Two sentences hold at every moment and after shutdown:
+
+    produced = captured + lost                    (the device's frames)
+    captured = delivered + dropped + inside       (for each sink)
+
+Every counter has one writing thread and only grows. A snapshot reads downstream first, so what is
+still inside can only be over-counted by what arrived meanwhile, never negative.
+"""
+
+import time
+from array import array
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+
+class Cause(IntEnum):
+    """Why frames are missing; ``RING_FULL`` drops captured frames, all others lose them."""
+
+    OVERRUN = 0
+    TORN = 1
+    STOPPED = 2
+    SUSPENDED = 3
+    REOPENED = 4
+    RING_FULL = 5
+
+    @property
+    def words(self) -> str:
+        return _WORDS[self]
+
+
+_WORDS = {
+    Cause.OVERRUN: "overrun: the card's buffer was not read in time",
+    Cause.TORN: "overrun while the buffer was being read",
+    Cause.STOPPED: "the driver stopped the stream",
+    Cause.SUSPENDED: "the machine was suspended",
+    Cause.REOPENED: "the device was away or stood still",
+    Cause.RING_FULL: "ring full: the pusher was held up",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Frames missing from the stream: first index, length, time of the first, cause.
+
+    ``exact`` is false where the length was worked out from time instead of counted by the kernel.
+    """
+
+    first_frame: int
+    frames: int
+    at_ns: int
+    cause: Cause
+    exact: bool
+
+
+class GapTable:
+    """Gaps on their way from the capture thread to the main thread, without a lock.
+
+    A row is written before the count that shows it. A reader that comes later than ``ROWS`` gaps
+    finds the oldest overwritten; totals in the tally are not affected.
+    """
+
+    ROWS = 1024
+
+    def __init__(self) -> None:
+        self._rows = array("q", bytes(8 * 5 * self.ROWS))
+        self.count = 0
+
+    def note(self, first_frame: int, frames: int, at_ns: int, cause: int, exact: bool) -> None:
+        base = 5 * (self.count % self.ROWS)
+        rows = self._rows
+        rows[base] = first_frame
+        rows[base + 1] = frames
+        rows[base + 2] = at_ns
+        rows[base + 3] = cause
+        rows[base + 4] = exact
+        self.count += 1
+
+    def since(self, seen: int) -> list[Gap]:
+        """The gaps from number ``seen`` on."""
+        gaps = []
+        for number in range(max(seen, self.count - self.ROWS + 1), self.count):
+            base = 5 * (number % self.ROWS)
+            frame, frames, at_ns, cause, exact = self._rows[base : base + 5]
+            gaps.append(Gap(frame, frames, at_ns, Cause(cause), bool(exact)))
+        return gaps
+
+
+class Count(NamedTuple):
+    """The device's side of the books at one moment, in frames."""
+
+    produced: int
+    captured: int
+    lost_exact: int
+    lost_estimated: int
+    ring_dropped: int
+
+
+class Tally:
+    """What the capture thread counts; it alone writes.
+
+    ``turn`` is odd while several counters change together, so a reader can tell and try again.
+    """
+
+    __slots__ = (
+        "captured",
+        "gaps",
+        "lost_estimated",
+        "lost_exact",
+        "produced",
+        "ring_dropped",
+        "turn",
+    )
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self.produced = 0  # frame index of the next frame
+        self.captured = 0
+        self.lost_exact = 0
+        self.lost_estimated = 0
+        self.ring_dropped = 0
+        self.gaps = GapTable()
+
+    def count(self) -> Count:
+        """All counters as of one moment. Any thread."""
+        while True:
+            turn = self.turn
+            count = Count(
+                self.produced,
+                self.captured,
+                self.lost_exact,
+                self.lost_estimated,
+                self.ring_dropped,
+            )
+            if turn == self.turn and not turn & 1:
+                return count
+            time.sleep(0)
+
+
+@dataclass(frozen=True, slots=True)
+class SinkStats:
+    """One sink's side of the books, and its state in words."""
+
+    name: str
+    state: str
+    trouble: str | None
+    detail: str
+    delivered_frames: int
+    dropped_frames: int
+    inside_frames: int
+    queue_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStats:
+    """One stream at one moment; the keys of ``capstand status --json``."""
+
+    name: str
+    health: str
+    trouble: str | None
+    device: str
+    format: str
+    rate_hz: int
+    channels: int
+    produced_frames: int
+    captured_frames: int
+    lost_frames: int
+    lost_exact: bool
+    lost_estimated_frames: int
+    gaps: int
+    drift_ppm: float | None
+    drift_settled: bool
+    level_dbfs: float | None
+    peak_dbfs: float | None
+    captured_at_ns: int
+    sinks: tuple[SinkStats, ...]
+
+    @property
+    def balanced(self) -> bool:
+        """The two sentences of the ledger."""
+        return self.produced_frames == self.captured_frames + self.lost_frames and all(
+            sink.inside_frames >= 0
+            and self.captured_frames
+            == sink.delivered_frames + sink.dropped_frames + sink.inside_frames
+            for sink in self.sinks
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"balanced": self.balanced}
