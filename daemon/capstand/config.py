@@ -1,0 +1,193 @@
+"""The configuration: the TOML schema, in the order of the file, as frozen values.
+
+A file is right as a whole or refused as a whole. Every fault is reported at once, each with file,
+line, key, what was found, what is expected and, where one is near, what was probably meant. Unknown
+keys are faults, because a misspelt key that is silently ignored is found in the field.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from capstand.block import AudioFormat, SampleFormat
+from capstand.decode import Choice, Number, Tagged, Text, Whole, decode
+from capstand.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+FORMATS = tuple(one.alsa_name for one in SampleFormat)
+COMMON_RATES = (8000, 11025, 16000, 22050, 32000, 44100, 48000, 88200, 96000, 176400, 192000)
+RING_S = 1.0
+
+Name = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", "a name: 1 to 32 of A-Z a-z 0-9 _ -")]
+AbsolutePath = Annotated[str, Text(r"/[^\0\n]*", "an absolute path, such as /var/lib/capstand/mic")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that happens to the simulated card: when, for how long, how often again."""
+
+    kind: Annotated[str, Choice(("overrun", "unplug", "stall"))]
+    at_s: Annotated[float, Number(0, 1e9)]
+    for_s: Annotated[float, Number(0.001, 1e6)]
+    every_s: Annotated[float, Number(0, 1e9)] = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synthetic:
+    """How the simulated card behaves."""
+
+    SIGNALS: ClassVar = ("tone", "silence", "noise", "file", "counter")
+
+    signal: Annotated[str, Choice(SIGNALS)] = "tone"
+    tone_hz: Annotated[int, Whole(1, 96_000)] = 440
+    level_dbfs: Annotated[float, Number(-120, 0)] = -20.0
+    file: AbsolutePath = "/"
+    ppm: Annotated[float, Number(-20_000, 20_000)] = 0.0
+    jitter_us: Annotated[float, Number(0, 100_000)] = 0.0
+    seed: Annotated[int, Whole(0, 2**31)] = 1
+    faults: tuple[Fault, ...] = ()
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.signal == "file" and self.file == "/":
+            yield "signal", '"file" needs the key file, the absolute path of a WAV or FLAC file'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """What to ask of the device."""
+
+    device: Annotated[str, Text(r"[^\0\n\s][^\0\n]{0,255}", "a device, such as hw:CARD=Mic,DEV=0")]
+    rate_hz: Annotated[int, Whole(8000, 192_000, COMMON_RATES)] = 48_000
+    channels: Annotated[int, Whole(1, 32)] = 2
+    format: Annotated[str, Choice(FORMATS)] = "S16_LE"
+    period_ms: Annotated[float, Number(1, 1000)] = 10.0
+    buffer_ms: Annotated[float, Number(20, 10_000)] = 500.0
+    priority: Annotated[int, Whole(0, 80)] = 70
+    synthetic: Synthetic | None = None
+
+    @property
+    def audio(self) -> AudioFormat:
+        return AudioFormat(self.rate_hz, self.channels, SampleFormat[self.format])
+
+    @property
+    def period_frames(self) -> int:
+        return round(self.rate_hz * self.period_ms / 1000)
+
+    @property
+    def buffer_frames(self) -> int:
+        """The buffer asked for: a whole number of periods."""
+        return round(self.buffer_ms / self.period_ms) * self.period_frames
+
+    @property
+    def ring_slots(self) -> int:
+        """The ring takes what the device's buffer may hand over at once, twice."""
+        return max(4, math.ceil(max(RING_S, 2 * self.buffer_ms / 1000) * 1000 / self.period_ms))
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.buffer_ms < 4 * self.period_ms:
+            yield (
+                "buffer_ms",
+                f"{self.buffer_ms:g} is less than 4 periods of {self.period_ms:g} ms; "
+                f"take {4 * self.period_ms:g} or more (500 outlives most stalls)",
+            )
+        if self.synthetic is not None and self.device != "synthetic":
+            yield "synthetic", 'is for device = "synthetic" only; delete it or set that device'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSink:
+    """Recordings in segments, in a directory."""
+
+    CONTAINERS: ClassVar = ("wav", "flac")
+    GAPS: ClassVar = ("silence", "skip")
+
+    type: Annotated[str, Choice(("file",))]
+    name: Name = "file"
+    path: AbsolutePath
+    container: Annotated[str, Choice(CONTAINERS)] = "wav"
+    segment_s: Annotated[float, Number(1, 86_400)] = 3600.0
+    gaps: Annotated[str, Choice(GAPS)] = "silence"
+    min_free_mb: Annotated[int, Whole(0, 10_000_000)] = 200
+    queue_ms: Annotated[int, Whole(100, 60_000)] = 5000
+
+
+Sink = FileSink
+SINK_TYPES: dict[str, type[Sink]] = {"file": FileSink}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """One device and everything fed by it."""
+
+    name: Name
+    capture: Capture
+    sink: tuple[Annotated[Sink, Tagged("type", SINK_TYPES)], ...] = ()
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.sink:
+            yield "sink", "there is no [[stream.sink]]; the sound would go nowhere"
+        yield from _twice("sink", "name", [one.name for one in self.sink])
+        yield from _twice("sink", "path", [one.path for one in self.sink])
+        for number, sink in enumerate(self.sink):
+            if sink.container == "flac" and self.capture.format == "S32_LE":
+                yield (
+                    f"sink.{number}.container",
+                    'flac holds at most 24 bits and capture.format is S32_LE; take "wav" or S24_LE',
+                )
+            if sink.container == "flac" and self.capture.channels > 8:
+                yield (
+                    f"sink.{number}.container",
+                    f"flac holds at most 8 channels, capture.channels is {self.capture.channels}; "
+                    'take "wav"',
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole file."""
+
+    stream: tuple[Stream, ...] = ()
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.stream:
+            yield "stream", "there is no [[stream]]; nothing would be captured"
+        yield from _twice("stream", "name", [one.name for one in self.stream])
+        devices = [one.capture.device for one in self.stream]
+        yield from _twice(
+            "stream",
+            "capture.device",
+            [name if name != "synthetic" else f"synthetic {n}" for n, name in enumerate(devices)],
+        )
+
+
+def _twice(table: str, key: str, values: list[str]) -> Iterator[tuple[str, str]]:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            first = values.index(value) + 1
+            yield (
+                f"{table}.{number}.{key}",
+                f'"{value}" is taken by {table} {first} already; each {table} needs its own',
+            )
+
+
+def load(path: str | Path) -> Config:
+    """Reads and decodes a file. Raises ConfigError with every fault in it."""
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            [f"{path}: cannot be read: {error.strerror}; expected a TOML file"]
+        ) from None
+    if len(raw) > MAX_BYTES:
+        raise ConfigError([f"{path}: is larger than {MAX_BYTES} bytes; expected a short TOML file"])
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            [f"{path}:{line}: byte 0x{raw[error.start]:02x} is no UTF-8; save the file as UTF-8"]
+        ) from None
+    return decode(text, str(path), Config)
