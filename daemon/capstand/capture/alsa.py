@@ -1,0 +1,317 @@
+"""An ALSA capture device, through pyalsaaudio.
+
+Non-blocking, with poll over the PCM and an eventfd, so that nothing is ever blocked inside ALSA and
+shutdown is always safe: the capture thread alone opens, reads and closes. What is granted is read
+back, because pyalsaaudio ignores what the setters refuse.
+
+Loss is counted in one of two ways. On a plain ``hw:`` device the kernel's own pointers count it to
+the frame (``capture/kernel.py``). Everywhere else (dsnoop, plug, PipeWire, ...) an overrun is seen
+only as −32 from ``PCM.read()``, which has then already thrown the buffer away; the length of the
+gap is left to the clock. Facts about pyalsaaudio 0.11 that shape this file: ``htimestamp()``
+returns rubbish unless the stream runs, a read that starts the stream may bring a short block, an
+error carries no errno but only its text.
+"""
+
+import ctypes
+import errno
+import os
+import select
+import time
+
+import alsaaudio
+
+from capstand.block import AudioFormat
+from capstand.capture import kernel
+from capstand.capture.source import UNKNOWN, Grant, Reading
+from capstand.config import Capture
+from capstand.errors import DeviceError
+from capstand.stats import Cause
+
+MARGIN_PERIODS = 2
+"""How far behind the overwritten edge to go on after an overrun, so as not to be lapped at once."""
+PLAUSIBLE_NS = 5_000_000_000
+LARGEST_PERIOD = 2
+"""A granted period may be up to this many times what was asked; the ring's slots allow for it."""
+
+_ERRNOS = {
+    os.strerror(number): number
+    for number in (
+        errno.ENOENT,
+        errno.ENODEV,
+        errno.ENXIO,
+        errno.EBUSY,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.EINVAL,
+        errno.ESTRPIPE,
+        errno.ENOMEM,
+        errno.EMFILE,
+    )
+}
+_HANDLER = ctypes.CFUNCTYPE(
+    None, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p
+)
+_quiet = _HANDLER(lambda *_: None)
+_libasound = ctypes.CDLL("libasound.so.2")
+_libasound.snd_lib_error_set_handler(_quiet)  # our own errors say it, with what to do
+
+
+def refresh_configuration() -> None:
+    """Makes ALSA look again: else a card plugged in later is never found by its name."""
+    _libasound.snd_config_update_free_global()
+
+
+class AlsaSource:
+    """The device that ``capture`` names, as it asks for it."""
+
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+        self._audio: AudioFormat = capture.audio
+        self._reading = Reading()
+        self._pcm: alsaaudio.PCM | None = None
+        self._kernel: kernel.KernelPcm | None = None
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._lost = 0
+        self._cause = Cause.OVERRUN
+        self._period = 0
+        self._buffer = 0
+
+    def open(self) -> Grant:
+        capture, device = self._capture, self._capture.device
+        self.close()
+        refresh_configuration()
+        try:
+            pcm = alsaaudio.PCM(
+                type=alsaaudio.PCM_CAPTURE,
+                mode=alsaaudio.PCM_NONBLOCK,
+                device=device,
+                rate=capture.rate_hz,
+                channels=capture.channels,
+                format=getattr(alsaaudio, f"PCM_FORMAT_{capture.format}"),
+                periodsize=capture.period_frames,
+                periods=max(2, capture.buffer_frames // capture.period_frames),
+            )
+        except alsaaudio.ALSAAudioError as error:
+            raise self._failure(error, "cannot be opened") from None
+        self._pcm = pcm
+        self._check(pcm)
+        pcm.set_tstamp_type(alsaaudio.PCM_TSTAMP_TYPE_MONOTONIC)
+        pcm.set_tstamp_mode(alsaaudio.PCM_TSTAMP_ENABLE)
+        descriptors = pcm.polldescriptors()
+        exact = len(descriptors) == 1 and kernel.usable(device, descriptors[0][0])
+        if exact:
+            try:
+                self._kernel = kernel.KernelPcm(descriptors[0][0], self._period, self._buffer)
+            except OSError:
+                exact = False
+        self._poll = select.poll()
+        self._poll.register(self._wake, select.POLLIN)
+        for descriptor, events in descriptors:
+            self._poll.register(descriptor, events)
+        self._lost = 0
+        return Grant(device, self._audio, self._period, self._buffer, exact)
+
+    def close(self) -> None:
+        pcm, self._pcm, self._kernel = self._pcm, None, None
+        if pcm is not None:
+            pcm.close()
+
+    def wake(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def read(self, slot: memoryview, timeout_ms: int) -> Reading:
+        reading = self._reading
+        reading.frames = reading.lost = 0
+        try:
+            if self._kernel is not None:
+                self._read_exact(self._kernel, slot, timeout_ms)
+            else:
+                self._read_estimated(slot, timeout_ms)
+        except alsaaudio.ALSAAudioError as error:
+            raise self._failure(error, "failed while capturing") from None
+        except OSError as error:
+            raise self._failure(error, "failed while capturing") from None
+        return reading
+
+    def _read_exact(self, pcm: kernel.KernelPcm, slot: memoryview, timeout_ms: int) -> None:
+        reading, waited = self._reading, False
+        while True:
+            pcm.status()
+            if pcm.state != kernel.RUNNING:
+                if self._start(pcm.state, slot):
+                    return
+            elif pcm.avail > self._buffer:
+                skipped = pcm.skip(pcm.avail - self._buffer + MARGIN_PERIODS * self._period)
+                self._lose(skipped, Cause.OVERRUN)
+                continue
+            elif pcm.avail >= self._period:
+                first = pcm.appl_ptr
+                reading.stamp_ns, reading.ahead = pcm.stamp_ns, pcm.avail
+                frames = self._fetch(slot)
+                if not frames:
+                    return
+                pcm.status()
+                if not pcm.lapped(first):
+                    self._deliver(frames)
+                    return
+                self._lose(frames, Cause.TORN)
+                continue
+            if waited:
+                return
+            self._poll.poll(timeout_ms)
+            waited = True
+
+    def _read_estimated(self, slot: memoryview, timeout_ms: int) -> None:
+        pcm, reading, waited = self._pcm, self._reading, False
+        assert pcm is not None
+        while True:
+            state = pcm.state()
+            if state == kernel.RUNNING:
+                seconds, nanoseconds, avail = pcm.htimestamp()
+                now_ns = time.monotonic_ns()
+                stamp_ns = seconds * 1_000_000_000 + nanoseconds
+                plausible = abs(stamp_ns - now_ns) < PLAUSIBLE_NS
+                if not 0 <= avail <= self._buffer or avail >= self._period:
+                    reading.stamp_ns = stamp_ns if plausible else now_ns
+                    reading.ahead = avail
+                    frames = self._fetch(slot)
+                    if frames:
+                        self._deliver(frames)
+                    return
+            elif self._start(state, slot):
+                return
+            if waited:
+                return
+            events = self._poll.poll(timeout_ms)
+            pcm.polldescriptors_revents([one for one in events if one[0] != self._wake])
+            waited = True
+
+    def _start(self, state: int, slot: memoryview) -> bool:
+        """Sets a stream going that does not run; true when that brought frames already."""
+        assert self._pcm is not None
+        if state == kernel.DISCONNECTED:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        if state == kernel.SUSPENDED:
+            self._lose(UNKNOWN, Cause.SUSPENDED)
+            self._pcm.drop()
+        frames = self._fetch(slot)
+        if not frames:
+            return False
+        self._reading.stamp_ns, self._reading.ahead = time.monotonic_ns(), frames
+        self._deliver(frames)
+        return True
+
+    def _fetch(self, slot: memoryview) -> int:
+        """Reads what is there, at most a period, into the slot; 0 after an overrun."""
+        assert self._pcm is not None
+        frames, samples = self._pcm.read()
+        if frames < 0:
+            exact = self._kernel is not None
+            self._lose(UNKNOWN, Cause.STOPPED if exact else Cause.OVERRUN)
+            return 0
+        slot[: len(samples)] = samples
+        return int(frames)
+
+    def _lose(self, frames: int, cause: Cause) -> None:
+        self._lost = UNKNOWN if UNKNOWN in (frames, self._lost) else self._lost + frames
+        self._cause = cause
+
+    def _deliver(self, frames: int) -> None:
+        reading = self._reading
+        reading.frames, reading.lost, reading.cause = frames, self._lost, self._cause
+        self._lost = 0
+
+    def _check(self, pcm: "alsaaudio.PCM") -> None:
+        """Compares what was granted with what was asked. Raises DeviceError, refused."""
+        capture, info = self._capture, pcm.info()
+        asked = {
+            "rate_hz": capture.rate_hz,
+            "channels": capture.channels,
+            "format": capture.format,
+        }
+        granted = {
+            "rate_hz": info["rate"],
+            "channels": info["channels"],
+            "format": info["format_name"],
+        }
+        wrong = [
+            f"{key} {asked[key]} was asked for and {granted[key]} granted"
+            for key in asked
+            if asked[key] != granted[key]
+        ]
+        self._period, self._buffer = int(info["period_size"]), int(info["buffer_size"])
+        if not wrong and self._period > LARGEST_PERIOD * capture.period_frames:
+            wrong = [
+                f"period_ms {capture.period_ms:g} was asked for and "
+                f"{self._period * 1000 / capture.rate_hz:g} granted"
+            ]
+        if wrong:
+            offer = offers(pcm)
+            self.close()
+            raise DeviceError(
+                f"{capture.device}: {'; '.join(wrong)}; the device offers {offer}; "
+                "set [stream.capture] to one of these",
+                errno.EINVAL,
+                refused=True,
+            )
+
+    def _failure(self, error: Exception, what: str) -> DeviceError:
+        device = self._capture.device
+        text = str(error).rsplit(" [", 1)[0]
+        number = error.errno if isinstance(error, OSError) else _ERRNOS.get(text, 0)
+        reason = os.strerror(number) if number else text
+        match number:
+            case errno.ENOENT | errno.ENODEV | errno.ENXIO:
+                advice = "is it plugged in? `capstand devices` lists what is there"
+            case errno.EBUSY:
+                holder = self._holder()
+                advice = f"in use by {holder}" if holder else "another program has it open"
+                advice += "; waiting until it lets go"
+            case errno.EACCES | errno.EPERM:
+                advice = "put the user into the group audio"
+            case errno.EINVAL:
+                advice = "`capstand devices` lists what it offers"
+            case _:
+                advice = "opening it again"
+        return DeviceError(f"{device} {what}: {reason}; {advice}", number or 0)
+
+    def _holder(self) -> str | None:
+        for card in alsaaudio.card_indexes():
+            short, _ = alsaaudio.card_name(card)
+            device = self._capture.device
+            if f"CARD={short}" in device or device.split(":")[-1].split(",")[0] in (
+                str(card),
+                short,
+            ):
+                number = device.rsplit("DEV=", 1)[-1] if "DEV=" in device else "0"
+                if "DEV=" not in device and "," in device:
+                    number = device.split(",")[1]
+                return kernel.owner_of(card, int(number) if number.isdigit() else 0)
+        return None
+
+
+def offers(pcm: "alsaaudio.PCM") -> str:
+    """What a device can do, in words; formats that capstand knows first."""
+    rates = pcm.getrates()
+    if isinstance(rates, tuple):
+        rate_words = f"{rates[0]} to {rates[1]} Hz"
+    else:
+        rate_words = ", ".join(str(one) for one in rates) + " Hz" if rates else "no rate"
+    formats = [
+        name for name in pcm.getformats() if name in ("S16_LE", "S24_LE", "S24_3LE", "S32_LE")
+    ]
+    parts = [rate_words]
+    if pcm.info()["card_no"] >= 0:  # elsewhere the list of channels can have no end
+        channels = pcm.getchannels()
+        if channels:
+            parts.append(
+                f"{channels[0]} channel{'s' if channels[0] > 1 else ''}"
+                if len(channels) == 1
+                else f"{channels[0]} to {channels[-1]} channels"
+            )
+    else:
+        parts.append(f"{pcm.info()['channels']} channels as granted")
+    parts.append(", ".join(formats) or "none of the formats capstand knows")
+    return "; ".join(parts)

@@ -1,0 +1,63 @@
+"""Where blocks come from: the protocol between a device and the capture thread.
+
+A source counts only what it can know. Frames that the device itself counted as lost are ``lost``;
+where only time can tell (the stream was stopped, the device was away), ``lost`` is ``UNKNOWN`` and
+the capturer works it out from the clock.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from capstand.block import AudioFormat
+from capstand.stats import Cause
+
+UNKNOWN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the device agreed to. ``exact``: losses are counted from the device's own pointers."""
+
+    device: str
+    format: AudioFormat
+    period_frames: int
+    buffer_frames: int
+    exact: bool
+
+
+class Reading:
+    """What one read brought; one object per source, reused.
+
+    ``frames``: frames put into the slot, 0 when nothing was there.
+    ``lost``, ``cause``: frames lost right before those in the slot, and why.
+    ``stamp_ns``, ``ahead``: at ``stamp_ns`` the device had produced ``ahead`` frames counted from
+    the first one in the slot; ``stamp_ns`` 0 means there was no usable stamp.
+    """
+
+    __slots__ = ("ahead", "cause", "frames", "lost", "stamp_ns")
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.lost = 0
+        self.cause = Cause.OVERRUN
+        self.stamp_ns = 0
+        self.ahead = 0
+
+
+class Source(Protocol):
+    """A capture device. All calls come from the capture thread, but ``wake``.
+
+    ``open`` and ``read`` raise DeviceError; after one, only ``close`` and ``open`` may follow.
+    """
+
+    def open(self) -> Grant:
+        """Opens, configures and checks what was granted; the stream is ready to run."""
+
+    def read(self, slot: memoryview, timeout_ms: int) -> Reading:
+        """Waits for one period at most ``timeout_ms`` and puts it into ``slot``."""
+
+    def close(self) -> None:
+        """Lets the device go; may be called at any time, also twice."""
+
+    def wake(self) -> None:
+        """Makes a waiting ``read`` return at once, now and for ever. Any thread."""

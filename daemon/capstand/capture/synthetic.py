@@ -1,0 +1,269 @@
+"""A simulated card, paced by CLOCK_MONOTONIC or by a virtual clock.
+
+The default where a machine has no sound card, and what soak tests run on. It behaves as a card
+does: it produces frames at its own rate whether they are read or not, its buffer holds so many,
+what is not read in time is lost and counted, its stamps are late. It can be held up, unplugged and
+stopped by a schedule, and it knows the true time of every frame (``true_time_ns``), so that every
+claim of the clock and the ledger can be checked.
+
+In ``counter`` signal frame n carries n: S16 with two or more channels as low and high 16 bits in
+channels 0 and 1 (repeated), wider formats n in every channel.
+"""
+
+import errno
+import math
+import os
+import random
+import select
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import soundfile
+
+from capstand.block import NS_PER_S, AudioFormat, SampleFormat
+from capstand.capture.source import Grant, Reading
+from capstand.config import Capture, Fault, Synthetic
+from capstand.dsp.convert import from_float, from_int32
+from capstand.errors import DeviceError
+from capstand.stats import Cause
+
+MARGIN_PERIODS = 2
+OUTLIER_SHARE = 0.01
+OUTLIER_NS = (1_000_000, 8_000_000)
+
+
+class Time(Protocol):
+    """The clock a simulated card lives by."""
+
+    def now_ns(self) -> int: ...
+
+    def wait_until(self, at_ns: int) -> bool:
+        """Waits; False if woken before."""
+
+    def wake(self) -> None: ...
+
+
+class MonotonicTime:
+    """The machine's own CLOCK_MONOTONIC."""
+
+    def __init__(self) -> None:
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._wake, select.POLLIN)
+        self.now_ns = time.monotonic_ns
+
+    def wait_until(self, at_ns: int) -> bool:
+        wait_ms = max(0.0, (at_ns - time.monotonic_ns()) / 1e6)
+        return not self._poll.poll(wait_ms)
+
+    def wake(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+
+class VirtualTime:
+    """Time that passes only by waiting for it: a week in seconds, the same every time."""
+
+    def __init__(self, now_ns: int = NS_PER_S) -> None:
+        self.at_ns = now_ns
+        self._woken = False
+
+    def now_ns(self) -> int:
+        return self.at_ns
+
+    def wait_until(self, at_ns: int) -> bool:
+        if self._woken:
+            return False
+        self.at_ns = max(self.at_ns, at_ns)
+        return True
+
+    def wake(self) -> None:
+        self._woken = True
+
+
+class SyntheticSource:
+    """A card as ``capture`` asks for it; it grants everything."""
+
+    def __init__(self, capture: Capture, clock: Time | None = None) -> None:
+        self._capture = capture
+        self._setup = capture.synthetic or Synthetic()
+        self._audio = capture.audio
+        self._time: Time = clock or MonotonicTime()
+        self._reading = Reading()
+        self._random = random.Random(self._setup.seed)
+        self._rate = self._audio.rate_hz * (1.0 + self._setup.ppm * 1e-6)
+        self._fill: Callable[[memoryview, int, int], None] | None = None
+        self._started_ns = 0  # when frame 0 was sampled
+        self._still_ns = 0  # how long the card has stood still in all
+        self._read = 0
+        self._open = False
+        self._stopping = False
+
+    def true_time_ns(self, frame: int) -> int:
+        """When the card sampled that frame, in truth (as long as it never stood still)."""
+        return self._started_ns + self._still_ns + math.ceil(frame * NS_PER_S / self._rate)
+
+    @property
+    def read_frame(self) -> int:
+        """The card's own count of the next frame to be read."""
+        return self._read
+
+    def open(self) -> Grant:
+        now = self._time.now_ns()
+        if not self._started_ns:
+            self._started_ns = now
+        if self._active("unplug", now):
+            raise DeviceError("synthetic: the simulated card is unplugged", errno.ENODEV)
+        self._fill = self._fill or _signal(self._setup, self._audio)
+        self._read = self._produced(now)
+        capture = self._capture
+        return Grant(
+            "synthetic", self._audio, capture.period_frames, capture.buffer_frames, exact=True
+        )
+
+    def close(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        self._stopping = True
+        self._time.wake()
+
+    def read(self, slot: memoryview, timeout_ms: int) -> Reading:
+        assert self._fill
+        reading = self._reading
+        reading.frames = reading.lost = 0
+        period = self._capture.period_frames
+        deadline = self._time.now_ns() + timeout_ms * 1_000_000
+        while True:
+            now = self._time.now_ns()
+            if self._setup.faults:
+                now = self._suffer(now)
+            produced = self._produced(now)
+            pending = produced - self._read
+            if pending >= period:
+                break
+            due = self.true_time_ns(self._read + period) + 2
+            if self._stopping or now >= deadline:
+                return reading
+            self._time.wait_until(min(due, deadline))
+        buffer = self._capture.buffer_frames
+        if pending > buffer:
+            reading.lost = pending - buffer + MARGIN_PERIODS * period
+            reading.cause = Cause.OVERRUN
+            self._read += reading.lost
+        reading.ahead = produced - self._read
+        reading.stamp_ns = now + self._lateness_ns()
+        self._fill(slot, self._read, period)
+        self._read += period
+        reading.frames = period
+        return reading
+
+    def _produced(self, now: int) -> int:
+        return math.floor((now - self._started_ns - self._still_ns) * self._rate / NS_PER_S)
+
+    def _lateness_ns(self) -> int:
+        if not self._setup.jitter_us:
+            return 0
+        late = self._random.expovariate(1.0 / (self._setup.jitter_us * 1000))
+        if self._random.random() < OUTLIER_SHARE:
+            late += self._random.uniform(*OUTLIER_NS)
+        return round(late)
+
+    def _active(self, kind: str, now: int) -> tuple[Fault, int] | None:
+        """The fault of that kind now under way, and when it ends."""
+        at_s = (now - self._started_ns) / NS_PER_S
+        for fault in self._setup.faults:
+            since = at_s - fault.at_s
+            if fault.kind != kind or since < 0:
+                continue
+            if fault.every_s:
+                since %= fault.every_s
+            if since < fault.for_s:
+                return fault, now + round((fault.for_s - since) * NS_PER_S) + 1
+        return None
+
+    def _suffer(self, now: int) -> int:
+        """Lives through what the schedule holds for this moment; returns the time afterwards."""
+        if self._active("unplug", now):
+            raise DeviceError("synthetic: the simulated card was unplugged", errno.ENODEV)
+        if held := self._active("overrun", now):
+            self._time.wait_until(held[1])
+        elif still := self._active("stall", now):
+            # What the card had produced when the stall began is where it goes on afterwards.
+            produced = self._produced(now)
+            self._time.wait_until(min(still[1], now + 10_000_000))
+            later = self._time.now_ns()
+            self._still_ns += later - now
+            assert abs(self._produced(later) - produced) <= 1
+        return self._time.now_ns()
+
+
+def _signal(setup: Synthetic, audio: AudioFormat) -> Callable[[memoryview, int, int], None]:
+    """A function that fills a slot with ``count`` frames from frame ``first`` on."""
+    if setup.signal == "counter":
+        return lambda slot, first, count: _fill_counter(slot, first, count, audio)
+    loop = _loop(setup, audio)
+    frame_bytes = audio.frame_bytes
+    length = len(loop) // frame_bytes
+    doubled = memoryview(loop + loop)
+
+    def fill(slot: memoryview, first: int, count: int) -> None:
+        at = 0
+        while at < count:
+            part = min(count - at, length)
+            start = (first + at) % length
+            slot[at * frame_bytes : (at + part) * frame_bytes] = doubled[
+                start * frame_bytes : (start + part) * frame_bytes
+            ]
+            at += part
+
+    return fill
+
+
+def _loop(setup: Synthetic, audio: AudioFormat) -> bytes:
+    """The frames that a signal repeats for ever: one second, or the whole of a file."""
+    if setup.signal == "file":
+        return _file_loop(setup.file, audio)
+    amplitude = 10.0 ** (setup.level_dbfs / 20.0)
+    seconds = np.arange(audio.rate_hz) / audio.rate_hz
+    match setup.signal:
+        case "tone":
+            wave = amplitude * np.sin(2 * np.pi * setup.tone_hz * seconds)
+        case "noise":
+            wave = amplitude * np.random.default_rng(setup.seed).uniform(-1, 1, audio.rate_hz)
+        case _:
+            wave = np.zeros(audio.rate_hz)
+    return from_float(np.repeat(wave, audio.channels), audio.sample)
+
+
+def _file_loop(path: str, audio: AudioFormat) -> bytes:
+    try:
+        with soundfile.SoundFile(path) as file:
+            if (file.samplerate, file.channels) != (audio.rate_hz, audio.channels):
+                raise DeviceError(
+                    f"synthetic: {path} has {file.samplerate} Hz and {file.channels} channels, "
+                    f"the stream asks for {audio.rate_hz} Hz and {audio.channels}; set rate_hz "
+                    "and channels to the file's",
+                    refused=True,
+                )
+            values = file.read(dtype="int32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise DeviceError(
+            f"synthetic: {path} cannot be read as a sound file: {error}", refused=True
+        ) from error
+    if not len(values):
+        raise DeviceError(f"synthetic: {path} holds no sound", refused=True)
+    return from_int32(values.reshape(-1), audio.sample)
+
+
+def _fill_counter(slot: memoryview, first: int, count: int, audio: AudioFormat) -> None:
+    index = np.arange(first, first + count, dtype=np.int64)
+    if audio.sample is SampleFormat.S16_LE:
+        halves = np.stack((index & 0xFFFF, (index >> 16) & 0xFFFF), axis=1).astype("<u2")
+        frames = np.resize(halves.T, (audio.channels, count)).T
+        slot[: count * audio.frame_bytes] = np.ascontiguousarray(frames).tobytes()
+        return
+    left = index << (32 - audio.sample.bits)
+    wide = np.repeat((left & 0xFFFFFFFF).astype(np.uint32).view(np.int32), audio.channels)
+    slot[: count * audio.frame_bytes] = from_int32(wide, audio.sample)

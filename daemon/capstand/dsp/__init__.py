@@ -1,0 +1,1 @@
+"""What is done to samples between capture and the sinks."""

@@ -1,0 +1,44 @@
+"""Samples as ALSA packs them ↔ numpy integers. Full scale is that of the format."""
+
+import numpy as np
+import numpy.typing as npt
+
+from capstand.block import SampleFormat
+
+Int32 = npt.NDArray[np.int32]
+
+
+def to_int32(samples: bytes | memoryview, sample: SampleFormat) -> Int32:
+    """Packed samples as 32-bit integers, left-justified: full scale is ±2³¹. Shape: flat."""
+    match sample:
+        case SampleFormat.S16_LE:
+            return np.frombuffer(samples, "<i2").astype(np.int32) << 16
+        case SampleFormat.S24_LE:
+            return np.frombuffer(samples, "<i4") << 8
+        case SampleFormat.S24_3LE:
+            wide = np.zeros((len(samples) // 3, 4), np.uint8)
+            wide[:, 1:] = np.frombuffer(samples, np.uint8).reshape(-1, 3)
+            return wide.view("<i4").reshape(-1)
+        case SampleFormat.S32_LE:
+            return np.frombuffer(samples, "<i4")
+
+
+def from_int32(values: Int32, sample: SampleFormat) -> bytes:
+    """The reverse of ``to_int32``; lower bits are cut off."""
+    match sample:
+        case SampleFormat.S16_LE:
+            return (values >> 16).astype("<i2").tobytes()
+        case SampleFormat.S24_LE:
+            return (values >> 8).astype("<i4").tobytes()
+        case SampleFormat.S24_3LE:
+            packed = np.ascontiguousarray(values.astype("<i4")).view(np.uint8).reshape(-1, 4)
+            return packed[:, 1:].tobytes()
+        case SampleFormat.S32_LE:
+            return values.astype("<i4").tobytes()
+
+
+def from_float(values: npt.NDArray[np.float64], sample: SampleFormat) -> bytes:
+    """Values within ±1.0 as packed samples, rounded to the format's bits; beyond, clipped."""
+    scale = 2.0 ** (sample.bits - 1)
+    whole = np.clip(np.rint(values * scale), -scale, scale - 1).astype(np.int64)
+    return from_int32((whole << (32 - sample.bits)).astype(np.int32).reshape(-1), sample)
