@@ -1,0 +1,1 @@
+"""Where blocks go: the sink protocol, the outlet in front of each sink, the sinks."""

@@ -1,0 +1,290 @@
+"""Recordings: WAV (RF64 where a segment can pass 4 GiB) or FLAC segments in a directory.
+
+A segment is written as ``NAME.part`` and gets its name when it is whole. Once a second what was
+written is made safe: the header is brought up to date and the data synced, so a segment can be read
+up to the last second after ``kill -9`` or a power cut; the next start finds it and gives it its
+name. libsndfile writes the formats.
+
+Gaps are filled with silence, so that the file's time stays true, or left out. A gap of more than
+``LONG_GAP_S`` starts a new segment instead, whose name says its own time. The name carries the time
+(UTC) at which its first frame was sampled: ``mic-20261122T031500.250Z.wav``.
+
+Thread: the outlet's.
+"""
+
+import contextlib
+import os
+import struct
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import soundfile
+
+from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
+from capstand.config import FileSink
+from capstand.dsp.convert import to_int32
+from capstand.errors import SinkError
+
+LONG_GAP_S = 60.0
+RESUME_MB = 16
+"""So much more than the reserve must be free before recording goes on, or it would flutter."""
+MB = 1_000_000
+WAV_LIMIT = 2**32 - 2**20
+_UPDATE_HEADER_NOW, _RF64_AUTO_DOWNGRADE = 0x1060, 0x1210
+_SUBTYPES = {16: "PCM_16", 24: "PCM_24", 32: "PCM_32"}
+
+
+class Recording:
+    """Writes one stream's blocks into segments as ``setup`` says."""
+
+    def __init__(
+        self,
+        stream: str,
+        setup: FileSink,
+        audio: AudioFormat,
+        *,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.detail = "no segment yet"
+        self.segments = 0
+        self._stream = stream
+        self._setup = setup
+        self._audio = audio
+        self._folder = Path(setup.path)
+        self._now_ns = now_ns
+        self._wall_ns = wall_ns
+        self._limit = round(setup.segment_s * audio.rate_hz)
+        self._segment: _Segment | None = None
+        self._next_frame = 0
+        self._written_ns = 0
+
+    def open(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for part in sorted(self._folder.glob(f"{self._stream}-*.part")):
+                _recover(part)
+        except OSError as error:
+            raise self._failure(error) from None
+        self._guard(self._setup.min_free_mb + RESUME_MB)
+
+    def write(self, block: Block) -> None:
+        try:
+            self._write(block)
+        except (OSError, soundfile.SoundFileError, AssertionError) as error:
+            raise self._failure(error) from None
+
+    def _write(self, block: Block) -> None:
+        segment = self._segment
+        if segment is not None:
+            gap = block.first_frame - self._next_frame
+            if gap > LONG_GAP_S * self._audio.rate_hz:
+                self._finish()
+                segment = None
+            elif gap and self._setup.gaps == "silence":
+                segment.silence(gap)
+        if segment is None:
+            segment = self._begin(block)
+        segment.write(block.samples, block.frames)
+        self._next_frame = block.first_frame + block.frames
+        self._written_ns = self._now_ns()
+        if segment.frames >= self._limit:
+            self._finish()
+
+    def flush(self) -> None:
+        if self._segment is None:
+            return
+        try:
+            self._segment.flush()
+            self.detail = str(self._segment)
+            if self._now_ns() - self._written_ns > LONG_GAP_S * NS_PER_S:
+                self._finish()
+        except (OSError, soundfile.SoundFileError) as error:
+            raise self._failure(error) from None
+        self._guard(self._setup.min_free_mb)
+
+    def close(self) -> None:
+        try:
+            self._finish()
+        except (OSError, soundfile.SoundFileError) as error:
+            raise self._failure(error) from None
+
+    def _begin(self, block: Block) -> "_Segment":
+        age_ns = self._now_ns() - block.captured_at_ns
+        started = datetime.fromtimestamp((self._wall_ns() - age_ns) / NS_PER_S, UTC)
+        stamp = started.strftime("%Y%m%dT%H%M%S.") + f"{started.microsecond // 1000:03}Z"
+        name = f"{self._stream}-{stamp}"
+        number = 1
+        while True:
+            tail = f"-{number}" if number > 1 else ""
+            path = self._folder / f"{name}{tail}.{self._setup.container}"
+            part = path.with_name(path.name + ".part")
+            if not path.exists() and not part.exists():
+                break
+            number += 1
+        largest = (self._limit + 2 * self._audio.rate_hz) * self._audio.frame_bytes
+        self._segment = _Segment(path, part, self._audio, largest > WAV_LIMIT)
+        self.segments += 1
+        self.detail = str(self._segment)
+        return self._segment
+
+    def _finish(self) -> None:
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            self.detail = str(segment)
+            segment.finish()
+
+    def _guard(self, wanted_mb: int) -> None:
+        """Raises SinkError when the disk has less than that free."""
+        try:
+            disk = os.statvfs(self._folder)
+        except OSError as error:
+            raise self._failure(error) from None
+        free_mb = disk.f_bavail * disk.f_frsize // MB
+        if free_mb < wanted_mb:
+            raise SinkError(
+                f"{self._folder}: {free_mb} MB free, {self._setup.min_free_mb} MB are kept in "
+                "reserve; recording waits; delete something or lower min_free_mb"
+            )
+
+    def _failure(self, error: Exception) -> SinkError:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return SinkError(
+            f"{self._folder}: {reason or 'the disk took only a part'}; recording waits; "
+            "check that the directory exists, is writable and has room"
+        )
+
+
+class _Segment:
+    """One file being written."""
+
+    def __init__(self, path: Path, part: Path, audio: AudioFormat, large: bool) -> None:
+        self.path = path
+        self.frames = 0
+        self._part = part
+        self._audio = audio
+        self._flac = path.suffix == ".flac"
+        self._dirty = False
+        self._descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        try:
+            self._file = soundfile.SoundFile(
+                self._descriptor,
+                "w",
+                samplerate=audio.rate_hz,
+                channels=audio.channels,
+                subtype=_SUBTYPES[audio.sample.bits],
+                format="FLAC" if self._flac else "RF64" if large else "WAV",
+                closefd=False,
+            )
+        except soundfile.SoundFileError:
+            os.close(self._descriptor)
+            part.unlink()
+            raise
+        if large and not self._flac:
+            self._command(_RF64_AUTO_DOWNGRADE, 1)
+
+    def __str__(self) -> str:
+        return f"{self.path.name}, {self.frames / self._audio.rate_hz:.0f} s"
+
+    def write(self, samples: bytes, frames: int) -> None:
+        match self._audio.sample:
+            case SampleFormat.S16_LE:
+                self._file.buffer_write(samples, "int16")
+            case SampleFormat.S32_LE:
+                self._file.buffer_write(samples, "int32")
+            case packed:
+                self._file.buffer_write(to_int32(samples, packed).tobytes(), "int32")
+        self.frames += frames
+        self._dirty = True
+
+    def silence(self, frames: int) -> None:
+        chunk = self._audio.rate_hz
+        zeros = bytes(min(frames, chunk) * self._audio.frame_bytes)
+        while frames:
+            part = min(frames, chunk)
+            self.write(zeros[: part * self._audio.frame_bytes], part)
+            frames -= part
+
+    def flush(self) -> None:
+        """Header up to date, data on the disk."""
+        if not self._dirty:
+            return
+        if self._flac:
+            self._state_flac_length()
+        else:
+            self._command(_UPDATE_HEADER_NOW, 0)
+        os.fdatasync(self._descriptor)
+        self._dirty = False
+
+    def finish(self) -> None:
+        """Closes the file and gives it its name."""
+        try:
+            self._file.close()
+            os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+        self._part.rename(self.path)
+        _sync_folder(self.path.parent)
+
+    def _command(self, command: int, size: int) -> None:
+        # python-soundfile has no public way to these commands of libsndfile.
+        soundfile._snd.sf_command(self._file._file, command, soundfile._ffi.NULL, size)
+
+    def _state_flac_length(self) -> None:
+        """Writes the number of complete frames into STREAMINFO, which libFLAC does only at the end.
+
+        Readers that want a length (libsndfile) can read the file then; the 36-bit field ends at
+        byte 26. The encoder holds back the last, incomplete block.
+        """
+        head = os.pread(self._descriptor, 26, 0)
+        block_frames = int.from_bytes(head[8:10], "big")
+        whole = max(0, self.frames - 1) // block_frames * block_frames
+        field = (head[21] & 0xF0) << 32 | whole
+        os.pwrite(self._descriptor, field.to_bytes(5, "big"), 21)
+
+
+def _recover(part: Path) -> None:
+    """Gives a segment that an earlier run left behind its name; one without sound is removed."""
+    if part.stat().st_size < 100:
+        part.unlink()
+        return
+    if part.name.endswith(".wav.part"):
+        with part.open("r+b") as file, contextlib.suppress(struct.error):
+            _repair_wav(file.fileno())
+    path = part.with_name(part.name.removesuffix(".part"))
+    if path.exists():
+        path = path.with_name(f"{path.stem}-recovered{path.suffix}")
+    part.rename(path)
+    _sync_folder(path.parent)
+
+
+def _repair_wav(descriptor: int) -> None:
+    """Makes the sizes in the header cover all that is in the file (whole frames)."""
+    length = os.fstat(descriptor).st_size
+    head = os.pread(descriptor, 4096, 0)
+    at, align, ds64 = 12, 0, 0
+    while head[at : at + 4] != b"data":
+        kind, size = struct.unpack_from("<4sI", head, at)
+        if kind == b"fmt ":
+            align = struct.unpack_from("<H", head, at + 20)[0]
+        elif kind == b"ds64":
+            ds64 = at + 8
+        at += 8 + size + size % 2
+    data_bytes = (length - at - 8) // align * align
+    riff_bytes = at + data_bytes
+    if head[:4] == b"RF64":
+        sizes = struct.pack("<QQQ", riff_bytes, data_bytes, data_bytes // align)
+        os.pwrite(descriptor, sizes, ds64)
+    else:
+        os.pwrite(descriptor, struct.pack("<I", min(riff_bytes, 2**32 - 1)), 4)
+        os.pwrite(descriptor, struct.pack("<I", min(data_bytes, 2**32 - 1)), at + 4)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,176 @@
+"""An outlet: the bounded queue and the thread in front of one sink.
+
+A slow or hung sink fills its own queue and nothing else. Rule for a full queue: the oldest block is
+dropped, so that a peer that comes back hears the present. A sink that fails is closed and opened
+again with growing pauses for ever; meanwhile the queue keeps the newest sound.
+
+Books, each counter with one writing thread: ``entered`` and ``overflowed`` (push thread),
+``delivered`` and ``failed`` (sink thread). Thread: ``run`` is the sink thread.
+"""
+
+import queue
+import random
+import threading
+import time
+
+from capstand.block import NS_PER_S, Block
+from capstand.errors import SinkError
+from capstand.realtime import prepare_thread
+from capstand.sinks.sink import Sink
+
+RETRY_S = (0.5, 30.0)
+FLUSH_S = 1.0
+
+
+class Outlet:
+    """Feeds ``sink`` from a queue of at most ``queue_frames`` frames.
+
+    ``state`` is "opening", "open", "waiting" (for the next try) or "closed"; ``trouble`` says why
+    it waits.
+    """
+
+    def __init__(self, name: str, sink: Sink, queue_frames: int) -> None:
+        self.name = name
+        self.sink = sink
+        self.state = "opening"
+        self.trouble: str | None = None
+        self.failures = 0
+        self.entered = 0
+        self.overflowed = 0
+        self.delivered = 0
+        self.failed = 0
+        self.abandoned = 0  # frames a hung sink kept at shutdown; main thread
+        self._limit = queue_frames
+        self._queue: queue.SimpleQueue[Block | None] = queue.SimpleQueue()
+        self._taken = 0  # frames the sink thread took out of the queue
+        self._halt = threading.Event()
+        self._retry_s = RETRY_S[0]
+        self._flushed_ns = 0
+
+    @property
+    def dropped(self) -> int:
+        return self.failed + self.overflowed + self.abandoned
+
+    @property
+    def queued(self) -> int:
+        """Frames waiting in the queue."""
+        return self.entered - self.overflowed - self._taken
+
+    def put(self, block: Block) -> None:
+        """Push thread: never waits."""
+        self.entered += block.frames
+        while self.queued > self._limit:
+            try:
+                oldest = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            assert oldest is not None
+            self.overflowed += oldest.frames
+        self._queue.put(block)
+
+    def run(self) -> None:
+        """The thread's body; ends after ``finish`` when the queue is empty, or after ``cut``."""
+        prepare_thread(f"sink:{self.name}", 0)
+        done = False
+        while not done:
+            if self.try_open():
+                done = self.feed()
+            elif self._halt.wait(self._retry_s * random.uniform(0.75, 1.25)):
+                done = True
+            else:
+                self._retry_s = min(RETRY_S[1], self._retry_s * 2)
+        self._end()
+
+    def try_open(self) -> bool:
+        """Opens the sink; on SinkError remembers why and returns False."""
+        self.state = "opening"
+        try:
+            self.sink.open()
+        except SinkError as error:
+            self._fail(error)
+            return False
+        self.state = "open"
+        self._flushed_ns = time.monotonic_ns()
+        return True
+
+    def feed(self) -> bool:
+        """Delivers until the sink fails (False) or the end of the queue is reached (True)."""
+        try:
+            while True:
+                block = self._take()
+                if block is None:
+                    return True
+                if block.frames:
+                    self.deliver(block)
+        except SinkError as error:
+            self._fail(error)
+            return False
+
+    def _take(self) -> Block | None:
+        """The next block, None at the end; _NOTHING after a second's flush instead."""
+        due_s = FLUSH_S - (time.monotonic_ns() - self._flushed_ns) / NS_PER_S
+        if due_s > 0:
+            try:
+                return self._queue.get(timeout=due_s)
+            except queue.Empty:
+                pass
+        self.sink.flush()
+        self._flushed_ns = time.monotonic_ns()
+        return _NOTHING
+
+    def step(self) -> None:
+        """Delivers what is queued now, without waiting (for a sink driven without its thread)."""
+        while not self._queue.empty():
+            block = self._queue.get_nowait()
+            if block is not None:
+                self.deliver(block)
+
+    def deliver(self, block: Block) -> None:
+        """Writes one block and books it. Raises SinkError; then the block is booked as failed."""
+        self._taken += block.frames
+        try:
+            self.sink.write(block)
+        except SinkError:
+            self.failed += block.frames
+            raise
+        self.delivered += block.frames
+        if self.trouble is not None:
+            self.trouble = None
+            self._retry_s = RETRY_S[0]
+
+    def _fail(self, error: SinkError) -> None:
+        self.failures += 1
+        self.trouble = str(error)
+        self.state = "waiting"
+        try:
+            self.sink.close()
+        except SinkError as also:
+            self.trouble = f"{error}; {also}"
+
+    def _end(self) -> None:
+        """What is still queued can no longer be delivered; the sink is closed."""
+        while True:
+            try:
+                block = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if block is not None:
+                self._taken += block.frames
+                self.failed += block.frames
+        try:
+            self.sink.close()
+        except SinkError as error:
+            self.trouble = str(error)
+        self.state = "closed"
+
+    def finish(self) -> None:
+        """No block follows: deliver what is queued and end. The pusher must have ended."""
+        self._queue.put(None)
+        self._halt.set()
+
+    def abandon(self) -> None:
+        """The sink hangs and the process ends: what it still holds counts as dropped."""
+        self.abandoned = self.entered - self.overflowed - self.delivered - self.failed
+
+
+_NOTHING = Block(0, 0, 0, b"")
