@@ -1,0 +1,211 @@
+"""The command line: run, check, devices, status."""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from capstand import config, logs
+from capstand.decode import decode
+from capstand.errors import CapstandError, ConfigError
+
+CONFIG = Path("/etc/capstand/capstand.toml")
+EX_CONFIG = 78
+DESCRIPTION = """\
+Takes sound from ALSA capture devices, gives every frame its true place in time, and feeds it to
+its sinks, unattended, for months. What is lost is counted to the frame."""
+EPILOG = """\
+files:
+  /etc/capstand/capstand.toml       the configuration; every key is explained in it
+  /run/capstand/control.sock        where `capstand status` asks
+  /var/lib/capstand/ledger/*.jsonl  the books: every gap with first frame, length, time, cause
+
+exit status:
+  0   all is well
+  1   it could not be done; the reason is on stderr
+  2   the command line is wrong
+  78  the configuration is wrong; every fault is on stderr with file, line and key
+
+examples:
+  capstand devices                             what can be captured from
+  capstand check /etc/capstand/capstand.toml   before a restart
+  capstand run --seconds 10                    a first try, without a configuration
+  systemctl enable --now capstand              for good"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        return int(chosen.act(chosen))
+    except ConfigError as error:
+        for fault in error.faults:
+            print(fault, file=sys.stderr)
+        return EX_CONFIG
+    except CapstandError as error:
+        print(f"capstand: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    from capstand.display import LiveLine
+    from capstand.notify import Notifier
+    from capstand.service import Service
+
+    live = LiveLine(wanted=not chosen.quiet)
+    repeats = logs.setup(before=live.clear)
+    path = chosen.config or (CONFIG if CONFIG.exists() else None)
+    try:
+        setup = config.load(path) if path else _without_configuration()
+    except ConfigError as error:
+        Notifier().failed(22, f"configuration refused: {error.faults[0]}")
+        raise
+    return Service(setup, chosen.state, chosen.runtime, live, repeats).run(chosen.seconds)
+
+
+def _without_configuration() -> config.Config:
+    """The first capture card, or the simulated one, into ./recordings."""
+    from capstand import devices
+
+    text = devices.default_configuration(devices.find(), Path.cwd() / "recordings")
+    print(
+        "capstand: no configuration given; running this one:\n\n"
+        + "".join(f"    {line}\n" for line in text.splitlines()),
+        file=sys.stderr,
+    )
+    return decode(text, "built-in configuration", config.Config)
+
+
+def _check(chosen: argparse.Namespace) -> int:
+    setup = config.load(chosen.file)
+    streams = ", ".join(f"{one.name} from {one.capture.device}" for one in setup.stream)
+    print(f"{chosen.file}: right; {len(setup.stream)} stream(s): {streams}")
+    return 0
+
+
+def _devices(chosen: argparse.Namespace) -> int:
+    from capstand import devices
+
+    found = devices.find()
+    if chosen.json:
+        print(json.dumps({"devices": [asdict(one) for one in found]}, indent=2))
+        return 0
+    for one in found:
+        print(one)
+    if not found:
+        print("no capture card is there; plug one in, or take the simulated card:")
+    print('synthetic\n    the simulated card; needs no hardware: device = "synthetic"')
+    return 0
+
+
+def _status(chosen: argparse.Namespace) -> int:
+    from capstand import control, display
+
+    answer = control.ask(chosen.runtime / control.NAME, "status")
+    if chosen.json:
+        print(json.dumps(answer, indent=2))
+    else:
+        print(display.status_table(answer["streams"]))
+    return 0
+
+
+def _runtime_directory() -> Path:
+    """Where the socket is: systemd's, root's, or the user's own."""
+    if given := os.environ.get("RUNTIME_DIRECTORY"):
+        return Path(given.split(":")[0])
+    if os.geteuid() == 0 or Path("/run/capstand").exists():
+        return Path("/run/capstand")
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(own) / "capstand" if own else Path(f"/tmp/capstand-{os.getuid()}")
+
+
+def _state_directory() -> Path:
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0])
+    if os.geteuid() == 0:
+        return Path("/var/lib/capstand")
+    own = os.environ.get("XDG_STATE_HOME")
+    return (Path(own) if own else Path.home() / ".local/state") / "capstand"
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise ValueError(text)
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="capstand", description=DESCRIPTION, epilog=EPILOG, formatter_class=shape
+    )
+    parser.add_argument("--version", action="version", version=version("capstand"))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser(
+        "run",
+        help="capture until told to stop",
+        description="Captures until SIGTERM or Ctrl-C, then drains and closes the files. In a "
+        "terminal it shows a live line: level, drift against the clock of the machine, frames "
+        "lost, files. Without a configuration it takes the first capture card, or the simulated "
+        "one, and records into ./recordings.",
+    )
+    run.add_argument(
+        "--config", metavar="FILE", type=Path, help=f"configuration (default: {CONFIG})"
+    )
+    run.add_argument("--seconds", metavar="N", type=_seconds, help="stop after N seconds")
+    run.add_argument("--quiet", action="store_true", help="no live line")
+    _add_runtime(run)
+    run.add_argument(
+        "--state",
+        metavar="DIR",
+        type=Path,
+        default=_state_directory(),
+        help="where the ledger is kept (default: %(default)s)",
+    )
+    run.set_defaults(act=_run)
+
+    check = commands.add_parser(
+        "check",
+        help="check a configuration file",
+        description="Reads a configuration as `run` would and reports every fault at once.",
+    )
+    check.add_argument("file", metavar="FILE", type=Path)
+    check.set_defaults(act=_check)
+
+    devices = commands.add_parser(
+        "devices",
+        help="list capture devices, what they offer and who holds them",
+        description="Lists every capture device as the line to put into the configuration, with "
+        "its rates, channels and formats, or the program that holds it.",
+    )
+    devices.add_argument("--json", action="store_true", help="for programs")
+    devices.set_defaults(act=_devices)
+
+    status = commands.add_parser(
+        "status",
+        help="ask the running daemon",
+        description="Asks the running daemon for health, level, drift and books of every stream.",
+    )
+    status.add_argument("--json", action="store_true", help="for programs")
+    _add_runtime(status)
+    status.set_defaults(act=_status)
+    return parser
+
+
+def _add_runtime(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runtime",
+        metavar="DIR",
+        type=Path,
+        default=_runtime_directory(),
+        help="where the control socket is (default: %(default)s)",
+    )

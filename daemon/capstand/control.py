@@ -1,0 +1,139 @@
+"""The control socket: ``capstand status`` asks the running daemon here.
+
+One line of JSON each way over a Unix stream socket: ``{"ask": "status"}`` is answered and the
+connection closed. Whatever else comes in is refused with ``{"error": ...}``; a client that is slow,
+silent or sends too much is dropped, and the daemon never waits for one. Thread: main.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from capstand.errors import CapstandError
+
+MAX_REQUEST = 1024
+MAX_CLIENTS = 8
+CLIENT_S = 2.0
+NAME = "control.sock"
+
+
+class ControlServer:
+    """Serves ``answers`` (question → function that gives the answer) on ``path``."""
+
+    def __init__(
+        self,
+        path: Path,
+        selector: selectors.BaseSelector,
+        answers: dict[str, Callable[[], dict[str, Any]]],
+    ) -> None:
+        self.path = path
+        self._selector = selector
+        self._answers = answers
+        self._clients: dict[socket.socket, tuple[bytes, float]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _answers_already(path):
+            raise CapstandError(
+                f"{path}: another capstand answers there; stop it (systemctl stop capstand) "
+                "or give this one its own --runtime directory"
+            )
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._server.bind(str(path))
+        path.chmod(0o666)  # asking is harmless
+        self._server.listen(MAX_CLIENTS)
+        selector.register(self._server, selectors.EVENT_READ, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._server.accept()
+        except OSError:
+            return
+        if len(self._clients) >= MAX_CLIENTS:
+            client.close()
+            return
+        client.setblocking(False)
+        self._clients[client] = (b"", time.monotonic() + CLIENT_S)
+        self._selector.register(client, selectors.EVENT_READ, lambda: self._read(client))
+
+    def _read(self, client: socket.socket) -> None:
+        got, deadline = self._clients[client]
+        try:
+            chunk = client.recv(MAX_REQUEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            chunk = b""
+        got += chunk
+        if b"\n" not in got and chunk and len(got) <= MAX_REQUEST:
+            self._clients[client] = (got, deadline)
+            return
+        if got:
+            with contextlib.suppress(OSError):
+                client.send(json.dumps(self._answer(got)).encode() + b"\n")
+        self._drop(client)
+
+    def _answer(self, request: bytes) -> dict[str, Any]:
+        known = ", ".join(self._answers)
+        try:
+            question = json.loads(request)["ask"]
+            answer = self._answers[question]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return {"error": f'expected one line of JSON, {{"ask": one of {known}}}'}
+        return answer()
+
+    def expire(self) -> None:
+        """Drops clients that took too long; called now and then."""
+        now = time.monotonic()
+        for client, (_, deadline) in list(self._clients.items()):
+            if now > deadline:
+                self._drop(client)
+
+    def _drop(self, client: socket.socket) -> None:
+        self._selector.unregister(client)
+        del self._clients[client]
+        client.close()
+
+    def close(self) -> None:
+        for client in list(self._clients):
+            self._drop(client)
+        self._selector.unregister(self._server)
+        self._server.close()
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+
+def ask(path: Path, question: str, timeout_s: float = 2.0) -> dict[str, Any]:
+    """Asks the daemon at ``path``. Raises CapstandError when none answers."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(timeout_s)
+            client.connect(str(path))
+            client.sendall(json.dumps({"ask": question}).encode() + b"\n")
+            chunks = []
+            while chunk := client.recv(65536):
+                chunks.append(chunk)
+        answer: dict[str, Any] = json.loads(b"".join(chunks))
+    except (OSError, ValueError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise CapstandError(
+            f"{path}: no capstand answers ({reason}); is it running? "
+            "`systemctl status capstand` tells; --runtime names another directory"
+        ) from None
+    return answer
+
+
+def _answers_already(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,130 @@
+"""Which capture devices are there, what they can do, and who holds them (``capstand devices``)."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import alsaaudio
+
+from capstand.block import SampleFormat
+from capstand.capture import kernel
+from capstand.capture.alsa import refresh_configuration
+
+KNOWN = [one.alsa_name for one in SampleFormat]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A card's capture device. ``device`` is the line for the configuration.
+
+    ``rates_hz`` is a list of single rates, or of two bounds where ``rates_continuous``; the lists
+    are empty while another program holds the device (``holder``) or it cannot be opened
+    (``trouble``).
+    """
+
+    device: str
+    card: int
+    id: str
+    name: str
+    rates_hz: list[int]
+    rates_continuous: bool
+    channels: list[int]
+    formats: list[str]
+    holder: str | None
+    trouble: str | None
+
+    def __str__(self) -> str:
+        if self.holder or self.trouble:
+            can = f"held by {self.holder}" if self.holder else str(self.trouble)
+        else:
+            rates = (" to " if self.rates_continuous else ", ").join(map(str, self.rates_hz))
+            channels = ", ".join(map(str, self.channels))
+            can = f"{rates} Hz; {channels} channels; {', '.join(self.formats)}"
+        return f"{self.device}\n    {self.name}\n    {can}"
+
+
+def find(root: Path = Path("/")) -> list[Device]:
+    """Every capture device of every card, by /proc/asound; opens each for a moment."""
+    try:
+        lines = (root / "proc/asound/pcm").read_text().splitlines()
+    except OSError:
+        return []
+    refresh_configuration()
+    found = []
+    for line in lines:
+        match = re.match(r"(\d+)-(\d+): ([^:]*):", line)
+        if match and ": capture" in line:
+            found.append(_look(root, int(match[1]), int(match[2]), match[3].strip()))
+    return found
+
+
+def _look(root: Path, card: int, number: int, pcm_name: str) -> Device:
+    try:
+        identity = (root / f"proc/asound/card{card}/id").read_text().strip()
+    except OSError:
+        identity = str(card)
+    device = f"hw:CARD={identity},DEV={number}"
+    try:
+        name = f"{alsaaudio.card_name(card)[1]}, {pcm_name}"
+    except alsaaudio.ALSAAudioError:
+        name = pcm_name
+    holder = kernel.owner_of(card, number, root)
+    trouble = None
+    rates: list[int] = []
+    channels: list[int] = []
+    formats: list[str] = []
+    continuous = False
+    if holder is None:
+        try:
+            pcm = alsaaudio.PCM(
+                type=alsaaudio.PCM_CAPTURE, mode=alsaaudio.PCM_NONBLOCK, device=device
+            )
+        except alsaaudio.ALSAAudioError as error:
+            trouble = f"cannot be opened: {str(error).rsplit(' [', 1)[0]}"
+        else:
+            granted = pcm.getrates()
+            continuous = isinstance(granted, tuple)
+            rates = list(granted) if isinstance(granted, list | tuple) else [granted]
+            channels = list(pcm.getchannels())
+            formats = [one for one in pcm.getformats() if one in KNOWN]
+            pcm.close()
+    return Device(
+        device, card, identity, name, rates, continuous, channels, formats, holder, trouble
+    )
+
+
+def default_configuration(found: list[Device], folder: Path) -> str:
+    """A configuration for the first device that can be used, else for the simulated card."""
+    usable = [one for one in found if one.formats and one.channels and one.rates_hz]
+    if usable:
+        device = usable[0]
+        rate = _preferred_rate(device)
+        channels = 2 if 2 in device.channels else device.channels[0]
+        audio = next(one for one in KNOWN if one in device.formats)
+        lines = [
+            f'device = "{device.device}"',
+            f"rate_hz = {rate}",
+            f"channels = {channels}",
+            f'format = "{audio}"',
+        ]
+    else:
+        lines = ['device = "synthetic"']
+    return "\n".join(
+        [
+            "[[stream]]",
+            f'name = "{"mic" if usable else "tone"}"',
+            "[stream.capture]",
+            *lines,
+            "[[stream.sink]]",
+            'type = "file"',
+            f'path = "{folder}"',
+            "",
+        ]
+    )
+
+
+def _preferred_rate(device: Device) -> int:
+    rates = device.rates_hz
+    if device.rates_continuous:
+        return min(max(48_000, rates[0]), rates[-1])
+    return 48_000 if 48_000 in rates else max(rates)

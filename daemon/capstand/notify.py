@@ -1,0 +1,37 @@
+"""What systemd is told: READY, STATUS, WATCHDOG, STOPPING, ERRNO. Silent outside a unit.
+
+Thread: main only, because systemd-python holds Python's lock while it sends.
+"""
+
+import os
+
+from systemd.daemon import notify
+
+
+class Notifier:
+    """Tells the service manager, each state once. ``watchdog_s`` is None where none is set."""
+
+    def __init__(self) -> None:
+        usec = os.environ.get("WATCHDOG_USEC", "")
+        self.watchdog_s = int(usec) / 1e6 if usec.isdigit() else None
+        self._ready = False
+        self._status = ""
+
+    def ready(self) -> None:
+        if not self._ready:
+            self._ready = True
+            notify("READY=1")
+
+    def status(self, line: str) -> None:
+        if line != self._status:
+            self._status = line
+            notify(f"STATUS={line}")
+
+    def alive(self) -> None:
+        notify("WATCHDOG=1")
+
+    def stopping(self) -> None:
+        notify("STOPPING=1\nSTATUS=stopping: draining and closing files")
+
+    def failed(self, errno: int, line: str) -> None:
+        notify(f"ERRNO={errno}\nSTATUS={line}")

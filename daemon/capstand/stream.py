@@ -1,0 +1,176 @@
+"""A stream: one capture device and everything fed by it, built and taken down in order.
+
+    source → Capturer → Ring → Pusher → Outlet → sink
+
+``start`` goes from the sinks to the device, ``stop`` from the device to the sinks, so that nothing
+captured is left without a way on. Thread: main.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+from capstand.block import NS_PER_S
+from capstand.capture.alsa import LARGEST_PERIOD, AlsaSource
+from capstand.capture.capturer import Capturer
+from capstand.capture.source import Source
+from capstand.capture.synthetic import SyntheticSource
+from capstand.clock import Clock
+from capstand.config import Stream as StreamConfig
+from capstand.dsp.level import Meter
+from capstand.health import SinkView, Verdict, View, judge
+from capstand.pusher import Pusher
+from capstand.ring import Ring
+from capstand.sinks.file import Recording
+from capstand.sinks.outlet import Outlet
+from capstand.stats import SinkStats, StreamStats
+
+JOIN_S = 1.0
+
+
+class Stream:
+    """The line of one configured stream, its threads and its books."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        capture, audio = config.capture, config.capture.audio
+        self.config = config
+        self.name = config.name
+        self.clock = Clock(audio.rate_hz, capture.period_frames)
+        slot_bytes = LARGEST_PERIOD * capture.period_frames * audio.frame_bytes
+        self.ring = Ring(capture.ring_slots, slot_bytes)
+        self.meter = Meter(audio)
+        self.source: Source = (
+            SyntheticSource(capture) if capture.device == "synthetic" else AlsaSource(capture)
+        )
+        self.capturer = Capturer(self.source, self.clock, self.ring, capture.priority)
+        self.outlets = [
+            Outlet(
+                sink.name,
+                Recording(config.name, sink, audio),
+                sink.queue_ms * audio.rate_hz // 1000,
+            )
+            for sink in config.sink
+        ]
+        self.pusher = Pusher(
+            self.ring, audio.frame_bytes, self.meter, self.outlets, capture.priority
+        )
+        self._threads: dict[str, threading.Thread] = {}
+        self._moved: dict[str, tuple[int, int]] = {}
+
+    def start(self) -> None:
+        for outlet in self.outlets:
+            self._spawn(f"sink:{outlet.name}", outlet.run)
+        self._spawn("push", self.pusher.run)
+        self._spawn("capture", self.capturer.run)
+
+    def stop(self, deadline: float) -> list[str]:
+        """Drains and closes everything until ``deadline`` (time.monotonic); names what hung."""
+        hung = []
+        self.capturer.stop()
+        if not self._join("capture", min(deadline, time.monotonic() + JOIN_S)):
+            hung.append("capture")
+        self.pusher.stop()
+        if not self._join("push", min(deadline, time.monotonic() + JOIN_S)):
+            hung.append("push")
+        for outlet in self.outlets:
+            outlet.finish()
+        for outlet in self.outlets:
+            if not self._join(f"sink:{outlet.name}", deadline):
+                outlet.abandon()
+                hung.append(f"sink {outlet.name}")
+        return hung
+
+    def stats(self, now_ns: int) -> StreamStats:
+        """The books at this moment; the sinks' side is read before the device's."""
+        sides = [
+            (one, one.delivered, one.dropped, one.queued, one.state, one.trouble)
+            for one in self.outlets
+        ]
+        capturer, clock, audio = self.capturer, self.clock, self.config.capture.audio
+        count = capturer.tally.count()
+        verdict = self.verdict(now_ns)
+        grant = capturer.last_grant
+        return StreamStats(
+            name=self.name,
+            health=verdict.health.value,
+            trouble=verdict.reason,
+            device=self.config.capture.device,
+            format=audio.sample.alsa_name,
+            rate_hz=audio.rate_hz,
+            channels=audio.channels,
+            produced_frames=count.produced,
+            captured_frames=count.captured,
+            lost_frames=count.lost_exact + count.lost_estimated,
+            lost_exact=bool(grant and grant.exact) and count.lost_estimated == 0,
+            lost_estimated_frames=count.lost_estimated,
+            gaps=capturer.tally.gaps.count,
+            drift_ppm=round(clock.drift_ppm, 2) if clock.started else None,
+            drift_settled=clock.settled,
+            level_dbfs=self.meter.level_dbfs,
+            peak_dbfs=self.meter.peak_dbfs,
+            captured_at_ns=capturer.captured_at_ns,
+            sinks=tuple(
+                SinkStats(
+                    name=one.name,
+                    state=state,
+                    trouble=trouble,
+                    detail=one.sink.detail,
+                    delivered_frames=delivered,
+                    dropped_frames=dropped + count.ring_dropped,
+                    inside_frames=count.captured - delivered - dropped - count.ring_dropped,
+                    queue_ms=round(queued * 1000 / audio.rate_hz, 1),
+                )
+                for one, delivered, dropped, queued, state, trouble in sides
+            ),
+        )
+
+    def verdict(self, now_ns: int) -> Verdict:
+        capturer, count = self.capturer, self.capturer.tally.count()
+        trouble = capturer.trouble
+        waiting = count.captured - count.ring_dropped - self.pusher.taken
+        return judge(
+            View(
+                open=capturer.grant is not None,
+                trouble=str(trouble) if trouble else None,
+                refused=bool(trouble and trouble.refused),
+                frames=count.captured,
+                silent_ns=now_ns - capturer.last_frame_ns,
+                unseen_ns=now_ns - capturer.seen_ns - round(capturer.pause_s * NS_PER_S),
+                push_still_ns=self._still("push", self.pusher.taken, waiting > 0, now_ns),
+                loss_age_ns=self._age("loss", count.lost_exact + count.lost_estimated, now_ns),
+                sinks=tuple(
+                    SinkView(
+                        one.name,
+                        one.trouble,
+                        self._still(f"out {one.name}", one.delivered, one.queued > 0, now_ns),
+                        self._age(f"drop {one.name}", one.overflowed, now_ns),
+                    )
+                    for one in self.outlets
+                ),
+            )
+        )
+
+    def _still(self, key: str, value: int, pending: bool, now_ns: int) -> int:
+        """For how long a counter has not moved although something waits."""
+        if not pending or self._moved.get(key, (None, 0))[0] != value:
+            self._moved[key] = (value, now_ns)
+        return now_ns - self._moved[key][1]
+
+    def _age(self, key: str, value: int, now_ns: int) -> int | None:
+        """How long ago a counter last moved away from 0."""
+        if self._moved.get(key, (0, 0))[0] != value:
+            self._moved[key] = (value, now_ns)
+        return now_ns - self._moved[key][1] if value else None
+
+    def refusals(self) -> list[str]:
+        return [text for text in (self.capturer.refusal, self.pusher.refusal) if text]
+
+    def _spawn(self, name: str, body: Callable[[], None]) -> None:
+        thread = threading.Thread(target=body, name=f"{name} {self.name}", daemon=True)
+        self._threads[name] = thread
+        thread.start()
+
+    def _join(self, name: str, deadline: float) -> bool:
+        thread = self._threads[name]
+        thread.join(max(0.0, deadline - time.monotonic()))
+        return not thread.is_alive()
