@@ -5,10 +5,9 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
-from capstand import config, logs
+from capstand import __version__, config, logs
 from capstand.decode import decode
 from capstand.errors import CapstandError, ConfigError
 
@@ -147,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="capstand", description=DESCRIPTION, epilog=EPILOG, formatter_class=shape
     )
-    parser.add_argument("--version", action="version", version=version("capstand"))
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     run = commands.add_parser(

@@ -10,10 +10,9 @@ import selectors
 import signal
 import socket
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-from capstand import realtime
+from capstand import __version__, realtime
 from capstand.config import Config
 from capstand.control import NAME, ControlServer
 from capstand.display import LiveLine, status_line
@@ -123,7 +122,7 @@ class Service:
     def answer_status(self) -> dict[str, object]:
         now_ns = time.monotonic_ns()
         return {
-            "version": version("capstand"),
+            "version": __version__,
             "pid": os.getpid(),
             "streams": [one.stats(now_ns).as_json() for one in self._streams],
         }
