@@ -8,6 +8,7 @@ keys are faults, because a misspelt key that is silently ignored is found in the
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os.path import normpath
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -21,7 +22,9 @@ COMMON_RATES = (8000, 11025, 16000, 22050, 32000, 44100, 48000, 88200, 96000, 17
 RING_S = 1.0
 
 Name = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", "a name: 1 to 32 of A-Z a-z 0-9 _ -")]
-AbsolutePath = Annotated[str, Text(r"/[^\0\n]*", "an absolute path, such as /var/lib/capstand/mic")]
+AbsolutePath = Annotated[
+    str, Text(r"/[^\0-\x1f\x7f]*", "an absolute path, such as /var/lib/capstand/mic")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,9 @@ class Synthetic:
 class Capture:
     """What to ask of the device."""
 
-    device: Annotated[str, Text(r"[^\0\n\s][^\0\n]{0,255}", "a device, such as hw:CARD=Mic,DEV=0")]
+    device: Annotated[
+        str, Text(r"[^\0-\x20\x7f][^\0-\x1f\x7f]{0,255}", "a device, such as hw:CARD=Mic,DEV=0")
+    ]
     rate_hz: Annotated[int, Whole(8000, 192_000, COMMON_RATES)] = 48_000
     channels: Annotated[int, Whole(1, 32)] = 2
     format: Annotated[str, Choice(FORMATS)] = "S16_LE"
@@ -129,7 +134,7 @@ class Stream:
         if not self.sink:
             yield "sink", "there is no [[stream.sink]]; the sound would go nowhere"
         yield from _twice("sink", "name", [one.name for one in self.sink])
-        yield from _twice("sink", "path", [one.path for one in self.sink])
+        yield from _twice("sink", "path", [normpath(one.path) for one in self.sink])
         for number, sink in enumerate(self.sink):
             if sink.container == "flac" and self.capture.format == "S32_LE":
                 yield (

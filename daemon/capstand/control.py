@@ -134,6 +134,8 @@ def _answers_already(path: Path) -> bool:
         probe.settimeout(1.0)
         try:
             probe.connect(str(path))
+        except (BlockingIOError, TimeoutError):
+            return True  # somebody listens and is busy
         except OSError:
             return False
     return True

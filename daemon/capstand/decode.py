@@ -7,7 +7,6 @@ is wrong between its fields. Line numbers come from tomli itself, statement by s
 """
 
 import difflib
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -22,6 +21,7 @@ from capstand.errors import ConfigError
 
 T = TypeVar("T")
 Keys = tuple[str | int, ...]
+WORK = 2_000_000
 
 
 class _Fault(ValueError):
@@ -59,10 +59,8 @@ class Whole:
     def check(self, value: object) -> int:
         if type(value) is int and self.low <= value <= self.high:
             return value
-        hint = ""
-        if isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value):
-            meant = [n for n in self.near if value in (n, n / 1000)]
-            hint = f"; did you mean {meant[0]}?" if meant else ""
+        meant = [n for n in self.near if type(value) in (int, float) and value in (n, n / 1000)]
+        hint = f"; did you mean {meant[0]}?" if meant else ""
         raise _Fault(f"{_shown(value)} is no whole number from {self.low} to {self.high}{hint}")
 
 
@@ -128,6 +126,8 @@ def decode(text: str, path: str, kind: type[T]) -> T:
         raise ConfigError([f"{path}:{error.lineno}: not TOML: {error.msg}"]) from None
     except RecursionError:
         raise ConfigError([f"{path}: not a configuration: nested too deeply"]) from None
+    except ValueError:  # Python's own limit for decimal digits
+        raise ConfigError([f"{path}: not a configuration: a number is too long"]) from None
     try:
         return _make_converter().structure(document, kind)
     except Exception as error:
@@ -136,7 +136,7 @@ def decode(text: str, path: str, kind: type[T]) -> T:
             raise
     lines = _lines_of_keys(text)
     told = [
-        (line, f"{path}:{line}: {_spoken(keys, document)}: {what}")
+        (line, _printable(f"{path}:{line}: {_spoken(keys, document)}: {what}"))
         for keys, what in found
         for line in [_line_of(keys, lines)]
     ]
@@ -239,6 +239,13 @@ def _faults(error: BaseException, keys: Keys) -> Iterator[tuple[Keys, str]]:
             yield keys, "missing; this key has no default"
         case _Fault():
             yield keys, str(error)
+        case _:
+            raise error
+
+
+def _printable(text: str) -> str:
+    """What a file holds must not steer the terminal or the journal it is reported to."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _shown(value: object) -> str:
@@ -250,6 +257,8 @@ def _shown(value: object) -> str:
         return "a table"
     if isinstance(value, list):
         return "an array"
+    if isinstance(value, int) and abs(value) >= 10**60:
+        return "a huge number"
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -275,19 +284,25 @@ def _lines_of_keys(text: str) -> dict[Keys, int]:
     """The line on which each key first appears.
 
     A valid file falls into statements (a header or a key and its value), each of whole lines and
-    each a valid file of its own: so lines are gathered until tomli takes them.
+    each a valid file of its own: so lines are gathered until tomli takes them. That is not worth
+    more than ``WORK`` characters; keys beyond are told by the line of the table they are in.
     """
+    work = WORK
     lines: dict[Keys, int] = {}
     newest: dict[Keys, int] = {}  # array of tables → number of its newest element
     table: Keys = ()
     pending: list[str] = []
     start = 1
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
         if not pending:
             start = number
         pending.append(line)
+        tried = "\n".join(pending)
+        work -= len(tried)
+        if work < 0:
+            break
         try:
-            statement = tomli.loads("\n".join(pending))
+            statement = tomli.loads(tried)
         except tomli.TOMLDecodeError:
             continue
         header = pending[0].lstrip().startswith("[")
@@ -343,7 +358,8 @@ def _spoken(keys: Keys, document: dict[str, Any]) -> str:
             value = None
         if isinstance(key, int):
             name = value.get("name") if isinstance(value, dict) else None
-            words.append(name if isinstance(name, str) and name.isprintable() else str(key + 1))
+            shown = isinstance(name, str) and name and name.isprintable()
+            words.append(str(name) if shown else str(key + 1))
         else:
             words.append(key if key.isprintable() else repr(key))
     return ".".join(words) or "file"

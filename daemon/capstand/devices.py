@@ -1,5 +1,7 @@
 """Which capture devices are there, what they can do, and who holds them (``capstand devices``)."""
 
+import contextlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from capstand.capture import kernel
 from capstand.capture.alsa import refresh_configuration
 
 KNOWN = [one.alsa_name for one in SampleFormat]
+LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 8000, 192_000, 32  # what a configuration may ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Device:
 def find(root: Path = Path("/")) -> list[Device]:
     """Every capture device of every card, by /proc/asound; opens each for a moment."""
     try:
-        lines = (root / "proc/asound/pcm").read_text().splitlines()
+        lines = (root / "proc/asound/pcm").read_text(errors="replace").splitlines()
     except OSError:
         return []
     refresh_configuration()
@@ -60,7 +63,7 @@ def find(root: Path = Path("/")) -> list[Device]:
 
 def _look(root: Path, card: int, number: int, pcm_name: str) -> Device:
     try:
-        identity = (root / f"proc/asound/card{card}/id").read_text().strip()
+        identity = (root / f"proc/asound/card{card}/id").read_text(errors="replace").strip()
     except OSError:
         identity = str(card)
     device = f"hw:CARD={identity},DEV={number}"
@@ -68,7 +71,7 @@ def _look(root: Path, card: int, number: int, pcm_name: str) -> Device:
         name = f"{alsaaudio.card_name(card)[1]}, {pcm_name}"
     except alsaaudio.ALSAAudioError:
         name = pcm_name
-    holder = kernel.owner_of(card, number, root)
+    holder = kernel.owner_of(str(card), number, root)
     trouble = None
     rates: list[int] = []
     channels: list[int] = []
@@ -79,15 +82,14 @@ def _look(root: Path, card: int, number: int, pcm_name: str) -> Device:
             pcm = alsaaudio.PCM(
                 type=alsaaudio.PCM_CAPTURE, mode=alsaaudio.PCM_NONBLOCK, device=device
             )
+            with contextlib.closing(pcm):
+                granted = pcm.getrates()
+                continuous = isinstance(granted, tuple)
+                rates = list(granted) if isinstance(granted, list | tuple) else [granted]
+                channels = list(pcm.getchannels())
+                formats = [one for one in pcm.getformats() if one in KNOWN]
         except alsaaudio.ALSAAudioError as error:
             trouble = f"cannot be opened: {str(error).rsplit(' [', 1)[0]}"
-        else:
-            granted = pcm.getrates()
-            continuous = isinstance(granted, tuple)
-            rates = list(granted) if isinstance(granted, list | tuple) else [granted]
-            channels = list(pcm.getchannels())
-            formats = [one for one in pcm.getformats() if one in KNOWN]
-            pcm.close()
     return Device(
         device, card, identity, name, rates, continuous, channels, formats, holder, trouble
     )
@@ -95,11 +97,15 @@ def _look(root: Path, card: int, number: int, pcm_name: str) -> Device:
 
 def default_configuration(found: list[Device], folder: Path) -> str:
     """A configuration for the first device that can be used, else for the simulated card."""
-    usable = [one for one in found if one.formats and one.channels and one.rates_hz]
+    usable = [
+        (one, rate, channels)
+        for one in found
+        if one.formats and one.channels and one.rates_hz
+        for rate, channels in [(_preferred_rate(one), _preferred_channels(one))]
+        if rate and channels
+    ]
     if usable:
-        device = usable[0]
-        rate = _preferred_rate(device)
-        channels = 2 if 2 in device.channels else device.channels[0]
+        device, rate, channels = usable[0]
         audio = next(one for one in KNOWN if one in device.formats)
         lines = [
             f'device = "{device.device}"',
@@ -117,14 +123,22 @@ def default_configuration(found: list[Device], folder: Path) -> str:
             *lines,
             "[[stream.sink]]",
             'type = "file"',
-            f'path = "{folder}"',
+            f"path = {json.dumps(str(folder), ensure_ascii=False)}",
             "",
         ]
     )
 
 
-def _preferred_rate(device: Device) -> int:
+def _preferred_rate(device: Device) -> int | None:
+    """48000 where it can be had, else the nearest or highest that a configuration may ask for."""
     rates = device.rates_hz
     if device.rates_continuous:
-        return min(max(48_000, rates[0]), rates[-1])
-    return 48_000 if 48_000 in rates else max(rates)
+        low, high = max(LOWEST_HZ, rates[0]), min(HIGHEST_HZ, rates[-1])
+        return min(max(48_000, low), high) if low <= high else None
+    fitting = [one for one in rates if LOWEST_HZ <= one <= HIGHEST_HZ]
+    return 48_000 if 48_000 in fitting else max(fitting, default=None)
+
+
+def _preferred_channels(device: Device) -> int | None:
+    fitting = [one for one in device.channels if 1 <= one <= MOST_CHANNELS]
+    return 2 if 2 in fitting else min(fitting, default=None)

@@ -61,10 +61,12 @@ class Repeats(logging.Filter):
         self._kept: dict[tuple[object, ...], tuple[int, logging.LogRecord]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if getattr(record, "counted", False):
+            return True
         fields: dict[str, Any] = getattr(record, "fields", {})
         key = (record.msg, fields.get("STREAM"), fields.get("SINK"))
         now = self._now()
-        if record.levelno >= logging.WARNING and now - self._said.get(key, -REPEAT_S) < REPEAT_S:
+        if now - self._said.get(key, -REPEAT_S) < REPEAT_S:
             count, _ = self._kept.get(key, (0, record))
             self._kept[key] = (count + 1, record)
             return False
@@ -80,9 +82,10 @@ class Repeats(logging.Filter):
         for key, (_, record) in list(self._kept.items()):
             if all_now or now - self._said[key] >= REPEAT_S:
                 count, _ = self._kept.pop(key)
-                self._said[key] = now - REPEAT_S
+                self._said[key] = now
                 if count > 1:
                     _append(record, count - 1)
+                record.counted = True
                 log.handle(record)
 
 

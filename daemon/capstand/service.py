@@ -18,7 +18,7 @@ from capstand.control import NAME, ControlServer
 from capstand.display import LiveLine, status_line
 from capstand.errors import CapstandError
 from capstand.health import Health
-from capstand.ledger import LedgerFile
+from capstand.ledger import Ledger
 from capstand.logs import Repeats, say
 from capstand.notify import Notifier
 from capstand.stats import StreamStats
@@ -26,6 +26,7 @@ from capstand.stream import Stream
 
 TICK_S = 0.25
 LIVE_TICK_S = 0.1
+NOTIFY_NS = 1_000_000_000
 TOTAL_S = 300.0
 STOP_S = 1.7
 
@@ -37,16 +38,16 @@ class Service:
         self, config: Config, state: Path, runtime: Path, live: LiveLine, repeats: Repeats
     ) -> None:
         self._streams = [Stream(one) for one in config.stream]
-        self._watched = {
-            one.name: _Watched(one, LedgerFile(state / "ledger" / f"{one.name}.jsonl"))
-            for one in self._streams
-        }
+        self._ledger = Ledger(state / "ledger")
+        self._ledger_trouble: str | None = None
+        self._watched = {one.name: _Watched(one, self._ledger) for one in self._streams}
         self._runtime = runtime
         self._live = live
         self._repeats = repeats
         self._notifier = Notifier()
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
+        self._notify_due_ns = 0
         self._stopping = ""
 
     def run(self, seconds: float | None = None) -> int:
@@ -63,7 +64,7 @@ class Service:
             self._notifier.failed(number, f"cannot start: {error}")
             return 1
         if refused:
-            say(logging.WARNING, "%s", refused)
+            say(logging.WARNING, refused)
         for stream in self._streams:
             self._watched[stream.name].begin()
             stream.start()
@@ -97,13 +98,19 @@ class Service:
             all_stats.append(stats)
             self._watched[stream.name].look(stats)
             alive = alive and stats.health != Health.STALLED.value
-        if alive:
-            self._notifier.alive()
         if all(one.health != Health.STARTING.value for one in all_stats):
             self._notifier.ready()
-        self._notifier.status(status_line(all_stats))
+        if now_ns >= self._notify_due_ns:
+            self._notify_due_ns = now_ns + NOTIFY_NS
+            self._notifier.status(status_line(all_stats))
+            if alive:
+                self._notifier.alive()
         self._live.draw(all_stats)
         self._repeats.tell()
+        if self._ledger.trouble != self._ledger_trouble:
+            self._ledger_trouble = self._ledger.trouble
+            if self._ledger_trouble:
+                say(logging.WARNING, self._ledger_trouble)
         if self._control is not None:
             self._control.expire()
 
@@ -117,6 +124,7 @@ class Service:
         for stream in self._streams:
             hung = stream.stop(deadline)
             self._watched[stream.name].end(stream.stats(time.monotonic_ns()), hung)
+        self._ledger.close(0.2)
         self._repeats.tell(all_now=True)
 
     def answer_status(self) -> dict[str, object]:
@@ -146,29 +154,31 @@ class Service:
 class _Watched:
     """What the main thread remembers of a stream, to tell each change once."""
 
-    def __init__(self, stream: Stream, ledger: LedgerFile) -> None:
+    def __init__(self, stream: Stream, ledger: Ledger) -> None:
         self._stream = stream
         self._ledger = ledger
         self._gaps = 0
         self._opens = 0
         self._health = Health.STARTING.value
         self._trouble: str | None = None
-        self._ledger_trouble: str | None = None
         self._sink_states: dict[str, str | None] = {}
         self._refusals: list[str] = []
         self._total_due = time.monotonic() + TOTAL_S
         self._fields = {"STREAM": stream.name, "DEVICE": stream.config.capture.device}
 
+    def _write(self, event: str, **what: object) -> None:
+        self._ledger.write(self._stream.name, event, **what)
+
     def begin(self) -> None:
         capture = self._stream.config.capture
-        self._ledger.write("start", device=capture.device, format=str(capture.audio))
+        self._write("start", device=capture.device, format=str(capture.audio))
 
     def look(self, stats: StreamStats) -> None:
         stream, capturer = self._stream, self._stream.capturer
         for text in stream.refusals():
             if text not in self._refusals:
                 self._refusals.append(text)
-                say(logging.WARNING, "%s", text, **self._fields)
+                say(logging.WARNING, text, **self._fields)
         grant = capturer.last_grant
         if capturer.opens > self._opens and grant is not None:
             self._opens = capturer.opens
@@ -181,16 +191,12 @@ class _Watched:
                 *(grant.buffer_frames * 1000 / rate, counted),
                 **self._fields,
             )
-            self._ledger.write("grant", device=grant.device, exact=grant.exact)
+            self._write("grant", device=grant.device, exact=grant.exact)
         self._tell_gaps(stats)
         self._tell_trouble(stats)
         if time.monotonic() >= self._total_due:
             self._total_due = time.monotonic() + TOTAL_S
             self._write_total("total", stats)
-        if self._ledger.trouble != self._ledger_trouble:
-            self._ledger_trouble = self._ledger.trouble
-            if self._ledger_trouble:
-                say(logging.WARNING, "%s", self._ledger_trouble, **self._fields)
 
     def _tell_gaps(self, stats: StreamStats) -> None:
         table = self._stream.capturer.tally.gaps
@@ -198,7 +204,7 @@ class _Watched:
         if count == self._gaps:
             return
         for gap in table.since(self._gaps):
-            self._ledger.write(
+            self._write(
                 "gap",
                 first_frame=gap.first_frame,
                 frames=gap.frames,
@@ -225,11 +231,11 @@ class _Watched:
         if text != self._trouble:
             self._trouble = text
             if text is None:
-                say(logging.INFO, "%s: sound is back", stats.name, **self._fields)
+                say(logging.INFO, f"{stats.name}: sound is back", **self._fields)
             else:
-                say(logging.ERROR, "%s: %s", stats.name, text, **self._fields)
+                say(logging.ERROR, f"{stats.name}: {text}", **self._fields)
         if stats.health == Health.STALLED.value != self._health:
-            say(logging.ERROR, "%s: %s", stats.name, stats.trouble, **self._fields)
+            say(logging.ERROR, f"{stats.name}: {stats.trouble}", **self._fields)
         self._health = stats.health
         for sink in stats.sinks:
             before = self._sink_states.get(sink.name)
@@ -239,22 +245,20 @@ class _Watched:
             if sink.trouble is None:
                 say(
                     logging.INFO,
-                    "%s: sink %s works again",
-                    *(stats.name, sink.name),
+                    f"{stats.name}: sink {sink.name} works again",
                     SINK=sink.name,
                     **self._fields,
                 )
             elif before is None:
                 say(
                     logging.ERROR,
-                    "%s: sink %s: %s",
-                    *(stats.name, sink.name, sink.trouble),
+                    f"{stats.name}: sink {sink.name}: {sink.trouble}",
                     SINK=sink.name,
                     **self._fields,
                 )
 
     def _write_total(self, event: str, stats: StreamStats) -> None:
-        self._ledger.write(
+        self._write(
             event,
             produced_frames=stats.produced_frames,
             captured_frames=stats.captured_frames,

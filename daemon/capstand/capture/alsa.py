@@ -15,6 +15,7 @@ error carries no errno but only its text.
 import ctypes
 import errno
 import os
+import re
 import select
 import time
 
@@ -278,18 +279,10 @@ class AlsaSource:
         return DeviceError(f"{device} {what}: {reason}; {advice}", number or 0)
 
     def _holder(self) -> str | None:
-        for card in alsaaudio.card_indexes():
-            short, _ = alsaaudio.card_name(card)
-            device = self._capture.device
-            if f"CARD={short}" in device or device.split(":")[-1].split(",")[0] in (
-                str(card),
-                short,
-            ):
-                number = device.rsplit("DEV=", 1)[-1] if "DEV=" in device else "0"
-                if "DEV=" not in device and "," in device:
-                    number = device.split(",")[1]
-                return kernel.owner_of(card, int(number) if number.isdigit() else 0)
-        return None
+        named = re.match(
+            r"[^:]*:(?:CARD=)?([^,]+)(?:,(?:DEV=)?(\d+))?(?:,|$)", self._capture.device
+        )
+        return kernel.owner_of(named[1], int(named[2] or 0)) if named else None
 
 
 def offers(pcm: "alsaaudio.PCM") -> str:

@@ -96,17 +96,18 @@ class KernelPcm:
         return (self.hw_ptr - appl_ptr) % self.boundary > self._buffer
 
 
-def owner_of(card: int, device: int, root: Path = Path("/")) -> str | None:
-    """Who has the capture side of a card open: "arecord (pid 812)"; None when nobody does."""
-    folder = root / f"proc/asound/card{card}/pcm{device}c"
-    for status in sorted(folder.glob("sub*/status")):
+def owner_of(card: str, device: int, root: Path = Path("/")) -> str | None:
+    """Who has the capture side of a card open: "arecord (pid 812)"; None when nobody does.
+
+    ``card`` is its number or its id, as /proc/asound knows it.
+    """
+    folder = root / "proc/asound" / (f"card{card}" if card.isdigit() else card)
+    for status in sorted(folder.glob(f"pcm{device}c/sub*/status")):
         try:
             found = re.search(r"owner_pid\s*:\s*(\d+)", status.read_text())
-            if not found:
-                continue
-            pid = found[1]
-            name = (root / f"proc/{pid}/comm").read_text().strip()
-            return f"{name} (pid {_process_of(root, pid)})"
+            if found:
+                pid = _process_of(root, found[1])
+                return f"{(root / f'proc/{pid}/comm').read_text().strip()} (pid {pid})"
         except OSError:
             continue
     return None

@@ -14,6 +14,7 @@ Thread: the outlet's.
 
 import contextlib
 import os
+import re
 import struct
 import time
 from collections.abc import Callable
@@ -32,6 +33,10 @@ RESUME_MB = 16
 """So much more than the reserve must be free before recording goes on, or it would flutter."""
 MB = 1_000_000
 WAV_LIMIT = 2**32 - 2**20
+STAMP = r"\d{8}T\d{6}\.\d{3}Z"
+"""A name must match as a whole: the segments of stream mic-2 are not those of stream mic."""
+HEADER_BYTES = 112
+"""The longest header of a segment without sound (RF64); that of WAV is 44, of FLAC 86."""
 _UPDATE_HEADER_NOW, _RF64_AUTO_DOWNGRADE = 0x1060, 0x1210
 _SUBTYPES = {16: "PCM_16", 24: "PCM_24", 32: "PCM_32"}
 
@@ -65,7 +70,8 @@ class Recording:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for part in sorted(self._folder.glob(f"{self._stream}-*.part")):
-                _recover(part)
+                if re.fullmatch(rf"{self._stream}-{STAMP}(-\d+)?\.(wav|flac)\.part", part.name):
+                    _recover(part)
         except OSError as error:
             raise self._failure(error) from None
         self._guard(self._setup.min_free_mb + RESUME_MB)
@@ -124,7 +130,8 @@ class Recording:
             if not path.exists() and not part.exists():
                 break
             number += 1
-        largest = (self._limit + 2 * self._audio.rate_hz) * self._audio.frame_bytes
+        beyond = (LONG_GAP_S + 2) * self._audio.rate_hz  # a gap and a period past the limit
+        largest = (self._limit + beyond) * self._audio.frame_bytes
         self._segment = _Segment(path, part, self._audio, largest > WAV_LIMIT)
         self.segments += 1
         self.detail = str(self._segment)
@@ -219,13 +226,16 @@ class _Segment:
         self._dirty = False
 
     def finish(self) -> None:
-        """Closes the file and gives it its name."""
+        """Closes the file and gives it its name; without sound, removes it."""
         try:
             self._file.close()
             os.fsync(self._descriptor)
         finally:
             os.close(self._descriptor)
-        self._part.rename(self.path)
+        if self.frames:
+            self._part.rename(self.path)
+        else:
+            self._part.unlink()
         _sync_folder(self.path.parent)
 
     def _command(self, command: int, size: int) -> None:
@@ -247,11 +257,11 @@ class _Segment:
 
 def _recover(part: Path) -> None:
     """Gives a segment that an earlier run left behind its name; one without sound is removed."""
-    if part.stat().st_size < 100:
+    if part.stat().st_size <= HEADER_BYTES:
         part.unlink()
         return
     if part.name.endswith(".wav.part"):
-        with part.open("r+b") as file, contextlib.suppress(struct.error):
+        with part.open("r+b") as file, contextlib.suppress(struct.error, ZeroDivisionError):
             _repair_wav(file.fileno())
     path = part.with_name(part.name.removesuffix(".part"))
     if path.exists():

@@ -71,14 +71,10 @@ class Outlet:
     def run(self) -> None:
         """The thread's body; ends after ``finish`` when the queue is empty, or after ``cut``."""
         prepare_thread(f"sink:{self.name}", 0)
-        done = False
-        while not done:
-            if self.try_open():
-                done = self.feed()
-            elif self._halt.wait(self._retry_s * random.uniform(0.75, 1.25)):
-                done = True
-            else:
-                self._retry_s = min(RETRY_S[1], self._retry_s * 2)
+        while not (self.try_open() and self.feed()):
+            if self._halt.wait(self._retry_s * random.uniform(0.75, 1.25)):
+                break
+            self._retry_s = min(RETRY_S[1], self._retry_s * 2)
         self._end()
 
     def try_open(self) -> bool:
