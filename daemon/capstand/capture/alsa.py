@@ -104,7 +104,9 @@ class AlsaSource:
         exact = len(descriptors) == 1 and kernel.usable(device, descriptors[0][0])
         if exact:
             try:
-                self._kernel = kernel.KernelPcm(descriptors[0][0], self._period, self._buffer)
+                self._kernel = kernel.KernelPcm(
+                    descriptors[0][0], capture.rate_hz, self._period, self._buffer
+                )
             except OSError:
                 exact = False
         self._poll = select.poll()
@@ -140,6 +142,9 @@ class AlsaSource:
         reading, waited = self._reading, False
         while True:
             pcm.status()
+            if pcm.missed:
+                self._lose(pcm.missed, Cause.OVERRUN)
+                pcm.missed = 0
             if pcm.state != kernel.RUNNING:
                 if self._start(pcm.state, slot):
                     return
@@ -154,7 +159,7 @@ class AlsaSource:
                 if not frames:
                     return
                 pcm.status()
-                if not pcm.lapped(first):
+                if not pcm.lapped(first) and not pcm.missed:
                     self._deliver(frames)
                     return
                 self._lose(frames, Cause.TORN)

@@ -5,6 +5,10 @@ stop_threshold = boundary lets the stream run on through an overrun, STATUS give
 pointers and their stamp in one call, FORWARD leaves behind what has been overwritten. Sizes and
 numbers are those of 64-bit Linux; elsewhere ``usable`` says no and losses are estimated from time.
 
+When the machine itself stops for longer than the buffer (a host that steals its processor), the
+driver may miss whole turns of the buffer, and the pointer with it: then the stamps have gone on by
+whole buffers more than the pointer has, and that difference is counted too.
+
 While this is in use, ``avail()`` and ``htimestamp()`` of libasound must not be called: libasound
 still believes in its own stop_threshold and would force an overrun. Thread: capture.
 """
@@ -40,10 +44,14 @@ class KernelPcm:
     """Pointers, stamps and skips of one running stream.
 
     After ``status``: ``state``, ``stamp_ns`` (time of the last update of the hardware pointer),
-    ``hw_ptr`` and ``appl_ptr`` (frames modulo ``boundary``), ``avail``.
+    ``hw_ptr`` and ``appl_ptr`` (frames modulo ``boundary``), ``avail``. ``missed`` grows by frames
+    that no pointer shows, because the driver missed turns of the buffer; the reader takes it back
+    to 0.
     """
 
-    def __init__(self, descriptor: int, period_frames: int, buffer_frames: int) -> None:
+    def __init__(
+        self, descriptor: int, rate_hz: int, period_frames: int, buffer_frames: int
+    ) -> None:
         self._descriptor = descriptor
         self._buffer = buffer_frames
         boundary = buffer_frames
@@ -57,6 +65,9 @@ class KernelPcm:
         self.appl_ptr = 0
         self.hw_ptr = 0
         self.avail = 0
+        self.missed = 0
+        self._frames_per_ns = rate_hz / 1e9
+        self._suspicious_ns = buffer_frames / rate_hz * 1e9 / 2
         request = bytearray(
             _SW_PARAMS.pack(
                 _TSTAMP_ENABLE,
@@ -77,11 +88,27 @@ class KernelPcm:
 
     def status(self) -> None:
         """Asks the kernel. Raises OSError (ENODEV when the card has gone)."""
+        stamp_ns, hw_ptr, state = self.stamp_ns, self.hw_ptr, self.state
         fcntl.ioctl(self._descriptor, STATUS, self._status)
         (self.state, seconds, nanoseconds, self.appl_ptr, self.hw_ptr, _, self.avail) = (
             _STATUS.unpack_from(self._status)
         )
         self.stamp_ns = seconds * 1_000_000_000 + nanoseconds
+        elapsed_ns = self.stamp_ns - stamp_ns
+        if elapsed_ns > self._suspicious_ns and state == self.state == RUNNING:
+            self._look_for_turns(elapsed_ns * self._frames_per_ns, self.hw_ptr - hw_ptr)
+
+    def _look_for_turns(self, elapsed_frames: float, moved: int) -> None:
+        """Books whole buffers by which the pointer lags behind time.
+
+        A pointer that has not moved at all belongs to a device that stood still. An eighth of the
+        buffer is room for the stamp's own error.
+        """
+        moved %= self.boundary
+        turns = round((elapsed_frames - moved) / self._buffer)
+        misfit = elapsed_frames - moved - turns * self._buffer
+        if moved and turns > 0 and abs(misfit) <= self._buffer / 8:
+            self.missed += turns * self._buffer
 
     def skip(self, frames: int) -> int:
         """Leaves behind up to ``frames`` unread frames; returns how many were really left."""

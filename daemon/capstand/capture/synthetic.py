@@ -115,6 +115,7 @@ class SyntheticSource:
             self._started_ns = now
         if self._active("unplug", now):
             raise DeviceError("synthetic: the simulated card is unplugged", errno.ENODEV)
+        self._still_ns = self._stood_still(now)
         self._fill = self._fill or _signal(self._setup, self._audio)
         self._read = self._produced(now)
         capture = self._capture
@@ -138,7 +139,7 @@ class SyntheticSource:
         while True:
             now = self._time.now_ns()
             if self._setup.faults:
-                now = self._suffer(now)
+                now = self._suffer(now, deadline)
             produced = self._produced(now)
             pending = produced - self._read
             if pending >= period:
@@ -183,20 +184,30 @@ class SyntheticSource:
                 return fault, now + round((fault.for_s - since) * NS_PER_S) + 1
         return None
 
-    def _suffer(self, now: int) -> int:
+    def _stood_still(self, now: int) -> int:
+        """For how long the card has stood still in all, in ns, watched or not."""
+        total_s, at_s = 0.0, (now - self._started_ns) / NS_PER_S
+        for fault in self._setup.faults:
+            since = at_s - fault.at_s
+            if fault.kind != "stall" or since < 0:
+                continue
+            if fault.every_s:
+                times, since = divmod(since, fault.every_s)
+                total_s += times * min(fault.for_s, fault.every_s)
+            total_s += min(since, fault.for_s)
+        return round(total_s * NS_PER_S)
+
+    def _suffer(self, now: int, deadline: int) -> int:
         """Lives through what the schedule holds for this moment; returns the time afterwards."""
         if self._active("unplug", now):
             raise DeviceError("synthetic: the simulated card was unplugged", errno.ENODEV)
         if held := self._active("overrun", now):
             self._time.wait_until(held[1])
         elif still := self._active("stall", now):
-            # What the card had produced when the stall began is where it goes on afterwards.
-            produced = self._produced(now)
-            self._time.wait_until(min(still[1], now + 10_000_000))
-            later = self._time.now_ns()
-            self._still_ns += later - now
-            assert abs(self._produced(later) - produced) <= 1
-        return self._time.now_ns()
+            self._time.wait_until(min(still[1], deadline))
+        now = self._time.now_ns()
+        self._still_ns = self._stood_still(now)
+        return now
 
 
 def _signal(setup: Synthetic, audio: AudioFormat) -> Callable[[memoryview, int, int], None]:

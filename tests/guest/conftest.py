@@ -1,0 +1,151 @@
+"""The guest of the kernel tests: one machine, capstand installed in it as a user installs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+
+from . import Guest, Job
+
+RECORDINGS = "/var/lib/capstand/mic"
+LEDGER = "/var/lib/capstand/ledger/mic.jsonl"
+CONFIGURATION = """
+[[stream]]
+name = "mic"
+[stream.capture]
+device = "hw:CARD=Loopback,DEV=1"
+rate_hz = 48000
+channels = 2
+format = "S16_LE"
+period_ms = 10
+buffer_ms = {buffer_ms}
+priority = 70
+[[stream.sink]]
+type = "file"
+path = "/var/lib/capstand/mic"
+"""
+
+
+@dataclass
+class Recorded:
+    """A finished segment: the frame counter in it (0 where it is silent), its name."""
+
+    name: str
+    counter: npt.NDArray[np.int64]
+
+    @property
+    def silent(self) -> int:
+        return int(np.count_nonzero(self.counter == 0))
+
+    def gaps(self) -> list[tuple[int, int]]:
+        """(first frame, length) of every silent run, by place in the file."""
+        silent = np.concatenate(([0], (self.counter == 0).astype(np.int8), [0]))
+        edges = np.diff(silent)
+        starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+        return [(int(a), int(b - a)) for a, b in zip(starts, ends, strict=True)]
+
+    def origin(self) -> int:
+        """Counter minus place, which must be the same for every frame that sounds."""
+        place = np.flatnonzero(self.counter)
+        offsets = np.unique(self.counter[place] - place)
+        assert len(offsets) == 1, f"{self.name}: frames are out of place: offsets {offsets[:10]}"
+        return int(offsets[0])
+
+
+class Machine:
+    """The guest with what the tests ask of it over and over."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        self.player: Job | None = None
+
+    def configure(self, buffer_ms: int = 500, text: str | None = None) -> None:
+        """A configuration, no recordings, no ledger; the service is stopped."""
+        self.guest.run("systemctl stop capstand; systemctl reset-failed capstand", check=False)
+        self.guest.run(f"rm -rf {RECORDINGS} {LEDGER}")
+        self.guest.write_file(
+            "/etc/capstand/capstand.toml", text or CONFIGURATION.format(buffer_ms=buffer_ms)
+        )
+
+    def start(self) -> None:
+        self.guest.run("systemctl start capstand", timeout_s=60)
+
+    def status(self) -> dict[str, Any]:
+        answer = json.loads(self.guest.run("capstand status --json", timeout_s=60).out)
+        stream: dict[str, Any] = answer["streams"][0]
+        return stream
+
+    def show(self, *properties: str) -> dict[str, str]:
+        """Properties of the unit as systemd has them."""
+        names = ",".join(properties)
+        shown = self.guest.run(f"systemctl show capstand -p {names}").out
+        return dict(line.split("=", 1) for line in shown.splitlines())
+
+    def ledger(self) -> list[dict[str, Any]]:
+        text = self.guest.read_file(LEDGER).decode()
+        return [json.loads(line) for line in text.splitlines()]
+
+    def files(self, kind: str = "*") -> list[str]:
+        listed = self.guest.run(f"cd {RECORDINGS} && ls -1 -- {kind} 2>/dev/null", check=False).out
+        return sorted(listed.split())
+
+    def fetch(self, name: str) -> Recorded:
+        """A segment, whole or still `.part`, brought here and decoded."""
+        self.guest.run(f"cp {RECORDINGS}/{name} /mnt/host/")
+        path = self.guest.share / name
+        samples, _ = soundfile.read(path, dtype="int16", always_2d=True)
+        path.unlink()
+        halves = samples.astype(np.int64) & 0xFFFF
+        return Recorded(name, halves[:, 0] | halves[:, 1] << 16)
+
+    def uptime(self) -> float:
+        return float(self.guest.run("cut -d' ' -f1 /proc/uptime").out)
+
+    def wait_for_frames(self, more: int, timeout_s: float = 120) -> dict[str, Any]:
+        """Until so many more frames were captured."""
+        began = self.status()["captured_frames"]
+        deadline = time.monotonic() + timeout_s
+        while (status := self.status())["captured_frames"] < began + more:
+            assert time.monotonic() < deadline, status
+            time.sleep(0.5)
+        return status
+
+    def journal(self, since: str = "") -> list[dict[str, Any]]:
+        after = f"--after-cursor='{since}'" if since else ""
+        lines = self.guest.run(f"journalctl -u capstand -o json --no-pager {after}").out
+        return [json.loads(line) for line in lines.splitlines()]
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    folder = tmp_path_factory.mktemp("guest")
+    with Guest(folder) as guest:
+        guest.start(folder / "share")
+        guest.push_source()
+        guest.run("/root/capstand/scripts/install", timeout_s=400)
+        machine = Machine(guest)
+        player = guest.compile("player", "asound")
+        guest.compile("freeze")
+        machine.player = guest.spawn(f"exec {player} hw:Loopback,0,0 48000 4")
+        yield machine
+        ended = machine.player.stop()
+        assert ended.rc == 0, f"the player itself tore the signal: {ended.err}"
+
+
+def first_frame_at(name: str) -> str:
+    """The time in a segment's name, as `date` reads it."""
+    found = re.fullmatch(
+        r"mic-(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)([\d.]+)Z(-\d+)?\.wav(\.part)?", name
+    )
+    assert found, name
+    year, month, day, hour, minute, second = found.groups()[:6]
+    return f"{year}-{month}-{day}T{hour}:{minute}:{second}Z"

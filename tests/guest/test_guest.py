@@ -1,0 +1,218 @@
+"""What capstand promises, on a real kernel: a Debian machine with systemd, installed by
+scripts/install, capturing the frame counter from snd-aloop.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime
+
+import pytest
+
+from .conftest import Machine, first_frame_at
+
+pytestmark = pytest.mark.guest
+
+SEED = 20261122
+
+
+def test_every_frame_of_a_minute_is_recorded_once_and_in_order(machine: Machine) -> None:
+    """Sixty seconds are captured without a frame lost, repeated or out of place, from a thread
+    with real-time priority, and `systemctl stop` leaves whole files and closed books."""
+    machine.configure()
+    machine.start()
+    status = machine.wait_for_frames(60 * 48000, timeout_s=180)
+    threads = machine.guest.run("ps -Leo cls,rtprio,comm | grep -E 'capture|push'").out
+    stopped = machine.guest.run("time -p systemctl stop capstand").err
+
+    assert status["health"] == "OK", status
+    assert status["lost_exact"] is True
+    assert "FF     70 capture" in threads and "FF     60 push" in threads, threads
+    (name,) = machine.files()
+    recorded = machine.fetch(name)
+    books = machine.ledger()[-1]
+    assert recorded.origin() > 0
+    assert recorded.silent == books["lost_frames"] == 0
+    assert len(recorded.counter) == books["produced_frames"] == books["captured_frames"]
+    assert books["event"] == "stop" and books["balanced"] is True
+    (sink,) = books["sinks"]
+    assert sink["delivered_frames"] == books["captured_frames"]
+    assert sink["dropped_frames"] == sink["inside_frames"] == 0
+    assert float(stopped.split()[1]) < 2.5, stopped
+    print(f"\n60 s: {len(recorded.counter)} frames, 0 lost; stop took {stopped.split()[1]} s")
+
+
+def test_fifty_overruns_are_counted_to_the_frame(machine: Machine) -> None:
+    """Frames reported lost are the frames truly lost, exactly, each gap at its place."""
+    machine.configure(buffer_ms=40)
+    machine.start()
+    machine.wait_for_frames(48000)
+    lengths = random.Random(SEED)
+    script = "".join(
+        f"kill -STOP $p; sleep {lengths.uniform(0.05, 0.6):.3f}; kill -CONT $p; "
+        f"sleep {lengths.uniform(0.2, 0.4):.3f}; "
+        for _ in range(50)
+    )
+    machine.guest.run(f"p=$(systemctl show capstand -p MainPID --value); {script}", timeout_s=180)
+    machine.wait_for_frames(48000)
+    machine.guest.run("systemctl stop capstand")
+
+    (name,) = machine.files()
+    recorded = machine.fetch(name)
+    events = machine.ledger()
+    reported = [(one["first_frame"], one["frames"]) for one in events if one["event"] == "gap"]
+    recorded.origin()
+    assert len(reported) >= 40, "most of these stops are longer than the buffer"
+    assert all(one["exact"] for one in events if one["event"] == "gap")
+    assert joined(reported) == recorded.gaps()
+    assert events[-1]["lost_frames"] == recorded.silent > 0
+    assert events[-1]["produced_frames"] == len(recorded.counter)
+    assert events[-1]["balanced"] is True
+    print(f"\n{len(reported)} overruns: reported {events[-1]['lost_frames']} = {recorded.silent}")
+
+
+def joined(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Gaps with those that touch made one, as they look in a file."""
+    made: list[tuple[int, int]] = []
+    for first, frames in gaps:
+        if made and made[-1][0] + made[-1][1] == first:
+            made[-1] = (made[-1][0], made[-1][1] + frames)
+        else:
+            made.append((first, frames))
+    return made
+
+
+def test_after_kill_9_sound_is_back_and_the_old_file_is_whole(machine: Machine) -> None:
+    """After kill -9 systemd starts it again, sound is back in under 3 s, and the file of the time
+    before is readable up to its last second."""
+    machine.configure()
+    machine.start()
+    machine.wait_for_frames(8 * 48000)
+    (part,) = machine.files()
+    machine.guest.run(
+        "systemctl kill -s KILL capstand; date +%s.%N > /root/killed; "
+        f"cp /var/lib/capstand/mic/{part} /mnt/host/left.part"
+    )
+    killed_s = float(machine.guest.read_file("/root/killed"))
+    machine.guest.wait_until("ls /var/lib/capstand/mic/*.wav.part", timeout_s=30)
+    machine.wait_for_frames(48000)
+    old, new = machine.files()
+
+    assert old == part.removesuffix(".part")
+    back_s = datetime.fromisoformat(first_frame_at(new)).timestamp() - killed_s
+    recorded = machine.fetch(old)
+    began_s = datetime.fromisoformat(first_frame_at(old)).timestamp()
+    missing_s = killed_s - began_s - len(recorded.counter) / 48000
+    assert recorded.silent == 0 and recorded.origin() > 0
+    assert missing_s < 1.0
+    assert back_s < 3.0
+    print(f"\nkill -9: sound back after {back_s:.2f} s, {missing_s:.3f} s missing in the old file")
+
+
+def test_the_watchdog_fires_when_the_capture_thread_is_frozen(machine: Machine) -> None:
+    """A capture thread that stands still, alone, is noticed, and systemd's watchdog starts the
+    daemon again; sound is back."""
+    machine.configure()
+    machine.start()
+    machine.wait_for_frames(48000)
+    pid, restarts = (machine.show("MainPID", "NRestarts")[key] for key in ("MainPID", "NRestarts"))
+    machine.guest.spawn(f"exec /root/freeze {pid} capture 60")
+    machine.guest.wait_until(
+        f'test "$(systemctl show capstand -p NRestarts --value)" -gt {restarts}', timeout_s=60
+    )
+    machine.guest.wait_until("systemctl is-active capstand", timeout_s=60)
+    status = machine.wait_for_frames(48000)
+    told = [str(one.get("MESSAGE")) for one in machine.journal()]
+
+    assert any("Watchdog timeout" in line for line in told)
+    assert any("the capture thread has stood still" in line for line in told)
+    assert status["health"] == "OK"
+
+
+def test_an_unplugged_card_is_taken_up_again(machine: Machine) -> None:
+    """While the card is away the service stays up and says what it waits for; when it is back
+    sound goes on and the gap is in the books as estimated."""
+    machine.configure()
+    machine.start()
+    machine.wait_for_frames(48000)
+    driver = "/sys/bus/platform/drivers/snd_aloop"
+    assert machine.player is not None
+    machine.player.stop()
+    machine.guest.run(f"echo snd_aloop.0 > {driver}/unbind")
+    machine.guest.wait_until(
+        "systemctl show capstand -p StatusText --value | grep -q 'plugged in'", timeout_s=20
+    )
+    active = machine.guest.run("systemctl is-active capstand").out.strip()
+    machine.guest.run(f"echo snd_aloop.0 > {driver}/bind")
+    machine.player = machine.guest.spawn("exec /root/player hw:Loopback,0,0 48000 4")
+    status = machine.wait_for_frames(2 * 48000)
+
+    assert active == "active"
+    assert status["lost_exact"] is False and status["lost_estimated_frames"] > 0
+    assert status["produced_frames"] == status["captured_frames"] + status["lost_frames"]
+    gap = next(one for one in machine.ledger() if one["event"] == "gap")
+    assert gap["cause"] == "reopened" and gap["exact"] is False
+    restarts = machine.show("NRestarts")["NRestarts"]
+    machine.guest.run("systemctl stop capstand")
+    assert restarts == "0"
+
+
+def test_a_wrong_configuration_is_refused_once_with_every_fault(machine: Machine) -> None:
+    """A wrong file ends the daemon with status 78, systemd does not try again, and the journal has
+    every fault with its line."""
+    machine.configure(text='[[stream]]\nname = "mic"\n[stream.capture]\nrate_hz = 44.1\n')
+    result = machine.guest.run("systemctl start capstand", check=False)
+    shown = machine.show("ExecMainStatus", "NRestarts", "ActiveState")
+    told = "\n".join(str(one.get("MESSAGE")) for one in machine.journal())
+
+    assert result.rc != 0
+    assert shown == {"ExecMainStatus": "78", "NRestarts": "0", "ActiveState": "failed"}
+    assert "/etc/capstand/capstand.toml:4: stream.mic.capture.rate_hz: 44.1 is no whole" in told
+    assert "stream.mic.capture.device: missing" in told
+
+
+def test_devices_names_the_card_and_who_holds_it(machine: Machine) -> None:
+    """`capstand devices` prints the line to paste, what the card offers, and its holder."""
+    machine.configure()
+    free = machine.guest.run("capstand devices").out
+    machine.start()
+    machine.wait_for_frames(4800)
+    held = machine.guest.run("capstand devices").out
+    machine.guest.run("systemctl stop capstand")
+
+    assert "hw:CARD=Loopback,DEV=1" in free and "48000" in free and "S16_LE" in free
+    assert "held by capstand (pid" in held or "held by capture (pid" in held
+
+
+def test_the_journal_has_fields(machine: Machine) -> None:
+    """What is lost stands in the journal with STREAM, DEVICE and LOST_FRAMES to search by."""
+    machine.configure(buffer_ms=40)
+    machine.start()
+    machine.wait_for_frames(48000)
+    pid = machine.show("MainPID")["MainPID"]
+    machine.guest.run(f"kill -STOP {pid}; sleep 0.5; kill -CONT {pid}")
+    machine.wait_for_frames(48000)
+    machine.guest.run("systemctl stop capstand")
+    found = [one for one in machine.journal() if "LOST_FRAMES" in one and "CAUSE" in one]
+
+    assert found
+    assert found[-1]["STREAM"] == "mic"
+    assert found[-1]["DEVICE"] == "hw:CARD=Loopback,DEV=1"
+    assert int(found[-1]["LOST_FRAMES"]) > 0
+
+
+def test_uninstall_takes_away_the_program_and_keeps_the_sound(machine: Machine) -> None:
+    """`scripts/install --uninstall` removes program, unit and user; configuration and recordings
+    stay. (Last: it ends the machine's use.)"""
+    machine.configure()
+    machine.start()
+    machine.wait_for_frames(48000)
+    machine.guest.run("/root/capstand/scripts/install --uninstall", timeout_s=60)
+
+    left = machine.guest.run(
+        "ls /opt/capstand /usr/local/bin/capstand /etc/systemd/system/capstand.service", check=False
+    )
+    assert left.rc != 0 and not left.out.strip()
+    assert machine.guest.run("getent passwd capstand", check=False).rc != 0
+    assert machine.files("*.wav")
+    machine.guest.run("test -f /etc/capstand/capstand.toml")
