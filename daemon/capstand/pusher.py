@@ -8,28 +8,39 @@ capture, because on a busy machine an ordinary thread that holds Python's lock d
 import os
 import select
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from capstand.block import Block
-from capstand.dsp.level import Meter
 from capstand.realtime import prepare_thread
 from capstand.ring import Ring
 from capstand.sinks.outlet import Outlet
+
+if TYPE_CHECKING:
+    from capstand.dsp.level import Meter
 
 BATCH = 8
 """Slots are given back at least this often, so that a long backlog does not keep the ring full."""
 
 
 class Pusher:
-    """Moves blocks from ``ring`` to ``outlets`` and counts ``taken`` frames."""
+    """Moves blocks from ``ring`` to ``outlets`` and counts ``taken`` frames.
+
+    ``meter`` may come later than the sound: loading numpy takes longer than opening a card.
+    """
 
     def __init__(
-        self, ring: Ring, frame_bytes: int, meter: Meter, outlets: Sequence[Outlet], priority: int
+        self,
+        ring: Ring,
+        frame_bytes: int,
+        meter: "Meter | None",
+        outlets: Sequence[Outlet],
+        priority: int,
     ) -> None:
+        self.meter = meter
         self.taken = 0
         self.refusal: str | None = None
         self._ring = ring
         self._frame_bytes = frame_bytes
-        self._meter = meter
         self._outlets = outlets
         self._priority = priority
         self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -60,7 +71,8 @@ class Pusher:
             for outlet in outlets:
                 outlet.put(block)
             self.taken += slot.frames
-            self._meter.update(samples)
+            if self.meter is not None:
+                self.meter.update(samples)
         ring.release(held)
         return count
 

@@ -68,6 +68,8 @@ class Service:
         for stream in self._streams:
             self._watched[stream.name].begin()
             stream.start()
+        for stream in self._streams:
+            stream.start_meter()
         realtime.freeze_heap()
         self._watch(None if seconds is None else time.monotonic() + seconds)
         self._stop()

@@ -14,10 +14,9 @@ from capstand.block import NS_PER_S
 from capstand.capture.alsa import LARGEST_PERIOD, AlsaSource
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import Source
-from capstand.capture.synthetic import SyntheticSource
 from capstand.clock import Clock
+from capstand.config import Capture
 from capstand.config import Stream as StreamConfig
-from capstand.dsp.level import Meter
 from capstand.health import SinkView, Verdict, View, judge
 from capstand.pusher import Pusher
 from capstand.ring import Ring
@@ -38,10 +37,7 @@ class Stream:
         self.clock = Clock(audio.rate_hz, capture.period_frames)
         slot_bytes = LARGEST_PERIOD * capture.period_frames * audio.frame_bytes
         self.ring = Ring(capture.ring_slots, slot_bytes)
-        self.meter = Meter(audio)
-        self.source: Source = (
-            SyntheticSource(capture) if capture.device == "synthetic" else AlsaSource(capture)
-        )
+        self.source = _source(capture)
         self.capturer = Capturer(self.source, self.clock, self.ring, capture.priority)
         self.outlets = [
             Outlet(
@@ -51,9 +47,7 @@ class Stream:
             )
             for sink in config.sink
         ]
-        self.pusher = Pusher(
-            self.ring, audio.frame_bytes, self.meter, self.outlets, capture.priority
-        )
+        self.pusher = Pusher(self.ring, audio.frame_bytes, None, self.outlets, capture.priority)
         self._threads: dict[str, threading.Thread] = {}
         self._moved: dict[str, tuple[int, int]] = {}
 
@@ -62,6 +56,12 @@ class Stream:
             self._spawn(f"sink:{outlet.name}", outlet.run)
         self._spawn("push", self.pusher.run)
         self._spawn("capture", self.capturer.run)
+
+    def start_meter(self) -> None:
+        """Last, because numpy takes longer to load than a card to open."""
+        from capstand.dsp.level import Meter
+
+        self.pusher.meter = Meter(self.config.capture.audio)
 
     def stop(self, deadline: float) -> list[str]:
         """Drains and closes everything until ``deadline`` (time.monotonic); names what hung."""
@@ -88,7 +88,7 @@ class Stream:
         ]
         capturer, clock, audio = self.capturer, self.clock, self.config.capture.audio
         count = capturer.tally.count()
-        verdict = self.verdict(now_ns)
+        verdict, meter = self.verdict(now_ns), self.pusher.meter
         grant = capturer.last_grant
         return StreamStats(
             name=self.name,
@@ -106,8 +106,8 @@ class Stream:
             gaps=capturer.tally.gaps.count,
             drift_ppm=round(clock.drift_ppm, 2) if clock.started else None,
             drift_settled=clock.settled,
-            level_dbfs=self.meter.level_dbfs,
-            peak_dbfs=self.meter.peak_dbfs,
+            level_dbfs=meter.level_dbfs if meter else None,
+            peak_dbfs=meter.peak_dbfs if meter else None,
             captured_at_ns=capturer.captured_at_ns,
             sinks=tuple(
                 SinkStats(
@@ -174,3 +174,11 @@ class Stream:
         thread = self._threads[name]
         thread.join(max(0.0, deadline - time.monotonic()))
         return not thread.is_alive()
+
+
+def _source(capture: Capture) -> Source:
+    if capture.device != "synthetic":
+        return AlsaSource(capture)
+    from capstand.capture.synthetic import SyntheticSource  # brings numpy and libsndfile
+
+    return SyntheticSource(capture)

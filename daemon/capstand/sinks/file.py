@@ -9,7 +9,8 @@ Gaps are filled with silence, so that the file's time stays true, or left out. A
 ``LONG_GAP_S`` starts a new segment instead, whose name says its own time. The name carries the time
 (UTC) at which its first frame was sampled: ``mic-20261122T031500.250Z.wav``.
 
-Thread: the outlet's.
+Thread: the outlet's; libsndfile and numpy are loaded in it, so that they do not hold up the start
+of capture.
 """
 
 import contextlib
@@ -21,11 +22,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-import soundfile
-
 from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.config import FileSink
-from capstand.dsp.convert import to_int32
 from capstand.errors import SinkError
 
 LONG_GAP_S = 60.0
@@ -79,7 +77,7 @@ class Recording:
     def write(self, block: Block) -> None:
         try:
             self._write(block)
-        except (OSError, soundfile.SoundFileError, AssertionError) as error:
+        except (OSError, RuntimeError, AssertionError) as error:
             raise self._failure(error) from None
 
     def _write(self, block: Block) -> None:
@@ -107,14 +105,14 @@ class Recording:
             self.detail = str(self._segment)
             if self._now_ns() - self._written_ns > LONG_GAP_S * NS_PER_S:
                 self._finish()
-        except (OSError, soundfile.SoundFileError) as error:
+        except (OSError, RuntimeError) as error:
             raise self._failure(error) from None
         self._guard(self._setup.min_free_mb)
 
     def close(self) -> None:
         try:
             self._finish()
-        except (OSError, soundfile.SoundFileError) as error:
+        except (OSError, RuntimeError) as error:
             raise self._failure(error) from None
 
     def _begin(self, block: Block) -> "_Segment":
@@ -175,6 +173,8 @@ class _Segment:
         self._flac = path.suffix == ".flac"
         self._dirty = False
         self._descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        import soundfile
+
         try:
             self._file = soundfile.SoundFile(
                 self._descriptor,
@@ -185,7 +185,7 @@ class _Segment:
                 format="FLAC" if self._flac else "RF64" if large else "WAV",
                 closefd=False,
             )
-        except soundfile.SoundFileError:
+        except RuntimeError:
             os.close(self._descriptor)
             part.unlink()
             raise
@@ -202,6 +202,8 @@ class _Segment:
             case SampleFormat.S32_LE:
                 self._file.buffer_write(samples, "int32")
             case packed:
+                from capstand.dsp.convert import to_int32
+
                 self._file.buffer_write(to_int32(samples, packed).tobytes(), "int32")
         self.frames += frames
         self._dirty = True
@@ -239,6 +241,8 @@ class _Segment:
         _sync_folder(self.path.parent)
 
     def _command(self, command: int, size: int) -> None:
+        import soundfile
+
         # python-soundfile has no public way to these commands of libsndfile.
         soundfile._snd.sf_command(self._file._file, command, soundfile._ffi.NULL, size)
 
