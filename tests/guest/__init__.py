@@ -190,6 +190,13 @@ class Guest:
             raise self.error(f"the guest did not power off within {timeout_s} s") from None
         self.power_cut()
 
+    def hold(self, seconds: float) -> None:
+        """The whole machine stands still while time goes on, as when a host takes its processor."""
+        assert self._qemu is not None
+        self._qemu.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        self._qemu.send_signal(signal.SIGCONT)
+
     def power_cut(self) -> None:
         """Ends the machine without warning; what it had not yet written to its disk is lost."""
         for wire in (self._agent, self._monitor):

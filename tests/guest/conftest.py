@@ -131,7 +131,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     with Guest(folder) as guest:
         guest.start(folder / "share")
         guest.push_source()
+        began = time.monotonic()
         guest.run("/root/capstand/scripts/install", timeout_s=400)
+        print(f"\nboot {guest.boot_s:.0f} s, installation {time.monotonic() - began:.0f} s")
         machine = Machine(guest)
         player = guest.compile("player", "asound")
         guest.compile("freeze")

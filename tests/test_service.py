@@ -1,0 +1,146 @@
+"""What capstand promises systemd, heard on a real notification socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CONFIGURATION = """
+[[stream]]
+name = "mic"
+[stream.capture]
+device = "{device}"
+[[stream.sink]]
+type = "file"
+path = "{folder}/sound"
+"""
+
+
+class Daemon:
+    """`capstand run` as a child, and what it tells its service manager."""
+
+    def __init__(self, folder: Path, configuration: str) -> None:
+        self.folder = folder
+        self.heard: list[str] = []
+        path = folder / "notify"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.settimeout(20)
+        setup = folder / "capstand.toml"
+        setup.write_text(configuration)
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "capstand", "run", "--config", str(setup)),
+                *("--runtime", str(folder / "run"), "--state", str(folder / "state")),
+            ],
+            env=os.environ | {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "10000000"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def hear(self, wanted: str) -> str:
+        """Listens until something said contains ``wanted``."""
+        while True:
+            said = self._socket.recv(65536).decode()
+            self.heard.append(said)
+            if wanted in said:
+                return said
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(10)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+        self._socket.close()
+
+    def ledger(self) -> list[dict[str, object]]:
+        lines = (self.folder / "state/ledger/mic.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    device = getattr(request, "param", "synthetic")
+    one = Daemon(tmp_path, CONFIGURATION.format(device=device, folder=tmp_path))
+    yield one
+    one.close()
+
+
+def test_it_is_ready_when_frames_flow_and_says_how_they_are(daemon: Daemon) -> None:
+    """READY comes when sound flows; STATUS then is one line with rate, level, drift, losses and
+    sinks, and WATCHDOG is fed again and again."""
+    daemon.hear("READY=1")
+    line = daemon.hear("dBFS")
+    daemon.hear("WATCHDOG=1")
+    daemon.hear("WATCHDOG=1")
+
+    assert line.startswith("STATUS=mic: 48000 Hz, -23.0 dBFS, drift ")
+    assert ", lost 0; file: mic-" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_with_whole_files_and_closed_books(daemon: Daemon, number: int) -> None:
+    """A signal is answered with STOPPING, and nothing that was captured stays inside."""
+    daemon.hear("READY=1")
+    daemon.hear("dBFS")
+    assert daemon.end(number) == 0
+    daemon.hear("STOPPING=1")
+
+    books = daemon.ledger()[-1]
+    assert books["event"] == "stop" and books["balanced"] is True
+    assert books["sinks"] == [
+        {
+            "name": "file",
+            "delivered_frames": books["captured_frames"],
+            "dropped_frames": 0,
+            "inside_frames": 0,
+        }
+    ]
+    (file,) = (daemon.folder / "sound").iterdir()
+    assert file.suffix == ".wav"
+
+
+@pytest.mark.parametrize("daemon", ["hw:CARD=NotThere,DEV=0"], indirect=True)
+def test_a_device_that_is_not_there_is_a_declared_wait(daemon: Daemon) -> None:
+    """Without its card the daemon is ready, waits, says for what, and keeps the watchdog fed."""
+    daemon.hear("READY=1")
+    line = daemon.hear("plugged in?")
+    daemon.hear("WATCHDOG=1")
+    daemon.hear("WATCHDOG=1")
+
+    assert line.startswith("STATUS=mic: DEGRADED: hw:CARD=NotThere,DEV=0 cannot be opened: No such")
+    assert daemon.end() == 0
+
+
+def test_a_wrong_configuration_ends_it_with_its_errno(tmp_path: Path) -> None:
+    """A configuration that is refused is told as ERRNO=22 with the first fault, and exit 78."""
+    daemon = Daemon(tmp_path, "[[stream]]\n")
+    said = daemon.hear("ERRNO=")
+    assert said.startswith("ERRNO=22\nSTATUS=configuration refused: ")
+    assert daemon.process.wait(10) == 78
+    daemon.close()
+
+
+def test_a_second_daemon_is_refused_and_the_first_goes_on(daemon: Daemon, tmp_path: Path) -> None:
+    """Two daemons on one runtime directory: the second says so and ends, ERRNO=98 (in use)."""
+    daemon.hear("READY=1")
+    folder = tmp_path / "second"
+    folder.mkdir()
+    (folder / "run").symlink_to(tmp_path / "run")
+    second = Daemon(folder, CONFIGURATION.format(device="synthetic", folder=folder))
+    said = second.hear("ERRNO=")
+    assert "ERRNO=98" in said and "another capstand answers there" in said
+    assert second.process.wait(10) == 1
+    second.close()
+    daemon.hear("WATCHDOG=1")
