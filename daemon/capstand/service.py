@@ -1,7 +1,7 @@
 """The daemon as a whole: start in order, watch, tell, stop in reverse order.
 
-Thread: main. It waits only for signals, the control socket and its own tick, touches no samples,
-and says what the other threads only count: gaps, faults, recoveries.
+Thread: main. It waits only for signals, the control socket and its own tick, and touches no
+samples.
 """
 
 import logging
@@ -21,13 +21,12 @@ from capstand.health import Health
 from capstand.ledger import Ledger
 from capstand.logs import Repeats, say
 from capstand.notify import Notifier
-from capstand.stats import StreamStats
+from capstand.reporter import Reporter
 from capstand.stream import Stream
 
 TICK_S = 0.25
 LIVE_TICK_S = 0.1
 NOTIFY_NS = 1_000_000_000
-TOTAL_S = 300.0
 STOP_S = 1.7
 
 
@@ -40,7 +39,7 @@ class Service:
         self._streams = [Stream(one) for one in config.stream]
         self._ledger = Ledger(state / "ledger")
         self._ledger_trouble: str | None = None
-        self._watched = {one.name: _Watched(one, self._ledger) for one in self._streams}
+        self._reporters = {one.name: Reporter(one, self._ledger) for one in self._streams}
         self._runtime = runtime
         self._live = live
         self._repeats = repeats
@@ -66,7 +65,7 @@ class Service:
         if refused:
             say(logging.WARNING, refused)
         for stream in self._streams:
-            self._watched[stream.name].begin()
+            self._reporters[stream.name].begin()
             stream.start()
         for stream in self._streams:
             stream.start_meter()
@@ -98,7 +97,7 @@ class Service:
         for stream in self._streams:
             stats = stream.stats(now_ns)
             all_stats.append(stats)
-            self._watched[stream.name].look(stats)
+            self._reporters[stream.name].look(stats)
             alive = alive and stats.health != Health.STALLED.value
         if all(one.health != Health.STARTING.value for one in all_stats):
             self._notifier.ready()
@@ -123,9 +122,11 @@ class Service:
         deadline = time.monotonic() + STOP_S
         for stream in self._streams:
             stream.capturer.stop()
+        hung = {stream.name: stream.drain(deadline) for stream in self._streams}
         for stream in self._streams:
-            hung = stream.stop(deadline)
-            self._watched[stream.name].end(stream.stats(time.monotonic_ns()), hung)
+            hung[stream.name] += stream.close(deadline)
+            stats = stream.stats(time.monotonic_ns())
+            self._reporters[stream.name].end(stats, hung[stream.name])
         self._ledger.close(0.2)
         self._repeats.tell(all_now=True)
 
@@ -151,147 +152,3 @@ class Service:
         self._selector.register(reader, selectors.EVENT_READ, lambda: reader.recv(64))
         self._writer = writer
         return reader
-
-
-class _Watched:
-    """What the main thread remembers of a stream, to tell each change once."""
-
-    def __init__(self, stream: Stream, ledger: Ledger) -> None:
-        self._stream = stream
-        self._ledger = ledger
-        self._gaps = 0
-        self._opens = 0
-        self._health = Health.STARTING.value
-        self._trouble: str | None = None
-        self._sink_states: dict[str, str | None] = {}
-        self._refusals: list[str] = []
-        self._total_due = time.monotonic() + TOTAL_S
-        self._fields = {"STREAM": stream.name, "DEVICE": stream.config.capture.device}
-
-    def _write(self, event: str, **what: object) -> None:
-        self._ledger.write(self._stream.name, event, **what)
-
-    def begin(self) -> None:
-        capture = self._stream.config.capture
-        self._write("start", device=capture.device, format=str(capture.audio))
-
-    def look(self, stats: StreamStats) -> None:
-        stream, capturer = self._stream, self._stream.capturer
-        for text in stream.refusals():
-            if text not in self._refusals:
-                self._refusals.append(text)
-                say(logging.WARNING, text, **self._fields)
-        grant = capturer.last_grant
-        if capturer.opens > self._opens and grant is not None:
-            self._opens = capturer.opens
-            counted = "to the frame" if grant.exact else "by estimate from time"
-            rate = grant.format.rate_hz
-            say(
-                logging.INFO,
-                "%s: capturing from %s, %s, period %g ms, buffer %g ms, losses are counted %s",
-                *(stream.name, grant.device, grant.format, grant.period_frames * 1000 / rate),
-                *(grant.buffer_frames * 1000 / rate, counted),
-                **self._fields,
-            )
-            self._write("grant", device=grant.device, exact=grant.exact)
-        self._tell_gaps(stats)
-        self._tell_trouble(stats)
-        if time.monotonic() >= self._total_due:
-            self._total_due = time.monotonic() + TOTAL_S
-            self._write_total("total", stats)
-
-    def _tell_gaps(self, stats: StreamStats) -> None:
-        table = self._stream.capturer.tally.gaps
-        count = table.count
-        if count == self._gaps:
-            return
-        for gap in table.since(self._gaps):
-            self._write(
-                "gap",
-                first_frame=gap.first_frame,
-                frames=gap.frames,
-                gap_at_ns=gap.at_ns,
-                cause=gap.cause.name.lower(),
-                exact=gap.exact,
-            )
-            milliseconds = gap.frames * 1000 / stats.rate_hz
-            say(
-                logging.WARNING,
-                f"%s: {'lost' if gap.exact else 'lost about'} %d frames (%.0f ms) at frame %d: %s",
-                *(stats.name, gap.frames, milliseconds, gap.first_frame, gap.cause.words),
-                LOST_FRAMES=gap.frames,
-                FIRST_FRAME=gap.first_frame,
-                CAUSE=gap.cause.name,
-                **self._fields,
-            )
-        self._gaps = count
-        self._write_total("total", stats)
-
-    def _tell_trouble(self, stats: StreamStats) -> None:
-        trouble = self._stream.capturer.trouble
-        text = str(trouble) if trouble else None
-        if text != self._trouble:
-            self._trouble = text
-            if text is None:
-                say(logging.INFO, f"{stats.name}: sound is back", **self._fields)
-            else:
-                say(logging.ERROR, f"{stats.name}: {text}", **self._fields)
-        if stats.health == Health.STALLED.value != self._health:
-            say(logging.ERROR, f"{stats.name}: {stats.trouble}", **self._fields)
-        self._health = stats.health
-        for sink in stats.sinks:
-            before = self._sink_states.get(sink.name)
-            if sink.trouble == before:
-                continue
-            self._sink_states[sink.name] = sink.trouble
-            if sink.trouble is None:
-                say(
-                    logging.INFO,
-                    f"{stats.name}: sink {sink.name} works again",
-                    SINK=sink.name,
-                    **self._fields,
-                )
-            elif before is None:
-                say(
-                    logging.ERROR,
-                    f"{stats.name}: sink {sink.name}: {sink.trouble}",
-                    SINK=sink.name,
-                    **self._fields,
-                )
-
-    def _write_total(self, event: str, stats: StreamStats) -> None:
-        self._write(
-            event,
-            produced_frames=stats.produced_frames,
-            captured_frames=stats.captured_frames,
-            lost_frames=stats.lost_frames,
-            lost_exact=stats.lost_exact,
-            sinks=[
-                {
-                    "name": sink.name,
-                    "delivered_frames": sink.delivered_frames,
-                    "dropped_frames": sink.dropped_frames,
-                    "inside_frames": sink.inside_frames,
-                }
-                for sink in stats.sinks
-            ],
-            balanced=stats.balanced,
-        )
-
-    def end(self, stats: StreamStats, hung: list[str]) -> None:
-        self._tell_gaps(stats)
-        self._write_total("stop", stats)
-        if hung:
-            say(logging.ERROR, "%s: did not end in time: %s", stats.name, ", ".join(hung))
-        say(
-            logging.INFO,
-            "%s: %d frames produced = %d captured + %d lost; %s",
-            *(stats.name, stats.produced_frames, stats.captured_frames, stats.lost_frames),
-            "; ".join(
-                f"{one.name}: {one.delivered_frames} delivered, {one.dropped_frames} dropped, "
-                f"{one.inside_frames} inside ({one.detail})"
-                for one in stats.sinks
-            ),
-            LOST_FRAMES=stats.lost_frames,
-            **self._fields,
-        )

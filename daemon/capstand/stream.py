@@ -2,8 +2,8 @@
 
     source → Capturer → Ring → Pusher → Outlet → sink
 
-``start`` goes from the sinks to the device, ``stop`` from the device to the sinks, so that nothing
-captured is left without a way on. Thread: main.
+``start`` goes from the sinks to the device, ``drain`` and ``close`` from the device to the sinks,
+so that nothing captured is left without a way on. Thread: main.
 """
 
 import threading
@@ -63,8 +63,9 @@ class Stream:
 
         self.pusher.meter = Meter(self.config.capture.audio)
 
-    def stop(self, deadline: float) -> list[str]:
-        """Drains and closes everything until ``deadline`` (time.monotonic); names what hung."""
+    def drain(self, deadline: float) -> list[str]:
+        """Stops the device and empties the ring, until ``deadline`` (time.monotonic); the sinks
+        are told that nothing follows. Names the threads that hung."""
         hung = []
         self.capturer.stop()
         if not self._join("capture", min(deadline, time.monotonic() + JOIN_S)):
@@ -74,6 +75,11 @@ class Stream:
             hung.append("push")
         for outlet in self.outlets:
             outlet.finish()
+        return hung
+
+    def close(self, deadline: float) -> list[str]:
+        """Waits for the sinks to take what they have and to close; names those that hung."""
+        hung = []
         for outlet in self.outlets:
             if not self._join(f"sink:{outlet.name}", deadline):
                 outlet.abandon()

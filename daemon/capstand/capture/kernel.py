@@ -32,11 +32,11 @@ _PROTOCOL = 0x02000F
 _TSTAMP_ENABLE, _TSTAMP_MONOTONIC = 1, 1
 
 
-def usable(device: str, descriptor: int) -> bool:
+def usable(device: str, descriptor: int, root: Path = Path("/")) -> bool:
     """Whether the descriptor of the PCM ``device`` is the kernel's own and of a known layout."""
     if struct.calcsize("P") != 8 or not re.fullmatch(r"hw:[^{}]*", device):
         return False
-    link = Path(f"/proc/self/fd/{descriptor}").readlink()
+    link = (root / f"proc/self/fd/{descriptor}").readlink()
     return re.fullmatch(r"/dev/snd/pcmC\d+D\d+c", str(link)) is not None
 
 

@@ -35,6 +35,7 @@ STAMP = r"\d{8}T\d{6}\.\d{3}Z"
 """A name must match as a whole: the segments of stream mic-2 are not those of stream mic."""
 HEADER_BYTES = 112
 """The longest header of a segment without sound (RF64); that of WAV is 44, of FLAC 86."""
+FLAC_LENGTH = 2**36 - 1
 _UPDATE_HEADER_NOW, _RF64_AUTO_DOWNGRADE = 0x1060, 0x1210
 _SUBTYPES = {16: "PCM_16", 24: "PCM_24", 32: "PCM_32"}
 
@@ -172,9 +173,9 @@ class _Segment:
         self._audio = audio
         self._flac = path.suffix == ".flac"
         self._dirty = False
-        self._descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         import soundfile
 
+        self._descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         try:
             self._file = soundfile.SoundFile(
                 self._descriptor,
@@ -229,12 +230,17 @@ class _Segment:
 
     def finish(self) -> None:
         """Closes the file and gives it its name; without sound, removes it."""
+        kept = self.frames
         try:
-            self._file.close()
+            try:
+                self._file.close()
+            finally:
+                if self._flac:
+                    kept = self._state_flac_length()
             os.fsync(self._descriptor)
         finally:
             os.close(self._descriptor)
-        if self.frames:
+        if kept:
             self._part.rename(self.path)
         else:
             self._part.unlink()
@@ -246,17 +252,23 @@ class _Segment:
         # python-soundfile has no public way to these commands of libsndfile.
         soundfile._snd.sf_command(self._file._file, command, soundfile._ffi.NULL, size)
 
-    def _state_flac_length(self) -> None:
-        """Writes the number of complete frames into STREAMINFO, which libFLAC does only at the end.
+    def _state_flac_length(self) -> int:
+        """Writes the number of complete frames into STREAMINFO, which libFLAC does only at the end,
+        and not after an error; returns it.
 
         Readers that want a length (libsndfile) can read the file then; the 36-bit field ends at
         byte 26. The encoder holds back the last, incomplete block.
         """
         head = os.pread(self._descriptor, 26, 0)
+        if len(head) < 26:
+            return 0
+        field = int.from_bytes(head[21:26], "big")
+        if field & FLAC_LENGTH == self.frames:
+            return self.frames
         block_frames = int.from_bytes(head[8:10], "big")
         whole = max(0, self.frames - 1) // block_frames * block_frames
-        field = (head[21] & 0xF0) << 32 | whole
-        os.pwrite(self._descriptor, field.to_bytes(5, "big"), 21)
+        os.pwrite(self._descriptor, (field & ~FLAC_LENGTH | whole).to_bytes(5, "big"), 21)
+        return whole
 
 
 def _recover(part: Path) -> None:
