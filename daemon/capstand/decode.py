@@ -21,7 +21,7 @@ from capstand.errors import ConfigError
 
 T = TypeVar("T")
 Keys = tuple[str | int, ...]
-WORK = 2_000_000
+WORK = 1_000_000
 
 
 class _Fault(ValueError):
@@ -154,11 +154,26 @@ def _table_hook(kind: type[Any], converter: Converter) -> Callable[[object, Any]
     def structure(value: object, _: Any) -> Any:
         if not isinstance(value, dict):
             raise _Fault(f"{_shown(value)} is no table")
-        made = plain(value, kind)
+        try:
+            made = plain(value, kind)
+        except ClassValidationError as error:
+            raise ExceptionGroup("table", [error, *misfits_beside(error, value)]) from None
         problems = list(made.problems()) if hasattr(made, "problems") else []
         if problems:
             raise _Misfits(problems)
         return made
+
+    def misfits_beside(error: ClassValidationError, value: dict[str, Any]) -> list[_Misfits]:
+        """What is wrong between the keys that are right by themselves, defaults for the others."""
+        wrong = {note.name for one in error.exceptions for note in _notes(one)}
+        right = {one.name for one in fields(kind) if one.name in value} - wrong
+        try:
+            made = plain({key: one for key, one in value.items() if key in right}, kind)
+        except ClassValidationError:
+            return []  # a key without default is among the wrong ones
+        found = made.problems() if hasattr(made, "problems") else []
+        told = [(key, what) for key, what in found if key.split(".")[0] in right]
+        return [_Misfits(told)] if told else []
 
     return structure
 
@@ -219,6 +234,11 @@ def _make_converter() -> Converter:
     return converter
 
 
+def _notes(error: BaseException) -> list[Any]:
+    """Cattrs's notes: which attribute an error belongs to."""
+    return [note for note in getattr(error, "__notes__", ()) if hasattr(note, "name")]
+
+
 def _faults(error: BaseException, keys: Keys) -> Iterator[tuple[Keys, str]]:
     """Walks what cattrs collected down to single faults with their key paths."""
     match error:
@@ -233,8 +253,7 @@ def _faults(error: BaseException, keys: Keys) -> Iterator[tuple[Keys, str]]:
                 yield (*keys, extra), f"unknown key{_meant(extra, known) or _known(known)}"
         case ClassValidationError() | ExceptionGroup():
             for one in error.exceptions:
-                notes = [n for n in getattr(one, "__notes__", ()) if hasattr(n, "name")]
-                yield from _faults(one, (*keys, *(n.name for n in notes)))
+                yield from _faults(one, (*keys, *(note.name for note in _notes(one))))
         case KeyError():
             yield keys, "missing; this key has no default"
         case _Fault():

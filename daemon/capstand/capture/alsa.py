@@ -8,7 +8,9 @@ Loss is counted in one of two ways. On a plain ``hw:`` device the kernel's own p
 the frame (``capture/kernel.py``). Everywhere else (dsnoop, plug, PipeWire, ...) an overrun is seen
 only as −32 from ``PCM.read()``, which has then already thrown the buffer away; the length of the
 gap is left to the clock. Facts about pyalsaaudio 0.11 that shape this file: ``htimestamp()``
-returns rubbish unless the stream runs, a read that starts the stream may bring a short block, an
+returns rubbish unless the stream runs, and on a plug-in whose position moves all the time libasound
+repeats it, with Python's lock held, until two looks agree (5 s were seen), so ``avail()`` and our
+own clock right after it are the stamp; a read that starts the stream may bring a short block; an
 error carries no errno but only its text.
 """
 
@@ -30,7 +32,6 @@ from capstand.stats import Cause
 
 MARGIN_PERIODS = 2
 """How far behind the overwritten edge to go on after an overrun, so as not to be lapped at once."""
-PLAUSIBLE_NS = 5_000_000_000
 LARGEST_PERIOD = 2
 """A granted period may be up to this many times what was asked; the ring's slots allow for it."""
 
@@ -97,9 +98,10 @@ class AlsaSource:
         except alsaaudio.ALSAAudioError as error:
             raise self._failure(error, "cannot be opened") from None
         self._pcm = pcm
-        self._check(pcm)
-        pcm.set_tstamp_type(alsaaudio.PCM_TSTAMP_TYPE_MONOTONIC)
-        pcm.set_tstamp_mode(alsaaudio.PCM_TSTAMP_ENABLE)
+        try:
+            self._check(pcm)
+        except alsaaudio.ALSAAudioError as error:
+            raise self._failure(error, "cannot be asked what it grants") from None
         descriptors = pcm.polldescriptors()
         exact = len(descriptors) == 1 and kernel.usable(device, descriptors[0][0])
         if exact:
@@ -175,13 +177,10 @@ class AlsaSource:
         while True:
             state = pcm.state()
             if state == kernel.RUNNING:
-                seconds, nanoseconds, avail = pcm.htimestamp()
-                now_ns = time.monotonic_ns()
-                stamp_ns = seconds * 1_000_000_000 + nanoseconds
-                plausible = abs(stamp_ns - now_ns) < PLAUSIBLE_NS
+                avail = pcm.avail()
+                stamp_ns = time.monotonic_ns()
                 if not 0 <= avail <= self._buffer or avail >= self._period:
-                    reading.stamp_ns = stamp_ns if plausible else now_ns
-                    reading.ahead = avail
+                    reading.stamp_ns, reading.ahead = stamp_ns, avail
                     frames = self._fetch(slot)
                     if frames:
                         self._deliver(frames)
@@ -210,9 +209,14 @@ class AlsaSource:
         return True
 
     def _fetch(self, slot: memoryview) -> int:
-        """Reads what is there, at most a period, into the slot; 0 after an overrun."""
+        """Reads what is there, at most a period, into the slot; 0 after an overrun or a suspend."""
         assert self._pcm is not None
-        frames, samples = self._pcm.read()
+        try:
+            frames, samples = self._pcm.read()
+        except alsaaudio.ALSAAudioError:
+            if self._pcm.state() == kernel.SUSPENDED:
+                return 0  # the next look at the state starts it again
+            raise
         if frames < 0:
             exact = self._kernel is not None
             self._lose(UNKNOWN, Cause.STOPPED if exact else Cause.OVERRUN)
@@ -293,7 +297,9 @@ class AlsaSource:
 def offers(pcm: "alsaaudio.PCM") -> str:
     """What a device can do, in words; formats that capstand knows first."""
     rates = pcm.getrates()
-    if isinstance(rates, tuple):
+    if isinstance(rates, int):
+        rate_words = f"{rates} Hz"
+    elif isinstance(rates, tuple):
         rate_words = f"{rates[0]} to {rates[1]} Hz"
     else:
         rate_words = ", ".join(str(one) for one in rates) + " Hz" if rates else "no rate"

@@ -134,7 +134,8 @@ def owner_of(card: str, device: int, root: Path = Path("/")) -> str | None:
             found = re.search(r"owner_pid\s*:\s*(\d+)", status.read_text())
             if found:
                 pid = _process_of(root, found[1])
-                return f"{(root / f'proc/{pid}/comm').read_text().strip()} (pid {pid})"
+                name = (root / f"proc/{pid}/comm").read_text(errors="replace").strip()
+                return f"{name} (pid {pid})"
         except OSError:
             continue
     return None

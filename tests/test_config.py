@@ -1,0 +1,707 @@
+"""The configuration: what a right file means, and how a wrong one is told."""
+
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capstand.block import AudioFormat, SampleFormat
+from capstand.config import MAX_BYTES, Capture, Config, Fault, FileSink, Stream, Synthetic, load
+from capstand.decode import decode
+from capstand.errors import ConfigError
+
+RIGHT = """\
+[[stream]]
+name = "mic"
+[stream.capture]
+device = "hw:CARD=Mic,DEV=0"
+[[stream.sink]]
+type = "file"
+path = "/rec"
+"""
+
+
+def read(text: str) -> Config:
+    return decode(text, "c.toml", Config)
+
+
+def faults(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as refused:
+        read(text)
+    return refused.value.faults
+
+
+def places(text: str) -> list[str]:
+    """File, line and key of each fault, without what is wrong."""
+    return [": ".join(one.split(": ", 2)[:2]) for one in faults(text)]
+
+
+def with_capture(*lines: str) -> str:
+    """RIGHT with lines that begin on line 5, in the table stream.capture."""
+    return RIGHT.replace("[[stream.sink]]", "\n".join([*lines, "[[stream.sink]]"]))
+
+
+def with_sink(*lines: str) -> str:
+    """RIGHT with lines that begin on line 8, in the table stream.sink."""
+    return "\n".join([RIGHT.rstrip(), *lines, ""])
+
+
+# What a right file means
+
+
+def test_a_short_file_is_completed_by_defaults() -> None:
+    """A stream needs a name, a device and a sink with a path; everything else has a default."""
+    assert read(RIGHT) == Config(
+        stream=(
+            Stream(
+                name="mic",
+                capture=Capture(
+                    device="hw:CARD=Mic,DEV=0",
+                    rate_hz=48_000,
+                    channels=2,
+                    format="S16_LE",
+                    period_ms=10.0,
+                    buffer_ms=500.0,
+                    priority=70,
+                    synthetic=None,
+                ),
+                sink=(
+                    FileSink(
+                        type="file",
+                        name="file",
+                        path="/rec",
+                        container="wav",
+                        segment_s=3600.0,
+                        gaps="silence",
+                        min_free_mb=200,
+                        queue_ms=5000,
+                    ),
+                ),
+            ),
+        )
+    )
+
+
+def test_every_key_of_a_full_file_arrives() -> None:
+    """Each key that is written is the value that is used."""
+    text = """\
+[[stream]]
+name = "a"
+[stream.capture]
+device = "synthetic"
+rate_hz = 44100
+channels = 8
+format = "S24_3LE"
+period_ms = 20
+buffer_ms = 80
+priority = 0
+[stream.capture.synthetic]
+signal = "noise"
+tone_hz = 1000
+level_dbfs = -6
+file = "/x.wav"
+ppm = -50
+jitter_us = 200
+seed = 7
+faults = [{kind = "overrun", at_s = 1, for_s = 2, every_s = 60}]
+[[stream.sink]]
+type = "file"
+name = "one"
+path = "/one"
+container = "flac"
+segment_s = 60
+gaps = "skip"
+min_free_mb = 0
+queue_ms = 100
+[[stream.sink]]
+type = "file"
+name = "two"
+path = "/two"
+"""
+    assert read(text).stream == (
+        Stream(
+            name="a",
+            capture=Capture(
+                device="synthetic",
+                rate_hz=44_100,
+                channels=8,
+                format="S24_3LE",
+                period_ms=20.0,
+                buffer_ms=80.0,
+                priority=0,
+                synthetic=Synthetic(
+                    signal="noise",
+                    tone_hz=1000,
+                    level_dbfs=-6.0,
+                    file="/x.wav",
+                    ppm=-50.0,
+                    jitter_us=200.0,
+                    seed=7,
+                    faults=(Fault(kind="overrun", at_s=1.0, for_s=2.0, every_s=60.0),),
+                ),
+            ),
+            sink=(
+                FileSink(
+                    type="file",
+                    name="one",
+                    path="/one",
+                    container="flac",
+                    segment_s=60.0,
+                    gaps="skip",
+                    min_free_mb=0,
+                    queue_ms=100,
+                ),
+                FileSink(type="file", name="two", path="/two"),
+            ),
+        ),
+    )
+
+
+def test_values_are_frozen() -> None:
+    """A configuration does not change once it is read."""
+    config = read(RIGHT)
+    with pytest.raises(AttributeError):
+        config.stream[0].name = "other"  # type: ignore[misc]
+
+
+def test_periods_and_buffer_in_frames() -> None:
+    """The buffer is a whole number of periods, whatever the rate."""
+    capture = Capture(device="d", rate_hz=44_100, period_ms=10.0, buffer_ms=505.0)
+    assert capture.audio == AudioFormat(44_100, 2, SampleFormat.S16_LE)
+    assert capture.period_frames == 441
+    assert capture.buffer_frames % 441 == 0
+
+
+@given(
+    st.builds(
+        Capture,
+        device=st.just("hw:0"),
+        rate_hz=st.integers(8000, 192_000),
+        channels=st.integers(1, 32),
+        format=st.sampled_from([one.alsa_name for one in SampleFormat]),
+        period_ms=st.floats(1, 1000),
+        buffer_ms=st.floats(4000, 10_000),
+        priority=st.integers(0, 80),
+    ),
+    st.builds(
+        FileSink,
+        type=st.just("file"),
+        name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", fullmatch=True),
+        path=st.from_regex(r"/[a-z/ ]{0,20}", fullmatch=True),
+        segment_s=st.floats(1, 86_400),
+        gaps=st.sampled_from(["silence", "skip"]),
+        min_free_mb=st.integers(0, 10_000_000),
+        queue_ms=st.integers(100, 60_000),
+    ),
+)
+@settings(max_examples=30, deadline=None)
+def test_what_is_written_is_what_is_read(capture: Capture, sink: FileSink) -> None:
+    """Every value within its bounds comes out as it was written."""
+    lines = ['[[stream]]\nname = "mic"\n[stream.capture]']
+    for key in ("device", "rate_hz", "channels", "format", "period_ms", "buffer_ms", "priority"):
+        lines.append(f"{key} = {written(getattr(capture, key))}")
+    lines.append("[[stream.sink]]")
+    for key in ("type", "name", "path", "segment_s", "gaps", "min_free_mb", "queue_ms"):
+        lines.append(f"{key} = {written(getattr(sink, key))}")
+    assert read("\n".join(lines)).stream == (Stream(name="mic", capture=capture, sink=(sink,)),)
+
+
+def written(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+# What each fault says
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (
+            "rate_hz = 44.1",
+            "rate_hz: 44.1 is no whole number from 8000 to 192000; did you mean 44100?",
+        ),
+        ("rate_hz = 48", "rate_hz: 48 is no whole number from 8000 to 192000; did you mean 48000?"),
+        (
+            "rate_hz = 48000.0",
+            "rate_hz: 48000.0 is no whole number from 8000 to 192000; did you mean 48000?",
+        ),
+        ("rate_hz = 7999", "rate_hz: 7999 is no whole number from 8000 to 192000"),
+        ("rate_hz = 192001", "rate_hz: 192001 is no whole number from 8000 to 192000"),
+        ('rate_hz = "48000"', 'rate_hz: "48000" is no whole number from 8000 to 192000'),
+        ("rate_hz = nan", "rate_hz: nan is no whole number from 8000 to 192000"),
+        ("rate_hz = inf", "rate_hz: inf is no whole number from 8000 to 192000"),
+        (f"priority = 1{'0' * 400}", "priority: a huge number is no whole number from 0 to 80"),
+        (f"priority = 0x{'f' * 9999}", "priority: a huge number is no whole number from 0 to 80"),
+        ("channels = true", "channels: true is no whole number from 1 to 32"),
+        ("channels = 0", "channels: 0 is no whole number from 1 to 32"),
+        ("channels = [2]", "channels: an array is no whole number from 1 to 32"),
+        ("channels = {n = 2}", "channels: a table is no whole number from 1 to 32"),
+        ("channels = 2026-11-22", "channels: 2026-11-22 is no whole number from 1 to 32"),
+        ("priority = 81", "priority: 81 is no whole number from 0 to 80"),
+        ("period_ms = true", "period_ms: true is no number from 1 to 1000"),
+        ("period_ms = nan", "period_ms: nan is no number from 1 to 1000"),
+        ("buffer_ms = inf", "buffer_ms: inf is no number from 20 to 10000"),
+        ("buffer_ms = -inf", "buffer_ms: -inf is no number from 20 to 10000"),
+        (
+            "buffer_ms = 39.9",
+            "buffer_ms: 39.9 is less than 4 periods of 10 ms; take 40 or more "
+            "(500 outlives most stalls)",
+        ),
+        (
+            'format = "S16LE"',
+            'format: "S16LE" is not one of "S16_LE", "S24_LE", "S24_3LE", "S32_LE"; '
+            "did you mean S16_LE?",
+        ),
+        (
+            'format = "s32_le"',
+            'format: "s32_le" is not one of "S16_LE", "S24_LE", "S24_3LE", "S32_LE"; '
+            "did you mean S32_LE?",
+        ),
+        ("format = 16", 'format: 16 is not one of "S16_LE", "S24_LE", "S24_3LE", "S32_LE"'),
+        ("chanels = 1", "chanels: unknown key; did you mean channels?"),
+        (
+            "zzz = 1",
+            "zzz: unknown key; known here: device, rate_hz, channels, format, period_ms, "
+            "buffer_ms, priority, synthetic",
+        ),
+        (
+            'synthetic = {signal = "noise"}',
+            'synthetic: is for device = "synthetic" only; delete it or set that device',
+        ),
+        ("synthetic = 1", "synthetic: 1 is no table"),
+    ],
+)
+def test_a_fault_of_capture_is_told_in_full(line: str, fault: str) -> None:
+    """A fault says file, line, key, what was found, what was expected and what was meant."""
+    assert faults(with_capture(line)) == [f"c.toml:5: stream.mic.capture.{fault}"]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('container = "mp3"', 'container: "mp3" is not one of "wav", "flac"'),
+        ('container = "WAV"', 'container: "WAV" is not one of "wav", "flac"; did you mean wav?'),
+        ("segment_s = 0.5", "segment_s: 0.5 is no number from 1 to 86400"),
+        ('gaps = "skipp"', 'gaps: "skipp" is not one of "silence", "skip"; did you mean skip?'),
+        ("min_free_mb = 1.5", "min_free_mb: 1.5 is no whole number from 0 to 10000000"),
+        ("queue_ms = 99", "queue_ms: 99 is no whole number from 100 to 60000"),
+        ('name = "a b"', 'name: "a b" is not a name: 1 to 32 of A-Z a-z 0-9 _ -'),
+        ('name = ""', 'name: "" is not a name: 1 to 32 of A-Z a-z 0-9 _ -'),
+        (
+            "min_free = 1",
+            "min_free: unknown key; did you mean min_free_mb?",
+        ),
+    ],
+)
+def test_a_fault_of_a_sink_is_told_in_full(line: str, fault: str) -> None:
+    """The faults of a sink are told as those of the device are, by the sink's name or number."""
+    (told,) = faults(with_sink(line))
+    place, key, what = told.split(": ", 2)
+    assert place == "c.toml:8"
+    assert key.startswith("stream.mic.sink.")
+    assert f"{key.rsplit('.', 1)[1]}: {what}" == fault
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('path = "rec"', '"rec" is not an absolute path, such as /var/lib/capstand/mic'),
+        ("path = 1", "1 is not an absolute path, such as /var/lib/capstand/mic"),
+        (
+            'path = "/a\\u001b[2J"',
+            '"/a\\x1b[2J" is not an absolute path, such as /var/lib/capstand/mic',
+        ),
+    ],
+)
+def test_a_path_that_is_none_is_told(line: str, fault: str) -> None:
+    """A path is absolute and holds no control characters."""
+    assert faults(RIGHT.replace('path = "/rec"', line)) == [
+        f"c.toml:7: stream.mic.sink.1.path: {fault}"
+    ]
+
+
+@pytest.mark.parametrize(
+    "device", ['""', '" hw:0"', '"hw:0\\n"', '"a\\u0000b"', "7", f'"{"x" * 257}"']
+)
+def test_a_device_that_is_none_is_told(device: str) -> None:
+    """A device is a line of 1 to 256 characters that does not begin with a space."""
+    (fault,) = faults(RIGHT.replace('"hw:CARD=Mic,DEV=0"', device))
+    assert fault.startswith("c.toml:4: stream.mic.capture.device: ")
+    assert fault.endswith(" is not a device, such as hw:CARD=Mic,DEV=0")
+
+
+def test_missing_keys_are_told_at_their_table() -> None:
+    """A key without a default that is missing is told at the line where its table begins."""
+    assert faults("\n[[stream]]\n[stream.capture]\n[[stream.sink]]\ntype = 'file'\n") == [
+        "c.toml:2: stream.1.name: missing; this key has no default",
+        "c.toml:3: stream.1.capture.device: missing; this key has no default",
+        "c.toml:4: stream.1.sink.1.path: missing; this key has no default",
+    ]
+
+
+def test_a_sink_without_a_known_type_is_told() -> None:
+    """A sink says what it is; the types that are known are listed."""
+    assert faults(RIGHT.replace('type = "file"\n', "")) == [
+        'c.toml:5: stream.mic.sink.1: the key type is missing; expected one of "file"'
+    ]
+    assert faults(RIGHT.replace('"file"', '"files"')) == [
+        'c.toml:6: stream.mic.sink.1.type: "files" is not one of "file"; did you mean file?'
+    ]
+
+
+def test_a_stream_without_a_sink_is_told() -> None:
+    """A stream whose sound would go nowhere is refused."""
+    assert faults(RIGHT[: RIGHT.index("[[stream.sink]]")]) == [
+        "c.toml:1: stream.mic.sink: there is no [[stream.sink]]; the sound would go nowhere"
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "stream = []\n"])
+def test_a_file_without_a_stream_is_told(text: str) -> None:
+    """A file that captures nothing is refused."""
+    assert faults(text) == ["c.toml:1: stream: there is no [[stream]]; nothing would be captured"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("stream = 1", "stream: 1 is no array of tables"),
+        ("[stream]\nname = 'a'", "stream: a table is no array of tables"),
+        ("stream = [1]", "stream.1: 1 is no table"),
+        ("strem = 1", "strem: unknown key; did you mean stream?"),
+        ('[[streams]]\nname = "a"', "streams: unknown key; did you mean stream?"),
+    ],
+)
+def test_a_value_of_another_shape_is_told(text: str, fault: str) -> None:
+    """Where a table is expected, anything else is named."""
+    assert faults(text) == [f"c.toml:1: {fault}"]
+
+
+def test_names_devices_and_directories_are_taken_once() -> None:
+    """Two streams share neither name nor device, two sinks of a stream neither name nor path."""
+    one = RIGHT.rstrip()
+    assert faults(f"{one}\n{one}\n") == [
+        'c.toml:9: stream.mic.name: "mic" is taken by stream 1 already; each stream needs its own',
+        'c.toml:11: stream.mic.capture.device: "hw:CARD=Mic,DEV=0" is taken by stream 1 already; '
+        "each stream needs its own",
+    ]
+    assert faults(with_sink("[[stream.sink]]", 'type = "file"', 'path = "/rec/"')) == [
+        'c.toml:8: stream.mic.sink.2.name: "file" is taken by sink 1 already; '
+        "each sink needs its own",
+        'c.toml:10: stream.mic.sink.2.path: "/rec" is taken by sink 1 already; '
+        "each sink needs its own",
+    ]
+
+
+def test_simulated_cards_are_as_many_as_are_asked_for() -> None:
+    """The simulated card may be the device of several streams."""
+    one = RIGHT.replace("hw:CARD=Mic,DEV=0", "synthetic")
+    assert len(read(one + one.replace('"mic"', '"two"')).stream) == 2
+
+
+def test_a_simulated_card_that_plays_a_file_needs_one() -> None:
+    """The signal "file" is told to need the file."""
+    text = with_capture('synthetic = {signal = "file"}').replace("hw:CARD=Mic,DEV=0", "synthetic")
+    assert faults(text) == [
+        'c.toml:5: stream.mic.capture.synthetic.signal: "file" needs the key file, the absolute '
+        "path of a WAV or FLAC file"
+    ]
+
+
+def test_what_flac_cannot_hold_is_told() -> None:
+    """FLAC is refused for 32 bits and for more than 8 channels."""
+    text = with_sink('container = "flac"').replace(
+        "[[stream.sink]]", 'format = "S32_LE"\nchannels = 9\n[[stream.sink]]'
+    )
+    assert faults(text) == [
+        "c.toml:10: stream.mic.sink.1.container: flac holds at most 24 bits and capture.format is "
+        'S32_LE; take "wav" or S24_LE',
+        "c.toml:10: stream.mic.sink.1.container: flac holds at most 8 channels, capture.channels "
+        'is 9; take "wav"',
+    ]
+
+
+# All at once, in order, on the right line
+
+
+def test_all_faults_are_told_at_once_in_the_order_of_the_file() -> None:
+    """One reading tells every fault, from the first line to the last."""
+    text = """\
+unknown = 1
+
+[[stream]]
+name = "a b"
+
+[stream.capture]
+device = "hw:0"
+rate_hz = 44.1
+chanels = 1
+
+[[stream.sink]]
+path = "rec"
+type = "file"
+
+[[stream]]
+name = "two"
+[stream.capture]
+device = "hw:1"
+format = "S16"
+[[stream.sink]]
+type = "fiel"
+"""
+    assert places(text) == [
+        "c.toml:1: unknown",
+        "c.toml:4: stream.a b.name",
+        "c.toml:8: stream.a b.capture.rate_hz",
+        "c.toml:9: stream.a b.capture.chanels",
+        "c.toml:12: stream.a b.sink.1.path",
+        "c.toml:19: stream.two.capture.format",
+        "c.toml:21: stream.two.sink.1.type",
+    ]
+
+
+WRITINGS = {
+    "inline table": (
+        '[[stream]]\nname = "a"\ncapture = {device = "d", rate_hz = 1}\n'
+        'sink = [{type = "file", path = "/p"}]\n',
+        "c.toml:3: stream.a.capture.rate_hz",
+    ),
+    "dotted keys": (
+        '[[stream]]\nname = "a"\ncapture.device = "d"\ncapture . rate_hz = 1\n'
+        'sink = [{type = "file", path = "/p"}]\n',
+        "c.toml:4: stream.a.capture.rate_hz",
+    ),
+    "quoted keys": (
+        '[["stream"]]\n"name" = "a"\n["stream".\'capture\']\ndevice = "d"\n"rate_hz" = 1\n'
+        '[[stream.sink]]\ntype = "file"\npath = "/p"\n',
+        "c.toml:5: stream.a.capture.rate_hz",
+    ),
+    "after a multi-line array": (
+        '[[stream]]\nname = "a"\nsink = [\n  # one\n  {type = "file",\n   path = "/p"},\n]\n'
+        '[stream.capture]\ndevice = "d"\nrate_hz = 1\n',
+        "c.toml:10: stream.a.capture.rate_hz",
+    ),
+    "in a multi-line array": (
+        '[[stream]]\nname = "a"\nsink = [\n  {type = "file", path = "p"},\n]\n'
+        '[stream.capture]\ndevice = "d"\n',
+        "c.toml:3: stream.a.sink.1.path",
+    ),
+    "after a multi-line string": (
+        '[[stream]]\nname = "a"\n[stream.capture]\ndevice = """\\\n  d\\\n  [x]\\\n  """\n'
+        'rate_hz = 1\n[[stream.sink]]\ntype = "file"\npath = "/p"\n',
+        "c.toml:8: stream.a.capture.rate_hz",
+    ),
+    "comments and blank lines": (
+        '# [[stream]]\n\n[[stream]] # x = [\nname = "a" # """\n\n[stream.capture]\ndevice = "d"\n'
+        '# rate_hz = 2\nrate_hz = 1\n[[stream.sink]]\ntype = "file"\npath = "/p"\n',
+        "c.toml:9: stream.a.capture.rate_hz",
+    ),
+    "super table after its part": (
+        'stream = [{name = "a", capture = {device = "d", rate_hz = 1}, '
+        'sink = [{type = "file", path = "/p"}]}]\n',
+        "c.toml:1: stream.a.capture.rate_hz",
+    ),
+    "the second of two sinks": (
+        '[[stream]]\nname = "a"\n[stream.capture]\ndevice = "d"\n[[stream.sink]]\ntype = "file"\n'
+        'path = "/p"\n[[stream.sink]]\nname = "b"\ntype = "file"\npath = "q"\n',
+        "c.toml:11: stream.a.sink.b.path",
+    ),
+}
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("writing", WRITINGS)
+def test_the_line_is_that_of_the_statement(writing: str, line_end: str) -> None:
+    """However the file is written, a fault is told at the line where its statement begins."""
+    text, place = WRITINGS[writing]
+    assert places(text.replace("\n", line_end)) == [place]
+
+
+def test_a_very_long_array_is_told_without_delay() -> None:
+    """The search for line numbers ends, however a file is made; the fault is told all the same."""
+    assert places(with_capture("zzz = [", *["1,"] * 100_000, "]")) == [
+        "c.toml:3: stream.mic.capture.zzz"
+    ]
+
+
+# Files that are none
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ConfigError) as refused:
+        load(path)
+    (fault,) = refused.value.faults
+    return fault
+
+
+def test_a_right_file_is_read_from_disk(tmp_path: Path) -> None:
+    """load() reads what decode() decodes."""
+    path = tmp_path / "c.toml"
+    path.write_text(RIGHT)
+    assert load(path) == read(RIGHT)
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """A missing file and a directory are named, with the system's reason."""
+    missing = tmp_path / "none.toml"
+    assert refusal(missing) == (
+        f"{missing}: cannot be read: No such file or directory; expected a TOML file"
+    )
+    assert refusal(tmp_path) == f"{tmp_path}: cannot be read: Is a directory; expected a TOML file"
+
+
+@pytest.mark.parametrize(
+    ("raw", "fault"),
+    [
+        (b"", ":1: stream: there is no [[stream]]; nothing would be captured"),
+        (b'a = 1\nb = "\xff"\n', ":2: byte 0xff is no UTF-8; save the file as UTF-8"),
+        (b"\xff\xfea\0", ":1: byte 0xff is no UTF-8; save the file as UTF-8"),
+        (
+            b"#" * (MAX_BYTES + 1),
+            f": is larger than {MAX_BYTES} bytes; expected a short TOML file",
+        ),
+        (b"a = " + b"1" * 5000, ": not a configuration: a number is too long"),
+        (b"a = " + b"[" * 50_000, ": not a configuration: nested too deeply"),
+        (b"a" + b".a" * 50_000 + b" = 1", ": not a configuration: nested too deeply"),
+        (b"[" + b"a." * 50_000 + b"a]", ": not a configuration: nested too deeply"),
+        (b"a = " + b"{a=" * 50_000, ": not a configuration: nested too deeply"),
+    ],
+    ids=["empty", "not UTF-8", "UTF-16", "large", "long", "arrays", "keys", "tables", "inline"],
+)
+def test_what_is_no_configuration_is_told(tmp_path: Path, raw: bytes, fault: str) -> None:
+    """A file that is empty, too large, too deep or no UTF-8 is refused in one sentence."""
+    path = tmp_path / "c.toml"
+    path.write_bytes(raw)
+    assert refusal(path) == f"{path}{fault}"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a = \n", 1),
+        ("a = 1\nb = 'x", 2),
+        ("a = 1\na = 2\n", 2),
+        ("\n\n[[stream]\n", 3),
+        ("a = 1\n\x1b[2J\n", 2),
+        ("a = 1\n[a]\n", 2),
+    ],
+)
+def test_what_is_not_toml_is_told_with_its_line(text: str, line: int) -> None:
+    """A mistake in TOML itself is told with the line where it shows."""
+    (fault,) = faults(text)
+    assert fault.startswith(f"c.toml:{line}: not TOML: ")
+    assert fault.isprintable()
+
+
+def test_nothing_of_a_file_steers_the_terminal() -> None:
+    """Control characters in keys and values are shown as escapes in a fault."""
+    text = RIGHT.replace('"mic"', '"\\u001b[2J\\u202e\\n"') + '"\\u0007\\u2028" = 1\n'
+    assert faults(text) == [
+        'c.toml:2: stream.1.name: "\\x1b[2J\\u202e\\n" is not a name: 1 to 32 of A-Z a-z 0-9 _ -',
+        "c.toml:8: stream.1.sink.1.'\\x07\\u2028': unknown key; known here: type, name, path, "
+        "container, segment_s, gaps, min_free_mb, queue_ms",
+    ]
+
+
+# Whatever is in the file
+
+KEYS = [
+    "chanels",
+    "stream",
+    *(one.name for kind in (Stream, Capture, Synthetic, FileSink) for one in fields(kind)),
+]
+VALUES = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.booleans(),
+    st.text(max_size=20),
+    st.sampled_from(
+        ["mic", "hw:0", "synthetic", "S16_LE", "S32_LE", "file", "flac", "/rec", 48_000, 500.0, 10]
+    ),
+    st.just(2**5000),
+)
+TREES = st.recursive(
+    VALUES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=5)
+    ),
+    max_leaves=12,
+)
+
+
+def toml(value: object) -> str:
+    """Any value as TOML on one line."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int():
+            return hex(value) if value >= 0 else str(value)
+        case float():
+            return repr(value) if math.isfinite(value) else str(value)
+        case str():
+            return '"' + "".join(f"\\U{ord(one):08x}" for one in value) + '"'
+        case list():
+            return "[" + ", ".join(toml(one) for one in value) + "]"
+        case dict():
+            return "{" + ", ".join(f"{toml(k)} = {toml(v)}" for k, v in value.items()) + "}"
+    raise AssertionError(value)
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> str:
+    """A file that is nearly right: the tables of RIGHT, their values replaced, more keys added."""
+    lines = []
+    for line in RIGHT.splitlines() * draw(st.integers(1, 2)):
+        fate = draw(st.integers(0, 9))
+        if fate < 2 and not line.startswith("["):
+            lines.append(f"{line.split(' = ')[0]} = {toml(draw(TREES))}")
+        elif fate < 9:
+            lines.append(line)
+        if draw(st.integers(0, 3)) == 0:
+            key = draw(st.sampled_from(KEYS) | st.text(max_size=5).map(toml))
+            lines.append(f"{key} = {toml(draw(TREES))}")
+    return draw(st.sampled_from(["\n", "\r\n"])).join(lines)
+
+
+def check_outcome(text: str) -> None:
+    try:
+        outcome: Any = read(text)
+    except ConfigError as error:
+        assert error.faults
+        for fault in error.faults:
+            assert fault.startswith("c.toml:")
+            assert fault.isprintable()
+    else:
+        assert isinstance(outcome, Config)
+        assert outcome.stream
+
+
+@given(documents() | TREES.map(lambda tree: f"stream = {toml(tree)}"))
+@settings(max_examples=100, deadline=None)
+def test_a_nearly_right_file_is_read_or_refused(text: str) -> None:
+    """A file of any values is a configuration or a list of printable faults, never a crash."""
+    check_outcome(text)
+
+
+@given(st.text(max_size=200) | st.text("[]{}.=\"'\n#, aé1\\_-:T", max_size=80))
+@settings(max_examples=200, deadline=None)
+def test_any_text_is_read_or_refused(text: str) -> None:
+    """Any text is a configuration or a list of printable faults, never a crash."""
+    check_outcome(text.encode(errors="replace").decode())
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=50, deadline=None)
+def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+    """A file of any bytes is refused in printable lines, never with a crash."""
+    path = tmp_path_factory.getbasetemp() / "bytes.toml"
+    path.write_bytes(raw)
+    with pytest.raises(ConfigError) as refused:
+        load(path)
+    assert refused.value.faults
+    assert all(fault.isprintable() for fault in refused.value.faults)

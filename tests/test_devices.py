@@ -1,0 +1,218 @@
+"""Devices: what is found, who holds it, and a first configuration that always fits."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capstand.block import SampleFormat
+from capstand.capture.kernel import owner_of
+from capstand.config import Config
+from capstand.decode import decode
+from capstand.devices import Device, default_configuration, find
+
+MIC = Device(
+    device="hw:CARD=Mic,DEV=0",
+    card=0,
+    id="Mic",
+    name="USB Mic",
+    rates_hz=[44_100, 48_000],
+    rates_continuous=False,
+    channels=[1, 2],
+    formats=["S16_LE", "S24_3LE"],
+    holder=None,
+    trouble=None,
+)
+HELD = replace(MIC, rates_hz=[], channels=[], formats=[], holder="arecord (pid 812)")
+
+
+def first(*found: Device) -> Config:
+    return decode(default_configuration(list(found), Path("/rec")), "built-in", Config)
+
+
+# A first configuration
+
+
+@pytest.mark.parametrize(
+    ("device", "rate_hz", "channels", "sample"),
+    [
+        (MIC, 48_000, 2, "S16_LE"),
+        (replace(MIC, rates_hz=[16_000, 44_100]), 44_100, 2, "S16_LE"),
+        (replace(MIC, rates_hz=[8000, 192_000], rates_continuous=True), 48_000, 2, "S16_LE"),
+        (replace(MIC, rates_hz=[8000, 16_000], rates_continuous=True), 16_000, 2, "S16_LE"),
+        (replace(MIC, rates_hz=[96_000, 768_000], rates_continuous=True), 96_000, 2, "S16_LE"),
+        (replace(MIC, rates_hz=[96_000, 384_000, 768_000]), 96_000, 2, "S16_LE"),
+        (replace(MIC, channels=[1]), 48_000, 1, "S16_LE"),
+        (replace(MIC, channels=list(range(6, 65))), 48_000, 6, "S16_LE"),
+        (replace(MIC, formats=["S32_LE", "S24_3LE"]), 48_000, 2, "S24_3LE"),
+    ],
+)
+def test_the_first_card_is_taken_as_it_can(
+    device: Device, rate_hz: int, channels: int, sample: str
+) -> None:
+    """Without a configuration the card gives 48 kHz, stereo, 16 bits, or what comes nearest."""
+    (stream,) = first(device).stream
+    capture = stream.capture
+    assert (stream.name, capture.device) == ("mic", device.device)
+    assert (capture.rate_hz, capture.channels, capture.format) == (rate_hz, channels, sample)
+    assert [(one.type, one.path) for one in stream.sink] == [("file", "/rec")]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        [],
+        [HELD],
+        [replace(HELD, holder=None, trouble="cannot be opened: no such device")],
+        [replace(MIC, formats=[])],
+        [replace(MIC, rates_hz=[384_000])],
+        [replace(MIC, rates_hz=[4000, 6000], rates_continuous=True)],
+        [replace(MIC, channels=[64])],
+    ],
+    ids=["none", "held", "broken", "other formats", "too fast", "too slow", "too wide"],
+)
+def test_without_a_card_that_fits_the_simulated_one_is_taken(found: list[Device]) -> None:
+    """Where no card can be used the first configuration plays a tone."""
+    (stream,) = first(*found).stream
+    assert (stream.name, stream.capture.device) == ("tone", "synthetic")
+
+
+def test_a_card_that_is_held_is_passed_over() -> None:
+    """The first card that can be used is taken, not the first one."""
+    other = replace(MIC, device="hw:CARD=Two,DEV=0")
+    assert first(HELD, other).stream[0].capture.device == other.device
+
+
+@given(
+    st.lists(
+        st.builds(
+            Device,
+            device=st.from_regex(r"hw:CARD=[A-Za-z0-9_]{1,15},DEV=[0-9]{1,2}", fullmatch=True),
+            card=st.integers(0, 31),
+            id=st.text(max_size=5),
+            name=st.text(max_size=5),
+            rates_hz=st.lists(st.integers(1, 800_000), min_size=2, max_size=2).map(sorted),
+            rates_continuous=st.booleans(),
+            channels=st.lists(st.integers(1, 10_000), max_size=3, unique=True).map(sorted),
+            formats=st.lists(st.sampled_from([one.alsa_name for one in SampleFormat]), max_size=2),
+            holder=st.none(),
+            trouble=st.none(),
+        ),
+        max_size=3,
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_the_first_configuration_is_right_for_any_cards(found: list[Device]) -> None:
+    """Whatever the cards offer, what is made of it is a right configuration."""
+    assert len(first(*found).stream) == 1
+
+
+@pytest.mark.parametrize("folder", ["/a b", '/a"b', "/a\\b", "/ä/𝄞", "/a'b#"])
+def test_the_directory_may_have_any_name(folder: str) -> None:
+    """The directory for recordings is written so that it reads back as it is."""
+    config = decode(default_configuration([MIC], Path(folder)), "built-in", Config)
+    assert config.stream[0].sink[0].path == folder
+
+
+# What is shown
+
+
+def test_a_device_is_shown_as_the_line_to_configure() -> None:
+    """A device is its line for the configuration, its name and what it can do, or why it cannot."""
+    assert str(MIC) == (
+        "hw:CARD=Mic,DEV=0\n    USB Mic\n    44100, 48000 Hz; 1, 2 channels; S16_LE, S24_3LE"
+    )
+    assert str(HELD) == "hw:CARD=Mic,DEV=0\n    USB Mic\n    held by arecord (pid 812)"
+    wide = replace(MIC, rates_hz=[8000, 192_000], rates_continuous=True)
+    assert str(wide).splitlines()[2].startswith("    8000 to 192000 Hz; ")
+
+
+# What /proc tells
+
+PCM = """\
+00-00: USB Audio : USB Audio : capture 1
+01-00: ALC257 Analog : ALC257 Analog : playback 1 : capture 1
+01-03: HDMI 0 : HDMI 0 : playback 1
+a line of another kernel
+"""
+
+
+def proc(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / "proc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+HOLDER = {
+    "asound/card0/pcm0c/sub0/status": "closed\n",
+    "asound/card0/pcm0c/sub1/status": "state: RUNNING\nowner_pid   : 813\ntrigger_time: 1.0\n",
+    "813/status": "Name:\tarecord\nTgid:\t812\nPid:\t813\n",
+    "813/comm": "worker\n",
+    "812/comm": "arecord\n",
+}
+
+
+def test_every_capture_device_is_found(tmp_path: Path) -> None:
+    """Each line of /proc/asound/pcm that captures is a device, by the card's id or else number."""
+    proc(tmp_path, {"asound/pcm": PCM, "asound/card0/id": "Mic\n"})
+    found = find(tmp_path)
+    assert [(one.device, one.card, one.id) for one in found] == [
+        ("hw:CARD=Mic,DEV=0", 0, "Mic"),
+        ("hw:CARD=1,DEV=0", 1, "1"),
+    ]
+    assert "USB Audio" in found[0].name
+
+
+def test_a_device_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
+    """A device that does not open is shown with the reason, and offers nothing."""
+    proc(
+        tmp_path,
+        {
+            "asound/pcm": "31-07: Ghost : Ghost : capture 1\n",
+            "asound/card31/id": "CapstandGhost\n",
+        },
+    )
+    (ghost,) = find(tmp_path)
+    assert ghost.trouble is not None
+    assert ghost.trouble.startswith("cannot be opened: ")
+    assert (ghost.rates_hz, ghost.channels, ghost.formats) == ([], [], [])
+    assert str(ghost).endswith(ghost.trouble)
+
+
+def test_a_device_that_is_held_is_left_alone(tmp_path: Path) -> None:
+    """A device that a program holds is not opened; the program is named."""
+    proc(tmp_path, {"asound/pcm": PCM.splitlines()[0], "asound/card0/id": "Mic\n", **HOLDER})
+    (held,) = find(tmp_path)
+    assert (held.holder, held.trouble) == ("arecord (pid 812)", None)
+
+
+@pytest.mark.parametrize("pcm", [None, "", "\n", "\0\xff\n"])
+def test_no_sound_card_is_no_error(tmp_path: Path, pcm: str | None) -> None:
+    """A machine without sound has no devices, and that is all."""
+    proc(tmp_path, {} if pcm is None else {"asound/pcm": pcm})
+    assert find(tmp_path) == []
+
+
+def test_the_holder_is_named_by_process(tmp_path: Path) -> None:
+    """Who holds a device is told as program and process, though a thread of it opened it."""
+    proc(tmp_path, HOLDER)
+    assert owner_of("0", 0, tmp_path) == "arecord (pid 812)"
+    assert owner_of("0", 1, tmp_path) is None
+    assert owner_of("1", 0, tmp_path) is None
+
+
+def test_a_card_may_be_asked_for_by_its_id(tmp_path: Path) -> None:
+    """A card's id leads to the holder as its number does."""
+    proc(tmp_path, HOLDER)
+    (tmp_path / "proc/asound/Mic").symlink_to("card0")
+    assert owner_of("Mic", 0, tmp_path) == "arecord (pid 812)"
+
+
+def test_a_holder_that_is_gone_holds_nothing(tmp_path: Path) -> None:
+    """A process that ended while it was looked up is not named."""
+    proc(tmp_path, {name: text for name, text in HOLDER.items() if name.startswith("asound")})
+    assert owner_of("0", 0, tmp_path) is None

@@ -1,0 +1,272 @@
+"""Log lines: said once then counted, sent to the journal without ever waiting for it."""
+
+import io
+import logging
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from capstand import logs
+from capstand.logs import MAX_FIELD, REPEAT_S, JournalHandler, Repeats, log, say
+
+
+class Kept(logging.Handler):
+    """Keeps the lines it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+class Time:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.s = 1000.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """The log as it was before."""
+    before = log.handlers[:], log.level, log.propagate
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    yield
+    for one in log.handlers:
+        one.close()
+    log.handlers[:], log.level, log.propagate = before
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def kept() -> Kept:
+    one = Kept()
+    log.handlers[:] = [one]
+    return one
+
+
+@pytest.fixture
+def repeats(kept: Kept, time: Time) -> Repeats:
+    one = Repeats(time)
+    kept.addFilter(one)
+    return one
+
+
+def lost(frames: int, **fields: object) -> None:
+    say(logging.WARNING, "lost %d frames", frames, **fields)
+
+
+def test_a_repeated_fault_is_said_once_then_counted(
+    kept: Kept, repeats: Repeats, time: Time
+) -> None:
+    """The first is said at once; those of the next minute are held back and told as a number."""
+    for n in range(1, 6):
+        lost(n)
+        repeats.tell()
+    assert kept.lines == ["lost 1 frames"]
+    time.s += REPEAT_S
+    repeats.tell()
+    assert kept.lines == ["lost 1 frames", "lost 5 frames (and 3 more like it)"]
+    repeats.tell(all_now=True)
+    assert len(kept.lines) == 2
+
+
+def test_one_line_a_minute_however_long_it_lasts(kept: Kept, repeats: Repeats, time: Time) -> None:
+    """A fault that repeats each second for an hour makes no more than a line a minute."""
+    for n in range(3600):
+        lost(n)
+        repeats.tell()
+        time.s += 1.0
+    repeats.tell(all_now=True)
+    assert 60 <= len(kept.lines) <= 62
+    told = sum(int(one.split("(and ")[1].split()[0]) if "(and" in one else 0 for one in kept.lines)
+    assert told + len(kept.lines) == 3600
+
+
+def test_a_single_repeat_is_told_as_it_was(kept: Kept, repeats: Repeats, time: Time) -> None:
+    """One line that was held back comes out unchanged when it is due."""
+    lost(1)
+    lost(2)
+    time.s += REPEAT_S
+    repeats.tell()
+    assert kept.lines == ["lost 1 frames", "lost 2 frames"]
+
+
+def test_the_next_line_carries_the_count(kept: Kept, repeats: Repeats, time: Time) -> None:
+    """A line that comes after the minute, before it was told, says how many were held back."""
+    for n in (1, 2, 3):
+        lost(n)
+    time.s += REPEAT_S
+    lost(4)
+    assert kept.lines == ["lost 1 frames", "lost 4 frames (and 2 more like it)"]
+
+
+def test_nothing_is_held_back_at_the_end(kept: Kept, repeats: Repeats) -> None:
+    """At the end all that was held back is told."""
+    for n in (1, 2, 3):
+        lost(n)
+    repeats.tell(all_now=True)
+    assert kept.lines == ["lost 1 frames", "lost 3 frames (and 1 more like it)"]
+
+
+def test_streams_and_sinks_are_counted_apart(kept: Kept, repeats: Repeats) -> None:
+    """A fault of one stream or sink does not silence that of another."""
+    for stream in ("a", "b"):
+        for sink in ("x", "y"):
+            for _ in range(2):
+                lost(1, STREAM=stream, SINK=sink)
+    assert len(kept.lines) == 4
+
+
+def test_faults_of_different_kinds_are_all_said(kept: Kept, repeats: Repeats) -> None:
+    """Only the same message is a repeat."""
+    say(logging.ERROR, "one")
+    say(logging.ERROR, "two")
+    assert kept.lines == ["one", "two"]
+
+
+# The journal
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as one:
+        one.bind(str(tmp_path / "journal"))
+        yield one
+
+
+@pytest.fixture
+def handler(journal: socket.socket) -> Iterator[JournalHandler]:
+    one = JournalHandler(journal.getsockname())
+    log.handlers[:] = [one]
+    yield one
+    one._socket.close()
+
+
+def entry(raw: bytes) -> dict[str, bytes]:
+    """An entry of journald's native protocol, taken apart as journald does."""
+    fields = {}
+    while raw:
+        line, _, raw = raw.partition(b"\n")
+        key, equals, value = line.partition(b"=")
+        if not equals:
+            (size,) = struct.unpack_from("<Q", raw)
+            value, raw = raw[8 : 8 + size], raw[8 + size :]
+            assert raw[:1] == b"\n"
+            raw = raw[1:]
+        fields[key.decode()] = value
+    return fields
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [(logging.INFO, b"6"), (logging.WARNING, b"4"), (logging.ERROR, b"3")],
+)
+def test_an_entry_has_fields(
+    journal: socket.socket, handler: JournalHandler, level: int, priority: bytes
+) -> None:
+    """An entry carries message, priority and the fields one can search for."""
+    say(level, "%s: lost %d", "mic", 3, STREAM="mic", LOST_FRAMES=3)
+    assert entry(journal.recv(65536)) == {
+        "MESSAGE": b"mic: lost 3",
+        "PRIORITY": priority,
+        "SYSLOG_IDENTIFIER": b"capstand",
+        "STREAM": b"mic",
+        "LOST_FRAMES": b"3",
+    }
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=100))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_value_arrives_as_one_field(
+    journal: socket.socket, handler: JournalHandler, value: str
+) -> None:
+    """No value, whatever lines or characters are in it, can forge another field."""
+    say(logging.INFO, "%s", value, DEVICE=value)
+    got = entry(journal.recv(65536))
+    assert set(got) == {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "DEVICE"}
+    assert got["DEVICE"] == got["MESSAGE"] == value.encode(errors="replace")
+
+
+def test_a_long_value_is_cut(journal: socket.socket, handler: JournalHandler) -> None:
+    """A value is cut where it would make the entry too large to send."""
+    say(logging.INFO, "x" * 1_000_000, DEVICE="y\n" * 1_000_000)
+    got = entry(journal.recv(65536))
+    assert got["MESSAGE"] == b"x" * MAX_FIELD
+    assert got["DEVICE"] == b"y\n" * (MAX_FIELD // 2)
+
+
+def test_a_stalled_journal_is_not_waited_for(
+    journal: socket.socket, handler: JournalHandler
+) -> None:
+    """When the journal takes nothing lines are counted; the next that passes tells how many."""
+    said = 0
+    while not handler._missed:
+        say(logging.INFO, "line")
+        said += 1
+    for _ in range(9):
+        say(logging.INFO, "line")
+    for _ in range(said - 1):
+        assert "MISSED_LINES" not in entry(journal.recv(65536))
+    with pytest.raises(BlockingIOError):
+        journal.recv(65536)
+    say(logging.INFO, "back")
+    assert entry(journal.recv(65536))["MISSED_LINES"] == b"10"
+    say(logging.INFO, "well")
+    assert "MISSED_LINES" not in entry(journal.recv(65536))
+
+
+def test_a_missing_journal_is_not_minded(tmp_path: Path) -> None:
+    """Where no journal listens the daemon goes on, and counts."""
+    handler = JournalHandler(str(tmp_path / "none"))
+    log.handlers[:] = [handler]
+    say(logging.ERROR, "line")
+    assert handler._missed == 1
+    handler._socket.close()
+
+
+# Plain lines
+
+
+def test_plain_lines_say_time_and_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside systemd a line is a time, a word for what is no mere news, and the message."""
+    stderr = io.StringIO()
+    cleared: list[str] = []
+    monkeypatch.setattr("sys.stderr", stderr)
+    logs.setup(before=lambda: cleared.append(stderr.getvalue()), journal=False)
+    say(logging.INFO, "news")
+    say(logging.WARNING, "%d lost", 3, STREAM="mic")
+    say(logging.ERROR, "gone")
+    lines = [line.split(" ", 1) for line in stderr.getvalue().splitlines()]
+    assert [rest for _, rest in lines] == ["news", "warning: 3 lost", "error: gone"]
+    assert all(len(stamp) == 8 and stamp.count(":") == 2 for stamp, _ in lines)
+    assert [text.count("\n") for text in cleared] == [0, 1, 2]
+
+
+def test_the_journal_is_taken_under_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """setup() sends to the journal where it is told so, and holds repeats back either way."""
+    for journal, kind in ((True, JournalHandler), (False, logs.PlainHandler)):
+        repeats = logs.setup(journal=journal)
+        (handler,) = log.handlers
+        assert type(handler) is kind
+        assert repeats in handler.filters
+        if isinstance(handler, JournalHandler):
+            handler._socket.close()
+    monkeypatch.setenv("JOURNAL_STREAM", "0:0")
+    logs.setup()
+    assert type(log.handlers[0]) is logs.PlainHandler
