@@ -705,3 +705,18 @@ def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, raw: by
         load(path)
     assert refused.value.faults
     assert all(fault.isprintable() for fault in refused.value.faults)
+
+
+def test_rules_between_keys_are_told_beside_faults_of_other_keys() -> None:
+    """One wrong key of a table does not hide what is wrong between the others."""
+    with pytest.raises(ConfigError) as told:
+        decode(
+            '[[stream]]\nname = "mic"\n[stream.capture]\ndevice = "hw:0"\nrate_hz = 44.1\n'
+            'buffer_ms = 20\n[[stream.sink]]\ntype = "file"\npath = "/a"\n',
+            "a.toml",
+            Config,
+        )
+    assert [fault.split(": ")[1] for fault in told.value.faults] == [
+        "stream.mic.capture.rate_hz",
+        "stream.mic.capture.buffer_ms",
+    ]

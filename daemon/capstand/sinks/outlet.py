@@ -69,7 +69,7 @@ class Outlet:
         self._queue.put(block)
 
     def run(self) -> None:
-        """The thread's body; ends after ``finish`` when the queue is empty, or after ``cut``."""
+        """The thread's body; ends after ``finish``, when the queue is empty."""
         prepare_thread(f"sink:{self.name}", 0)
         while not (self.try_open() and self.feed()):
             if self._halt.wait(self._retry_s * random.uniform(0.75, 1.25)):

@@ -1,0 +1,38 @@
+"""Fixtures that more than one file of tests uses."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakecard import FakeCard, build, missing
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """In CI a test that was skipped is a failure: what was not run was not shown."""
+    yield
+    skipped = terminalreporter.stats.get("skipped", [])
+    session = terminalreporter._session
+    if skipped and os.environ.get("CI") and session is not None:
+        terminalreporter.write_line(f"CI skips nothing, but {len(skipped)} tests were skipped")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def fakecard_plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fake card's plug-in, built once."""
+    lacking = missing()
+    if lacking is not None:
+        pytest.skip(f"{lacking} is missing")
+    return build(tmp_path_factory.mktemp("plugin"))
+
+
+@pytest.fixture
+def fakecard(tmp_path: Path, fakecard_plugin: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCard:
+    """A card of its own for one test; ALSA finds it as ``fakecard.device``."""
+    card = FakeCard(tmp_path, plugin=fakecard_plugin)
+    for name, value in card.env.items():
+        monkeypatch.setenv(name, value)
+    return card

@@ -1,0 +1,173 @@
+"""The line of a stream, driven by hand: what its threads do, one step at a time, on virtual time.
+
+    line = Line(config, clock=VirtualTime())
+    line.capture()   one turn of the capture thread: opens, reads a period, or fails and waits
+    line.push()      one turn of the push thread
+    line.deliver()   one turn of every sink's thread
+
+Threads only decide when these turns happen, so whatever holds after every turn in any order holds
+for the threads too. The two fakes stand for capstand's own protocols, Source and Sink.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from capstand.block import Block
+from capstand.capture.capturer import POLL_MS, Capturer
+from capstand.capture.source import Grant, Reading, Source
+from capstand.capture.synthetic import SyntheticSource, Time, VirtualTime
+from capstand.config import Capture, FileSink, Synthetic
+from capstand.config import Stream as StreamConfig
+from capstand.dsp.convert import to_int32
+from capstand.dsp.level import Meter
+from capstand.errors import DeviceError, SinkError
+from capstand.pusher import Pusher
+from capstand.sinks.outlet import Outlet
+from capstand.sinks.sink import Sink
+from capstand.stats import Gap, StreamStats
+from capstand.stream import Stream
+
+Counters = npt.NDArray[np.int64]
+
+
+def capture(**keys: object) -> Capture:
+    """A simulated card with the counter signal and no real-time priority, changed by ``keys``."""
+    card = Capture(device="synthetic", priority=0, synthetic=Synthetic(signal="counter"))
+    return replace(card, **keys)  # type: ignore[arg-type]
+
+
+def config(card: Capture, sinks: Sequence[FileSink] = ()) -> StreamConfig:
+    """A stream from ``card`` to ``sinks``; without any, to one that is to be replaced."""
+    return StreamConfig(
+        name="mic", capture=card, sink=tuple(sinks) or (FileSink(type="file", path="/nowhere"),)
+    )
+
+
+def counters(samples: bytes, card: Capture) -> Counters:
+    """The numbers that the frames of a counter signal carry; 16 bits in mono S16, else 24 or 32."""
+    audio = card.audio
+    if card.format == "S16_LE":
+        halves = np.frombuffer(samples, "<u2").reshape(-1, audio.channels).astype(np.int64)
+        return halves[:, 0] + (halves[:, 1] << 16) if audio.channels > 1 else halves[:, 0]
+    wide = to_int32(samples, audio.sample).reshape(-1, audio.channels).view(np.uint32)
+    return wide[:, 0].astype(np.int64) >> (32 - audio.sample.bits)
+
+
+class Script:
+    """A Source that brings what a list says; its time is that of the last reading.
+
+    A row is (now_ns, frames, lost, stamp_ns, ahead); None is a device that fails.
+    """
+
+    def __init__(
+        self, card: Capture, rows: Iterable[tuple[int, int, int, int, int] | None]
+    ) -> None:
+        self.now_ns = 1
+        self._card = card
+        self._rows = iter(rows)
+        self._reading = Reading()
+
+    def open(self) -> Grant:
+        card = self._card
+        return Grant("script", card.audio, card.period_frames, card.buffer_frames, exact=True)
+
+    def read(self, slot: memoryview, timeout_ms: int) -> Reading:
+        row = next(self._rows)
+        if row is None:
+            raise DeviceError("script: the device failed")
+        reading = self._reading
+        self.now_ns, reading.frames, reading.lost, reading.stamp_ns, reading.ahead = row
+        return reading
+
+    def close(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
+
+
+class Keep:
+    """A Sink that keeps all blocks; it refuses a write or an open while ``fails()`` is true."""
+
+    def __init__(self, fails: Callable[[], bool] = lambda: False) -> None:
+        self.detail = "kept"
+        self.blocks: list[Block] = []
+        self._fails = fails
+
+    def open(self) -> None:
+        if self._fails():
+            raise SinkError("the peer is away")
+
+    def write(self, block: Block) -> None:
+        if self._fails():
+            raise SinkError("the peer hung up")
+        self.blocks.append(block)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Line:
+    """A Stream whose card lives on ``clock`` and whose sinks are ``sinks``."""
+
+    def __init__(
+        self,
+        card: Capture,
+        sinks: Sequence[Sink],
+        clock: Time | None = None,
+        source: Source | None = None,
+        queue_frames: int = 1 << 30,
+        poll_ms: int = POLL_MS,
+    ) -> None:
+        self.time: Time = clock or VirtualTime()
+        self.card = card
+        self.poll_ms = poll_ms
+        self.stream = stream = Stream(config(card))
+        stream.source = source or SyntheticSource(card, self.time)
+        stream.capturer = Capturer(
+            stream.source, stream.clock, stream.ring, card.priority, self.time.now_ns
+        )
+        stream.outlets = [
+            Outlet(f"sink{number}", sink, queue_frames) for number, sink in enumerate(sinks)
+        ]
+        stream.pusher = Pusher(
+            stream.ring, card.audio.frame_bytes, Meter(card.audio), stream.outlets, card.priority
+        )
+        self.gaps: list[Gap] = []
+        self._gaps_seen = 0
+
+    def capture(self) -> int:
+        capturer = self.stream.capturer
+        try:
+            if capturer.grant is None:
+                capturer.open()
+            return capturer.step(self.poll_ms)
+        except DeviceError as error:
+            pause_ns = round(capturer.fail(error) * 1e9)
+            self.time.wait_until(self.time.now_ns() + pause_ns)
+            return 0
+
+    def push(self) -> int:
+        return self.stream.pusher.step()
+
+    def deliver(self) -> None:
+        for outlet in self.stream.outlets:
+            try:
+                if outlet.state != "open" and not outlet.try_open():
+                    continue
+                outlet.step()
+            except SinkError:
+                outlet.state = "waiting"
+
+    def stats(self) -> StreamStats:
+        """The books now; also collects the gaps since the last time."""
+        table = self.stream.capturer.tally.gaps
+        self.gaps += table.since(self._gaps_seen)
+        self._gaps_seen = table.count
+        return self.stream.stats(self.time.now_ns())

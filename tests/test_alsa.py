@@ -1,0 +1,403 @@
+"""AlsaSource and the capture thread's steps on a real ALSA PCM in user space (tests/fakecard).
+
+Most tests hold the card's clock, so frames come when the test says so. Where the length of a gap is
+measured by time, the card runs on CLOCK_MONOTONIC and the test allows for what the host itself took
+away meanwhile. Loss counted by the kernel's pointers is for the guest: this card has none.
+"""
+
+import errno
+import gc
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from capstand.block import SampleFormat
+from capstand.capture.alsa import AlsaSource, offers
+from capstand.capture.capturer import STALL_S, Capturer
+from capstand.clock import Clock
+from capstand.config import Capture
+from capstand.errors import DeviceError
+from capstand.ring import Ring
+from capstand.stats import Cause
+from tests.fakecard import FORMATS, FakeCard, counter
+from tests.line import Counters
+
+PERIOD = 480
+
+
+def asked(card: FakeCard, **keys: object) -> Capture:
+    setup = {"device": card.device, "format": "S32_LE", "channels": 1, "priority": 0} | keys
+    return Capture(**setup)  # type: ignore[arg-type]
+
+
+class Reader:
+    """A source and its capturer, one step at a time; keeps all that came."""
+
+    def __init__(self, setup: Capture) -> None:
+        self.setup = setup
+        self.now_ns = time.monotonic_ns
+        self.source = AlsaSource(setup)
+        self.clock = Clock(setup.rate_hz, setup.period_frames)
+        self.ring = Ring(setup.ring_slots, 2 * setup.period_frames * setup.audio.frame_bytes)
+        self.capturer = Capturer(self.source, self.clock, self.ring, 0, self._now)
+        self.indices: list[int] = []
+        self.numbers: list[int] = []
+        self.blocks: list[tuple[int, int, int]] = []  # first frame, frames, time
+
+    def _now(self) -> int:
+        return self.now_ns()
+
+    def open(self) -> None:
+        self.capturer.open()
+
+    def step(self, timeout_ms: int = 0) -> int:
+        frames = self.capturer.step(timeout_ms)
+        for slot in self.ring.peek(self.ring.take(), self.setup.audio.frame_bytes):
+            self.blocks.append((slot.first_frame, slot.frames, slot.captured_at_ns))
+            self.indices += range(slot.first_frame, slot.first_frame + slot.frames)
+            found = counter(bytes(slot.samples), self.setup.format, self.setup.channels)
+            self.numbers += found.tolist()
+            self.ring.release(1)
+        return frames
+
+    def run(self, frames: int) -> None:
+        """Until that many frames more have come; ten seconds of nothing are a failure."""
+        wanted, deadline = len(self.indices) + frames, time.monotonic() + 10
+        while len(self.indices) < wanted:
+            if self.step(200):
+                deadline = time.monotonic() + 10
+            assert time.monotonic() < deadline, "the card kept silent"
+
+    def offsets(self) -> Counters:
+        """Card's number minus frame index, of every frame."""
+        return np.array(self.numbers, np.int64) - np.array(self.indices, np.int64)
+
+    def close(self) -> None:
+        self.source.close()
+        self.ring.close()
+
+
+@pytest.fixture
+def readers() -> Iterator[list[Reader]]:
+    opened: list[Reader] = []
+    yield opened
+    for one in opened:
+        one.close()
+
+
+def reader(readers: list[Reader], setup: Capture) -> Reader:
+    readers.append(Reader(setup))
+    return readers[-1]
+
+
+def held(card: FakeCard, readers: list[Reader], **keys: object) -> Reader:
+    """A reader of a card whose clock the test holds; the stream runs, no frame has come."""
+    card.virtual(0)
+    one = reader(readers, asked(card, **keys))
+    one.open()
+    assert one.step() == 0
+    return one
+
+
+@pytest.mark.parametrize("channels", [1, 2, 32])
+@pytest.mark.parametrize("format", FORMATS)
+def test_frames(format: str, channels: int, fakecard: FakeCard, readers: list[Reader]) -> None:
+    """In every format and width each frame arrives once, in order and with its own index."""
+    one = held(fakecard, readers, format=format, channels=channels)
+    for number in range(1, 21):
+        fakecard.virtual(number * PERIOD)
+        assert one.step() == PERIOD
+        assert one.step() == 0
+    assert one.indices == one.numbers == list(range(20 * PERIOD))
+    assert one.capturer.tally.gaps.count == 0
+
+
+def test_frames_in_real_time(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """On the card's own clock a hundred periods follow each other in index and in time."""
+    one = reader(readers, asked(fakecard, rate_hz=192_000, buffer_ms=5000.0))
+    one.open()
+    one.run(100 * one.setup.period_frames)
+    assert one.indices == one.numbers
+    times = [at_ns for _, _, at_ns in one.blocks]
+    assert all(first < second for first, second in itertools.pairwise(times))
+
+
+def test_a_backlog_is_read_period_by_period(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """A reader that was held up, but not for longer than the buffer, loses nothing."""
+    one = held(fakecard, readers, buffer_ms=500.0)
+    fakecard.virtual(40 * PERIOD + 17)
+    assert [one.step() for _ in range(41)] == [PERIOD] * 40 + [0]
+    assert one.indices == one.numbers
+
+
+def test_a_position_that_moves_in_steps(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """A device whose position moves by 700 frames at a time brings whole periods all the same."""
+    fakecard.granularity = 700
+    one = held(fakecard, readers)
+    sizes = []
+    for position in range(0, 12 * PERIOD, 100):
+        fakecard.virtual(position)
+        sizes.append(one.step())
+    assert set(sizes) == {0, PERIOD}
+    assert one.indices == one.numbers == list(range(len(one.indices)))
+    assert len(one.indices) > 10 * PERIOD
+
+
+def test_a_short_first_read_is_not_lost(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """Frames that came while the stream was started are a block of their own, not a gap."""
+    for _ in range(500):
+        fakecard.virtual(None)
+        one = reader(readers, asked(fakecard, rate_hz=192_000, buffer_ms=5000.0))
+        one.open()
+        start = fakecard.starts
+        first = one.step()
+        if 0 < first < one.setup.period_frames:
+            break
+        one.close()
+        readers.remove(one)
+    assert fakecard.starts == start + 1
+    assert 0 < first < one.setup.period_frames, "the card was never quick enough for this test"
+    for _ in range(5):
+        one.run(one.setup.period_frames)
+    assert one.blocks[1][0] == first
+    assert one.offsets().min() == one.offsets().max()
+    assert one.capturer.tally.produced == one.capturer.tally.captured == len(one.numbers)
+
+
+def lose(one: Reader, card: FakeCard) -> tuple[int, int]:
+    """Runs on over a fault; returns the card's loss and how far the books are from it."""
+    one.run(20 * one.setup.period_frames)
+    return card.frames_lost, abs(one.capturer.tally.lost_estimated - card.frames_lost)
+
+
+def late_frames(one: Reader, began_ns: int) -> float:
+    """By how much the host may have falsified one measured gap: all the time the fault took."""
+    return (time.monotonic_ns() - began_ns) * one.setup.rate_hz / 1e9
+
+
+def test_an_overrun_is_estimated(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """After an overrun the gap is what the card lost, to the period, and marked as an estimate."""
+    one = reader(readers, asked(fakecard, buffer_ms=100.0))
+    one.open()
+    one.run(150 * PERIOD)
+    assert not one.offsets().any()
+    one.capturer.step(0)
+    time.sleep(0.25)  # the reader is away for longer than the buffer
+    starts, began_ns = fakecard.starts, time.monotonic_ns()
+    while fakecard.starts == starts:
+        one.step(200)
+    allowed = PERIOD + late_frames(one, began_ns)
+    true, off = lose(one, fakecard)
+    assert fakecard.overruns >= 1
+    assert true >= 100 * 48
+    assert off <= allowed
+    gaps = one.capturer.tally.gaps.since(0)
+    assert {(one.cause, one.exact) for one in gaps} == {(Cause.OVERRUN, False)}
+    assert sum(gap.frames for gap in gaps) == one.capturer.tally.lost_estimated
+    assert one.capturer.tally.lost_exact == 0
+    assert abs(int(one.offsets()[-1])) == off
+
+
+def test_a_suspended_machine(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """After a suspend the stream is started again and the gap says why."""
+    one = reader(readers, asked(fakecard, buffer_ms=500.0))
+    one.open()
+    one.run(100 * PERIOD)
+    fakecard.suspend()
+    time.sleep(0.1)  # the machine sleeps
+    began_ns, starts = time.monotonic_ns(), fakecard.starts
+    while fakecard.starts == starts:
+        one.step(200)
+    allowed = PERIOD + late_frames(one, began_ns)
+    true, off = lose(one, fakecard)
+    assert true >= 90 * 48
+    assert off <= allowed
+    assert [gap.cause for gap in one.capturer.tally.gaps.since(0)] == [Cause.SUSPENDED]
+
+
+def test_unplugged_and_plugged_in_again(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """A card that was pulled fails with ENODEV until it is back; the index goes on over the gap."""
+    one = reader(readers, asked(fakecard))
+    one.open()
+    one.run(100 * PERIOD)
+    fakecard.disconnect()
+    with pytest.raises(DeviceError, match="is it plugged in") as gone:
+        one.run(100 * PERIOD)
+    assert gone.value.errno == errno.ENODEV
+    assert not gone.value.refused
+    assert one.capturer.fail(gone.value) > 0
+    with pytest.raises(DeviceError) as still_gone:
+        one.open()
+    assert still_gone.value.errno == errno.ENODEV
+    one.capturer.fail(still_gone.value)
+    time.sleep(0.1)
+    fakecard.reconnect()
+    began_ns = time.monotonic_ns()
+    one.open()
+    one.step(0)
+    allowed = PERIOD + late_frames(one, began_ns)
+    true, off = lose(one, fakecard)
+    (gap,) = one.capturer.tally.gaps.since(0)
+    assert (gap.cause, gap.exact) == (Cause.REOPENED, False)
+    assert true >= 90 * 48
+    assert off <= allowed
+    assert one.capturer.trouble is None
+
+
+def test_a_busy_card(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """A card that another has open fails with EBUSY, which waiting can help."""
+    reader(readers, asked(fakecard)).open()
+    second = reader(readers, asked(fakecard))
+    with pytest.raises(DeviceError, match="another program has it open") as busy:
+        second.open()
+    assert busy.value.errno == errno.EBUSY
+    assert not busy.value.refused
+    readers[0].source.close()
+    second.open()
+
+
+def test_a_card_that_is_not_there(readers: list[Reader]) -> None:
+    """A device without a card fails with what to look at."""
+    one = reader(readers, Capture(device="hw:CARD=NoSuchCard", priority=0))
+    with pytest.raises(DeviceError, match=r"hw:CARD=NoSuchCard cannot be opened: .*plugged in"):
+        one.open()
+
+
+@pytest.mark.parametrize(
+    ("limit", "key", "granted", "offered"),
+    [
+        ({"rates": (44_100, 44_100)}, "rate_hz 48000", "44100 granted", "44100 Hz"),
+        ({"channels": (2, 8)}, "channels 1", "2 granted", "2 channels"),
+        ({"formats": ["S16_LE", "S24_3LE"]}, "format S32_LE", "granted", "S16_LE, S24_3LE"),
+    ],
+)
+def test_a_card_that_cannot(
+    limit: dict[str, object],
+    key: str,
+    granted: str,
+    offered: str,
+    fakecard: FakeCard,
+    readers: list[Reader],
+) -> None:
+    """A card that grants something else is refused with what was asked, granted and offered."""
+    fakecard.restrict(**limit)  # type: ignore[arg-type]
+    one = reader(readers, asked(fakecard))
+    with pytest.raises(DeviceError) as cannot:
+        one.open()
+    text = str(cannot.value)
+    assert cannot.value.refused
+    assert f"{key} was asked for" in text
+    assert granted in text
+    assert offered in text.split("offers ")[1]
+    one.capturer.fail(cannot.value)
+    fakecard.restrict()
+    one.open()
+
+
+def test_the_grant_is_what_the_card_agreed_to(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """The grant tells period and buffer as the card has them, and that losses are estimated."""
+    one = held(fakecard, readers, period_ms=20.0, buffer_ms=200.0)
+    grant = one.capturer.grant
+    assert grant is not None
+    assert (grant.device, grant.exact) == (fakecard.device, False)
+    assert (grant.period_frames, grant.buffer_frames) == (960, 9600)
+    assert grant.format.sample is SampleFormat.S32_LE
+    assert "Hz" in offers(one.source._pcm)
+
+
+def test_a_card_that_stands_still(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """A card that is open and brings nothing for two seconds is opened again, and goes on."""
+    one = held(fakecard, readers)
+    fakecard.virtual(PERIOD)
+    now = 10**12
+    one.now_ns = lambda: now
+    assert one.step() == PERIOD
+    now += round(STALL_S * 1e9)
+    assert one.step() == 0
+    now += 1
+    with pytest.raises(DeviceError, match="no frame for 2 s") as still:
+        one.step()
+    assert not still.value.refused
+    assert one.capturer.stalls == 1
+    one.capturer.fail(still.value)
+    assert one.capturer.grant is None
+    one.open()
+    one.step()
+    fakecard.virtual(2 * PERIOD)
+    assert one.step() == PERIOD
+    assert one.numbers == list(range(2 * PERIOD))
+
+
+def test_wake_ends_a_read(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """A read that waits for a silent card returns when it is woken, and so does every later one."""
+    one = held(fakecard, readers)
+    waiting = threading.Thread(target=one.capturer.step, args=(3_600_000,), daemon=True)
+    waiting.start()
+    one.source.wake()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert one.step(3_600_000) == 0
+
+
+def test_stop_ends_the_thread(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """A capture thread at a silent card ends when it is told, and the card is free again."""
+    fakecard.virtual(0)
+    one = reader(readers, asked(fakecard))
+    thread = threading.Thread(target=one.capturer.run, daemon=True)
+    thread.start()
+    one.capturer.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert one.capturer.grant is None
+    reader(readers, asked(fakecard)).open()
+
+
+def test_closing_twice(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """A source may be closed before it was opened, and again after it was closed."""
+    one = reader(readers, asked(fakecard))
+    one.source.close()
+    one.open()
+    one.source.close()
+    one.source.close()
+    one.open()
+    assert fakecard.opens == 2
+
+
+def test_opening_leaves_nothing_open(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """Fifty openings, half of them refused, leave no descriptor behind."""
+    one = reader(readers, asked(fakecard))
+
+    def try_once(number: int) -> None:
+        fakecard.restrict(rates=(8000, 8000) if number % 2 else (0, 0))
+        try:
+            one.open()
+            one.step()
+        except DeviceError as error:
+            one.capturer.fail(error)
+        one.source.close()
+
+    try_once(0)
+    try_once(1)
+    gc.collect()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(50):
+        try_once(number)
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert fakecard.opens == 52
+
+
+def test_the_clock_follows_the_card(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """Times of blocks increase and lie between the start of the stream and now."""
+    one = reader(readers, asked(fakecard, rate_hz=192_000, buffer_ms=5000.0))
+    one.open()
+    began_ns = time.monotonic_ns()
+    one.run(50 * one.setup.period_frames)
+    times = [at_ns for _, _, at_ns in one.blocks]
+    assert times == sorted(set(times))
+    assert began_ns - 1e9 < times[0] < times[-1] < time.monotonic_ns()
