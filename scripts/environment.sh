@@ -55,7 +55,7 @@ make_environment() {
     if [ "$(cat "$root/.venv/mark$extra" 2>/dev/null)" != "$mark" ]; then
         echo "capstand: preparing .venv (once)" >&2
         [ -x "$root/.venv/bin/python" ] || python3 -m venv "$root/.venv"
-        "$root/.venv/bin/pip" install -q --disable-pip-version-check \
+        "$root/.venv/bin/pip" install -q --use-pep517 --disable-pip-version-check \
             -e "$root${extra:+[$extra]}" 2> >(grep -v '^WARNING: Location' >&2)
         echo "$mark" >"$root/.venv/mark$extra"
     fi
