@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,7 @@ class Daemon:
         self.process.communicate()
         self._socket.close()
 
-    def ledger(self) -> list[dict[str, object]]:
+    def ledger(self) -> list[dict[str, Any]]:
         lines = (self.folder / "state/ledger/mic.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
@@ -144,3 +145,28 @@ def test_a_second_daemon_is_refused_and_the_first_goes_on(daemon: Daemon, tmp_pa
     assert second.process.wait(10) == 1
     second.close()
     daemon.hear("WATCHDOG=1")
+
+
+def test_the_ledger_itemises_what_was_lost_and_what_a_sink_missed(tmp_path: Path) -> None:
+    """The gaps in the ledger add up to the frames lost, the drops to what the sink missed."""
+    configuration = CONFIGURATION.format(device="synthetic", folder=tmp_path).replace(
+        "[[stream.sink]]",
+        "[stream.capture.synthetic]\n"
+        'faults = [{kind = "overrun", at_s = 0.3, for_s = 0.7}]\n'
+        "[[stream.sink]]\nqueue_ms = 100\nmin_free_mb = 10000000",
+    )
+    daemon = Daemon(tmp_path, configuration)
+    daemon.hear("MB free")
+    daemon.hear(", missed ")
+    assert daemon.end() == 0
+    events = daemon.ledger()
+    daemon.close()
+
+    def total(kind: str) -> int:
+        return sum(one["frames"] for one in events if one["event"] == kind)
+
+    books = events[-1]
+    (sink,) = books["sinks"]
+    assert total("gap") == books["lost_frames"] > 0
+    assert total("drop") == sink["dropped_frames"] == books["captured_frames"]
+    assert books["balanced"] is True

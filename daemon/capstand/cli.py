@@ -4,12 +4,14 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from capstand import __version__, config, logs
-from capstand.decode import decode
+from capstand import __version__
 from capstand.errors import CapstandError, ConfigError
+
+if TYPE_CHECKING:
+    from capstand.config import Config
 
 CONFIG = Path("/etc/capstand/capstand.toml")
 EX_CONFIG = 78
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    from capstand import config, logs
     from capstand.display import LiveLine
     from capstand.notify import Notifier
     from capstand.service import Service
@@ -69,9 +72,10 @@ def _run(chosen: argparse.Namespace) -> int:
     return Service(setup, chosen.state, chosen.runtime, live, repeats).run(chosen.seconds)
 
 
-def _without_configuration() -> config.Config:
+def _without_configuration() -> "Config":
     """The first capture card, or the simulated one, into ./recordings."""
-    from capstand import devices
+    from capstand import config, devices
+    from capstand.decode import decode
 
     text = devices.default_configuration(devices.find(), Path.cwd() / "recordings")
     print(
@@ -83,6 +87,8 @@ def _without_configuration() -> config.Config:
 
 
 def _check(chosen: argparse.Namespace) -> int:
+    from capstand import config
+
     setup = config.load(chosen.file)
     streams = ", ".join(f"{one.name} from {one.capture.device}" for one in setup.stream)
     print(f"{chosen.file}: right; {len(setup.stream)} stream(s): {streams}")
@@ -90,6 +96,8 @@ def _check(chosen: argparse.Namespace) -> int:
 
 
 def _devices(chosen: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
     from capstand import devices
 
     found = devices.find()

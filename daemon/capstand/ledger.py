@@ -1,9 +1,10 @@
 """The ledger on disk: one line of JSON per event, so that in the morning the books can be read.
 
 ``start`` and ``stop`` of a run, ``grant`` when a device was opened, every ``gap`` with its first
-frame, length, time, cause and whether it was counted or estimated, and ``total`` with the sums
-every few minutes. A file that has grown to ``LIMIT_BYTES`` becomes ``.1`` and a new one begins. A
-disk that refuses is told once; the counting goes on in memory.
+frame, length, time, cause and whether it was counted or estimated, every ``drop`` of sound that a
+sink missed, and ``total`` with the sums every few minutes. A file that has grown to ``LIMIT_BYTES``
+becomes ``.1`` and a new one begins. A disk that refuses is told once; the counting goes on in
+memory.
 
 Threads: ``write`` is for main, which must not wait for a disk; a thread of its own writes.
 """
@@ -39,8 +40,8 @@ class Ledger:
         line = json.dumps(
             {
                 "event": event,
-                "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "monotonic_ns": time.monotonic_ns(),
+                "at": wall_time(now_ns := time.monotonic_ns()),
+                "monotonic_ns": now_ns,
                 **what,
             }
         )
@@ -62,6 +63,13 @@ class Ledger:
                 self.trouble = None
             except OSError as error:
                 self.trouble = f"{path}: {error.strerror}; the ledger is kept in memory only"
+
+
+def wall_time(at_ns: int) -> str:
+    """A moment of CLOCK_MONOTONIC as wall time (UTC, ISO 8601), for people."""
+    age_ns = time.monotonic_ns() - at_ns
+    at_s = (time.time_ns() - age_ns) / 1e9
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds")
 
 
 def _append(path: Path, line: bytes) -> None:

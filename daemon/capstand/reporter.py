@@ -7,9 +7,9 @@ import logging
 import time
 
 from capstand.health import Health
-from capstand.ledger import Ledger
+from capstand.ledger import Ledger, wall_time
 from capstand.logs import say
-from capstand.stats import StreamStats
+from capstand.stats import Cause, SinkStats, StreamStats
 from capstand.stream import Stream
 
 TOTAL_S = 300.0
@@ -26,6 +26,7 @@ class Reporter:
         self._health = Health.STARTING.value
         self._trouble: str | None = None
         self._sink_states: dict[str, str | None] = {}
+        self._dropped: dict[str, int] = {}
         self._refusals: list[str] = []
         self._total_due = time.monotonic() + TOTAL_S
         self._fields = {"STREAM": stream.name, "DEVICE": stream.config.capture.device}
@@ -72,14 +73,15 @@ class Reporter:
                 "gap",
                 first_frame=gap.first_frame,
                 frames=gap.frames,
-                gap_at_ns=gap.at_ns,
+                since=wall_time(gap.at_ns),
                 cause=gap.cause.name.lower(),
                 exact=gap.exact,
             )
             milliseconds = gap.frames * 1000 / stats.rate_hz
+            verb = "dropped" if gap.cause is Cause.RING_FULL else "lost"
             say(
                 logging.WARNING,
-                f"%s: {'lost' if gap.exact else 'lost about'} %d frames (%.0f ms) at frame %d: %s",
+                f"%s: {verb}{'' if gap.exact else ' about'} %d frames (%.0f ms) at frame %d: %s",
                 *(stats.name, gap.frames, milliseconds, gap.first_frame, gap.cause.words),
                 LOST_FRAMES=gap.frames,
                 FIRST_FRAME=gap.first_frame,
@@ -102,6 +104,7 @@ class Reporter:
             say(logging.ERROR, f"{stats.name}: {stats.trouble}", **self._fields)
         self._health = stats.health
         for sink in stats.sinks:
+            self._tell_drops(stats, sink)
             before = self._sink_states.get(sink.name)
             if sink.trouble == before:
                 continue
@@ -120,6 +123,21 @@ class Reporter:
                     SINK=sink.name,
                     **self._fields,
                 )
+
+    def _tell_drops(self, stats: StreamStats, sink: SinkStats) -> None:
+        """Sound that a sink missed since the last look, because it failed or was too slow."""
+        missed = sink.dropped_frames - self._dropped.get(sink.name, 0)
+        if not missed:
+            return
+        self._dropped[sink.name] = sink.dropped_frames
+        self._write("drop", sink=sink.name, frames=missed, reason=sink.trouble or "too slow")
+        say(
+            logging.WARNING,
+            "%s: sink %s missed %d frames (%.0f ms)",
+            *(stats.name, sink.name, missed, missed * 1000 / stats.rate_hz),
+            SINK=sink.name,
+            **self._fields,
+        )
 
     def _write_total(self, event: str, stats: StreamStats) -> None:
         self._write(
@@ -142,6 +160,8 @@ class Reporter:
 
     def end(self, stats: StreamStats, hung: list[str]) -> None:
         self._tell_gaps(stats)
+        for sink in stats.sinks:
+            self._tell_drops(stats, sink)
         self._write_total("stop", stats)
         if hung:
             say(logging.ERROR, "%s: did not end in time: %s", stats.name, ", ".join(hung))
