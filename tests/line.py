@@ -10,7 +10,6 @@ for the threads too. The two fakes stand for capstand's own protocols, Source an
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +35,7 @@ Counters = npt.NDArray[np.int64]
 def capture(**keys: object) -> Capture:
     """A simulated card with the counter signal and no real-time priority, changed by ``keys``."""
     card = Capture(device="synthetic", priority=0, synthetic=Synthetic(signal="counter"))
-    return replace(card, **keys)  # type: ignore[arg-type]
+    return card._replace(**keys)  # type: ignore[arg-type]
 
 
 def config(card: Capture, sinks: Sequence[FileSink] = ()) -> StreamConfig:

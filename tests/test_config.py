@@ -1,7 +1,6 @@
 """The configuration: what a right file means, and how a wrong one is told."""
 
 import math
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +185,14 @@ def test_periods_and_buffer_in_frames() -> None:
         period_ms=st.floats(1, 1000),
         buffer_ms=st.floats(4000, 10_000),
         priority=st.integers(0, 80),
+        synthetic=st.none(),
     ),
     st.builds(
         FileSink,
         type=st.just("file"),
         name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", fullmatch=True),
         path=st.from_regex(r"/[a-z/ ]{0,20}", fullmatch=True),
+        container=st.just("wav"),
         segment_s=st.floats(1, 86_400),
         gaps=st.sampled_from(["silence", "skip"]),
         min_free_mb=st.integers(0, 10_000_000),
@@ -612,7 +613,7 @@ def test_nothing_of_a_file_steers_the_terminal() -> None:
 KEYS = [
     "chanels",
     "stream",
-    *(one.name for kind in (Stream, Capture, Synthetic, FileSink) for one in fields(kind)),
+    *(name for kind in (Stream, Capture, Synthetic, FileSink) for name in kind._fields),
 ]
 VALUES = st.one_of(
     st.integers(),

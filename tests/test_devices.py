@@ -1,6 +1,5 @@
 """Devices: what is found, who holds it, and a first configuration that always fits."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ MIC = Device(
     holder=None,
     trouble=None,
 )
-HELD = replace(MIC, rates_hz=[], channels=[], formats=[], holder="arecord (pid 812)")
+HELD = MIC._replace(rates_hz=[], channels=[], formats=[], holder="arecord (pid 812)")
 
 
 def first(*found: Device) -> Config:
@@ -39,14 +38,14 @@ def first(*found: Device) -> Config:
     ("device", "rate_hz", "channels", "sample"),
     [
         (MIC, 48_000, 2, "S16_LE"),
-        (replace(MIC, rates_hz=[16_000, 44_100]), 44_100, 2, "S16_LE"),
-        (replace(MIC, rates_hz=[8000, 192_000], rates_continuous=True), 48_000, 2, "S16_LE"),
-        (replace(MIC, rates_hz=[8000, 16_000], rates_continuous=True), 16_000, 2, "S16_LE"),
-        (replace(MIC, rates_hz=[96_000, 768_000], rates_continuous=True), 96_000, 2, "S16_LE"),
-        (replace(MIC, rates_hz=[96_000, 384_000, 768_000]), 96_000, 2, "S16_LE"),
-        (replace(MIC, channels=[1]), 48_000, 1, "S16_LE"),
-        (replace(MIC, channels=list(range(6, 65))), 48_000, 6, "S16_LE"),
-        (replace(MIC, formats=["S32_LE", "S24_3LE"]), 48_000, 2, "S24_3LE"),
+        (MIC._replace(rates_hz=[16_000, 44_100]), 44_100, 2, "S16_LE"),
+        (MIC._replace(rates_hz=[8000, 192_000], rates_continuous=True), 48_000, 2, "S16_LE"),
+        (MIC._replace(rates_hz=[8000, 16_000], rates_continuous=True), 16_000, 2, "S16_LE"),
+        (MIC._replace(rates_hz=[96_000, 768_000], rates_continuous=True), 96_000, 2, "S16_LE"),
+        (MIC._replace(rates_hz=[96_000, 384_000, 768_000]), 96_000, 2, "S16_LE"),
+        (MIC._replace(channels=[1]), 48_000, 1, "S16_LE"),
+        (MIC._replace(channels=list(range(6, 65))), 48_000, 6, "S16_LE"),
+        (MIC._replace(formats=["S32_LE", "S24_3LE"]), 48_000, 2, "S24_3LE"),
     ],
 )
 def test_the_first_card_is_taken_as_it_can(
@@ -65,11 +64,11 @@ def test_the_first_card_is_taken_as_it_can(
     [
         [],
         [HELD],
-        [replace(HELD, holder=None, trouble="cannot be opened: no such device")],
-        [replace(MIC, formats=[])],
-        [replace(MIC, rates_hz=[384_000])],
-        [replace(MIC, rates_hz=[4000, 6000], rates_continuous=True)],
-        [replace(MIC, channels=[64])],
+        [HELD._replace(holder=None, trouble="cannot be opened: no such device")],
+        [MIC._replace(formats=[])],
+        [MIC._replace(rates_hz=[384_000])],
+        [MIC._replace(rates_hz=[4000, 6000], rates_continuous=True)],
+        [MIC._replace(channels=[64])],
     ],
     ids=["none", "held", "broken", "other formats", "too fast", "too slow", "too wide"],
 )
@@ -81,7 +80,7 @@ def test_without_a_card_that_fits_the_simulated_one_is_taken(found: list[Device]
 
 def test_a_card_that_is_held_is_passed_over() -> None:
     """The first card that can be used is taken, not the first one."""
-    other = replace(MIC, device="hw:CARD=Two,DEV=0")
+    other = MIC._replace(device="hw:CARD=Two,DEV=0")
     assert first(HELD, other).stream[0].capture.device == other.device
 
 
@@ -125,7 +124,7 @@ def test_a_device_is_shown_as_the_line_to_configure() -> None:
         "hw:CARD=Mic,DEV=0\n    USB Mic\n    44100, 48000 Hz; 1, 2 channels; S16_LE, S24_3LE"
     )
     assert str(HELD) == "hw:CARD=Mic,DEV=0\n    USB Mic\n    held by arecord (pid 812)"
-    wide = replace(MIC, rates_hz=[8000, 192_000], rates_continuous=True)
+    wide = MIC._replace(rates_hz=[8000, 192_000], rates_continuous=True)
     assert str(wide).splitlines()[2].startswith("    8000 to 192000 Hz; ")
 
 

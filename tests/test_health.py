@@ -1,7 +1,5 @@
 """Health: a table from what is seen to what is said, judged from the top."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,59 +32,59 @@ S4, S6 = 4 * NS_PER_S, 6 * NS_PER_S
 
 TABLE = {
     "frames advance, sinks take them": (WELL, Health.OK, None),
-    "no sink has anything to say": (replace(WELL, sinks=()), Health.OK, None),
+    "no sink has anything to say": (WELL._replace(sinks=()), Health.OK, None),
     "capture hangs": (
-        replace(WELL, unseen_ns=S4),
+        WELL._replace(unseen_ns=S4),
         Health.STALLED,
         "the capture thread has stood still for 4 s",
     ),
     "push hangs": (
-        replace(WELL, push_still_ns=S4),
+        WELL._replace(push_still_ns=S4),
         Health.STALLED,
         "the push thread has stood still for 4 s",
     ),
     "an open device is silent": (
-        replace(WELL, silent_ns=S4),
+        WELL._replace(silent_ns=S4),
         Health.STALLED,
         "no frame for 4 s from an open device",
     ),
     "a closed device is silent": (
-        replace(WELL, open=False, trouble="unplugged", silent_ns=3600 * NS_PER_S),
+        WELL._replace(open=False, trouble="unplugged", silent_ns=3600 * NS_PER_S),
         Health.DEGRADED,
         "unplugged",
     ),
     "the device refuses": (
-        replace(WELL, open=False, trouble="no such rate", refused=True),
+        WELL._replace(open=False, trouble="no such rate", refused=True),
         Health.FAILED,
         "no such rate",
     ),
     "nothing has come yet": (
-        replace(WELL, open=False, frames=0),
+        WELL._replace(open=False, frames=0),
         Health.STARTING,
         None,
     ),
     "it was never there": (
-        replace(WELL, open=False, frames=0, trouble="no such card"),
+        WELL._replace(open=False, frames=0, trouble="no such card"),
         Health.DEGRADED,
         "no such card",
     ),
     "a sink fails": (
-        replace(WELL, sinks=(SINK, replace(SINK, name="b", trouble="disk full"))),
+        WELL._replace(sinks=(SINK, SINK._replace(name="b", trouble="disk full"))),
         Health.DEGRADED,
         "sink b: disk full",
     ),
     "a sink hangs": (
-        replace(WELL, sinks=(replace(SINK, still_ns=S6),)),
+        WELL._replace(sinks=(SINK._replace(still_ns=S6),)),
         Health.DEGRADED,
         "sink file has taken nothing for 6 s",
     ),
     "a sink was too slow": (
-        replace(WELL, sinks=(replace(SINK, drop_age_ns=0),)),
+        WELL._replace(sinks=(SINK._replace(drop_age_ns=0),)),
         Health.DEGRADED,
         "sink file was too slow and missed sound just now",
     ),
     "frames were lost": (
-        replace(WELL, loss_age_ns=0),
+        WELL._replace(loss_age_ns=0),
         Health.DEGRADED,
         "frames were lost just now",
     ),
@@ -103,12 +101,12 @@ def test_each_row_of_the_table(row: str) -> None:
 @pytest.mark.parametrize(
     "view",
     [
-        replace(WELL, unseen_ns=HUNG_NS),
-        replace(WELL, push_still_ns=HUNG_NS),
-        replace(WELL, silent_ns=HUNG_NS),
-        replace(WELL, sinks=(replace(SINK, still_ns=SINK_HUNG_NS),)),
-        replace(WELL, sinks=(replace(SINK, drop_age_ns=RECENT_NS),)),
-        replace(WELL, loss_age_ns=RECENT_NS),
+        WELL._replace(unseen_ns=HUNG_NS),
+        WELL._replace(push_still_ns=HUNG_NS),
+        WELL._replace(silent_ns=HUNG_NS),
+        WELL._replace(sinks=(SINK._replace(still_ns=SINK_HUNG_NS),)),
+        WELL._replace(sinks=(SINK._replace(drop_age_ns=RECENT_NS),)),
+        WELL._replace(loss_age_ns=RECENT_NS),
     ],
 )
 def test_a_limit_that_is_just_reached_is_no_fault(view: View) -> None:
@@ -118,15 +116,14 @@ def test_a_limit_that_is_just_reached_is_no_fault(view: View) -> None:
 
 def test_the_first_row_that_applies_is_told() -> None:
     """Threads that hang come before the device, the device before sinks, sinks before losses."""
-    view = replace(
-        WELL,
+    view = WELL._replace(
         unseen_ns=S4,
         push_still_ns=S4,
         silent_ns=S4,
         refused=True,
         trouble="refused",
         frames=0,
-        sinks=(replace(SINK, trouble="full", still_ns=S6, drop_age_ns=0),),
+        sinks=(SINK._replace(trouble="full", still_ns=S6, drop_age_ns=0),),
         loss_age_ns=0,
     )
     told = []
@@ -137,14 +134,14 @@ def test_the_first_row_that_applies_is_told() -> None:
         {"refused": False},
         {"trouble": None},
         {"frames": 1},
-        {"sinks": (replace(SINK, still_ns=S6, drop_age_ns=0),)},
-        {"sinks": (replace(SINK, drop_age_ns=0),)},
+        {"sinks": (SINK._replace(still_ns=S6, drop_age_ns=0),)},
+        {"sinks": (SINK._replace(drop_age_ns=0),)},
         {"sinks": (SINK,)},
         {"loss_age_ns": None},
     ):
         verdict = judge(view)
         told.append((verdict.health.value, (verdict.reason or "").split(" ")[1:3]))
-        view = replace(view, **cure)
+        view = view._replace(**cure)
     assert told == [
         ("STALLED", ["capture", "thread"]),
         ("STALLED", ["push", "thread"]),

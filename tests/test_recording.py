@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +47,7 @@ class Desk:
         self.audio = audio
         self.clock = Clock()
         plain = FileSink(type="file", path=str(folder), min_free_mb=0, segment_s=3600.0)
-        self.setup = replace(plain, **setup)  # type: ignore[arg-type]
+        self.setup = plain._replace(**setup)  # type: ignore[arg-type]
         self.sink = self.recording()
         self.sink.open()
 
@@ -276,7 +275,7 @@ def die(folder: Path, container: str, sample: str, segment_s: float) -> tuple[De
     assert dead.returncode == -signal.SIGKILL
     desk = Desk(folder / "other", AudioFormat(96_000, 3, SampleFormat[sample]), container=container)
     desk.folder = folder
-    desk.setup = replace(desk.setup, path=str(folder))
+    desk.setup = desk.setup._replace(path=str(folder))
     desk.sink = desk.recording()
     (folder / "other").rmdir()
     return desk, b"".join(desk.block(one).samples for one in range(0, 40_000, 800))

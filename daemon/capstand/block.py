@@ -5,7 +5,6 @@ gap before a block is its ``first_frame`` minus the end of the one before. Times
 nanoseconds of CLOCK_MONOTONIC.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -26,8 +25,7 @@ class SampleFormat(Enum):
         self.bits = bits
 
 
-@dataclass(frozen=True, slots=True)
-class AudioFormat:
+class AudioFormat(NamedTuple):
     """Interleaved frames of one stream."""
 
     rate_hz: int

@@ -96,13 +96,11 @@ def _check(chosen: argparse.Namespace) -> int:
 
 
 def _devices(chosen: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from capstand import devices
 
     found = devices.find()
     if chosen.json:
-        print(json.dumps({"devices": [asdict(one) for one in found]}, indent=2))
+        print(json.dumps({"devices": [one._asdict() for one in found]}, indent=2))
         return 0
     for one in found:
         print(one)

@@ -7,10 +7,9 @@ keys are faults, because a misspelt key that is silently ignored is found in the
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from os.path import normpath
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, NamedTuple
 
 from capstand.block import AudioFormat, SampleFormat
 from capstand.decode import Choice, Number, Tagged, Text, Whole, decode
@@ -19,6 +18,8 @@ from capstand.errors import ConfigError
 MAX_BYTES = 1_000_000
 FORMATS = tuple(one.alsa_name for one in SampleFormat)
 COMMON_RATES = (8000, 11025, 16000, 22050, 32000, 44100, 48000, 88200, 96000, 176400, 192000)
+SIGNALS = ("tone", "silence", "noise", "file", "counter")
+FAULTS = ("overrun", "unplug", "stall")
 RING_S = 1.0
 
 Name = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", "a name: 1 to 32 of A-Z a-z 0-9 _ -")]
@@ -27,21 +28,17 @@ AbsolutePath = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
+class Fault(NamedTuple):
     """One thing that happens to the simulated card: when, for how long, how often again."""
 
-    kind: Annotated[str, Choice(("overrun", "unplug", "stall"))]
+    kind: Annotated[str, Choice(FAULTS)]
     at_s: Annotated[float, Number(0, 1e9)]
     for_s: Annotated[float, Number(0.001, 1e6)]
     every_s: Annotated[float, Number(0, 1e9)] = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Synthetic:
+class Synthetic(NamedTuple):
     """How the simulated card behaves."""
-
-    SIGNALS: ClassVar = ("tone", "silence", "noise", "file", "counter")
 
     signal: Annotated[str, Choice(SIGNALS)] = "tone"
     tone_hz: Annotated[int, Whole(1, 96_000)] = 440
@@ -57,8 +54,7 @@ class Synthetic:
             yield "signal", '"file" needs the key file, the absolute path of a WAV or FLAC file'
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capture:
+class Capture(NamedTuple):
     """What to ask of the device."""
 
     device: Annotated[
@@ -101,19 +97,15 @@ class Capture:
             yield "synthetic", 'is for device = "synthetic" only; delete it or set that device'
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileSink:
+class FileSink(NamedTuple):
     """Recordings in segments, in a directory."""
 
-    CONTAINERS: ClassVar = ("wav", "flac")
-    GAPS: ClassVar = ("silence", "skip")
-
     type: Annotated[str, Choice(("file",))]
-    name: Name = "file"
     path: AbsolutePath
-    container: Annotated[str, Choice(CONTAINERS)] = "wav"
+    name: Name = "file"
+    container: Annotated[str, Choice(("wav", "flac"))] = "wav"
     segment_s: Annotated[float, Number(1, 86_400)] = 3600.0
-    gaps: Annotated[str, Choice(GAPS)] = "silence"
+    gaps: Annotated[str, Choice(("silence", "skip"))] = "silence"
     min_free_mb: Annotated[int, Whole(0, 10_000_000)] = 200
     queue_ms: Annotated[int, Whole(100, 60_000)] = 5000
 
@@ -122,8 +114,7 @@ Sink = FileSink
 SINK_TYPES: dict[str, type[Sink]] = {"file": FileSink}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stream:
+class Stream(NamedTuple):
     """One device and everything fed by it."""
 
     name: Name
@@ -149,8 +140,7 @@ class Stream:
                 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(NamedTuple):
     """The whole file."""
 
     stream: tuple[Stream, ...] = ()

@@ -1,21 +1,22 @@
 """From TOML text to frozen values, with every fault at once.
 
-The schema is a tree of frozen dataclasses whose fields carry a rule as Annotated type. cattrs
-builds the values and collects what the rules refuse; a method ``problems`` of a dataclass adds what
+The schema is a tree of named tuples whose fields carry a rule as Annotated type. The walk over it
+collects what the rules refuse instead of stopping there; a method ``problems`` of a table adds what
 is wrong between its fields. Line numbers come from tomli itself, statement by statement
 (``_lines_of_keys``).
+
+tomli reads the file; the walk is our own. The libraries that do such a walk either stop at the
+first fault (msgspec) or take longer to load than all else a restart needs before it can open the
+card: cattrs took 1.4 of the 3.8 s after which an emulated machine had sound again. For the same
+reason values are named tuples, not dataclasses (another second).
 """
 
-import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from collections.abc import Iterator, Mapping
+from types import NoneType
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli
-from cattrs import Converter
-from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
-from cattrs.gen import make_dict_structure_fn
 
 from capstand.errors import ConfigError
 
@@ -25,31 +26,13 @@ WORK = 1_000_000
 
 
 class _Fault(ValueError):
-    """One fault, in words, at the place where cattrs notes it."""
-
-
-class _Misfits(ValueError):
-    """Faults between the fields of one table: (key below it, what is wrong)."""
-
-    def __init__(self, found: list[tuple[str, str]]) -> None:
-        super().__init__(found)
-        self.found = found
-
-
-class _At(Exception):
-    """The error of one element of an array, and its number."""
-
-    def __init__(self, number: int, error: Exception) -> None:
-        super().__init__(number)
-        self.number = number
-        self.error = error
+    """What is wrong with one value, in words."""
 
 
 # Rules
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(NamedTuple):
     """A whole number within bounds."""
 
     low: int
@@ -64,8 +47,7 @@ class Whole:
         raise _Fault(f"{_shown(value)} is no whole number from {self.low} to {self.high}{hint}")
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
+class Number(NamedTuple):
     """A finite number within bounds."""
 
     low: float
@@ -77,8 +59,7 @@ class Number:
         raise _Fault(f"{_shown(value)} is no number from {self.low:g} to {self.high:g}")
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """One of some words."""
 
     words: tuple[str, ...]
@@ -91,8 +72,7 @@ class Choice:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(NamedTuple):
     """A string of a certain shape; ``shape`` says so in words."""
 
     pattern: str
@@ -104,8 +84,7 @@ class Text:
         raise _Fault(f"{_shown(value)} is not {self.shape}")
 
 
-@dataclass(frozen=True, eq=False)  # hashed by identity, as cattrs keeps types in tables
-class Tagged:
+class Tagged(NamedTuple):
     """A table of one of several kinds; the value of ``key`` says which."""
 
     key: str
@@ -128,138 +107,101 @@ def decode(text: str, path: str, kind: type[T]) -> T:
         raise ConfigError([f"{path}: not a configuration: nested too deeply"]) from None
     except ValueError:  # Python's own limit for decimal digits
         raise ConfigError([f"{path}: not a configuration: a number is too long"]) from None
-    try:
-        return _make_converter().structure(document, kind)
-    except Exception as error:
-        found = list(_faults(error, ()))
-        if not found:
-            raise
+    walk = _Walk()
+    made = walk.table(document, kind, ())
+    if not walk.found:
+        assert isinstance(made, kind)
+        return made
     lines = _lines_of_keys(text)
     told = [
         (line, _printable(f"{path}:{line}: {_spoken(keys, document)}: {what}"))
-        for keys, what in found
+        for keys, what in walk.found
         for line in [_line_of(keys, lines)]
     ]
     raise ConfigError([what for _, what in sorted(told, key=lambda one: one[0])])
 
 
-def _rule(annotated: Any) -> Any:
-    """The rule an Annotated type carries, else None."""
-    return get_args(annotated)[1] if get_origin(annotated) is Annotated else None
+class _Wrong:
+    """Stands for a value that could not be made; its faults are noted."""
 
 
-def _table_hook(kind: type[Any], converter: Converter) -> Callable[[object, Any], Any]:
-    plain = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
+_WRONG = _Wrong()
 
-    def structure(value: object, _: Any) -> Any:
-        if not isinstance(value, dict):
-            raise _Fault(f"{_shown(value)} is no table")
+
+class _Walk:
+    """Goes through a document along its schema; ``found`` has every fault with its key path."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[Keys, str]] = []
+
+    def value(self, value: object, kind: Any, keys: Keys) -> Any:
+        """The value as the schema's ``kind``, or _WRONG."""
+        if get_origin(kind) is Annotated:
+            rule = get_args(kind)[1]
+            return (
+                self.tagged(value, rule, keys)
+                if isinstance(rule, Tagged)
+                else self.checked(value, rule, keys)
+            )
+        if get_origin(kind) is tuple:
+            return self.array(value, get_args(kind)[0], keys)
+        if not isinstance(kind, type):  # a table that may be absent: T | None
+            (kind,) = (one for one in get_args(kind) if one is not NoneType)
+        return self.table(value, kind, keys)
+
+    def checked(self, value: object, rule: Any, keys: Keys) -> Any:
         try:
-            made = plain(value, kind)
-        except ClassValidationError as error:
-            raise ExceptionGroup("table", [error, *misfits_beside(error, value)]) from None
-        problems = list(made.problems()) if hasattr(made, "problems") else []
-        if problems:
-            raise _Misfits(problems)
-        return made
-
-    def misfits_beside(error: ClassValidationError, value: dict[str, Any]) -> list[_Misfits]:
-        """What is wrong between the keys that are right by themselves, defaults for the others."""
-        wrong = {note.name for one in error.exceptions for note in _notes(one)}
-        right = {one.name for one in fields(kind) if one.name in value} - wrong
-        try:
-            made = plain({key: one for key, one in value.items() if key in right}, kind)
-        except ClassValidationError:
-            return []  # a key without default is among the wrong ones
-        found = made.problems() if hasattr(made, "problems") else []
-        told = [(key, what) for key, what in found if key.split(".")[0] in right]
-        return [_Misfits(told)] if told else []
-
-    return structure
-
-
-def _array_hook(annotated: Any, converter: Converter) -> Callable[[object, Any], Any]:
-    inner = get_args(annotated)[0]
-
-    def structure(value: object, _: Any) -> Any:
-        if not isinstance(value, list):
-            raise _Fault(f"{_shown(value)} is no array of tables")
-        made, errors = [], []
-        for number, one in enumerate(value):
-            try:
-                made.append(converter.structure(one, inner))
-            except Exception as error:  # noqa: BLE001 - collected, not swallowed
-                errors.append(_At(number, error))
-        if errors:
-            raise ExceptionGroup("array", errors)
-        return tuple(made)
-
-    return structure
-
-
-def _tagged_hook(annotated: Any, converter: Converter) -> Callable[[object, Any], Any]:
-    tagged: Tagged = _rule(annotated)
-
-    def structure(value: object, _: Any) -> Any:
-        if not isinstance(value, dict):
-            raise _Fault(f"{_shown(value)} is no table")
-        words = tuple(tagged.kinds)
-        if tagged.key not in value:
-            raise _Fault(f"the key {tagged.key} is missing; expected one of {_listed(words)}")
-        try:
-            word = Choice(words).check(value[tagged.key])
+            return rule.check(value)
         except _Fault as fault:
-            raise _Misfits([(tagged.key, str(fault))]) from None
-        return converter.structure(value, tagged.kinds[word])
+            return self.wrong(keys, str(fault))
 
-    return structure
+    def array(self, value: object, kind: Any, keys: Keys) -> Any:
+        if not isinstance(value, list):
+            return self.wrong(keys, f"{_shown(value)} is no array of tables")
+        made = tuple(self.value(one, kind, (*keys, at)) for at, one in enumerate(value))
+        return _WRONG if _WRONG in made else made
 
+    def tagged(self, value: object, rule: "Tagged", keys: Keys) -> Any:
+        words = tuple(rule.kinds)
+        if not isinstance(value, dict):
+            return self.wrong(keys, f"{_shown(value)} is no table")
+        if rule.key not in value:
+            expected = f"expected one of {_listed(words)}"
+            return self.wrong(keys, f"the key {rule.key} is missing; {expected}")
+        word = self.checked(value[rule.key], Choice(words), (*keys, rule.key))
+        return _WRONG if word is _WRONG else self.table(value, rule.kinds[word], keys)
 
-def _make_converter() -> Converter:
-    converter = Converter(detailed_validation=True, forbid_extra_keys=True)
-    converter.register_structure_hook_func(
-        lambda kind: hasattr(_rule(kind), "check"),
-        lambda value, kind: _rule(kind).check(value),
-    )
-    converter.register_structure_hook_factory(
-        lambda kind: isinstance(_rule(kind), Tagged), lambda kind: _tagged_hook(kind, converter)
-    )
-    converter.register_structure_hook_factory(
-        lambda kind: getattr(kind, "__origin__", None) is tuple,
-        lambda kind: _array_hook(kind, converter),
-    )
-    converter.register_structure_hook_factory(
-        is_dataclass, lambda kind: _table_hook(kind, converter)
-    )
-    return converter
+    def table(self, value: object, kind: Any, keys: Keys) -> Any:
+        if not isinstance(value, dict):
+            return self.wrong(keys, f"{_shown(value)} is no table")
+        before = len(self.found)
+        known = get_type_hints(kind, include_extras=True)
+        needed = known.keys() - kind._field_defaults.keys()
+        for extra in sorted(value.keys() - known.keys()):
+            hint = _meant(extra, tuple(known)) or _known(tuple(known))
+            self.wrong((*keys, extra), f"unknown key{hint}")
+        right = {}
+        for name, inner in known.items():
+            if name in value:
+                made = self.value(value[name], inner, (*keys, name))
+                if made is not _WRONG:
+                    right[name] = made
+            elif name in needed:
+                self.wrong((*keys, name), "missing; this key has no default")
+        if needed - right.keys():
+            return _WRONG
+        made = kind(**right)
+        # Beside other faults only what concerns keys that are there and right by themselves.
+        clean = len(self.found) == before
+        for below, what in made.problems() if hasattr(made, "problems") else ():
+            path = tuple(int(one) if one.isdigit() else one for one in below.split("."))
+            if clean or path[0] in right:
+                self.wrong((*keys, *path), what)
+        return made if len(self.found) == before else _WRONG
 
-
-def _notes(error: BaseException) -> list[Any]:
-    """Cattrs's notes: which attribute an error belongs to."""
-    return [note for note in getattr(error, "__notes__", ()) if hasattr(note, "name")]
-
-
-def _faults(error: BaseException, keys: Keys) -> Iterator[tuple[Keys, str]]:
-    """Walks what cattrs collected down to single faults with their key paths."""
-    match error:
-        case _At():
-            yield from _faults(error.error, (*keys, error.number))
-        case _Misfits():
-            for below, what in error.found:
-                yield (*keys, *(int(k) if k.isdigit() else k for k in below.split("."))), what
-        case ForbiddenExtraKeysError():
-            known = tuple(one.name for one in fields(error.cl))
-            for extra in sorted(error.extra_fields):
-                yield (*keys, extra), f"unknown key{_meant(extra, known) or _known(known)}"
-        case ClassValidationError() | ExceptionGroup():
-            for one in error.exceptions:
-                yield from _faults(one, (*keys, *(note.name for note in _notes(one))))
-        case KeyError():
-            yield keys, "missing; this key has no default"
-        case _Fault():
-            yield keys, str(error)
-        case _:
-            raise error
+    def wrong(self, keys: Keys, what: str) -> _Wrong:
+        self.found.append((keys, what))
+        return _WRONG
 
 
 def _printable(text: str) -> str:
@@ -291,6 +233,8 @@ def _known(words: tuple[str, ...]) -> str:
 
 
 def _meant(value: object, words: tuple[str, ...]) -> str:
+    import difflib  # only where something is wrong
+
     near = difflib.get_close_matches(str(value)[:100], words, 1, 0.6)
     near = near or [word for word in words if str(value).lower() == word.lower()]
     return f"; did you mean {near[0]}?" if near else ""

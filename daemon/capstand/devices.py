@@ -3,8 +3,8 @@
 import contextlib
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import alsaaudio
 
@@ -16,8 +16,7 @@ KNOWN = [one.alsa_name for one in SampleFormat]
 LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 8000, 192_000, 32  # what a configuration may ask for
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(NamedTuple):
     """A card's capture device. ``device`` is the line for the configuration.
 
     ``rates_hz`` is a list of single rates, or of two bounds where ``rates_continuous``; the lists

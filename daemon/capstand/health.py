@@ -7,8 +7,8 @@ STALLED   a thread of ours stands still: only a restart helps, so the watchdog i
 FAILED    the device cannot do what the configuration asks; a person must change one of them
 """
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from capstand.block import NS_PER_S
 
@@ -25,8 +25,7 @@ class Health(Enum):
     FAILED = "FAILED"
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """What the main thread sees of a stream. Ages are in ns; None where it never happened.
 
     ``silent_ns`` counts from the last frame, ``unseen_ns`` from the capture thread's last sign of
@@ -44,8 +43,7 @@ class View:
     sinks: tuple["SinkView", ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SinkView:
+class SinkView(NamedTuple):
     """One sink: ``still_ns`` counts from its last delivery while something is queued."""
 
     name: str
@@ -54,8 +52,7 @@ class SinkView:
     drop_age_ns: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """``reason`` is for a person, None when all is well. ``alive``: the watchdog may be fed."""
 
     health: Health

@@ -11,7 +11,6 @@ still inside can only be over-counted by what arrived meanwhile, never negative.
 
 import time
 from array import array
-from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -41,8 +40,7 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(NamedTuple):
     """Frames missing from the stream: first index, length, time of the first, cause.
 
     ``exact`` is false where the length was worked out from time instead of counted by the kernel.
@@ -139,8 +137,7 @@ class Tally:
             time.sleep(0)
 
 
-@dataclass(frozen=True, slots=True)
-class SinkStats:
+class SinkStats(NamedTuple):
     """One sink's side of the books, and its state in words."""
 
     name: str
@@ -153,8 +150,7 @@ class SinkStats:
     queue_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class StreamStats:
+class StreamStats(NamedTuple):
     """One stream at one moment; the keys of ``capstand status --json``."""
 
     name: str
@@ -188,4 +184,5 @@ class StreamStats:
         )
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"balanced": self.balanced}
+        sinks = [one._asdict() for one in self.sinks]
+        return self._asdict() | {"sinks": sinks, "balanced": self.balanced}

@@ -5,8 +5,7 @@ where only time can tell (the stream was stopped, the device was away), ``lost``
 the capturer works it out from the clock.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from capstand.block import AudioFormat
 from capstand.stats import Cause
@@ -14,8 +13,7 @@ from capstand.stats import Cause
 UNKNOWN = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """What the device agreed to. ``exact``: losses are counted from the device's own pointers."""
 
     device: str
