@@ -603,7 +603,7 @@ def test_nothing_of_a_file_steers_the_terminal() -> None:
     text = RIGHT.replace('"mic"', '"\\u001b[2J\\u202e\\n"') + '"\\u0007\\u2028" = 1\n'
     assert faults(text) == [
         'c.toml:2: stream.1.name: "\\x1b[2J\\u202e\\n" is not a name: 1 to 32 of A-Z a-z 0-9 _ -',
-        "c.toml:8: stream.1.sink.1.'\\x07\\u2028': unknown key; known here: type, name, path, "
+        "c.toml:8: stream.1.sink.1.'\\x07\\u2028': unknown key; known here: type, path, name, "
         "container, segment_s, gaps, min_free_mb, queue_ms",
     ]
 
