@@ -47,6 +47,7 @@ class Service:
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
         self._notify_due_ns = 0
+        self._settled = False
         self._stopping = ""
 
     def run(self, seconds: float | None = None) -> int:
@@ -67,9 +68,6 @@ class Service:
         for stream in self._streams:
             self._reporters[stream.name].begin()
             stream.start()
-        for stream in self._streams:
-            stream.start_meter()
-        realtime.freeze_heap()
         self._watch(None if seconds is None else time.monotonic() + seconds)
         self._stop()
         self._control.close()
@@ -106,6 +104,8 @@ class Service:
             self._notifier.status(status_line(all_stats))
             if alive:
                 self._notifier.alive()
+        if not self._settled and all(one.captured_frames or one.trouble for one in all_stats):
+            self._settle()
         self._live.draw(all_stats)
         self._repeats.tell()
         if self._ledger.trouble != self._ledger_trouble:
@@ -114,6 +114,13 @@ class Service:
                 say(logging.WARNING, self._ledger_trouble)
         if self._control is not None:
             self._control.expire()
+
+    def _settle(self) -> None:
+        """Once sound flows: what takes long to load, and the end of start-up's garbage."""
+        self._settled = True
+        for stream in self._streams:
+            stream.start_meter()
+        realtime.freeze_heap()
 
     def _stop(self) -> None:
         self._notifier.stopping()
