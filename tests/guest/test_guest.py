@@ -18,8 +18,9 @@ SEED = 20261122
 
 def test_every_frame_of_a_minute_is_recorded_once_and_in_order(machine: Machine) -> None:
     """Sixty seconds are captured without a frame lost, repeated or out of place, from a thread
-    with real-time priority, and `systemctl stop` leaves whole files and closed books."""
-    machine.configure()
+    with real-time priority, and `systemctl stop` leaves whole files and closed books. (The buffer is
+    longer than what the host of an emulated machine may take from it.)"""
+    machine.configure(buffer_ms=2000)
     machine.start()
     status = machine.wait_for_frames(60 * 48000, timeout_s=180)
     threads = machine.guest.run("ps -Leo cls,rtprio,comm | grep -E 'capture|push'").out
@@ -171,8 +172,8 @@ def test_an_unplugged_card_is_taken_up_again(machine: Machine) -> None:
     assert active == "active"
     assert status["lost_exact"] is False and status["lost_estimated_frames"] > 0
     assert status["produced_frames"] == status["captured_frames"] + status["lost_frames"]
-    gap = next(one for one in machine.ledger() if one["event"] == "gap")
-    assert gap["cause"] == "reopened" and gap["exact"] is False
+    gaps = [one for one in machine.ledger() if one["event"] == "gap"]
+    assert [one["exact"] for one in gaps if one["cause"] == "reopened"] == [False]
     restarts = machine.show("NRestarts")["NRestarts"]
     machine.guest.run("systemctl stop capstand")
     assert restarts == "0"
