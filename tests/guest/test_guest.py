@@ -18,8 +18,8 @@ SEED = 20261122
 
 def test_every_frame_of_a_minute_is_recorded_once_and_in_order(machine: Machine) -> None:
     """Sixty seconds are captured without a frame lost, repeated or out of place, from a thread
-    with real-time priority, and `systemctl stop` leaves whole files and closed books. (The buffer is
-    longer than what the host of an emulated machine may take from it.)"""
+    with real-time priority, and `systemctl stop` leaves whole files and closed books.
+    (Its buffer is longer than what the host of an emulated machine may take from it.)"""
     machine.configure(buffer_ms=2000)
     machine.start()
     status = machine.wait_for_frames(60 * 48000, timeout_s=180)
