@@ -26,6 +26,7 @@ from capstand.sinks.outlet import Outlet
 from capstand.stats import SinkStats, StreamStats
 
 JOIN_S = 1.0
+GATHER_MS = 200
 
 
 class Stream:
@@ -45,6 +46,7 @@ class Stream:
                 sink.name,
                 Recording(config.name, sink, audio),
                 sink.queue_ms * audio.rate_hz // 1000,
+                min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000,
             )
             for sink in config.sink
         ]

@@ -4,7 +4,8 @@ It waits for the device alone. It takes no lock, writes no log and keeps no grow
 counts, and the main thread tells. A device that fails is closed and opened again for ever; the
 frames that it would have produced meanwhile are a gap, measured by the clock, so the frame index
 and the timeline go on. Only frames that arrive prove life: a device that is open and brings none
-for ``STALL_S`` is opened again too.
+for ``STALL_S`` is opened again too; it is asked several times, because a process that was itself
+stopped must not take its own absence for the card's.
 
 Thread: ``run`` is the capture thread; the attributes may be read from any.
 """
@@ -22,6 +23,7 @@ from capstand.ring import Ring
 from capstand.stats import Cause, Tally
 
 STALL_S = 2.0
+STALL_READS = 5
 POLL_MS = 200
 RETRY_S = 0.5
 REFUSED_RETRY_S = 5.0
@@ -60,6 +62,7 @@ class Capturer:
         self._stopped = threading.Event()  # waited for only while the device is closed
         self._stopping = False
         self._reopened = False
+        self._empty = 0  # reads in a row that brought nothing
 
     def run(self) -> None:
         """The thread's body; ends after ``stop``."""
@@ -86,6 +89,7 @@ class Capturer:
         self._reopened = True
         self.last_frame_ns = self._now_ns()
         self.pause_s = 0.0
+        self._empty = 0
         self.grant = self.last_grant = grant
 
     def fail(self, error: DeviceError) -> float:
@@ -105,7 +109,9 @@ class Capturer:
         frames = reading.frames
         now_ns = self.seen_ns = self._now_ns()
         if frames == 0:
-            if now_ns - self.last_frame_ns > STALL_S * NS_PER_S and not self._stopping:
+            self._empty += 1
+            silent = now_ns - self.last_frame_ns > STALL_S * NS_PER_S
+            if silent and self._empty >= STALL_READS and not self._stopping:
                 self.stalls += 1
                 raise DeviceError(
                     f"the device is open but has brought no frame for {STALL_S:g} s; opening it "
@@ -134,6 +140,7 @@ class Capturer:
             tally.gaps.note(first, frames, captured_at_ns, Cause.RING_FULL, True)
         tally.turn += 1
         self.last_frame_ns = now_ns
+        self._empty = 0
         self.trouble = None
         return frames
 

@@ -4,6 +4,10 @@ A slow or hung sink fills its own queue and nothing else. Rule for a full queue:
 dropped, so that a peer that comes back hears the present. A sink that fails is closed and opened
 again with growing pauses for ever; meanwhile the queue keeps the newest sound.
 
+Small blocks can be gathered into larger ones on the way, for a sink that is not in a hurry: a disk
+wants five writes a second, not a hundred, and each costs a wake-up of this thread. A gap ends a
+gathered block.
+
 Books, each counter with one writing thread: ``entered`` and ``overflowed`` (push thread),
 ``delivered`` and ``failed`` (sink thread). Thread: ``run`` is the sink thread.
 """
@@ -23,13 +27,13 @@ FLUSH_S = 1.0
 
 
 class Outlet:
-    """Feeds ``sink`` from a queue of at most ``queue_frames`` frames.
+    """Feeds ``sink`` from a queue of at most ``queue_frames`` frames, ``gather_frames`` at a time.
 
     ``state`` is "opening", "open", "waiting" (for the next try) or "closed"; ``trouble`` says why
     it waits.
     """
 
-    def __init__(self, name: str, sink: Sink, queue_frames: int) -> None:
+    def __init__(self, name: str, sink: Sink, queue_frames: int, gather_frames: int = 0) -> None:
         self.name = name
         self.sink = sink
         self.state = "opening"
@@ -41,6 +45,9 @@ class Outlet:
         self.failed = 0
         self.abandoned = 0  # frames a hung sink kept at shutdown; main thread
         self._limit = queue_frames
+        self._gather = gather_frames
+        self._gathered: list[Block] = []  # in order and without a gap; push thread
+        self._gathered_frames = 0
         self._queue: queue.SimpleQueue[Block | None] = queue.SimpleQueue()
         self._taken = 0  # frames the sink thread took out of the queue
         self._halt = threading.Event()
@@ -66,7 +73,29 @@ class Outlet:
                 break
             assert oldest is not None
             self.overflowed += oldest.frames
-        self._queue.put(block)
+        if self._gather:
+            self._collect(block)
+        else:
+            self._queue.put(block)
+
+    def _collect(self, block: Block) -> None:
+        gathered = self._gathered
+        if gathered and block.first_frame != gathered[-1].first_frame + gathered[-1].frames:
+            self._pass_on()
+        gathered.append(block)
+        self._gathered_frames += block.frames
+        if self._gathered_frames >= self._gather:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """What has been gathered goes into the queue as one block."""
+        gathered = self._gathered
+        if gathered:
+            first_frame, _, captured_at_ns, _ = gathered[0]
+            samples = b"".join([one.samples for one in gathered])
+            self._queue.put(Block(first_frame, self._gathered_frames, captured_at_ns, samples))
+            gathered.clear()
+            self._gathered_frames = 0
 
     def run(self) -> None:
         """The thread's body; ends after ``finish``, when the queue is empty."""
@@ -161,6 +190,7 @@ class Outlet:
 
     def finish(self) -> None:
         """No block follows: deliver what is queued and end. The pusher must have ended."""
+        self._pass_on()
         self._queue.put(None)
         self._halt.set()
 
