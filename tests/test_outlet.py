@@ -277,7 +277,7 @@ def test_small_blocks_are_gathered(threads: list[threading.Thread]) -> None:
     """A sink that is not in a hurry gets larger blocks, each without a gap, and none is kept."""
     peer = Peer()
     taken: list[Block] = []
-    peer.write = taken.append  # type: ignore[method-assign]
+    peer.write = taken.append  # type: ignore[method-assign,assignment]
     outlet = Outlet("peer", peer, 1000, gather_frames=3 * FRAMES)
     for number in (0, 1, 2, 3, 5, 6, 7, 8):
         outlet.put(Block(number * FRAMES, FRAMES, number, bytes([number]) * FRAMES))
