@@ -75,11 +75,6 @@ class Clock:
         return (1.0 / (1.0 + self._rate) - 1.0) * 1e6
 
     @property
-    def rate_sd_ppm(self) -> float:
-        """The loop's own estimate of how uncertain ``drift_ppm`` is."""
-        return math.sqrt(self._var_rate) * 1e6
-
-    @property
     def settled(self) -> bool:
         return self.started and self._var_rate < (2e-6) ** 2
 

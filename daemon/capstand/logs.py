@@ -21,7 +21,6 @@ from typing import Any
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 REPEAT_S = 60.0
-FIELDS = ("STREAM", "DEVICE", "SINK", "LOST_FRAMES", "FIRST_FRAME", "CAUSE")
 MAX_FIELD = 4096
 
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}

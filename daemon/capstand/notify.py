@@ -3,17 +3,13 @@
 Thread: main only, because systemd-python holds Python's lock while it sends.
 """
 
-import os
-
 from systemd.daemon import notify
 
 
 class Notifier:
-    """Tells the service manager, each state once. ``watchdog_s`` is None where none is set."""
+    """Tells the service manager, each state once."""
 
     def __init__(self) -> None:
-        usec = os.environ.get("WATCHDOG_USEC", "")
-        self.watchdog_s = int(usec) / 1e6 if usec.isdigit() else None
         self._ready = False
         self._status = ""
 

@@ -97,7 +97,6 @@ class SyntheticSource:
         self._started_ns = 0  # when frame 0 was sampled
         self._still_ns = 0  # how long the card has stood still in all
         self._read = 0
-        self._open = False
         self._stopping = False
 
     def true_time_ns(self, frame: int) -> int:
