@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from capstand.capture import kernel
 
@@ -198,3 +200,63 @@ def test_no_owner(tmp_path: Path) -> None:
     card_folder(tmp_path / "gone", "owner_pid   : 4194305\n")
     assert kernel.owner_of("1", 0, tmp_path / "gone") is None
     assert kernel.owner_of("2", 0, tmp_path) is None
+
+
+BUFFER, TURN_NS = 9600, 200_000_000  # 200 ms at 48 kHz
+BOUNDARY = BUFFER * 2**40
+
+
+class Card:
+    """A pointer that moves with time, as a driver reports it."""
+
+    def __init__(self) -> None:
+        self.turns = kernel.Turns(48_000, BUFFER, BOUNDARY)
+        self.now_ns = 10**12
+        self.hidden = 0
+        self.start = BOUNDARY - 5000  # it wraps soon
+
+    def look(self, after_ms: float, *, late_ms: float = 0.0, behind_ms: float = 0.0) -> int:
+        """Time passes, then a look; the stamp may be late, the pointer not yet caught up."""
+        self.now_ns += round(after_ms * 1e6)
+        frame = round((self.now_ns - 10**12) * 48e-6 - behind_ms * 48) - self.hidden
+        return self.turns.see(self.now_ns + round(late_ms * 1e6), (self.start + frame) % BOUNDARY)
+
+    def hold(self, milliseconds: float) -> int:
+        """The machine stands still and the driver misses the whole turns of that time."""
+        missed = int(milliseconds * 48 // BUFFER) * BUFFER
+        self.hidden += missed
+        self.now_ns += round(milliseconds * 1e6)
+        return missed
+
+
+def test_a_pointer_that_keeps_time_hides_nothing() -> None:
+    """Nothing is booked while pointer and stamps agree, however late single stamps are."""
+    card = Card()
+    assert not any(card.look(10, late_ms=20 if n % 7 == 0 else 0) for n in range(500))
+    assert card.look(600) == card.look(900) == 0  # the reader was away, the pointer was not
+
+
+@given(st.lists(st.tuples(st.floats(0, 3000), st.floats(0, 30)), max_size=10))
+def test_turns_that_the_driver_missed_are_found(holds: list[tuple[float, float]]) -> None:
+    """Whole buffers by which the pointer fell behind are booked, also when it catches up late."""
+    card = Card()
+    card.look(10)
+    booked = missed = 0
+    for held_ms, behind_ms in holds:
+        missed += card.hold(held_ms)
+        booked += card.look(0.01, behind_ms=behind_ms)
+        booked += sum(card.look(10) for _ in range(20))
+    assert booked == missed
+
+
+def test_a_device_that_stood_still_is_not_a_missed_turn() -> None:
+    """A pointer that stops and goes on later, out of step with whole buffers, books nothing."""
+    card = Card()
+    card.look(10)
+    ptr = (card.start + 480) % BOUNDARY
+    assert not any(card.turns.see(card.now_ns + n * TURN_NS, ptr) for n in range(1, 5))
+    card.now_ns += 4 * TURN_NS + TURN_NS // 2
+    card.hidden += round(4.5 * BUFFER)
+    assert not any(card.look(10) for _ in range(300))
+    card.hold(400)
+    assert card.look(10) == 2 * BUFFER

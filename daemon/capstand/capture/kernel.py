@@ -40,6 +40,53 @@ def usable(device: str, descriptor: int, root: Path = Path("/")) -> bool:
     return re.fullmatch(r"/dev/snd/pcmC\d+D\d+c", str(link)) is not None
 
 
+class Turns:
+    """Finds whole turns of the buffer that the hardware pointer does not show.
+
+    While pointer and time agree, each look is the reference for the next. When they do not, the
+    reference stays until the pointer has caught up: then they agree, or differ by whole buffers. A
+    pointer that does not move tells nothing. What fits neither for ``PATIENCE_NS`` was a device
+    that stood still; the clock deals with that.
+    """
+
+    PATIENCE_NS = 1_000_000_000
+
+    def __init__(self, rate_hz: int, buffer_frames: int, boundary: int) -> None:
+        self._frames_per_ns = rate_hz / 1e9
+        self._buffer = buffer_frames
+        self._tolerance = buffer_frames / 8  # room for the stamp's own error
+        self._boundary = boundary
+        self._stamp_ns = 0
+        self._hw_ptr = 0
+        self._last_ptr = 0
+        self._odd_ns = 0
+
+    def see(self, stamp_ns: int, hw_ptr: int) -> int:
+        """The frames missed, as found by this look at a running stream."""
+        if self._stamp_ns == 0:
+            self._stamp_ns, self._hw_ptr, self._last_ptr = stamp_ns, hw_ptr, hw_ptr
+            return 0
+        if hw_ptr == self._last_ptr:
+            return 0
+        self._last_ptr = hw_ptr
+        moved = (hw_ptr - self._hw_ptr) % self._boundary
+        lag = (stamp_ns - self._stamp_ns) * self._frames_per_ns - moved
+        turns = 0
+        if abs(lag) > self._tolerance:
+            turns = max(0, round(lag / self._buffer))
+            if abs(lag - turns * self._buffer) > self._tolerance:
+                self._odd_ns = self._odd_ns or stamp_ns
+                if stamp_ns - self._odd_ns < self.PATIENCE_NS:
+                    return 0
+                turns = 0
+        self._stamp_ns, self._hw_ptr, self._odd_ns = stamp_ns, hw_ptr, 0
+        return turns * self._buffer
+
+    def forget(self) -> None:
+        """The stream does not run: the next look is the first."""
+        self._stamp_ns = self._odd_ns = 0
+
+
 class KernelPcm:
     """Pointers, stamps and skips of one running stream.
 
@@ -66,8 +113,7 @@ class KernelPcm:
         self.hw_ptr = 0
         self.avail = 0
         self.missed = 0
-        self._frames_per_ns = rate_hz / 1e9
-        self._suspicious_ns = buffer_frames / rate_hz * 1e9 / 2
+        self._turns = Turns(rate_hz, buffer_frames, boundary)
         request = bytearray(
             _SW_PARAMS.pack(
                 _TSTAMP_ENABLE,
@@ -88,27 +134,15 @@ class KernelPcm:
 
     def status(self) -> None:
         """Asks the kernel. Raises OSError (ENODEV when the card has gone)."""
-        stamp_ns, hw_ptr, state = self.stamp_ns, self.hw_ptr, self.state
         fcntl.ioctl(self._descriptor, STATUS, self._status)
         (self.state, seconds, nanoseconds, self.appl_ptr, self.hw_ptr, _, self.avail) = (
             _STATUS.unpack_from(self._status)
         )
         self.stamp_ns = seconds * 1_000_000_000 + nanoseconds
-        elapsed_ns = self.stamp_ns - stamp_ns
-        if elapsed_ns > self._suspicious_ns and state == self.state == RUNNING:
-            self._look_for_turns(elapsed_ns * self._frames_per_ns, self.hw_ptr - hw_ptr)
-
-    def _look_for_turns(self, elapsed_frames: float, moved: int) -> None:
-        """Books whole buffers by which the pointer lags behind time.
-
-        A pointer that has not moved at all belongs to a device that stood still. An eighth of the
-        buffer is room for the stamp's own error.
-        """
-        moved %= self.boundary
-        turns = round((elapsed_frames - moved) / self._buffer)
-        misfit = elapsed_frames - moved - turns * self._buffer
-        if moved and turns > 0 and abs(misfit) <= self._buffer / 8:
-            self.missed += turns * self._buffer
+        if self.state == RUNNING:
+            self.missed += self._turns.see(self.stamp_ns, self.hw_ptr)
+        else:
+            self._turns.forget()
 
     def skip(self, frames: int) -> int:
         """Leaves behind up to ``frames`` unread frames; returns how many were really left."""
