@@ -170,3 +170,13 @@ def test_the_ledger_itemises_what_was_lost_and_what_a_sink_missed(tmp_path: Path
     assert total("gap") == books["lost_frames"] > 0
     assert total("drop") == sink["dropped_frames"] == books["captured_frames"]
     assert books["balanced"] is True
+
+
+def test_a_directory_it_may_not_use_is_told(tmp_path: Path) -> None:
+    """Where the control socket cannot be made, the daemon says which directory and what to do."""
+    (tmp_path / "run").write_text("a file, not a directory")
+    daemon = Daemon(tmp_path, CONFIGURATION.format(device="synthetic", folder=tmp_path))
+    said = daemon.hear("ERRNO=")
+    assert f"{tmp_path}/run: File exists; --runtime names a directory" in said
+    assert daemon.process.wait(10) == 1
+    daemon.close()

@@ -10,6 +10,7 @@ import selectors
 import signal
 import socket
 import time
+from errno import EADDRINUSE
 from pathlib import Path
 
 from capstand import __version__, realtime
@@ -58,11 +59,13 @@ class Service:
             self._control = ControlServer(
                 self._runtime / NAME, self._selector, {"status": self.answer_status}
             )
-        except (CapstandError, OSError) as error:
-            number = error.errno if isinstance(error, OSError) and error.errno else 98
-            say(logging.ERROR, "cannot start: %s", error)
-            self._notifier.failed(number, f"cannot start: {error}")
-            return 1
+        except CapstandError as error:
+            return self._cannot_start(EADDRINUSE, str(error))
+        except OSError as error:
+            return self._cannot_start(
+                error.errno or EADDRINUSE,
+                f"{self._runtime}: {error.strerror}; --runtime names a directory it may write to",
+            )
         if refused:
             say(logging.WARNING, refused)
         for stream in self._streams:
@@ -73,6 +76,11 @@ class Service:
         self._control.close()
         wake.close()
         return 0
+
+    def _cannot_start(self, errno: int, why: str) -> int:
+        say(logging.ERROR, f"cannot start: {why}")
+        self._notifier.failed(errno, f"cannot start: {why}")
+        return 1
 
     def _watch(self, end: float | None) -> None:
         """Until told to stop: look, tell, feed the watchdog."""
