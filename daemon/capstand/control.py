@@ -109,7 +109,7 @@ class ControlServer:
             self.path.unlink()
 
 
-def ask(path: Path, question: str, timeout_s: float = 2.0) -> dict[str, Any]:
+def ask(path: Path, question: str, timeout_s: float = 5.0) -> dict[str, Any]:
     """Asks the daemon at ``path``. Raises CapstandError when none answers."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:

@@ -9,6 +9,7 @@ import os
 import selectors
 import signal
 import socket
+import threading
 import time
 from errno import EADDRINUSE
 from pathlib import Path
@@ -113,7 +114,8 @@ class Service:
             if alive:
                 self._notifier.alive()
         if not self._settled and all(one.captured_frames or one.trouble for one in all_stats):
-            self._settle()
+            self._settled = True
+            threading.Thread(target=self._settle, name="settle", daemon=True).start()
         self._live.draw(all_stats)
         self._repeats.tell()
         if self._ledger.trouble != self._ledger_trouble:
@@ -124,8 +126,10 @@ class Service:
             self._control.expire()
 
     def _settle(self) -> None:
-        """Once sound flows: what takes long to load, and the end of start-up's garbage."""
-        self._settled = True
+        """Once sound flows: what takes long to load, and the end of start-up's garbage.
+
+        In a thread of its own that ends, because main must go on answering meanwhile.
+        """
         for stream in self._streams:
             stream.start_meter()
         realtime.freeze_heap()
