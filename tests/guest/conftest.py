@@ -128,6 +128,17 @@ class Machine:
         return [json.loads(line) for line in lines.splitlines()]
 
 
+FIGURES: list[str] = []
+"""What the tests measured, for the end of the run."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FIGURES:
+        terminalreporter.section("measured in the guest")
+        for line in FIGURES:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("guest")
@@ -136,7 +147,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         guest.push_source()
         began = time.monotonic()
         guest.run("/root/capstand/scripts/install", timeout_s=400)
-        print(f"\nboot {guest.boot_s:.0f} s, installation {time.monotonic() - began:.0f} s")
+        FIGURES.append(f"boot {guest.boot_s:.0f} s, install {time.monotonic() - began:.0f} s")
         machine = Machine(guest)
         player = guest.compile("player", "asound")
         guest.compile("freeze")

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import pytest
 
-from .conftest import Machine, first_frame_at
+from .conftest import FIGURES, Machine, first_frame_at
 
 pytestmark = pytest.mark.guest
 
@@ -40,7 +40,9 @@ def test_every_frame_of_a_minute_is_recorded_once_and_in_order(machine: Machine)
     assert sink["delivered_frames"] == books["captured_frames"]
     assert sink["dropped_frames"] == sink["inside_frames"] == 0
     assert float(stopped.split()[1]) < 2.5, stopped
-    print(f"\n60 s: {len(recorded.counter)} frames, 0 lost; stop took {stopped.split()[1]} s")
+    FIGURES.append(
+        f"60 s: {len(recorded.counter)} frames, 0 lost; stop took {stopped.split()[1]} s"
+    )
 
 
 def test_fifty_overruns_are_counted_to_the_frame(machine: Machine) -> None:
@@ -69,7 +71,9 @@ def test_fifty_overruns_are_counted_to_the_frame(machine: Machine) -> None:
     assert events[-1]["lost_frames"] == recorded.silent > 0
     assert events[-1]["produced_frames"] == len(recorded.counter)
     assert events[-1]["balanced"] is True
-    print(f"\n{len(reported)} overruns: reported {events[-1]['lost_frames']} = {recorded.silent}")
+    FIGURES.append(
+        f"{len(reported)} overruns: reported {events[-1]['lost_frames']} = {recorded.silent}"
+    )
 
 
 def test_a_machine_that_stood_still_is_counted_to_the_frame(machine: Machine) -> None:
@@ -90,7 +94,7 @@ def test_a_machine_that_stood_still_is_counted_to_the_frame(machine: Machine) ->
     assert books["lost_exact"] is True
     assert books["lost_frames"] == recorded.silent > 0
     assert books["produced_frames"] == len(recorded.counter)
-    print(f"\nmachine held 5 times: reported {books['lost_frames']} = {recorded.silent}")
+    FIGURES.append(f"machine held 5 times: reported {books['lost_frames']} = {recorded.silent}")
 
 
 def joined(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -128,8 +132,8 @@ def test_after_kill_9_sound_is_back_and_the_old_file_is_whole(machine: Machine) 
         recorded.origin()
         assert missing_s < 1.0
         back_s.append(datetime.fromisoformat(first_frame_at(new)).timestamp() - killed_s)
-        print(
-            f"\nkill -9: back after {back_s[-1]:.2f} s, {missing_s:.3f} s missing in the old file"
+        FIGURES.append(
+            f"kill -9: back after {back_s[-1]:.2f} s, {missing_s:.3f} s missing in the old file"
         )
     assert sorted(back_s)[1] < 3.0
 
