@@ -2,15 +2,23 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from capstand.block import AudioFormat, SampleFormat
+from capstand.capture.capturer import Capturer
+from capstand.capture.source import Grant, Reading
+from capstand.clock import Clock
 from capstand.realtime import prepare_thread
+from capstand.ring import Ring
 
 NOBODY = 65534
 
@@ -180,3 +188,42 @@ print(refused, locked[0])
     if refused.strip() != "None":
         pytest.skip("locking memory is not allowed here")
     assert int(locked) > 0
+
+
+class Hasty:
+    """A source whose waits end at once with nothing, as a descriptor in error does."""
+
+    def __init__(self, reads: int) -> None:
+        self.left = reads
+        self.blocked: list[int] = []
+        self.stop: Callable[[], None] = lambda: None
+        self._reading = Reading()
+
+    def open(self) -> Grant:
+        return Grant("hasty", AudioFormat(48_000, 2, SampleFormat.S16_LE), 480, 24_000, True)
+
+    def read(self, slot: memoryview, timeout_ms: int) -> Reading:
+        self.blocked.append(resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw)
+        self.left -= 1
+        if self.left == 0:
+            self.stop()
+        return self._reading
+
+    def close(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
+
+
+def test_a_device_in_error_does_not_take_the_processor() -> None:
+    """Where every wait ends at once, the real-time thread still gives way between two of them."""
+    source = Hasty(20)
+    capturer = Capturer(source, Clock(48_000, 480), Ring(4, 1920), priority=0)
+    source.stop = capturer.stop
+    thread = threading.Thread(target=capturer.run)
+    thread.start()
+    thread.join(20)
+
+    assert not thread.is_alive()
+    assert all(later > earlier for earlier, later in pairwise(source.blocked))

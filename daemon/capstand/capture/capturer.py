@@ -25,6 +25,8 @@ from capstand.stats import Cause, Tally
 STALL_S = 2.0
 STALL_READS = 5
 POLL_MS = 200
+HASTY_NS = 1_000_000
+HASTY_PAUSE_S = 0.005
 RETRY_S = 0.5
 REFUSED_RETRY_S = 5.0
 
@@ -77,7 +79,11 @@ class Capturer:
         try:
             self.open()
             while not self._stopping:
-                self.step(POLL_MS)
+                asked_ns = self._now_ns()
+                if self.step(POLL_MS) == 0 and self._now_ns() - asked_ns < HASTY_NS:
+                    # A descriptor in error ends each wait at once; at real-time priority that
+                    # would take the whole processor.
+                    self._stopped.wait(HASTY_PAUSE_S)
         except DeviceError as error:
             return self.fail(error)
         return 0.0
