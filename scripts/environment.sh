@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by run and test: what must be installed, then the virtual environment .venv of the checkout.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -31,8 +32,7 @@ install_packages() {
 # What building pyalsaaudio and systemd-python takes; Python's own part only for Debian's Python.
 build_packages() {
     local names=(gcc libasound2-dev libsystemd-dev pkg-config)
-    if ! command -v python3 >/dev/null || [ "$(readlink -f "$(command -v python3)")" = /usr/bin/python3.11 ] ||
-        ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+    if [[ $(readlink -f "$(command -v python3 || echo /usr/bin/python3)") == /usr/bin/python3* ]]; then
         names+=(python3 python3-venv python3-dev)
     fi
     echo "${names[@]}"
