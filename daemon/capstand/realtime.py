@@ -9,7 +9,6 @@ at 26 MB instead of 160 MB; freezing the garbage collector's heap cuts the tail.
 import contextlib
 import ctypes
 import gc
-import importlib.util
 import os
 import signal
 import sys
@@ -19,7 +18,6 @@ from pathlib import Path
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 SWITCH_INTERVAL_S = 0.0001
 STACK_BYTES = 512 * 1024
-_loading = threading.Lock()
 
 
 def prepare_process() -> str | None:
@@ -36,21 +34,6 @@ def prepare_process() -> str | None:
         f"memory is not locked: {os.strerror(ctypes.get_errno())}; a swapping machine may lose "
         "frames; grant it with LimitMEMLOCK=infinity in the unit, or run as root"
     )
-
-
-def load_numpy_apart() -> None:
-    """Loads numpy's shared objects without holding Python's lock; any thread, before its import.
-
-    The import does that with the lock held, which on a slow machine stops the capture thread for
-    longer than the card's buffer lasts; once they are loaded it finds them at once.
-    """
-    with _loading:
-        spec = importlib.util.find_spec("numpy")
-        if "numpy" in sys.modules or spec is None or spec.origin is None:
-            return
-        libc = ctypes.CDLL(None)
-        for shared in Path(spec.origin).parent.glob("*core/_multiarray_umath*.so"):
-            libc.dlopen(os.fsencode(shared), os.RTLD_NOW)  # a foreign call: the lock is free
 
 
 def freeze_heap() -> None:

@@ -19,7 +19,6 @@ from capstand.config import Capture
 from capstand.config import Stream as StreamConfig
 from capstand.health import SinkView, Verdict, View, judge
 from capstand.pusher import Pusher
-from capstand.realtime import load_numpy_apart
 from capstand.ring import Ring
 from capstand.sinks.file import Recording
 from capstand.sinks.outlet import Outlet
@@ -62,7 +61,6 @@ class Stream:
 
     def start_meter(self) -> None:
         """Once sound flows: loading numpy takes longer than opening a card would."""
-        load_numpy_apart()
         from capstand.dsp.level import Meter
 
         self.pusher.meter = Meter(self.config.capture.audio)

@@ -1,11 +1,11 @@
 """The capture thread: device → clock → ring, and nothing else.
 
-It waits for the device alone. It takes no lock, writes no log and keeps no growing memory: it
-counts, and the main thread tells. A device that fails is closed and opened again for ever; the
-frames that it would have produced meanwhile are a gap, measured by the clock, so the frame index
-and the timeline go on. Only frames that arrive prove life: a device that is open and brings none
-for ``STALL_S`` is opened again too; it is asked several times, because a process that was itself
-stopped must not take its own absence for the card's.
+While sound flows it waits for the device alone, takes no lock, writes no log and keeps no growing
+memory: it counts, and the main thread tells. A device that fails is closed and opened again for
+ever; the frames that it would have produced meanwhile are a gap, measured by the clock, so the
+frame index and the timeline go on. Only frames that arrive prove life: a device that is open and
+brings none for ``STALL_S`` is opened again too; it is asked several times, because a process that
+was itself stopped must not take its own absence for the card's.
 
 Thread: ``run`` is the capture thread; the attributes may be read from any.
 """
@@ -61,7 +61,7 @@ class Capturer:
         self._ring = ring
         self._priority = priority
         self._now_ns = now_ns
-        self._stopped = threading.Event()  # waited for only while the device is closed
+        self._stopped = threading.Event()  # waited for only while nothing can be captured
         self._stopping = False
         self._reopened = False
         self._empty = 0  # reads in a row that brought nothing

@@ -25,7 +25,6 @@ from pathlib import Path
 from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.config import FileSink
 from capstand.errors import SinkError
-from capstand.realtime import load_numpy_apart
 
 LONG_GAP_S = 60.0
 RESUME_MB = 16
@@ -174,7 +173,6 @@ class _Segment:
         self._audio = audio
         self._flac = path.suffix == ".flac"
         self._dirty = False
-        load_numpy_apart()
         import soundfile
 
         self._descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
