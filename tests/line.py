@@ -88,11 +88,12 @@ class Script:
         pass
 
 
-class Keep:
+class Keep(Sink):
     """A Sink that keeps all blocks; it refuses a write or an open while ``fails()`` is true."""
 
+    detail = "kept"
+
     def __init__(self, fails: Callable[[], bool] = lambda: False) -> None:
-        self.detail = "kept"
         self.blocks: list[Block] = []
         self._fails = fails
 

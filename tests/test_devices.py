@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from capstand.block import SampleFormat
 from capstand.capture.kernel import owner_of
-from capstand.config import Config
+from capstand.config import Config, FileSink
 from capstand.decode import decode
 from capstand.devices import Device, default_configuration, find
 
@@ -56,7 +56,7 @@ def test_the_first_card_is_taken_as_it_can(
     capture = stream.capture
     assert (stream.name, capture.device) == ("mic", device.device)
     assert (capture.rate_hz, capture.channels, capture.format) == (rate_hz, channels, sample)
-    assert [(one.type, one.path) for one in stream.sink] == [("file", "/rec")]
+    assert stream.sink == (FileSink(type="file", path="/rec"),)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_the_first_configuration_is_right_for_any_cards(found: list[Device]) -> 
 def test_the_directory_may_have_any_name(folder: str) -> None:
     """The directory for recordings is written so that it reads back as it is."""
     config = decode(default_configuration([MIC], Path(folder)), "built-in", Config)
-    assert config.stream[0].sink[0].path == folder
+    assert config.stream[0].sink == (FileSink(type="file", path=folder),)
 
 
 # What is shown

@@ -48,6 +48,16 @@ TABLE = {
         Health.STALLED,
         "no frame for 4 s from an open device",
     ),
+    "a sink's library hangs": (
+        WELL._replace(sinks=(SINK._replace(hung="has not come back for 12 s"),)),
+        Health.STALLED,
+        "sink file: has not come back for 12 s",
+    ),
+    "a sink takes blocks and yet": (
+        WELL._replace(sinks=(SINK._replace(concern="nobody hears it"),)),
+        Health.DEGRADED,
+        "sink file: nobody hears it",
+    ),
     "a closed device is silent": (
         WELL._replace(open=False, trouble="unplugged", silent_ns=3600 * NS_PER_S),
         Health.DEGRADED,
@@ -123,7 +133,7 @@ def test_the_first_row_that_applies_is_told() -> None:
         refused=True,
         trouble="refused",
         frames=0,
-        sinks=(SINK._replace(trouble="full", still_ns=S6, drop_age_ns=0),),
+        sinks=(SINK._replace(trouble="full", still_ns=S6, drop_age_ns=0, concern="no", hung="h"),),
         loss_age_ns=0,
     )
     told = []
@@ -131,10 +141,12 @@ def test_the_first_row_that_applies_is_told() -> None:
         {"unseen_ns": 0},
         {"push_still_ns": 0},
         {"silent_ns": 0},
+        {"sinks": (SINK._replace(trouble="full", still_ns=S6, drop_age_ns=0, concern="nothing"),)},
         {"refused": False},
         {"trouble": None},
         {"frames": 1},
-        {"sinks": (SINK._replace(still_ns=S6, drop_age_ns=0),)},
+        {"sinks": (SINK._replace(still_ns=S6, drop_age_ns=0, concern="nothing"),)},
+        {"sinks": (SINK._replace(drop_age_ns=0, concern="nothing"),)},
         {"sinks": (SINK._replace(drop_age_ns=0),)},
         {"sinks": (SINK,)},
         {"loss_age_ns": None},
@@ -146,11 +158,13 @@ def test_the_first_row_that_applies_is_told() -> None:
         ("STALLED", ["capture", "thread"]),
         ("STALLED", ["push", "thread"]),
         ("STALLED", ["frame", "for"]),
+        ("STALLED", ["file:", "h"]),
         ("FAILED", []),
         ("DEGRADED", []),
         ("STARTING", []),
         ("DEGRADED", ["file:", "full"]),
         ("DEGRADED", ["file", "has"]),
+        ("DEGRADED", ["file:", "nothing"]),
         ("DEGRADED", ["file", "was"]),
         ("DEGRADED", ["were", "lost"]),
     ]
@@ -170,7 +184,7 @@ VIEWS = st.builds(
     push_still_ns=AGES,
     loss_age_ns=st.none() | AGES,
     sinks=st.lists(
-        st.builds(SinkView, st.just("s"), WORDS, AGES, st.none() | AGES), max_size=2
+        st.builds(SinkView, st.just("s"), WORDS, AGES, st.none() | AGES, WORDS, WORDS), max_size=2
     ).map(tuple),
 )
 
@@ -181,6 +195,7 @@ def test_only_a_stall_starves_the_watchdog(view: View) -> None:
     verdict = judge(view)
     assert verdict.alive == (verdict.health is not Health.STALLED)
     hangs = view.unseen_ns > HUNG_NS or view.push_still_ns > HUNG_NS
+    hangs = hangs or any(one.hung is not None for one in view.sinks)
     assert (verdict.health is Health.STALLED) == (hangs or (view.open and view.silent_ns > HUNG_NS))
 
 

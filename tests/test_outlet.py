@@ -8,22 +8,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstand.block import Block
-from capstand.errors import SinkError
+from capstand.errors import SinkBusy, SinkError
 from capstand.sinks import outlet as outlet_module
 from capstand.sinks.outlet import Outlet
+from capstand.sinks.sink import Sink
 
 FRAMES = 10
 PATIENCE_S = 10.0
 
 
-class Peer:
+class Peer(Sink):
     """A sink that notes what it is told, fails when told to and hangs until told otherwise."""
 
+    detail = "peer"
+
     def __init__(self) -> None:
-        self.detail = "peer"
         self.calls: list[str] = []
         self.got: list[int] = []
         self.failing: set[str] = set()
+        self.busy: dict[int, int] = {}  # by first frame: how many frames are taken all the same
         self.hanging = threading.Event()
         self.hanging.set()
         self.reached = threading.Semaphore(0)
@@ -36,6 +39,8 @@ class Peer:
         self.reached.release()
         assert self.hanging.wait(PATIENCE_S)
         self._do("write")
+        if block.first_frame in self.busy:
+            raise SinkBusy("busy", self.busy[block.first_frame])
         with self.changed:
             self.got.append(block.first_frame)
             self.changed.notify_all()
@@ -126,6 +131,59 @@ def test_a_failed_write_is_booked_and_the_sink_closed() -> None:
     assert (outlet.failed, outlet.queued) == (10, 20)
     assert peer.calls[-1] == "close"
     assert balanced(outlet)
+
+
+def test_a_busy_sink_misses_the_block_and_stays_open() -> None:
+    """A peer that takes nothing just now costs the block, less what it took, and nothing else."""
+    peer = Peer()
+    outlet = Outlet("a", peer, 1000)
+    assert outlet.try_open()
+    feed(outlet, 3)
+    peer.busy = {0: 0, 10: 4}
+    outlet.step()
+    assert peer.got == [20] and "close" not in peer.calls
+    assert (outlet.delivered, outlet.failed, outlet.failures) == (4 + 10, 10 + 6, 0)
+    assert (outlet.state, outlet.trouble) == ("open", None)
+    assert balanced(outlet)
+
+
+def test_a_busy_sink_says_why_until_it_takes_a_block() -> None:
+    """``trouble`` has the sink's own words for as long as it is busy."""
+    peer = Peer()
+    outlet = Outlet("a", peer, 1000)
+    assert outlet.try_open()
+    peer.busy = {0: 0}
+    told = []
+    for number in range(2):
+        feed(outlet, 1, number)
+        outlet.step()
+        told.append(outlet.trouble)
+    assert told == ["busy", None]
+
+
+def test_a_live_sink_begins_with_the_present() -> None:
+    """What was queued while a live sink could not be opened is dropped and booked; for another it
+    is kept.
+    """
+    for live, got, failed in ((True, [30], 30), (False, [0, 10, 20, 30], 0)):
+        peer = Peer()
+        outlet = Outlet("a", peer, 1000, live=live)
+        feed(outlet, 3)
+        assert outlet.try_open()
+        feed(outlet, 1, 3)
+        outlet.step()
+        assert (peer.got, outlet.failed) == (got, failed)
+        assert balanced(outlet)
+
+
+def test_a_live_sink_that_opens_too_late_still_ends(threads: list[threading.Thread]) -> None:
+    """Dropping what is queued does not lose the end of the queue."""
+    peer = Peer()
+    outlet = Outlet("a", peer, 1000, live=True)
+    feed(outlet, 3)
+    outlet.finish()
+    start(outlet, threads).join(PATIENCE_S)
+    assert (outlet.state, outlet.failed, outlet.queued) == ("closed", 30, 0)
 
 
 def test_trouble_ends_with_the_first_block_delivered() -> None:

@@ -1,4 +1,4 @@
-"""The command line: run, check, devices, status."""
+"""The command line: run, check, devices, status, agora."""
 
 import argparse
 import json
@@ -121,6 +121,16 @@ def _status(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _agora_install(chosen: argparse.Namespace) -> int:
+    from functools import partial
+
+    from capstand.agora import install
+
+    folder = chosen.into or install.default_folder()
+    install.install(folder, partial(print, flush=True), again=chosen.again)
+    return 0
+
+
 def _runtime_directory() -> Path:
     """Where the socket is: systemd's, root's, or the user's own."""
     if given := os.environ.get("RUNTIME_DIRECTORY"):
@@ -203,7 +213,52 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for programs")
     _add_runtime(status)
     status.set_defaults(act=_status)
+
+    agora = commands.add_parser(
+        "agora",
+        help="what the Agora sink needs",
+        description="What the Agora sink needs beside capstand itself.",
+    )
+    _add_agora_install(agora.add_subparsers(title="commands", metavar="COMMAND", required=True))
     return parser
+
+
+def _add_agora_install(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    install = commands.add_parser(
+        "install",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="fetch Agora's wrapper and native library",
+        description="""\
+Fetches what an Agora sink needs: the Python wrapper, by pip, of one version with one checksum, and
+Agora's native library, by the wrapper's own means but with the server's certificate checked. It is
+verified and tried out before it takes the place of what was there. The daemon never fetches it.""",
+        epilog="""\
+The native library is Agora's property and comes under Agora's terms.
+
+Where the daemon looks, in this order: $CAPSTAND_AGORA (then nowhere else), /opt/capstand/agora,
+~/.local/share/capstand/agora, a package agora in Python's own path.
+
+environment:
+  https_proxy    the proxy for both downloads
+  SSL_CERT_FILE  the certificates to trust, where a proxy puts its own in place
+  PIP_...        what pip understands, for example PIP_INDEX_URL
+
+examples:
+  sudo capstand agora install                         for the service
+  sudo --preserve-env=https_proxy capstand agora install
+  capstand agora install --into ~/agora               without root's rights""",
+    )
+    install.add_argument(
+        "--into",
+        metavar="DIR",
+        type=Path,
+        help="where to (default: /opt/capstand/agora, for others than root"
+        " ~/.local/share/capstand/agora)",
+    )
+    install.add_argument(
+        "--again", action="store_true", help="fetch it even if it is there and right"
+    )
+    install.set_defaults(act=_agora_install)
 
 
 def _add_runtime(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ keys are faults, because a misspelt key that is silently ignored is found in the
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os.path import normpath
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -21,8 +21,29 @@ COMMON_RATES = (8000, 11025, 16000, 22050, 32000, 44100, 48000, 88200, 96000, 17
 SIGNALS = ("tone", "silence", "noise", "file", "counter")
 FAULTS = ("overrun", "unplug", "stall")
 RING_S = 1.0
+PROFILES = (
+    "auto",
+    "default",
+    "speech",
+    "music",
+    "music_stereo",
+    "music_high",
+    "music_high_stereo",
+    "iot",
+)
+SCENARIOS = ("default", "game_streaming", "chatroom", "chorus", "meeting")
+AREAS = ("global", "cn", "na", "eu", "as", "jp", "in")
+TRACK_RATES = (8000, 16000, 24000, 32000, 48000)
+LIVE_PERIOD_MS = 100
 
 Name = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", "a name: 1 to 32 of A-Z a-z 0-9 _ -")]
+SecretPlace = Annotated[
+    str,
+    Text(
+        r"/[^\0-\x1f\x7f]*|[A-Za-z0-9_.@-]{1,255}",
+        "an absolute path, or the name of a credential in the unit (LoadCredential=)",
+    ),
+]
 AbsolutePath = Annotated[
     str, Text(r"/[^\0-\x1f\x7f]*", "an absolute path, such as /var/lib/capstand/mic")
 ]
@@ -110,8 +131,84 @@ class FileSink(NamedTuple):
     queue_ms: Annotated[int, Whole(100, 60_000)] = 5000
 
 
-Sink = FileSink
-SINK_TYPES: dict[str, type[Sink]] = {"file": FileSink}
+class FileToken(NamedTuple):
+    """Tokens that something else puts into a file."""
+
+    source: Annotated[str, Choice(("file",))]
+    path: SecretPlace
+
+
+class ServerToken(NamedTuple):
+    """Tokens from a server, by HTTPS."""
+
+    source: Annotated[str, Choice(("server",))]
+    url: Annotated[str, Text(r"https://[^\s\0-\x1f\x7f]+", "an https:// address")]
+    credential: SecretPlace | None = None
+    ca_file: AbsolutePath | None = None
+    life_s: Annotated[int, Whole(60, 86_400)] = 86_400
+
+
+class LocalToken(NamedTuple):
+    """Tokens made here; for development only, because it takes the App Certificate."""
+
+    source: Annotated[str, Choice(("local",))]
+    certificate: SecretPlace
+    life_s: Annotated[int, Whole(60, 86_400)] = 86_400
+
+
+Token = FileToken | ServerToken | LocalToken
+TOKEN_SOURCES: dict[str, type[Token]] = {
+    "file": FileToken,
+    "server": ServerToken,
+    "local": LocalToken,
+}
+
+
+class AgoraSink(NamedTuple):
+    """A channel of Agora's, as a custom audio source."""
+
+    type: Annotated[str, Choice(("agora",))]
+    app_id: Annotated[str, Text("[0-9a-fA-F]{32}", "the 32 hexadecimal digits of an app id")]
+    channel: Annotated[
+        str,
+        Text(
+            r"[A-Za-z0-9 !#$%&()+\-:;<=.>?@\[\]^_{}|~,]{1,64}",
+            "a channel name: 1 to 64 letters, digits and simple signs",
+        ),
+    ]
+    uid: Annotated[int, Whole(0, 2**32 - 1)] = 0
+    token: Annotated[Token, Tagged("source", TOKEN_SOURCES)] | None = None
+    name: Name = "agora"
+    profile: Annotated[str, Choice(PROFILES)] = "auto"
+    scenario: Annotated[str, Choice(SCENARIOS)] = "default"
+    area: Annotated[str, Choice(AREAS)] = "global"
+    rate_hz: Annotated[int, Whole(8000, 48_000, TRACK_RATES)] | None = None
+    channels: Annotated[int, Whole(1, 2)] | None = None
+    delay_ms: Annotated[int, Whole(10, 1000)] = 40
+    send_buffer_ms: Annotated[int, Whole(50, 5000)] = 500
+    queue_ms: Annotated[int, Whole(100, 60_000)] = 300
+
+    def track(self, audio: AudioFormat) -> tuple[int, int]:
+        """Rate and channels that are sent; where not given, as near to the capture as can be."""
+        own_rate = audio.rate_hz if audio.rate_hz in TRACK_RATES else 48_000
+        return self.rate_hz or own_rate, self.channels or min(2, audio.channels)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.rate_hz is not None and self.rate_hz not in TRACK_RATES:
+            yield "rate_hz", f"{self.rate_hz} is not one of {', '.join(map(str, TRACK_RATES))}"
+        for key in ("delay_ms", "send_buffer_ms"):
+            if getattr(self, key) % 10:
+                yield key, f"{getattr(self, key)} is no multiple of 10; the SDK counts in 10 ms"
+        if self.delay_ms >= self.send_buffer_ms:
+            yield (
+                "delay_ms",
+                f"{self.delay_ms} is not less than send_buffer_ms, {self.send_buffer_ms}; "
+                "nothing would ever be sent",
+            )
+
+
+Sink = FileSink | AgoraSink
+SINK_TYPES: dict[str, type[Sink]] = {"file": FileSink, "agora": AgoraSink}
 
 
 class Stream(NamedTuple):
@@ -125,8 +222,15 @@ class Stream(NamedTuple):
         if not self.sink:
             yield "sink", "there is no [[stream.sink]]; the sound would go nowhere"
         yield from _twice("sink", "name", [one.name for one in self.sink])
-        yield from _twice("sink", "path", [normpath(one.path) for one in self.sink])
+        yield from _twice(
+            "sink",
+            "path",
+            [normpath(one.path) if isinstance(one, FileSink) else None for one in self.sink],
+        )
         for number, sink in enumerate(self.sink):
+            if isinstance(sink, AgoraSink):
+                yield from self._too_coarse(number, sink)
+                continue
             if sink.container == "flac" and self.capture.format == "S32_LE":
                 yield (
                     f"sink.{number}.container",
@@ -138,6 +242,28 @@ class Stream(NamedTuple):
                     f"flac holds at most 8 channels, capture.channels is {self.capture.channels}; "
                     'take "wav"',
                 )
+
+    def _too_coarse(self, number: int, sink: AgoraSink) -> Iterator[tuple[str, str]]:
+        """A channel wants its sound little by little."""
+        period_ms = self.capture.period_ms
+        if period_ms > LIVE_PERIOD_MS:
+            yield (
+                "capture.period_ms",
+                f"{period_ms:g} is too coarse for a live channel; take {LIVE_PERIOD_MS} or less "
+                "(10 is best)",
+            )
+        elif period_ms > 10 and sink.delay_ms < period_ms + 10:
+            yield (
+                f"sink.{number}.delay_ms",
+                f"{sink.delay_ms} is less than capture.period_ms + 10; the channel would run dry "
+                f"between two periods; take {math.ceil(period_ms / 10) * 10 + 10} or more",
+            )
+        stereo = sink.track(self.capture.audio)[1] == 2
+        if stereo and sink.profile not in ("auto", "music_stereo", "music_high_stereo"):
+            yield (
+                f"sink.{number}.profile",
+                f'"{sink.profile}" is mono and two channels are sent; take "auto", or channels = 1',
+            )
 
 
 class Config(NamedTuple):
@@ -153,13 +279,39 @@ class Config(NamedTuple):
         yield from _twice(
             "stream",
             "capture.device",
-            [name if name != "synthetic" else f"synthetic {n}" for n, name in enumerate(devices)],
+            [name if name != "synthetic" else None for name in devices],
         )
+        yield from self._one_agora()
+
+    def _one_agora(self) -> Iterator[tuple[str, str]]:
+        """The SDK runs once per process, and nobody is in a channel twice."""
+        places = [
+            (f"stream.{number}.sink.{place}", sink)
+            for number, stream in enumerate(self.stream)
+            for place, sink in enumerate(stream.sink)
+            if isinstance(sink, AgoraSink)
+        ]
+        seen: set[tuple[str, int]] = set()
+        for where, sink in places:
+            first = places[0][1]
+            for key in ("app_id", "scenario", "area"):
+                if getattr(sink, key) != getattr(first, key):
+                    yield (
+                        f"{where}.{key}",
+                        f'"{getattr(sink, key)}" differs from "{getattr(first, key)}" above; '
+                        "Agora's SDK runs once per process: one for all sinks of type agora",
+                    )
+            if sink.uid and (sink.channel, sink.uid) in seen:
+                yield (
+                    f"{where}.uid",
+                    f"{sink.uid} is in channel {sink.channel} already; give each sink its own uid",
+                )
+            seen.add((sink.channel, sink.uid))
 
 
-def _twice(table: str, key: str, values: list[str]) -> Iterator[tuple[str, str]]:
+def _twice(table: str, key: str, values: Sequence[str | None]) -> Iterator[tuple[str, str]]:
     for number, value in enumerate(values):
-        if value in values[:number]:
+        if value is not None and value in values[:number]:
             first = values.index(value) + 1
             yield (
                 f"{table}.{number}.{key}",

@@ -84,11 +84,12 @@ class Text(NamedTuple):
         raise _Fault(f"{_shown(value)} is not {self.shape}")
 
 
-class Tagged(NamedTuple):
+class Tagged:
     """A table of one of several kinds; the value of ``key`` says which."""
 
-    key: str
-    kinds: Mapping[str, type[Any]]
+    def __init__(self, key: str, kinds: Mapping[str, type[Any]]) -> None:
+        self.key = key
+        self.kinds = kinds
 
 
 # Decoding
@@ -147,6 +148,7 @@ class _Walk:
             return self.array(value, get_args(kind)[0], keys)
         if not isinstance(kind, type):  # a table that may be absent: T | None
             (kind,) = (one for one in get_args(kind) if one is not NoneType)
+            return self.value(value, kind, keys)
         return self.table(value, kind, keys)
 
     def checked(self, value: object, rule: Any, keys: Keys) -> Any:

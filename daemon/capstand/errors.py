@@ -34,3 +34,14 @@ class DeviceError(CapstandError):
 
 class SinkError(CapstandError):
     """The peer's: a disk, a channel, a server."""
+
+
+class SinkBusy(SinkError):
+    """The peer takes nothing just now, but the connection to it goes on; the block is dropped.
+
+    ``taken`` counts the frames of the block that were delivered all the same.
+    """
+
+    def __init__(self, text: str, taken: int = 0) -> None:
+        super().__init__(text)
+        self.taken = taken

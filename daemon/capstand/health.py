@@ -44,12 +44,17 @@ class View(NamedTuple):
 
 
 class SinkView(NamedTuple):
-    """One sink: ``still_ns`` counts from its last delivery while something is queued."""
+    """One sink: ``still_ns`` counts from the last block it took while some are queued. ``hung`` is
+    a call into its peer's library that does not come back, ``concern`` what is wrong although
+    blocks are taken.
+    """
 
     name: str
     trouble: str | None
     still_ns: int
     drop_age_ns: int | None
+    concern: str | None = None
+    hung: str | None = None
 
 
 class Verdict(NamedTuple):
@@ -68,6 +73,9 @@ def judge(view: View) -> Verdict:
         return _stalled(f"the push thread has stood still for {_s(view.push_still_ns)} s")
     if view.open and view.silent_ns > HUNG_NS:
         return _stalled(f"no frame for {_s(view.silent_ns)} s from an open device")
+    for sink in view.sinks:
+        if sink.hung is not None:
+            return _stalled(f"sink {sink.name}: {sink.hung}")
     if view.refused:
         return Verdict(Health.FAILED, view.trouble, True)
     if view.trouble is not None:
@@ -79,6 +87,8 @@ def judge(view: View) -> Verdict:
             return _degraded(f"sink {sink.name}: {sink.trouble}")
         if sink.still_ns > SINK_HUNG_NS:
             return _degraded(f"sink {sink.name} has taken nothing for {_s(sink.still_ns)} s")
+        if sink.concern is not None:
+            return _degraded(f"sink {sink.name}: {sink.concern}")
         if _recent(sink.drop_age_ns):
             return _degraded(f"sink {sink.name} was too slow and missed sound just now")
     if _recent(view.loss_age_ns):

@@ -30,6 +30,8 @@ TICK_S = 0.25
 LIVE_TICK_S = 0.1
 NOTIFY_NS = 1_000_000_000
 STOP_S = 1.7
+SPENT_S = 300.0
+"""So long a process runs at least before it ends because of a sink, for the sake of the others."""
 
 
 class Service:
@@ -38,7 +40,7 @@ class Service:
     def __init__(
         self, config: Config, state: Path, runtime: Path, live: LiveLine, repeats: Repeats
     ) -> None:
-        self._streams = [Stream(one) for one in config.stream]
+        self._streams = [Stream(one, state) for one in config.stream]
         self._ledger = Ledger(state / "ledger")
         self._ledger_trouble: str | None = None
         self._reporters = {one.name: Reporter(one, self._ledger) for one in self._streams}
@@ -50,10 +52,12 @@ class Service:
         self._control: ControlServer | None = None
         self._notify_due_ns = 0
         self._settled = False
+        self._began = time.monotonic()
         self._stopping = ""
+        self._failed = False
 
     def run(self, seconds: float | None = None) -> int:
-        """Returns the exit status: 0, or 1 when the daemon could not start."""
+        """Returns the exit status: 0, or 1 when the daemon could not start or has to start anew."""
         wake = self._catch_signals()
         refused = realtime.prepare_process()
         try:
@@ -76,7 +80,7 @@ class Service:
         self._stop()
         self._control.close()
         wake.close()
-        return 0
+        return 1 if self._failed else 0
 
     def _cannot_start(self, errno: int, why: str) -> int:
         say(logging.ERROR, f"cannot start: {why}")
@@ -113,6 +117,8 @@ class Service:
             self._notifier.status(status_line(all_stats))
             if alive:
                 self._notifier.alive()
+        if time.monotonic() - self._began > SPENT_S:
+            self._end_if_spent()
         if not self._settled and all(one.captured_frames or one.trouble for one in all_stats):
             self._settled = True
             threading.Thread(target=self._settle, name="settle", daemon=True).start()
@@ -124,6 +130,14 @@ class Service:
                 say(logging.WARNING, self._ledger_trouble)
         if self._control is not None:
             self._control.expire()
+
+    def _end_if_spent(self) -> None:
+        """A library that only a new process can heal: systemd starts one."""
+        for stream in self._streams:
+            reason = stream.spent()
+            if reason is not None and not self._stopping:
+                self._stopping = f"starting again: {reason}"
+                self._failed = True
 
     def _settle(self) -> None:
         """Once sound flows: what takes long to load, and the end of start-up's garbage.

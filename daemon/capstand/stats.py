@@ -138,7 +138,7 @@ class Tally:
 
 
 class SinkStats(NamedTuple):
-    """One sink's side of the books, and its state in words."""
+    """One sink's side of the books, and its state in words; ``figures`` are those of its kind."""
 
     name: str
     state: str
@@ -148,6 +148,7 @@ class SinkStats(NamedTuple):
     dropped_frames: int
     inside_frames: int
     queue_ms: float
+    figures: dict[str, Any]
 
 
 class StreamStats(NamedTuple):

@@ -9,13 +9,15 @@ so that nothing captured is left without a way on. Thread: main.
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from capstand.block import NS_PER_S
 from capstand.capture.alsa import LARGEST_PERIOD, AlsaSource
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import Source
 from capstand.clock import Clock
-from capstand.config import Capture
+from capstand.config import Capture, FileSink
+from capstand.config import Sink as SinkConfig
 from capstand.config import Stream as StreamConfig
 from capstand.health import SinkView, Verdict, View, judge
 from capstand.pusher import Pusher
@@ -26,12 +28,16 @@ from capstand.stats import SinkStats, StreamStats
 
 JOIN_S = 1.0
 GATHER_MS = 200
+LIVE_GATHER_MS = 10
+STATE = Path("/var/lib/capstand")
 
 
 class Stream:
-    """The line of one configured stream, its threads and its books."""
+    """The line of one configured stream, its threads and its books; ``state`` is the directory for
+    what has to be kept.
+    """
 
-    def __init__(self, config: StreamConfig) -> None:
+    def __init__(self, config: StreamConfig, state: Path = STATE) -> None:
         capture, audio = config.capture, config.capture.audio
         self.config = config
         self.name = config.name
@@ -40,15 +46,7 @@ class Stream:
         self.ring = Ring(capture.ring_slots, slot_bytes)
         self.source = _source(capture)
         self.capturer = Capturer(self.source, self.clock, self.ring, capture.priority)
-        self.outlets = [
-            Outlet(
-                sink.name,
-                Recording(config.name, sink, audio),
-                sink.queue_ms * audio.rate_hz // 1000,
-                min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000,
-            )
-            for sink in config.sink
-        ]
+        self.outlets = [_outlet(config.name, sink, capture, state) for sink in config.sink]
         self.pusher = Pusher(self.ring, audio.frame_bytes, None, self.outlets, capture.priority)
         self._threads: dict[str, threading.Thread] = {}
         self._moved: dict[str, tuple[int, int]] = {}
@@ -127,6 +125,7 @@ class Stream:
                     dropped_frames=dropped + count.ring_dropped,
                     inside_frames=count.captured - delivered - dropped - count.ring_dropped,
                     queue_ms=round(queued * 1000 / audio.rate_hz, 1),
+                    figures=one.sink.figures(now_ns),
                 )
                 for one, delivered, dropped, queued, state, trouble in sides
             ),
@@ -146,17 +145,28 @@ class Stream:
                 unseen_ns=now_ns - capturer.seen_ns - round(capturer.pause_s * NS_PER_S),
                 push_still_ns=self._still("push", self.pusher.taken, waiting > 0, now_ns),
                 loss_age_ns=self._age("loss", count.lost_exact + count.lost_estimated, now_ns),
-                sinks=tuple(
-                    SinkView(
-                        one.name,
-                        one.trouble,
-                        self._still(f"out {one.name}", one.delivered, one.queued > 0, now_ns),
-                        self._age(f"drop {one.name}", one.overflowed, now_ns),
-                    )
-                    for one in self.outlets
-                ),
+                sinks=tuple(self._sink_view(one, now_ns) for one in self.outlets),
             )
         )
+
+    def _sink_view(self, outlet: Outlet, now_ns: int) -> SinkView:
+        condition = outlet.sink.condition()
+        return SinkView(
+            outlet.name,
+            outlet.trouble,
+            self._still(f"out {outlet.name}", outlet.taken, outlet.queued > 0, now_ns),
+            self._age(f"drop {outlet.name}", outlet.overflowed, now_ns),
+            condition.concern,
+            condition.hung,
+        )
+
+    def spent(self) -> str | None:
+        """Why a sink can go on only in a new process; None as long as all can."""
+        for outlet in self.outlets:
+            reason = outlet.sink.condition().spent
+            if reason is not None:
+                return f"{self.name}: sink {outlet.name}: {reason}"
+        return None
 
     def _still(self, key: str, value: int, pending: bool, now_ns: int) -> int:
         """For how long a counter has not moved although something waits."""
@@ -182,6 +192,20 @@ class Stream:
         thread = self._threads[name]
         thread.join(max(0.0, deadline - time.monotonic()))
         return not thread.is_alive()
+
+
+def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path) -> Outlet:
+    audio = capture.audio
+    queue_frames = sink.queue_ms * audio.rate_hz // 1000
+    if isinstance(sink, FileSink):
+        gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
+        return Outlet(sink.name, Recording(stream, sink, audio), queue_frames, gather_frames)
+    from capstand.sinks.agora import AgoraChannel
+
+    short = capture.period_ms < LIVE_GATHER_MS
+    gather_frames = LIVE_GATHER_MS * audio.rate_hz // 1000 if short else 0
+    channel = AgoraChannel(sink, audio, state / "agora")
+    return Outlet(sink.name, channel, queue_frames, gather_frames, live=True)
 
 
 def _source(capture: Capture) -> Source:

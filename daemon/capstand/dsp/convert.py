@@ -1,5 +1,7 @@
 """Samples as ALSA packs them ↔ numpy integers. Full scale is that of the format."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -37,8 +39,20 @@ def from_int32(values: Int32, sample: SampleFormat) -> bytes:
             return values.astype("<i4").tobytes()
 
 
-def from_float(values: npt.NDArray[np.float64], sample: SampleFormat) -> bytes:
+def from_float(values: npt.NDArray[np.floating[Any]], sample: SampleFormat) -> bytes:
     """Values within ±1.0 as packed samples, rounded to the format's bits; beyond, clipped."""
     scale = 2.0 ** (sample.bits - 1)
     whole = np.clip(np.rint(values * scale), -scale, scale - 1).astype(np.int64)
     return from_int32((whole << (32 - sample.bits)).astype(np.int32).reshape(-1), sample)
+
+
+def to_float32(samples: bytes | memoryview, sample: SampleFormat) -> npt.NDArray[np.float32]:
+    """Packed samples within ±1.0; 24 bits fit without loss. Shape: flat."""
+    return to_int32(samples, sample).astype(np.float32) * np.float32(2.0**-31)
+
+
+def to_s16(samples: bytes | memoryview, sample: SampleFormat) -> bytes:
+    """Packed samples as S16_LE, rounded to the nearest, full scale kept within."""
+    halved = (to_int32(samples, sample) >> 15) + 1 >> 1
+    rounded: npt.NDArray[np.int32] = np.minimum(halved, 32767)
+    return rounded.astype("<i2").tobytes()

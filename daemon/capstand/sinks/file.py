@@ -25,6 +25,7 @@ from pathlib import Path
 from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.config import FileSink
 from capstand.errors import SinkError
+from capstand.sinks.sink import Sink
 
 LONG_GAP_S = 60.0
 RESUME_MB = 16
@@ -40,8 +41,10 @@ _UPDATE_HEADER_NOW, _RF64_AUTO_DOWNGRADE = 0x1060, 0x1210
 _SUBTYPES = {16: "PCM_16", 24: "PCM_24", 32: "PCM_32"}
 
 
-class Recording:
+class Recording(Sink):
     """Writes one stream's blocks into segments as ``setup`` says."""
+
+    detail = "no segment yet"
 
     def __init__(
         self,
@@ -52,7 +55,6 @@ class Recording:
         now_ns: Callable[[], int] = time.monotonic_ns,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.detail = "no segment yet"
         self.segments = 0
         self._stream = stream
         self._setup = setup

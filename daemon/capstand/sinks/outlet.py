@@ -2,14 +2,15 @@
 
 A slow or hung sink fills its own queue and nothing else. Rule for a full queue: the oldest block is
 dropped, so that a peer that comes back hears the present. A sink that fails is closed and opened
-again with growing pauses for ever; meanwhile the queue keeps the newest sound.
+again with growing pauses for ever; meanwhile the queue keeps the newest sound, unless the sink is
+live: then it begins with the present. A sink that is busy stays open and misses the block.
 
 Small blocks can be gathered into larger ones on the way, for a sink that is not in a hurry: a disk
 wants five writes a second, not a hundred, and each costs a wake-up of this thread. A gap ends a
 gathered block.
 
 Books, each counter with one writing thread: ``entered`` and ``overflowed`` (push thread),
-``delivered`` and ``failed`` (sink thread). Thread: ``run`` is the sink thread.
+``taken``, ``delivered`` and ``failed`` (sink thread). Thread: ``run`` is the sink thread.
 """
 
 import queue
@@ -18,7 +19,7 @@ import threading
 import time
 
 from capstand.block import NS_PER_S, Block
-from capstand.errors import SinkError
+from capstand.errors import SinkBusy, SinkError
 from capstand.realtime import prepare_thread
 from capstand.sinks.sink import Sink
 
@@ -27,13 +28,22 @@ FLUSH_S = 1.0
 
 
 class Outlet:
-    """Feeds ``sink`` from a queue of at most ``queue_frames`` frames, ``gather_frames`` at a time.
+    """Feeds ``sink`` from a queue of at most ``queue_frames`` frames, ``gather_frames`` at a time;
+    ``live`` where old sound is of no use to it.
 
     ``state`` is "opening", "open", "waiting" (for the next try) or "closed"; ``trouble`` says why
     it waits.
     """
 
-    def __init__(self, name: str, sink: Sink, queue_frames: int, gather_frames: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        sink: Sink,
+        queue_frames: int,
+        gather_frames: int = 0,
+        *,
+        live: bool = False,
+    ) -> None:
         self.name = name
         self.sink = sink
         self.state = "opening"
@@ -46,10 +56,11 @@ class Outlet:
         self.abandoned = 0  # frames a hung sink kept at shutdown; main thread
         self._limit = queue_frames
         self._gather = gather_frames
+        self._live = live
         self._gathered: list[Block] = []  # in order and without a gap; push thread
         self._gathered_frames = 0
         self._queue: queue.SimpleQueue[Block | None] = queue.SimpleQueue()
-        self._taken = 0  # frames the sink thread took out of the queue
+        self.taken = 0  # out of the queue
         self._halt = threading.Event()
         self._retry_s = RETRY_S[0]
         self._flushed_ns = 0
@@ -61,7 +72,7 @@ class Outlet:
     @property
     def queued(self) -> int:
         """Frames waiting in the queue."""
-        return self.entered - self.overflowed - self._taken
+        return self.entered - self.overflowed - self.taken
 
     def put(self, block: Block) -> None:
         """Push thread: never waits."""
@@ -116,6 +127,8 @@ class Outlet:
             return False
         self.state = "open"
         self._flushed_ns = time.monotonic_ns()
+        if self._live:
+            self._drop_queued()
         return True
 
     def feed(self) -> bool:
@@ -151,10 +164,17 @@ class Outlet:
                 self.deliver(block)
 
     def deliver(self, block: Block) -> None:
-        """Writes one block and books it. Raises SinkError; then the block is booked as failed."""
-        self._taken += block.frames
+        """Writes one block and books it. Raises SinkError, but not SinkBusy; the block is booked as
+        failed in both cases.
+        """
+        self.taken += block.frames
         try:
             self.sink.write(block)
+        except SinkBusy as busy:
+            self.delivered += busy.taken
+            self.failed += block.frames - busy.taken
+            self.trouble = str(busy)
+            return
         except SinkError:
             self.failed += block.frames
             raise
@@ -172,16 +192,24 @@ class Outlet:
         except SinkError as also:
             self.trouble = f"{error}; {also}"
 
-    def _end(self) -> None:
-        """What is still queued can no longer be delivered; the sink is closed."""
+    def _drop_queued(self) -> None:
+        ended = False
         while True:
             try:
                 block = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if block is not None:
-                self._taken += block.frames
+            if block is None:
+                ended = True
+            else:
+                self.taken += block.frames
                 self.failed += block.frames
+        if ended:
+            self._queue.put(None)
+
+    def _end(self) -> None:
+        """What is still queued can no longer be delivered; the sink is closed."""
+        self._drop_queued()
         try:
             self.sink.close()
         except SinkError as error:

@@ -1,0 +1,520 @@
+"""A channel that is held: joined, joined again when it is lost, with a token that stays valid.
+
+One control thread makes every call into the SDK but ``send``. It is driven by one queue: what the
+SDK's callbacks post, tokens that were fetched (by short-lived threads, because a token server may
+take its time), and wishes to join and leave. ``life.TABLE`` says what each of them leads to; this
+file does it. A lock between ``send`` and the end of a call keeps a push from racing a release.
+
+Sending is proven by the SDK's statistics of the local track: they name the bit rate sent.
+"""
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from capstand.agora import token as tokens
+from capstand.agora.codes import AgoraError, Code, code_words, reason_words
+from capstand.agora.drain import Drain
+from capstand.agora.life import Do, Event, State, event_of, move
+from capstand.agora.sdk import Call, NativeFailure, Settings, Track, sdk
+from capstand.agora.token_source import Fixed, TokenSource
+from capstand.block import NS_PER_S
+from capstand.errors import SinkError
+from capstand.realtime import prepare_thread
+
+PAUSE_S = (0.5, 30.0)
+LONG_PAUSE_S = (60.0, 900.0)
+JITTER = (0.75, 1.25)
+STABLE_S = 10.0
+"""Joined for so long, the pauses begin small again."""
+JOIN_S = 20.0
+RECONNECT_S = 60.0
+LEAVE_S = 1.0
+CALLBACK_S = 0.02
+"""For the callback that told us to come back before the structure behind it is taken away."""
+RENEW_AGAIN_S = 30.0
+TICK_S = 1.0
+HUNG_S = 10.0
+PROOF_S = 30.0
+SILENT_S = 60.0
+"""Statistics that came and then stay away for so long mean that the SDK itself stands still."""
+FRAME_NS = 10_000_000
+
+log = logging.getLogger("capstand.agora")
+
+
+class Condition(NamedTuple):
+    """What is wrong with a connection, each None or in words for a person.
+
+    ``trouble``: nothing can be sent, and why. ``concern``: it is sent, but not all is well.
+    ``hung``: a call into the SDK does not come back. ``spent``: only a new process can heal it.
+    """
+
+    trouble: str | None
+    concern: str | None
+    hung: str | None
+    spent: str | None
+
+
+class _Said(NamedTuple):
+    """A callback of the SDK: of which call, its name, its number."""
+
+    call: int
+    name: str
+    number: int
+
+
+class _Fetched(NamedTuple):
+    """A token, or why there is none; and the source's stamp before it was asked."""
+
+    text: str | None
+    error: str
+    stamp: object
+
+
+class Connection:
+    """Holds ``channel`` as ``uid`` until ``leave``. ``pause_scale`` shortens all pauses (tests)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        track: Track,
+        channel: str,
+        uid: int,
+        source: TokenSource,
+        *,
+        publish: bool = True,
+        pause_scale: float = 1.0,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.state = State.IDLE
+        self.drain = Drain(track.delay_ms)
+        self.joins = 0
+        self.sent_kbps: int | None = None
+        self.session = ""
+        self.token_ends_s: float | None = None  # unix time
+        self._settings = settings
+        self._track = track
+        self._channel = channel
+        self._uid = uid
+        self._source = source
+        self._publish = publish
+        self._scale = pause_scale
+        self._now_ns = now_ns
+        self._events: queue.SimpleQueue[_Said | _Fetched | Event] = queue.SimpleQueue()
+        self._later: list[Event] = []  # wishes that came while a call was being closed
+        self._call: Call | None = None
+        self._number = 0
+        self._live: Call | None = None
+        self._gate = threading.Lock()
+        self._sending_ns = 0
+        self._native: tuple[str, int] | None = None
+        self._trouble = ""
+        self._spent: str | None = None
+        self._token = ""
+        self._refused_token: str | None = None
+        self._token_trouble: str | None = None
+        self._fetching = False
+        self._stamp: object = None
+        self._polled: object = None
+        self._renew_s = float("inf")  # monotonic, like all that end in _s below
+        self._due_s = float("inf")
+        self._deadline_s = float("inf")
+        self._since_s = 0.0
+        self._pause_s, self._long_pause_s = PAUSE_S[0], LONG_PAUSE_S[0]
+        self._told_s = 0.0  # when statistics last came
+        self._proven_s = 0.0  # when they last showed something sent
+        self._pushed_s = 0.0
+        self._unheard = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self.run, name=f"agora {channel}", daemon=True)
+
+    # From any thread
+
+    def start(self) -> None:
+        self._events.put(Event.JOIN)
+        self._thread.start()
+
+    def leave(self, timeout_s: float) -> bool:
+        """Leaves the channel and ends; False when the SDK did not let go in time."""
+        self._events.put(Event.LEAVE)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def wait(self, timeout_s: float, *states: State) -> bool:
+        """Until the state is one of ``states``."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.state in states, timeout_s)
+
+    def offer(self, text: str) -> None:
+        """A new token from the program itself; it takes the place of where tokens came from."""
+        self._source = Fixed(text)
+
+    def send(self, frame: bytes, frames: int, channels: int, rate_hz: int, pts_ms: int) -> None:
+        """Hands 10 ms over. Raises AgoraError; then nothing was sent. Any one thread."""
+        now_ns = self._now_ns()
+        with self._gate:
+            if self._live is None:
+                raise AgoraError(Code.NOT_READY, self.words())
+            self._sending_ns = time.monotonic_ns()
+            try:
+                code = self._live.send(frame, frames, channels, rate_hz, pts_ms)
+            finally:
+                self._sending_ns = 0
+        if code:
+            raise AgoraError(code, "the SDK refused 10 ms of sound")
+        self.drain.give(FRAME_NS, now_ns)
+        self._pushed_s = now_ns / NS_PER_S
+
+    def depth_ms(self) -> float:
+        """The sound that waits in the SDK's send buffer, estimated."""
+        return self.drain.depth_ms(self._now_ns())
+
+    def words(self) -> str:
+        """The state in one phrase."""
+        channel, trouble = self._channel, self._trouble
+        match self.state:
+            case State.IDLE:
+                return f"not in channel {channel}"
+            case State.JOINING:
+                return f"joining {channel}" + (f" again: {trouble}" if trouble else "")
+            case State.JOINED:
+                return f"in {channel}"
+            case State.RECONNECTING:
+                return f"reconnecting to {channel}: {trouble}"
+            case State.LOST:
+                return f"not in {channel}: {trouble}; joining again"
+            case State.REFUSED:
+                return f"not in {channel}: {trouble}; tried again every few minutes"
+            case State.LEAVING:
+                return f"leaving {channel}"
+
+    def condition(self) -> Condition:
+        now_s = time.monotonic()
+        concern = self._token_trouble
+        if self.state is State.JOINED and self._publish and concern is None:
+            heard_s = max(self._proven_s, self._since_s)
+            if now_s - heard_s > PROOF_S and now_s - self._pushed_s < PROOF_S:
+                concern = (
+                    f"in {self._channel}, but the SDK's statistics show nothing sent for "
+                    f"{now_s - heard_s:.0f} s"
+                )
+        return Condition(
+            None if self.state is State.JOINED else self.words(),
+            concern,
+            self._hung(),
+            self._spent,
+        )
+
+    def _hung(self) -> str | None:
+        call = self._call
+        within = self._native or (call.within if call is not None else None)
+        sending_ns = self._sending_ns
+        if within is None and sending_ns:
+            within = "push", sending_ns
+        if within is None:
+            return None
+        still_s = (time.monotonic_ns() - within[1]) / NS_PER_S
+        if still_s < HUNG_S:
+            return None
+        return f"Agora's SDK has not come back from {within[0]} for {still_s:.0f} s"
+
+    # The control thread
+
+    def run(self) -> None:
+        """The thread's body; ends after ``leave``."""
+        prepare_thread(f"agora:{self._channel}", 0)
+        while True:
+            event = self._next()
+            if event is not None:
+                self._take(event)
+            self._look_at_time()
+            if event is Event.LEAVE:
+                return
+
+    def _next(self) -> "_Said | _Fetched | Event | None":
+        if self._later:
+            return self._later.pop(0)
+        now_s = time.monotonic()
+        first_s = min(self._due_s, self._deadline_s, self._renew_s, now_s + TICK_S)
+        try:
+            return self._events.get(timeout=max(0.0, first_s - now_s))
+        except queue.Empty:
+            return None
+
+    def _take(self, event: "_Said | _Fetched | Event") -> None:
+        if isinstance(event, Event):
+            self._move(event)
+        elif isinstance(event, _Fetched):
+            self._fetching = False
+            self._fetched(event)
+        elif event.call == self._number:
+            self._said(event.name, event.number)
+
+    def _move(self, event: Event, why: str = "") -> None:
+        """Follows the table; ``why`` is what went wrong."""
+        before = self.state
+        after, todo = move(before, event)
+        if Do.PUBLISH in todo and (wrong := self._publish_track()):
+            self._move(Event.BROKEN, wrong)  # joined, but not so that anybody hears it
+            return
+        if after is State.JOINED:
+            self._live = self._call
+        if why and (todo or after is not before):
+            self._trouble = why
+        if after is not before:
+            self._since_s = time.monotonic()
+            self._tell(before, after)
+            with self._changed:
+                self.state = after
+                self._changed.notify_all()
+            self._deadline_s = float("inf")
+            if after is State.RECONNECTING:
+                self._deadline_s = self._since_s + RECONNECT_S
+        for what in todo:
+            self._do(what)
+
+    def _do(self, what: Do) -> None:
+        match what:
+            case Do.OPEN:
+                self._due_s = float("inf")
+                self._fetch()
+            case Do.HOLD:
+                with self._gate:
+                    self._live = None
+            case Do.CLOSE:
+                self._close()
+                if self.state is State.LEAVING:
+                    self._move(Event.LEFT)
+            case Do.PAUSE:
+                self._due_s = time.monotonic() + self._jittered(self._pause_s)
+                self._pause_s = min(PAUSE_S[1], self._pause_s * 2)
+            case Do.LONG_PAUSE:
+                self._due_s = time.monotonic() + self._jittered(self._long_pause_s)
+                self._long_pause_s = min(LONG_PAUSE_S[1], self._long_pause_s * 2)
+            case Do.PUBLISH:
+                pass  # before the state says that sound may come
+
+    def _jittered(self, pause_s: float) -> float:
+        return pause_s * self._scale * random.uniform(*JITTER)
+
+    def _look_at_time(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._due_s:
+            self._due_s = float("inf")
+            self._move(Event.DUE)
+        if now_s >= self._deadline_s:
+            self._deadline_s = float("inf")
+            waited = "to join" if self.state is State.JOINING else "to reconnect"
+            self._move(Event.BROKEN, f"no answer for {now_s - self._since_s:.0f} s {waited}")
+        if self.state is State.JOINED and now_s - self._since_s > STABLE_S:
+            self._pause_s, self._long_pause_s = PAUSE_S[0], LONG_PAUSE_S[0]
+        if self.state is State.JOINED and now_s > max(self._told_s, self._since_s) + SILENT_S:
+            if self._told_s > self._since_s:
+                self._unheard = True
+                self._move(Event.BROKEN, "the SDK has stopped telling what it sends")
+            elif self._unheard:
+                self._spent = "Agora's SDK has stopped telling what it sends, after a rejoin too"
+        if now_s >= self._renew_s:
+            self._renew_s = now_s + RENEW_AGAIN_S
+            self._fetch()
+        stamp = self._source.stamp()
+        if stamp != self._polled:
+            self._polled = stamp
+            if stamp != self._stamp:
+                if self.state is State.REFUSED:
+                    self._move(Event.FRESH)
+                elif self.state in (State.JOINED, State.RECONNECTING):
+                    self._fetch()
+
+    # Tokens
+
+    def _fetch(self) -> None:
+        """Asks the source, in a thread of its own that posts the answer."""
+        if self._fetching:
+            return
+        self._fetching = True
+        stamp = self._polled = self._source.stamp()
+
+        def ask() -> None:
+            try:
+                self._events.put(_Fetched(self._source.fetch(), "", stamp))
+            except SinkError as error:
+                self._events.put(_Fetched(None, str(error), stamp))
+
+        threading.Thread(target=ask, name="agora token", daemon=True).start()
+
+    def _fetched(self, answer: _Fetched) -> None:
+        self._stamp = answer.stamp
+        if self.state is State.JOINING and self._call is None:
+            self._open(answer)
+        elif self.state in (State.JOINED, State.RECONNECTING):
+            self._renew(answer)
+
+    def _judged(self, text: str) -> str | None:
+        """Why the token will not do, or None; sets when it ends and is to be renewed."""
+        self._renew_s, self.token_ends_s = float("inf"), None
+        if text == "":
+            return None  # a project without certificate
+        now_s, sure = time.time(), tokens.clock_sure()
+        try:
+            token = tokens.parse(text)
+            tokens.judge(token, self._settings.app_id, self._channel, self._uid, now_s, sure)
+        except tokens.TokenError as error:
+            return f"{self._source.words}: {error}"
+        self.token_ends_s = token.expires_s
+        self._renew_s = time.monotonic() + tokens.renew_after_s(token, now_s, sure)
+        return None
+
+    def _open(self, answer: _Fetched) -> None:
+        if answer.text is None:
+            self._move(Event.BROKEN, answer.error)
+            return
+        wrong = self._judged(answer.text)
+        if wrong is None and answer.text == self._refused_token:
+            wrong = f"{self._trouble}; {self._source.words} has no other token"
+        if wrong is not None:
+            self._move(Event.DENIED, wrong)
+            return
+        self._token, self._token_trouble = answer.text, None
+        self._number += 1
+        number = self._number
+        try:
+            self._native = "initialize", time.monotonic_ns()
+            engine = sdk(self._settings)
+            self._native = "create_rtc_connection", time.monotonic_ns()
+            self._call = engine.call(
+                self._track, lambda name, what: self._events.put(_Said(number, name, what))
+            )
+        except NativeFailure as error:
+            self._spent = str(error)
+            self._move(Event.DENIED, str(error))
+            return
+        except SinkError as error:
+            self._move(Event.DENIED, str(error))
+            return
+        finally:
+            self._native = None
+        self._deadline_s = time.monotonic() + JOIN_S
+        code = self._call.connect(self._token, self._channel, self._uid)
+        if code:
+            self._move(Event.BROKEN, f"joining was refused: {code_words(code)}")
+
+    def _renew(self, answer: _Fetched) -> None:
+        """A token for a connection that stands; without one it stands on."""
+        assert self._call is not None
+        if answer.text is None:
+            self._token_trouble = f"the token was not renewed: {answer.error}"
+            return
+        if answer.text == self._token:
+            if self._renew_s < float("inf"):
+                self._token_trouble = f"{self._source.words} has no newer token yet"
+            return
+        kept = self.token_ends_s
+        wrong = self._judged(answer.text)
+        if wrong is None:
+            code = self._call.renew(answer.text)
+            if code == Code.OK:
+                self._token, self._token_trouble = answer.text, None
+                log.info("%s: token renewed", self._channel)
+                return
+            wrong = f"the SDK refused it: {code_words(code)}"
+        self.token_ends_s, self._renew_s = kept, time.monotonic() + RENEW_AGAIN_S
+        self._token_trouble = f"the token was not renewed: {wrong}"
+
+    # What the SDK says
+
+    def _said(self, name: str, number: int) -> None:
+        match name:
+            case "connected" | "reconnected":
+                self._move(Event.CONNECTED)
+            case "reconnecting":
+                self._move(Event.INTERRUPTED, reason_words(number))
+            case "connection_lost":
+                self._move(Event.BROKEN, "the connection is lost; is the network there?")
+            case "disconnected" | "connection_failure":
+                self._ended(number)
+            case "license_failure":
+                self._move(Event.DENIED, f"Agora's licence was not accepted ({number})")
+            case "publication_failure":
+                self._move(Event.BROKEN, f"publishing failed: {code_words(-abs(number))}")
+            case "token_will_expire":
+                self._fetch()
+            case "token_did_expire":
+                self._refused_token = self._token
+                self._move(Event.EXPIRED, "the token has expired")
+            case "statistics":
+                self.sent_kbps = number
+                self._told_s = time.monotonic()
+                self._unheard = False
+                if number > 0:
+                    self._proven_s = self._told_s
+            case "error":
+                log.warning("%s: the SDK reports error %d", self._channel, number)
+
+    def _ended(self, reason: int) -> None:
+        event = event_of(reason)
+        if event is Event.EXPIRED:
+            self._refused_token = self._token
+        self._move(event, reason_words(reason))
+
+    def _publish_track(self) -> str | None:
+        """Why it cannot be, or None."""
+        call = self._call
+        assert call is not None
+        if self._publish:
+            code = call.publish()
+            if code:
+                return f"publishing was refused: {code_words(code)}"
+        self.session = call.session()
+        self.joins += 1
+        self.drain.restart()
+        self._told_s = self._proven_s = 0.0
+        self._refused_token = None
+        return None
+
+    def _close(self) -> None:
+        """Ends the call: no push can be in it or come to it any more."""
+        call = self._call
+        if call is None:
+            return
+        with self._gate:
+            self._live = None
+        if call.disconnect() == Code.OK:
+            self._wait_disconnected(time.monotonic() + LEAVE_S)
+        self._number += 1
+        sdk(self._settings).release(call)
+        self._call = None
+        self.sent_kbps = None
+        self._renew_s = float("inf")
+
+    def _wait_disconnected(self, until_s: float) -> None:
+        while (left_s := until_s - time.monotonic()) > 0:
+            try:
+                event = self._events.get(timeout=left_s)
+            except queue.Empty:
+                return
+            if isinstance(event, Event):
+                self._later.append(event)
+            elif isinstance(event, _Fetched):
+                self._fetching = False
+            elif event == (self._number, "disconnected", event.number):
+                time.sleep(CALLBACK_S)
+                return
+
+    def _tell(self, before: State, after: State) -> None:
+        channel, trouble = self._channel, self._trouble
+        match after:
+            case State.JOINED:
+                log.info("%s: %s", channel, "back in" if before is State.RECONNECTING else "joined")
+            case State.RECONNECTING:
+                log.warning("%s: the SDK reconnects: %s", channel, trouble)
+            case State.LOST | State.REFUSED:
+                log.error("%s: %s", channel, trouble)
+            case _:
+                pass

@@ -1,0 +1,173 @@
+"""A stream in a channel: what was captured is what the channel gets, frame by frame, on time."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from capstand.block import NS_PER_S
+from capstand.config import AgoraSink, Capture
+from capstand.sinks.outlet import Outlet
+from capstand.stream import Stream
+from tests import line
+from tests.agora import Push, StandIn, native_command, native_get, run
+
+APP_ID = "0123456789abcdef0123456789abcdef"
+CHANNEL = AgoraSink(type="agora", app_id=APP_ID, channel="studio", uid=1001)
+SCRIPT = "set connect_ms 5"
+Samples = npt.NDArray[np.int16]
+
+
+def sound(keys: dict[str, Any], state: str, script: str, seconds: float) -> dict[str, Any]:
+    """Runs a stream of the counter signal into the channel, and beside it into a list."""
+    keys = dict(keys)
+    sink = CHANNEL._replace(**keys.pop("sink", {}))
+    card = line.capture(**keys)
+    stream = Stream(line.config(card)._replace(sink=(sink,)), Path(state))
+    beside = line.Keep()
+    stream.outlets.append(Outlet("beside", beside, 1 << 30))
+    stream.pusher._outlets = stream.outlets
+    began = time.monotonic()
+    stream.start()
+    while stream.outlets[0].delivered < seconds * card.rate_hz:
+        time.sleep(0.02)
+        assert time.monotonic() < began + 20 + seconds, stream.stats(0)
+        if script and stream.outlets[0].delivered > seconds * card.rate_hz / 2:
+            native_command(script)
+            script = ""
+    live = stream.stats(time.monotonic_ns()).as_json()
+    depth_ms = native_get("depth_ms")
+    stream.drain(time.monotonic() + 3)
+    stream.close(time.monotonic() + 3)
+    stats = stream.stats(time.monotonic_ns())
+    (agora, _) = stats.sinks
+    return {
+        "blocks": [
+            (one.first_frame, one.frames, one.captured_at_ns, one.samples.hex())
+            for one in beside.blocks
+        ],
+        "delivered": agora.delivered_frames,
+        "dropped": agora.dropped_frames,
+        "inside": agora.inside_frames,
+        "balanced": stats.balanced,
+        "captured": stats.captured_frames,
+        "live": live["sinks"][0],
+        "depth_ms": depth_ms,
+    }
+
+
+def values(pushes: list[Push]) -> Samples:
+    """All that was pushed, of shape (frames, channels)."""
+    data = b"".join(one.data for one in pushes if one.ret == 0)
+    return np.frombuffer(data, "<i2").reshape(-1, pushes[0].channels)
+
+
+def captured(seen: dict[str, Any], card: Capture) -> npt.NDArray[np.int64]:
+    """The captured samples as they are, of shape (frames, channels), full scale ±2³¹."""
+    from capstand.dsp.convert import to_int32
+
+    data = b"".join(bytes.fromhex(samples) for *_, samples in seen["blocks"])
+    flat = to_int32(data, card.audio.sample).astype(np.int64)
+    return flat.reshape(-1, card.channels)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"channels": 1},
+        {"channels": 2},
+        {"channels": 1, "rate_hz": 16000},
+        {"channels": 2, "rate_hz": 16000, "period_ms": 20.0},
+        {"channels": 2, "format": "S24_3LE"},
+        {"channels": 2, "format": "S24_LE"},
+        {"channels": 2, "format": "S32_LE"},
+        {"channels": 2, "period_ms": 4.0},
+        {"channels": 2, "period_ms": 1024 / 48},
+    ],
+    ids=lambda keys: "-".join(str(one) for one in keys.values()),
+)
+def test_every_frame_of_the_stream_is_pushed(
+    standin: StandIn, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    """From when the channel is joined, every frame that was captured is pushed once, in order, in
+    frames of 10 ms, as S16 (rounded from wider formats), with the time at which it was captured;
+    and the books say so to the frame."""
+    card = line.capture(**keys)
+    if card.period_ms > 10:
+        keys = {**keys, "sink": {"delay_ms": 80}}
+    seen = run(sound, standin, keys, str(tmp_path), "", 0.6, script=SCRIPT)
+    pushes = standin.pushes()
+    assert {(one.rate_hz, one.channels, one.frames, one.ret) for one in pushes} == {
+        (card.rate_hz, card.channels, card.rate_hz // 100, 0)
+    }
+    sent = values(pushes)
+    rounded = np.minimum((captured(seen, card) + (1 << 15)) >> 16, 32767).astype(np.int16)
+    first = len(rounded) - seen["delivered"]  # what came before the join was dropped
+    padding = len(sent) - seen["delivered"]
+    assert 0 <= padding < card.rate_hz // 100
+    assert np.array_equal(sent[: seen["delivered"]], rounded[first:])
+    assert not sent[seen["delivered"] :].any()
+    assert seen["balanced"] and seen["inside"] == 0
+    assert seen["dropped"] == seen["captured"] - seen["delivered"] == first
+
+    starts = np.array([one for one, *_ in seen["blocks"]])
+    times = np.array([at for _, _, at, _ in seen["blocks"]])
+    frames = first + np.arange(len(pushes)) * (card.rate_hz // 100)
+    block = np.searchsorted(starts, frames, "right") - 1
+    due_ms = (times[block] + (frames - starts[block]) * NS_PER_S / card.rate_hz) / 1e6
+    assert np.abs(np.array([one.pts_ms for one in pushes]) - due_ms).max() < 1
+    assert standin.violations() == []
+
+
+@pytest.mark.parametrize(("rate_hz", "channels"), [(44100, 2), (96000, 1), (22050, 1)])
+def test_other_rates_are_resampled(
+    standin: StandIn, tmp_path: Path, rate_hz: int, channels: int
+) -> None:
+    """A card at a rate the channel does not take is resampled to 48 kHz: not a millisecond is lost,
+    and each frame keeps its time."""
+    keys = {"rate_hz": rate_hz, "channels": channels, "synthetic": None}
+    seen = run(sound, standin, keys, str(tmp_path), "", 1.0, script=SCRIPT)
+    pushes = standin.pushes()
+    assert {(one.rate_hz, one.channels, one.frames) for one in pushes} == {(48000, channels, 480)}
+    expected = seen["delivered"] * 48000 / rate_hz
+    assert abs(len(values(pushes)) - expected) <= 480 + 50
+    first_ms = min(at for first, _, at, _ in seen["blocks"] if first >= seen["dropped"]) / 1e6
+    due_ms = first_ms + 10 * np.arange(len(pushes))
+    assert np.abs(np.array([one.pts_ms for one in pushes]) - due_ms)[:-2].max() < 2
+    assert seen["balanced"] and seen["inside"] == 0
+
+
+def test_while_the_sdk_reconnects_the_books_go_on(standin: StandIn, tmp_path: Path) -> None:
+    """What cannot be sent while the network is away is dropped and counted; what is pushed is still
+    whole, and the frame index says what is missing."""
+    script = "play reconnecting:1,reconnected:250"
+    seen = run(sound, standin, {"channels": 2}, str(tmp_path), script, 1.5, script=SCRIPT)
+    pushes = standin.pushes()
+    sent = values(pushes)
+    counters = sent[:, 0].astype(np.uint16).astype(np.int64) + (
+        sent[:, 1].astype(np.uint16).astype(np.int64) << 16
+    )
+    steps = np.diff(counters)
+    missing = int(np.sum(steps[steps != 1] - 1))
+    first = int(counters[0])
+    assert len(steps[steps != 1]) == 1 and missing > 48 * 150
+    assert seen["dropped"] == missing + first
+    assert seen["delivered"] == len(sent) and seen["balanced"]
+    assert standin.names().count("agora_rtc_conn_connect") == 1
+
+
+def test_the_status_says_what_is_sent(standin: StandIn, tmp_path: Path) -> None:
+    """Detail and figures name channel, bit rate by the SDK's own account, and the estimated depth
+    of its send buffer, which is the true one to two frames."""
+    script = f"{SCRIPT}; set stats_ms 100"
+    seen = run(sound, standin, {"channels": 2}, str(tmp_path), "", 1.5, script=script)
+    figures = seen["live"]["figures"]
+    assert (figures["state"], figures["channel"], figures["uid"]) == ("JOINED", "studio", 1001)
+    assert figures["sent_kbps"] > 0 and figures["joins"] == 1
+    assert seen["live"]["detail"].startswith("in studio, ")
+    assert figures["depth_ms"] == pytest.approx(seen["depth_ms"], abs=20)
+    assert json.dumps(figures)
