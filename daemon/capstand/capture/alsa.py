@@ -79,6 +79,7 @@ class AlsaSource:
         self._cause = Cause.OVERRUN
         self._period = 0
         self._buffer = 0
+        self._look_ms = 0  # half a buffer: a look at least so often, so that no turn can hide
 
     def open(self) -> Grant:
         capture, device = self._capture, self._capture.device
@@ -161,14 +162,14 @@ class AlsaSource:
                 if not frames:
                     return
                 pcm.status()
-                if not pcm.lapped(first) and not pcm.missed:
+                if not pcm.lapped(first) and not pcm.doubtful:
                     self._deliver(frames)
                     return
                 self._lose(frames, Cause.TORN)
                 continue
             if waited:
                 return
-            self._poll.poll(timeout_ms)
+            self._poll.poll(min(timeout_ms, self._look_ms))
             waited = True
 
     def _read_estimated(self, slot: memoryview, timeout_ms: int) -> None:
@@ -252,6 +253,7 @@ class AlsaSource:
             if asked[key] != granted[key]
         ]
         self._period, self._buffer = int(info["period_size"]), int(info["buffer_size"])
+        self._look_ms = max(1, self._buffer * 500 // capture.rate_hz)
         if not wrong and self._period > LARGEST_PERIOD * capture.period_frames:
             wrong = [
                 f"period_ms {capture.period_ms:g} was asked for and "

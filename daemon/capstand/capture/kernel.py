@@ -7,7 +7,7 @@ numbers are those of 64-bit Linux; elsewhere ``usable`` says no and losses are e
 
 When the machine itself stops for longer than the buffer (a host that steals its processor), the
 driver may miss whole turns of the buffer, and the pointer with it: then the stamps have gone on by
-whole buffers more than the pointer has, and that difference is counted too.
+whole buffers more than the pointer has, and that difference is counted too (``Turns``).
 
 While this is in use, ``avail()`` and ``htimestamp()`` of libasound must not be called: libasound
 still believes in its own stop_threshold and would force an overrun. Thread: capture.
@@ -16,7 +16,10 @@ still believes in its own stop_threshold and would force an overrun. Thread: cap
 import fcntl
 import re
 import struct
+import time
 from pathlib import Path
+
+from capstand.capture.source import UNKNOWN
 
 SW_PARAMS = 0xC0884113
 STATUS = 0x80984120
@@ -43,48 +46,87 @@ def usable(device: str, descriptor: int, root: Path = Path("/")) -> bool:
 class Turns:
     """Finds whole turns of the buffer that the hardware pointer does not show.
 
-    While pointer and time agree, each look is the reference for the next. When they do not, the
-    reference stays until the pointer has caught up: then they agree, or differ by whole buffers. A
-    pointer that does not move tells nothing. What fits neither for ``PATIENCE_NS`` was a device
-    that stood still; the clock deals with that.
+    Each look brings the driver's pointer up to date, so turns can be missed only while nobody
+    looks. When nobody looked for about a buffer, and the pointer is behind the clock by as much,
+    the looks are ``doubtful``: turns were missed, or the pointer is a leftover of the time before,
+    read before the driver awoke, and about to jump. One look cannot tell these apart; after a stop
+    of whole buffers they are even equal in every number, while what lies unread is new in the one
+    case and old in the other. A leftover is seen at most once, though: a pointer that then moves
+    again is up to date. So two looks at a moving pointer in a row have to find the same number of
+    turns, and until then what lies unread is of unknown age and must be left behind. What follows
+    it was written after the stop in either case, and that makes the count exact.
+
+    A doubt that finds no whole turns while the pointer goes on for ``PATIENCE_S`` was a device
+    that stood still too, and how much is missing only the clock can estimate: ``UNKNOWN``.
+
+    Without doubt the newest look is the reference for the next, unless its stamp is late for the
+    pointer; when all are for ``PATIENCE_S``, the device stood still, and the clock deals with that.
     """
 
-    PATIENCE_NS = 1_000_000_000
+    PATIENCE_S = 0.5
 
     def __init__(self, rate_hz: int, buffer_frames: int, boundary: int) -> None:
+        self.doubtful = False
         self._frames_per_ns = rate_hz / 1e9
         self._buffer = buffer_frames
         self._tolerance = buffer_frames / 8  # room for the stamp's own error
+        self._suspicious = buffer_frames - self._tolerance
+        self._patience = rate_hz * self.PATIENCE_S
         self._boundary = boundary
         self._stamp_ns = 0
         self._hw_ptr = 0
         self._last_ptr = 0
-        self._odd_ns = 0
+        self._asked_ns = 0
+        self._odd_ptr = -1  # where looks ceased to fit
+        self._turns = -1  # as the last doubtful look found them; -1: they did not fit
 
-    def see(self, stamp_ns: int, hw_ptr: int) -> int:
-        """The frames missed, as found by this look at a running stream."""
+    def see(self, stamp_ns: int, hw_ptr: int, asked_ns: int, now_ns: int) -> int:
+        """The frames missed, as found by this look at a running stream, which was asked for at
+        ``asked_ns`` and had come at ``now_ns``.
+        """
+        away = (now_ns - self._asked_ns) * self._frames_per_ns
+        self._asked_ns = asked_ns
         if self._stamp_ns == 0:
-            self._stamp_ns, self._hw_ptr, self._last_ptr = stamp_ns, hw_ptr, hw_ptr
+            self._last_ptr = hw_ptr
+            self._refer(stamp_ns, hw_ptr)
             return 0
+        moved = (hw_ptr - self._hw_ptr) % self._boundary
+        if away > self._suspicious and not self.doubtful:
+            behind = (now_ns - self._stamp_ns) * self._frames_per_ns - moved
+            if behind > self._suspicious:
+                self.doubtful, self._turns, self._odd_ptr = True, -1, -1
         if hw_ptr == self._last_ptr:
             return 0
         self._last_ptr = hw_ptr
-        moved = (hw_ptr - self._hw_ptr) % self._boundary
         lag = (stamp_ns - self._stamp_ns) * self._frames_per_ns - moved
-        turns = 0
-        if abs(lag) > self._tolerance:
-            turns = max(0, round(lag / self._buffer))
-            if abs(lag - turns * self._buffer) > self._tolerance:
-                self._odd_ns = self._odd_ns or stamp_ns
-                if stamp_ns - self._odd_ns < self.PATIENCE_NS:
-                    return 0
-                turns = 0
-        self._stamp_ns, self._hw_ptr, self._odd_ns = stamp_ns, hw_ptr, 0
-        return turns * self._buffer
+        if not self.doubtful:
+            if lag <= self._tolerance or self._out_of_patience(hw_ptr):
+                self._refer(stamp_ns, hw_ptr)
+            return 0
+        before, self._turns = self._turns, max(0, round(lag / self._buffer))
+        if abs(lag - self._turns * self._buffer) > self._tolerance:
+            self._turns = -1
+        if self._turns == before != -1:
+            self._refer(stamp_ns, hw_ptr)
+            return before * self._buffer
+        if self._turns == -1 and self._out_of_patience(hw_ptr):
+            self._refer(stamp_ns, hw_ptr)
+            return UNKNOWN
+        return 0
 
     def forget(self) -> None:
         """The stream does not run: the next look is the first."""
-        self._stamp_ns = self._odd_ns = 0
+        self._refer(0, 0)
+
+    def _refer(self, stamp_ns: int, hw_ptr: int) -> None:
+        """Makes a look the reference; what was odd or in doubt is settled."""
+        self._stamp_ns, self._hw_ptr, self._odd_ptr, self.doubtful = stamp_ns, hw_ptr, -1, False
+
+    def _out_of_patience(self, hw_ptr: int) -> bool:
+        """Whether the pointer has gone on for long since looks ceased to fit."""
+        if self._odd_ptr == -1:
+            self._odd_ptr = hw_ptr
+        return (hw_ptr - self._odd_ptr) % self._boundary > self._patience
 
 
 class KernelPcm:
@@ -92,8 +134,8 @@ class KernelPcm:
 
     After ``status``: ``state``, ``stamp_ns`` (time of the last update of the hardware pointer),
     ``hw_ptr`` and ``appl_ptr`` (frames modulo ``boundary``), ``avail``. ``missed`` grows by frames
-    that no pointer shows, because the driver missed turns of the buffer; the reader takes it back
-    to 0.
+    that no pointer shows, because the driver missed turns of the buffer, and by those left behind
+    while that is ``doubtful``, or is ``UNKNOWN``; the reader takes it back to 0.
     """
 
     def __init__(
@@ -113,6 +155,7 @@ class KernelPcm:
         self.hw_ptr = 0
         self.avail = 0
         self.missed = 0
+        self.doubtful = False
         self._turns = Turns(rate_hz, buffer_frames, boundary)
         request = bytearray(
             _SW_PARAMS.pack(
@@ -134,23 +177,31 @@ class KernelPcm:
 
     def status(self) -> None:
         """Asks the kernel. Raises OSError (ENODEV when the card has gone)."""
+        asked_ns = time.monotonic_ns()
         fcntl.ioctl(self._descriptor, STATUS, self._status)
         (self.state, seconds, nanoseconds, self.appl_ptr, self.hw_ptr, _, self.avail) = (
             _STATUS.unpack_from(self._status)
         )
         self.stamp_ns = seconds * 1_000_000_000 + nanoseconds
         if self.state == RUNNING:
-            self.missed += self._turns.see(self.stamp_ns, self.hw_ptr)
+            now_ns = time.monotonic_ns()
+            missed = self._turns.see(self.stamp_ns, self.hw_ptr, asked_ns, now_ns)
+            self.missed = UNKNOWN if UNKNOWN in (missed, self.missed) else self.missed + missed
         else:
             self._turns.forget()
+        self.doubtful = self._turns.doubtful
+        if self.doubtful:
+            left = self.skip(self.avail)
+            self.appl_ptr = (self.appl_ptr + left) % self.boundary
+            self.avail -= left
+            self.missed = UNKNOWN if self.missed == UNKNOWN else self.missed + left
 
     def skip(self, frames: int) -> int:
         """Leaves behind up to ``frames`` unread frames; returns how many were really left."""
-        before = self.appl_ptr
         _FRAMES.pack_into(self._frames, 0, frames)
         fcntl.ioctl(self._descriptor, FORWARD, self._frames)
-        self.status()
-        return (self.appl_ptr - before) % self.boundary
+        left: int = _FRAMES.unpack_from(self._frames)[0]
+        return left
 
     def lapped(self, appl_ptr: int) -> bool:
         """Whether the device has by now overwritten what lay at ``appl_ptr``; after ``status``."""
