@@ -1,6 +1,7 @@
 """The configuration: what a right file means, and how a wrong one is told."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capstand.agora import sdk, source
 from capstand.block import AudioFormat, SampleFormat
-from capstand.config import MAX_BYTES, Capture, Config, Fault, FileSink, Stream, Synthetic, load
+from capstand.config import (
+    AREAS,
+    COMMON_RATES,
+    MAX_BYTES,
+    PROFILES,
+    SCENARIOS,
+    TRACK_RATES,
+    AgoraSink,
+    Capture,
+    Config,
+    Fault,
+    FileSink,
+    FileToken,
+    LocalToken,
+    ServerToken,
+    Stream,
+    Synthetic,
+    Token,
+    load,
+)
 from capstand.decode import decode
 from capstand.errors import ConfigError
 
@@ -215,6 +236,158 @@ def written(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
+AGORA = """\
+[[stream]]
+name = "mic"
+[stream.capture]
+device = "hw:CARD=Mic,DEV=0"
+[[stream.sink]]
+type = "agora"
+app_id = "0123456789abcdef0123456789abcdef"
+channel = "studio"
+"""
+
+
+def with_agora(*lines: str) -> str:
+    """AGORA with lines that begin on line 9, in the table stream.sink."""
+    return "\n".join([AGORA.rstrip(), *lines, ""])
+
+
+def test_a_short_channel_is_completed_by_defaults() -> None:
+    """A sink of type agora needs an app id and a channel; everything else has a default."""
+    assert read(AGORA).stream[0].sink == (
+        AgoraSink(
+            type="agora",
+            app_id="0123456789abcdef0123456789abcdef",
+            channel="studio",
+            uid=0,
+            token=None,
+            name="agora",
+            profile="auto",
+            scenario="default",
+            area="global",
+            rate_hz=None,
+            channels=None,
+            delay_ms=40,
+            send_buffer_ms=500,
+            queue_ms=300,
+        ),
+    )
+
+
+def test_every_key_of_a_full_channel_arrives() -> None:
+    """Each key of a sink of type agora that is written is the value that is used."""
+    text = with_agora(
+        "uid = 4294967295",
+        'token = {source = "file", path = "/run/token"}',
+        'name = "live"',
+        'profile = "music_high_stereo"',
+        'scenario = "chorus"',
+        'area = "eu"',
+        "rate_hz = 32000",
+        "channels = 2",
+        "delay_ms = 60",
+        "send_buffer_ms = 5000",
+        "queue_ms = 60000",
+    )
+    assert read(text).stream[0].sink == (
+        AgoraSink(
+            type="agora",
+            app_id="0123456789abcdef0123456789abcdef",
+            channel="studio",
+            uid=4_294_967_295,
+            token=FileToken("file", "/run/token"),
+            name="live",
+            profile="music_high_stereo",
+            scenario="chorus",
+            area="eu",
+            rate_hz=32_000,
+            channels=2,
+            delay_ms=60,
+            send_buffer_ms=5000,
+            queue_ms=60_000,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "token"),
+    [
+        (['source = "file"', 'path = "token.txt"'], FileToken("file", "token.txt")),
+        (
+            ['source = "server"', 'url = "https://tokens.example/{channel}/{uid}"'],
+            ServerToken("server", "https://tokens.example/{channel}/{uid}", None, None, 86_400),
+        ),
+        (
+            [
+                'source = "server"',
+                'url = "https://[::1]:8443/"',
+                'credential = "server-password"',
+                'ca_file = "/etc/ca.pem"',
+                "life_s = 60",
+            ],
+            ServerToken("server", "https://[::1]:8443/", "server-password", "/etc/ca.pem", 60),
+        ),
+        (
+            ['source = "local"', 'certificate = "/etc/capstand/certificate"'],
+            LocalToken("local", "/etc/capstand/certificate", 86_400),
+        ),
+    ],
+)
+def test_where_tokens_come_from(lines: list[str], token: Token) -> None:
+    """Tokens come from a file, a server or are made here; secrets are places, never values."""
+    (sink,) = read(with_agora("[stream.sink.token]", *lines)).stream[0].sink
+    assert isinstance(sink, AgoraSink)
+    assert sink.token == token
+
+
+def channel_sink(**values: Any) -> AgoraSink:
+    return AgoraSink("agora", "0" * 32, "studio", **values)
+
+
+@given(
+    st.integers(8000, 192_000) | st.sampled_from(COMMON_RATES),
+    st.integers(1, 32),
+    st.sampled_from([None, *TRACK_RATES]),
+    st.sampled_from([None, 1, 2]),
+)
+def test_what_is_sent_is_as_near_to_the_capture_as_can_be(
+    rate_hz: int, channels: int, sent_hz: int | None, sent_channels: int | None
+) -> None:
+    """What is written is sent; else the rate of the capture where Agora takes it, or 48 kHz, and
+    up to two channels. The source takes every rate that comes out of it without resampling."""
+    sink = channel_sink(rate_hz=sent_hz, channels=sent_channels)
+    sent = sink.track(AudioFormat(rate_hz, channels, SampleFormat.S16_LE))
+    assert sent[0] == (sent_hz or (rate_hz if rate_hz in TRACK_RATES else 48_000))
+    assert sent[1] == (sent_channels or (1 if channels == 1 else 2))
+    assert sent[0] in set(source.RATES) - set(source.RESAMPLED)
+
+
+def test_the_words_are_those_the_sdk_knows() -> None:
+    """Every profile, scenario and area that can be written has a constant of the SDK's, and every
+    one that capstand knows can be written."""
+    assert ("auto", *sdk.PROFILES) == PROFILES
+    assert tuple(sdk.SCENARIOS) == SCENARIOS
+    assert tuple(sdk.AREAS) == AREAS
+
+
+@given(st.text(max_size=70) | st.from_regex(source.CHANNEL_NAME, fullmatch=True))
+def test_channels_and_app_ids_are_those_the_source_takes(text: str) -> None:
+    """What the file takes for a channel and an app id is what the source takes, no more or less."""
+    for key, old, shape in (
+        ("channel", '"studio"', source.CHANNEL_NAME),
+        ("app_id", '"0123456789abcdef0123456789abcdef"', source.APP_ID),
+    ):
+        try:
+            read(AGORA.replace(old, toml(text)))
+        except ConfigError as error:
+            assert not re.fullmatch(shape, text)
+            (fault,) = error.faults
+            assert f".{key}: " in fault
+        else:
+            assert re.fullmatch(shape, text)
+
+
 # What each fault says
 
 
@@ -350,7 +523,8 @@ def test_a_sink_without_a_known_type_is_told() -> None:
         'c.toml:5: stream.mic.sink.1: the key type is missing; expected one of "file", "agora"'
     ]
     assert faults(RIGHT.replace('"file"', '"files"')) == [
-        'c.toml:6: stream.mic.sink.1.type: "files" is not one of "file", "agora"; did you mean file?'
+        'c.toml:6: stream.mic.sink.1.type: "files" is not one of "file", "agora"; '
+        "did you mean file?"
     ]
 
 
@@ -423,6 +597,290 @@ def test_what_flac_cannot_hold_is_told() -> None:
         'S32_LE; take "wav" or S24_LE',
         "c.toml:10: stream.mic.sink.1.container: flac holds at most 8 channels, capture.channels "
         'is 9; take "wav"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (
+            "rate_hz = 44100",
+            "rate_hz: 44100 is not one of 8000, 16000, 24000, 32000, 48000",
+        ),
+        ("rate_hz = 48", "rate_hz: 48 is no whole number from 8000 to 48000; did you mean 48000?"),
+        (
+            "rate_hz = 32000.0",
+            "rate_hz: 32000.0 is no whole number from 8000 to 48000; did you mean 32000?",
+        ),
+        ("rate_hz = 96000", "rate_hz: 96000 is no whole number from 8000 to 48000"),
+        ("channels = 3", "channels: 3 is no whole number from 1 to 2"),
+        ("uid = 4294967296", "uid: 4294967296 is no whole number from 0 to 4294967295"),
+        ("uid = -1", "uid: -1 is no whole number from 0 to 4294967295"),
+        ('uid = "1001"', 'uid: "1001" is no whole number from 0 to 4294967295'),
+        ("delay_ms = 45", "delay_ms: 45 is no multiple of 10; the SDK counts in 10 ms"),
+        (
+            "send_buffer_ms = 505",
+            "send_buffer_ms: 505 is no multiple of 10; the SDK counts in 10 ms",
+        ),
+        (
+            "delay_ms = 500",
+            "delay_ms: 500 is not less than send_buffer_ms, 500; nothing would ever be sent",
+        ),
+        ("delay_ms = 0", "delay_ms: 0 is no whole number from 10 to 1000"),
+        ("send_buffer_ms = 40", "send_buffer_ms: 40 is no whole number from 50 to 5000"),
+        ("queue_ms = 99", "queue_ms: 99 is no whole number from 100 to 60000"),
+        (
+            'profile = "music"',
+            'profile: "music" is mono and two channels are sent; take "auto", or channels = 1',
+        ),
+        (
+            'area = "EU"',
+            'area: "EU" is not one of "global", "cn", "na", "eu", "as", "jp", "in"; '
+            "did you mean eu?",
+        ),
+        (
+            'scenario = "ai_server"',
+            'scenario: "ai_server" is not one of "default", "game_streaming", "chatroom", '
+            '"chorus", "meeting"',
+        ),
+        ('profile = "stereo"', None),
+        ('chanel = "x"', "chanel: unknown key; did you mean channel?"),
+        ('path = "/rec"', None),
+        ('token = "007eJxT"', 'token: a text is no table'),
+    ],
+)
+def test_a_fault_of_a_channel_is_told_in_full(line: str, fault: str | None) -> None:
+    """The faults of a sink of type agora are told with what was found and what to take."""
+    (told,) = faults(with_agora(line))
+    assert told.startswith("c.toml:9: stream.mic.sink.1.")
+    if fault is not None:
+        assert told == f"c.toml:9: stream.mic.sink.1.{fault}"
+
+
+def test_what_a_channel_lacks_is_told() -> None:
+    """An app id and a channel have no default; an app id is 32 hexadecimal digits."""
+    assert faults(AGORA[: AGORA.index("app_id")]) == [
+        "c.toml:5: stream.mic.sink.1.app_id: missing; this key has no default",
+        "c.toml:5: stream.mic.sink.1.channel: missing; this key has no default",
+    ]
+    assert faults(AGORA.replace("abcdef", "abcdeg", 1)) == [
+        'c.toml:7: stream.mic.sink.1.app_id: "0123456789abcdeg0123456789abcdef" is not the 32 '
+        "hexadecimal digits of an app id"
+    ]
+    assert faults(AGORA.replace("studio", "st\u00fcdio")) == [
+        'c.toml:8: stream.mic.sink.1.channel: "st\u00fcdio" is not a channel name: 1 to 64 '
+        "letters, digits and simple signs"
+    ]
+
+
+PLACE = "an absolute path, or the name of a credential in the unit (LoadCredential=)"
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [
+        ("{}", [': the key source is missing; expected one of "file", "server", "local"']),
+        (
+            '{source = "http"}',
+            ['.source: "http" is not one of "file", "server", "local"'],
+        ),
+        (
+            '{source = "sever"}',
+            ['.source: "sever" is not one of "file", "server", "local"; did you mean server?'],
+        ),
+        ('{source = "file"}', [".path: missing; this key has no default"]),
+        ('{source = "server"}', [".url: missing; this key has no default"]),
+        ('{source = "local"}', [".certificate: missing; this key has no default"]),
+        (
+            '{source = "server", url = "http://tokens.example/"}',
+            ['.url: "http://tokens.example/" is not an https:// address'],
+        ),
+        (
+            '{source = "server", url = "https://"}',
+            ['.url: "https://" is not an https:// address'],
+        ),
+        (
+            '{source = "server", url = "https://a b/"}',
+            ['.url: "https://a b/" is not an https:// address'],
+        ),
+        (
+            '{source = "server", url = "https://a/", credential = "../x"}',
+            [f'.credential: "../x" is not {PLACE}'],
+        ),
+        (
+            '{source = "server", url = "https://a/", ca_file = "ca.pem"}',
+            [
+                '.ca_file: "ca.pem" is not an absolute path, such as /var/lib/capstand/mic',
+            ],
+        ),
+        ('{source = "file", path = ""}', [f'.path: "" is not {PLACE}']),
+        ('{source = "file", path = "my token"}', [f'.path: "my token" is not {PLACE}']),
+        ('{source = "local", certificate = "a/b"}', [f'.certificate: "a/b" is not {PLACE}']),
+        (
+            '{source = "local", certificate = "/c", life_s = 86401}',
+            [".life_s: 86401 is no whole number from 60 to 86400"],
+        ),
+        (
+            '{source = "file", path = "/t", life_s = 60}',
+            [".life_s: unknown key; known here: source, path"],
+        ),
+    ],
+)
+def test_a_fault_of_a_token_is_told_in_full(token: str, told: list[str]) -> None:
+    """Each source of tokens has keys of its own; only HTTPS is spoken, and names of credentials
+    are names."""
+    assert faults(with_agora(f"token = {token}")) == [
+        f"c.toml:9: stream.mic.sink.1.token{one}" for one in told
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'token = {source = "file", path = "/t", token = "007eJxTYDg4"}',
+        'token = {source = "local", certificate = "/c", app_certificate = "5CFd2fd1755d40ec"}',
+        'token = {source = "server", url = "https://a/", password = "secret"}',
+        'certificate = "5CFd2fd1755d40ec"',
+    ],
+)
+def test_no_secret_can_be_written_into_the_file(line: str) -> None:
+    """There is no key for a token, a certificate or a password itself; the fault does not repeat
+    its value."""
+    (told,) = faults(with_agora(line))
+    assert ": unknown key" in told
+    assert line.rsplit('"', 2)[1] not in told
+
+
+@pytest.mark.parametrize(
+    ("period_ms", "delay_ms", "fault"),
+    [
+        (10, 10, None),
+        (5, 10, None),
+        (30, 40, None),
+        (100, 110, None),
+        (
+            20,
+            20,
+            "9: stream.mic.sink.1.delay_ms: 20 is less than capture.period_ms + 10; the channel "
+            "would run dry between two periods; take 30 or more",
+        ),
+        (
+            42.5,
+            50,
+            "9: stream.mic.sink.1.delay_ms: 50 is less than capture.period_ms + 10; the channel "
+            "would run dry between two periods; take 60 or more",
+        ),
+        (
+            100.5,
+            200,
+            "5: stream.mic.capture.period_ms: 100.5 is too coarse for a live channel; take 100 or "
+            "less (10 is best)",
+        ),
+    ],
+)
+def test_periods_that_are_too_coarse_are_told(
+    period_ms: float, delay_ms: int, fault: str | None
+) -> None:
+    """The delay outlasts a period and a frame, and no period is longer than 100 ms; what the fault
+    says to take is taken."""
+
+    def written_with(delay_ms: int) -> str:
+        capture = f"period_ms = {period_ms}\n[[stream.sink]]"
+        return with_agora(f"delay_ms = {delay_ms}").replace("[[stream.sink]]", capture)
+
+    text = written_with(delay_ms)
+    if fault is None:
+        assert read(text)
+        return
+    line, rest = fault.split(":", 1)
+    assert faults(text) == [f"c.toml:{int(line) + ('sink' in rest.split(':')[0])}:{rest}"]
+    if rest.endswith(" or more"):
+        assert read(written_with(int(rest.split()[-3])))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("captured", [1, 2, 8])
+@pytest.mark.parametrize("sent", [None, 1, 2])
+def test_two_channels_need_a_profile_for_two(profile: str, captured: int, sent: int | None) -> None:
+    """A mono profile is refused where two channels are sent, written or captured; no other is."""
+    lines = [f'profile = "{profile}"', *([f"channels = {sent}"] if sent else [])]
+    text = with_agora(*lines).replace("[[stream.sink]]", f"channels = {captured}\n[[stream.sink]]")
+    stereo = (sent or min(2, captured)) == 2
+    if stereo and profile != "auto" and not profile.endswith("_stereo"):
+        assert places(text) == ["c.toml:10: stream.mic.sink.1.profile"]
+    else:
+        assert read(text)
+
+
+def test_one_sdk_per_process() -> None:
+    """All sinks of type agora share app id, scenario and area, because the SDK runs once per
+    process; the first says which."""
+    other = (
+        AGORA.replace('"mic"', '"two"')
+        .replace("CARD=Mic", "CARD=Two")
+        .replace("abcdef", "fedcba")
+        .replace("studio", "stage")
+    )
+    once = "Agora's SDK runs once per process: one for all sinks of type agora"
+    assert faults(f'{AGORA}{other}scenario = "meeting"\narea = "eu"\n') == [
+        'c.toml:15: stream.two.sink.1.app_id: "0123456789fedcba0123456789fedcba" differs from '
+        f'"0123456789abcdef0123456789abcdef" above; {once}',
+        f'c.toml:17: stream.two.sink.1.scenario: "meeting" differs from "default" above; {once}',
+        f'c.toml:18: stream.two.sink.1.area: "eu" differs from "global" above; {once}',
+    ]
+    # of two sinks of one stream too, beside one of another type
+    file = '[[stream.sink]]\ntype = "file"\npath = "/rec"\n'
+    second = AGORA[AGORA.index("[[stream.sink]]") :] + 'name = "b"\n'
+    assert read(AGORA + file + second)
+    assert places(f'{AGORA}{file}{second}area = "jp"\n') == [
+        "c.toml:17: stream.mic.sink.b.area",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "right"),
+    [
+        (("a", 7), ("a", 7), False),
+        (("a", 7), ("a", 8), True),
+        (("a", 7), ("b", 7), True),
+        (("a", 0), ("a", 0), True),  # Agora chooses
+        (("a", 0), ("a", 7), True),
+    ],
+)
+def test_nobody_is_in_a_channel_twice(
+    one: tuple[str, int], two: tuple[str, int], right: bool
+) -> None:
+    """A uid is in a channel once, except 0, for which Agora chooses one."""
+    second = AGORA[AGORA.index("[[stream.sink]]") :].replace("studio", two[0])
+    text = (
+        AGORA.replace("studio", one[0])
+        + f"uid = {one[1]}\n{second}uid = {two[1]}\n"
+        + 'name = "b"\n'
+    )
+    if right:
+        assert read(text)
+    else:
+        assert faults(text) == [
+            "c.toml:14: stream.mic.sink.b.uid: 7 is in channel a already; give each sink its own "
+            "uid"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "secret", "what"),
+    [
+        ("local", "certificate", "5CFd2fd1755d40ecb72977518be15d3b", "a certificate"),
+        ("file", "path", "007eJxTYBBbsMMnKq7p9Hf" * 5, "a token"),
+    ],
+)
+def test_a_secret_in_place_of_its_place_is_told(
+    kind: str, key: str, secret: str, what: str
+) -> None:
+    """What might pass for the name of a credential but is the secret itself is refused, and not
+    repeated."""
+    assert faults(with_agora(f'token = {{source = "{kind}", {key} = "{secret}"}}')) == [
+        f"c.toml:9: stream.mic.sink.1.token.{key}: this is {what} itself; put it into a file and "
+        "name that here"
     ]
 
 
@@ -613,7 +1071,7 @@ def test_nothing_of_a_file_steers_the_terminal() -> None:
 KEYS = [
     "chanels",
     "stream",
-    *(name for kind in (Stream, Capture, Synthetic, FileSink) for name in kind._fields),
+    *(name for kind in (Stream, Capture, Synthetic, FileSink, AgoraSink) for name in kind._fields),
 ]
 VALUES = st.one_of(
     st.integers(),
@@ -621,7 +1079,10 @@ VALUES = st.one_of(
     st.booleans(),
     st.text(max_size=20),
     st.sampled_from(
-        ["mic", "hw:0", "synthetic", "S16_LE", "S32_LE", "file", "flac", "/rec", 48_000, 500.0, 10]
+        [
+            *("mic", "hw:0", "synthetic", "S16_LE", "S32_LE", "file", "flac", "/rec", 48_000),
+            *(500.0, 10, "agora", "0" * 32, "server", {"source": "file", "path": "/token"}),
+        ]
     ),
     st.just(2**5000),
 )

@@ -6,6 +6,7 @@ keys are faults, because a misspelt key that is silently ignored is found in the
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from os.path import normpath
 from pathlib import Path
@@ -137,6 +138,10 @@ class FileToken(NamedTuple):
     source: Annotated[str, Choice(("file",))]
     path: SecretPlace
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.path.startswith(("006", "007")) and len(self.path) > 60:
+            yield "path", "this is a token itself; put it into a file and name that here"
+
 
 class ServerToken(NamedTuple):
     """Tokens from a server, by HTTPS."""
@@ -154,6 +159,13 @@ class LocalToken(NamedTuple):
     source: Annotated[str, Choice(("local",))]
     certificate: SecretPlace
     life_s: Annotated[int, Whole(60, 86_400)] = 86_400
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if re.fullmatch("[0-9a-fA-F]{32}", self.certificate):
+            yield (
+                "certificate",
+                "this is a certificate itself; put it into a file and name that here",
+            )
 
 
 Token = FileToken | ServerToken | LocalToken

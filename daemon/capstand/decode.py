@@ -166,7 +166,7 @@ class _Walk:
     def tagged(self, value: object, rule: "Tagged", keys: Keys) -> Any:
         words = tuple(rule.kinds)
         if not isinstance(value, dict):
-            return self.wrong(keys, f"{_shown(value)} is no table")
+            return self.wrong(keys, f"{_kind(value)} is no table")
         if rule.key not in value:
             expected = f"expected one of {_listed(words)}"
             return self.wrong(keys, f"the key {rule.key} is missing; {expected}")
@@ -175,7 +175,7 @@ class _Walk:
 
     def table(self, value: object, kind: Any, keys: Keys) -> Any:
         if not isinstance(value, dict):
-            return self.wrong(keys, f"{_shown(value)} is no table")
+            return self.wrong(keys, f"{_kind(value)} is no table")
         before = len(self.found)
         known = get_type_hints(kind, include_extras=True)
         needed = known.keys() - kind._field_defaults.keys()
@@ -224,6 +224,11 @@ def _shown(value: object) -> str:
         return "a huge number"
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _kind(value: object) -> str:
+    """What stands where a table should: a text is not shown, it may be a secret put in its place."""
+    return "a text" if isinstance(value, str) else _shown(value)
 
 
 def _listed(words: tuple[str, ...]) -> str:

@@ -13,6 +13,8 @@ from capstand.stats import Cause, SinkStats, StreamStats
 from capstand.stream import Stream
 
 TOTAL_S = 300.0
+DROP_S = 10.0
+"""A sink that is away misses sound all the time; the books get a line so often."""
 
 
 class Reporter:
@@ -26,7 +28,7 @@ class Reporter:
         self._health = Health.STARTING.value
         self._trouble: str | None = None
         self._sink_states: dict[str, str | None] = {}
-        self._dropped: dict[str, int] = {}
+        self._dropped: dict[str, tuple[int, float]] = {}  # frames told, when the next are due
         self._refusals: list[str] = []
         self._total_due = time.monotonic() + TOTAL_S
         self._fields = {"STREAM": stream.name, "DEVICE": stream.config.capture.device}
@@ -124,12 +126,13 @@ class Reporter:
                     **self._fields,
                 )
 
-    def _tell_drops(self, stats: StreamStats, sink: SinkStats) -> None:
-        """Sound that a sink missed since the last look, because it failed or was too slow."""
-        missed = sink.dropped_frames - self._dropped.get(sink.name, 0)
-        if not missed:
+    def _tell_drops(self, stats: StreamStats, sink: SinkStats, finally_: bool = False) -> None:
+        """Sound that a sink missed since it was last told, because it failed or was too slow."""
+        told, due = self._dropped.get(sink.name, (0, 0.0))
+        missed, now = sink.dropped_frames - told, time.monotonic()
+        if not missed or (now < due and not finally_):
             return
-        self._dropped[sink.name] = sink.dropped_frames
+        self._dropped[sink.name] = sink.dropped_frames, now + DROP_S
         self._write("drop", sink=sink.name, frames=missed, reason=sink.trouble or "too slow")
         say(
             logging.WARNING,
@@ -161,7 +164,7 @@ class Reporter:
     def end(self, stats: StreamStats, hung: list[str]) -> None:
         self._tell_gaps(stats)
         for sink in stats.sinks:
-            self._tell_drops(stats, sink)
+            self._tell_drops(stats, sink, finally_=True)
         self._write_total("stop", stats)
         if hung:
             say(logging.ERROR, "%s: did not end in time: %s", stats.name, ", ".join(hung))

@@ -29,7 +29,7 @@ from capstand.stream import Stream
 TICK_S = 0.25
 LIVE_TICK_S = 0.1
 NOTIFY_NS = 1_000_000_000
-STOP_S = 1.7
+STOP_S = 2.5
 SPENT_S = 300.0
 """So long a process runs at least before it ends because of a sink, for the sake of the others."""
 

@@ -13,10 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from capstand.agora import AgoraError, CustomAudioSource, SampleBuffer
+from capstand.agora.frames import Cutter
+from capstand.agora.life import State
 from capstand.agora.source import RATES, RESAMPLED
-from capstand.block import SampleFormat
+from capstand.block import NS_PER_S, SampleFormat
 from tests.agora import StandIn, native_advance, native_command, native_get, run
 
 APP_ID = "0123456789abcdef0123456789abcdef"
@@ -410,6 +414,56 @@ def test_pushing_too_often_loses_nothing(standin: StandIn, tmp_path: Path) -> No
     assert seen["storm"] == [-12, -12, -12, 0]
     sent = [one.pts_ms for one in standin.pushes() if one.ret == 0]
     assert sent == [*range(1, 101), 1003]
+
+
+class Choosy:
+    """In place of a connection: a channel that refuses the pushes with the numbers it is given."""
+
+    state = State.JOINED
+
+    def __init__(self, refused: set[int]) -> None:
+        self.sent: list[bytes] = []
+        self._refused = refused
+        self._number = -1
+
+    def depth_ms(self) -> float:
+        return 0.0
+
+    def send(self, frame: bytes, *_: int) -> None:
+        self._number += 1
+        if self._number in self._refused:
+            raise AgoraError(-12, "refused")
+        self.sent.append(frame)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 2000), st.booleans()), min_size=1, max_size=12),
+    st.sets(st.integers(0, 30), max_size=12),
+)
+def test_what_a_refused_push_took_is_counted_to_the_frame(
+    buffers: list[tuple[int, bool]], refused: set[int]
+) -> None:
+    """Wherever the SDK refuses, in the middle of a buffer or behind a gap too, the frames sent are
+    those of the accepted buffers and those that a refusal says it took, less what is held."""
+    source = CustomAudioSource(APP_ID, Path("unused"))
+    source.set_external_audio_source(True, 48000, 1)
+    channel = Choosy(refused)
+    source._connection = channel  # type: ignore[assignment]
+    source._cutters = [Cutter(48000, 1)]
+    taken, at_ns = 0, NS_PER_S
+    for frames, gap in buffers:
+        at_ns += NS_PER_S if gap else 0
+        sound = SampleBuffer(
+            np.ones(frames, "<i2").tobytes(), 48000, 1, SampleFormat.S16_LE, frames, at_ns, gap
+        )
+        at_ns += frames * NS_PER_S // 48000
+        try:
+            source.push_external_audio_frame_sample_buffer(sound)
+            taken += frames
+        except AgoraError as error:
+            taken += error.taken
+    sent = np.frombuffer(b"".join(channel.sent), "<i2")
+    assert np.count_nonzero(sent) + source._cutters[0].held == taken
 
 
 # For long

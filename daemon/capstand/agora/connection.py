@@ -42,6 +42,8 @@ HUNG_S = 10.0
 PROOF_S = 30.0
 SILENT_S = 60.0
 """Statistics that came and then stay away for so long mean that the SDK itself stands still."""
+GATE_S = 1.0
+"""A push waits so long for one before it, which hangs then."""
 FRAME_NS = 10_000_000
 
 log = logging.getLogger("capstand.agora")
@@ -116,11 +118,11 @@ class Connection:
         self._trouble = ""
         self._spent: str | None = None
         self._token = ""
-        self._refused_token: str | None = None
+        self._refused: tuple[str, str] | None = None  # a token and why
         self._token_trouble: str | None = None
         self._fetching = False
-        self._stamp: object = None
-        self._polled: object = None
+        self._stamp: object = None  # of the token tried or renewed last
+        self._wanted = False  # a newer token
         self._renew_s = float("inf")  # monotonic, like all that end in _s below
         self._due_s = float("inf")
         self._deadline_s = float("inf")
@@ -154,18 +156,21 @@ class Connection:
     def offer(self, text: str) -> None:
         """A new token from the program itself; it takes the place of where tokens came from."""
         self._source = Fixed(text)
+        self._events.put(Event.FRESH)
 
     def send(self, frame: bytes, frames: int, channels: int, rate_hz: int, pts_ms: int) -> None:
         """Hands 10 ms over. Raises AgoraError; then nothing was sent. Any one thread."""
         now_ns = self._now_ns()
-        with self._gate:
+        if not self._gate.acquire(timeout=GATE_S):
+            raise AgoraError(Code.TIMED_OUT, "the push before has not come back from the SDK")
+        try:
             if self._live is None:
                 raise AgoraError(Code.NOT_READY, self.words())
             self._sending_ns = time.monotonic_ns()
-            try:
-                code = self._live.send(frame, frames, channels, rate_hz, pts_ms)
-            finally:
-                self._sending_ns = 0
+            code = self._live.send(frame, frames, channels, rate_hz, pts_ms)
+        finally:
+            self._sending_ns = 0
+            self._gate.release()
         if code:
             raise AgoraError(code, "the SDK refused 10 ms of sound")
         self.drain.give(FRAME_NS, now_ns)
@@ -229,13 +234,17 @@ class Connection:
     def run(self) -> None:
         """The thread's body; ends after ``leave``."""
         prepare_thread(f"agora:{self._channel}", 0)
-        while True:
-            event = self._next()
-            if event is not None:
-                self._take(event)
-            self._look_at_time()
-            if event is Event.LEAVE:
-                return
+        try:
+            while True:
+                event = self._next()
+                if event is not None:
+                    self._take(event)
+                self._look_at_time()
+                if event is Event.LEAVE:
+                    return
+        except BaseException:
+            self._spent = "what looks after the connection has failed, see the log"
+            raise
 
     def _next(self) -> "_Said | _Fetched | Event | None":
         if self._later:
@@ -264,6 +273,8 @@ class Connection:
             self._move(Event.BROKEN, wrong)  # joined, but not so that anybody hears it
             return
         if after is State.JOINED:
+            if before is State.RECONNECTING:
+                self.drain.restart()
             self._live = self._call
         if why and (todo or after is not before):
             self._trouble = why
@@ -315,22 +326,21 @@ class Connection:
         if self.state is State.JOINED and now_s - self._since_s > STABLE_S:
             self._pause_s, self._long_pause_s = PAUSE_S[0], LONG_PAUSE_S[0]
         if self.state is State.JOINED and now_s > max(self._told_s, self._since_s) + SILENT_S:
-            if self._told_s > self._since_s:
+            if self._told_s:
                 self._unheard = True
                 self._move(Event.BROKEN, "the SDK has stopped telling what it sends")
             elif self._unheard:
                 self._spent = "Agora's SDK has stopped telling what it sends, after a rejoin too"
         if now_s >= self._renew_s:
             self._renew_s = now_s + RENEW_AGAIN_S
+            self._wanted = True
             self._fetch()
-        stamp = self._source.stamp()
-        if stamp != self._polled:
-            self._polled = stamp
-            if stamp != self._stamp:
-                if self.state is State.REFUSED:
-                    self._move(Event.FRESH)
-                elif self.state in (State.JOINED, State.RECONNECTING):
-                    self._fetch()
+        source = self._source
+        if (source, source.stamp()) != self._stamp:
+            if self.state is State.REFUSED:
+                self._move(Event.FRESH)
+            elif self.state in (State.JOINED, State.RECONNECTING):
+                self._fetch()
 
     # Tokens
 
@@ -339,21 +349,26 @@ class Connection:
         if self._fetching:
             return
         self._fetching = True
-        stamp = self._polled = self._source.stamp()
+        source = self._source
+        stamp = source, source.stamp()
 
         def ask() -> None:
+            answer = _Fetched(None, f"{source.words} failed, see the log", stamp)
             try:
-                self._events.put(_Fetched(self._source.fetch(), "", stamp))
+                answer = _Fetched(source.fetch(), "", stamp)
             except SinkError as error:
-                self._events.put(_Fetched(None, str(error), stamp))
+                answer = _Fetched(None, str(error), stamp)
+            finally:
+                self._events.put(answer)
 
         threading.Thread(target=ask, name="agora token", daemon=True).start()
 
     def _fetched(self, answer: _Fetched) -> None:
-        self._stamp = answer.stamp
         if self.state is State.JOINING and self._call is None:
+            self._stamp = answer.stamp
             self._open(answer)
         elif self.state in (State.JOINED, State.RECONNECTING):
+            self._stamp = answer.stamp
             self._renew(answer)
 
     def _judged(self, text: str) -> str | None:
@@ -376,12 +391,12 @@ class Connection:
             self._move(Event.BROKEN, answer.error)
             return
         wrong = self._judged(answer.text)
-        if wrong is None and answer.text == self._refused_token:
-            wrong = f"{self._trouble}; {self._source.words} has no other token"
+        if wrong is None and self._refused is not None and answer.text == self._refused[0]:
+            wrong = f"{self._refused[1]}; {self._source.words} has no other token"
         if wrong is not None:
             self._move(Event.DENIED, wrong)
             return
-        self._token, self._token_trouble = answer.text, None
+        self._token, self._token_trouble, self._wanted = answer.text, None, False
         self._number += 1
         number = self._number
         try:
@@ -412,16 +427,16 @@ class Connection:
             self._token_trouble = f"the token was not renewed: {answer.error}"
             return
         if answer.text == self._token:
-            if self._renew_s < float("inf"):
-                self._token_trouble = f"{self._source.words} has no newer token yet"
+            words = f"{self._source.words} has no newer token yet"
+            self._token_trouble = words if self._wanted else None
             return
         kept = self.token_ends_s
         wrong = self._judged(answer.text)
         if wrong is None:
             code = self._call.renew(answer.text)
             if code == Code.OK:
-                self._token, self._token_trouble = answer.text, None
-                log.info("%s: token renewed", self._channel)
+                self._token, self._token_trouble, self._wanted = answer.text, None, False
+                log.info("channel %s: token renewed", self._channel)
                 return
             wrong = f"the SDK refused it: {code_words(code)}"
         self.token_ends_s, self._renew_s = kept, time.monotonic() + RENEW_AGAIN_S
@@ -444,9 +459,9 @@ class Connection:
             case "publication_failure":
                 self._move(Event.BROKEN, f"publishing failed: {code_words(-abs(number))}")
             case "token_will_expire":
-                self._fetch()
+                self._renew_s = 0.0
             case "token_did_expire":
-                self._refused_token = self._token
+                self._refused = self._token, "the token has expired"
                 self._move(Event.EXPIRED, "the token has expired")
             case "statistics":
                 self.sent_kbps = number
@@ -455,12 +470,12 @@ class Connection:
                 if number > 0:
                     self._proven_s = self._told_s
             case "error":
-                log.warning("%s: the SDK reports error %d", self._channel, number)
+                log.warning("channel %s: the SDK reports error %d", self._channel, number)
 
     def _ended(self, reason: int) -> None:
         event = event_of(reason)
         if event is Event.EXPIRED:
-            self._refused_token = self._token
+            self._refused = self._token, reason_words(reason)
         self._move(event, reason_words(reason))
 
     def _publish_track(self) -> str | None:
@@ -475,11 +490,12 @@ class Connection:
         self.joins += 1
         self.drain.restart()
         self._told_s = self._proven_s = 0.0
-        self._refused_token = None
+        self._refused = self._spent = None
         return None
 
     def _close(self) -> None:
         """Ends the call: no push can be in it or come to it any more."""
+        self._renew_s = float("inf")
         call = self._call
         if call is None:
             return
@@ -491,7 +507,6 @@ class Connection:
         sdk(self._settings).release(call)
         self._call = None
         self.sent_kbps = None
-        self._renew_s = float("inf")
 
     def _wait_disconnected(self, until_s: float) -> None:
         while (left_s := until_s - time.monotonic()) > 0:
@@ -511,10 +526,14 @@ class Connection:
         channel, trouble = self._channel, self._trouble
         match after:
             case State.JOINED:
-                log.info("%s: %s", channel, "back in" if before is State.RECONNECTING else "joined")
+                log.info(
+                    "channel %s: %s",
+                    channel,
+                    "back in" if before is State.RECONNECTING else "joined",
+                )
             case State.RECONNECTING:
-                log.warning("%s: the SDK reconnects: %s", channel, trouble)
+                log.warning("channel %s: the SDK reconnects: %s", channel, trouble)
             case State.LOST | State.REFUSED:
-                log.error("%s: %s", channel, trouble)
+                log.error("channel %s: %s", channel, trouble)
             case _:
                 pass

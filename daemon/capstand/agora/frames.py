@@ -45,11 +45,13 @@ class Frame(NamedTuple):
 class Cutter:
     """Cuts what is ``put`` into frames of ``rate_hz`` and ``channels`` (1 or 2), S16.
 
-    ``held`` counts frames (of the track) that wait for their 10 ms to be full.
+    ``held`` counts frames (of the track) that wait for their 10 ms to be full; ``earlier`` those of
+    the last ``put``'s frames that hold only what came before it.
     """
 
     def __init__(self, rate_hz: int, channels: int) -> None:
         assert rate_hz % FRAMES_PER_S == 0
+        self.earlier = 0
         self._rate_hz = rate_hz
         self._channels = channels
         self._frame_bytes = 2 * channels
@@ -60,10 +62,11 @@ class Cutter:
         self._converter: _Converter | None = None
         self._taken = 0  # frames put since the form last changed
         self._base = 0  # value of _given then
-        self._time_ns = 0  # of place _time_place in the track
+        self._time_ns = 0  # of the buffer put last, which begins at _time_place in the track
         self._time_place = 0.0
+        self._begun_ms = 0  # time of the first of what is held
         self._end_ns = 0  # when the last frame put had ended
-        self._before = (0, 0, 0.0, 0)  # _given and the three times before the last put
+        self._before = (0, 0, 0)  # _given, _begun_ms and _end_ns before the last put
 
     @property
     def held(self) -> int:
@@ -72,12 +75,13 @@ class Cutter:
     def put(self, buffer: SampleBuffer) -> list[Frame]:
         """The frames that are full now, in order. ``buffer`` is copied where it is kept."""
         whole: list[Frame] = []
-        self._before = (self._given, self._time_ns, self._time_place, self._end_ns)
+        self._before = (self._given, self._begun_ms, self._end_ns)
         form = AudioFormat(buffer.rate_hz, buffer.channels, buffer.sample)
         gap_ns = buffer.captured_at_ns - self._end_ns if buffer.discontinuity else -1
         if form != self._form or gap_ns >= self._room_ns():
             whole += self.finish()
             self._take_up(form)
+        self.earlier = len(whole)
         self._time_ns = buffer.captured_at_ns
         self._time_place = self._base + self._taken * self._rate_hz / buffer.rate_hz
         self._end_ns = buffer.captured_at_ns + buffer.frames * NS_PER_S // buffer.rate_hz
@@ -105,7 +109,7 @@ class Cutter:
         """None of the frames that the last ``put`` gave could be used: only the ``held`` frames
         that were there before it are kept; ``first`` begins with them.
         """
-        self._given, self._time_ns, self._time_place, self._end_ns = self._before
+        self._given, self._begun_ms, self._end_ns = self._before
         self._held[:] = first.samples[: held * self._frame_bytes]
         self._form = self._converter = None  # what comes next begins a frame of its own
 
@@ -128,13 +132,17 @@ class Cutter:
 
     def _cut(self, samples: bytes | bytearray | memoryview) -> list[Frame]:
         held, size, each = self._held, self._size, self._frame_bytes
-        place = self._given - self.held
+        place, pts_ms = self._given - self.held, self._begun_ms
+        if not held:
+            pts_ms = self._pts_ms(place)
         held += samples
         self._given += len(samples) // each
         whole = []
         for at in range(0, len(held) - size + 1, size):
-            whole.append(Frame(bytes(held[at : at + size]), self._pts_ms(place + at // each)))
+            whole.append(Frame(bytes(held[at : at + size]), pts_ms))
+            pts_ms = self._pts_ms(place + (at + size) // each)
         del held[: len(whole) * size]
+        self._begun_ms = pts_ms
         return whole
 
     def _fill_up(self) -> list[Frame]:

@@ -244,6 +244,7 @@ def guard(retrieve: Callable[..., object] | None = None) -> Iterator[None]:
     ]
     kept = [(module, name, getattr(module, name)) for module, name in names]
     try:
+        # For good: what it says in errors the results say too, and in DEBUG it would print tokens.
         logger.setLevel(logging.CRITICAL + 1)
         setattr(*names[1], retrieve or _refuse)
         setattr(*names[2], _refuse)
@@ -254,7 +255,6 @@ def guard(retrieve: Callable[..., object] | None = None) -> Iterator[None]:
     finally:
         for module, name, value in kept:
             setattr(module, name, value)
-        logger.setLevel(logging.ERROR)  # never DEBUG: it would print the token
 
 
 class _Refused(OSError):

@@ -19,11 +19,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from capstand.agora.codes import AgoraError, Code, code_words
+from capstand.agora.codes import AgoraError, Code
 from capstand.agora.native import Native, load
 from capstand.errors import SinkError
 
@@ -119,23 +119,21 @@ class Sdk:
             data_dir=str(folder / "data"),
             config_dir=str(folder / "config"),
         )
-        try:
-            result = self._service.initialize(config)
-        except AttributeError:
-            result = int(Code.FAILED)
+        with suppress(AttributeError):  # the wrapper goes on with what the SDK did not give it
+            if self._service.service_handle is not None:
+                self._service.initialize(config)
         if not self._service.inited:
             raise NativeFailure(
-                f"Agora's SDK could not be initialised ({code_words(result)}); is app_id right, "
-                f"and {folder} writable?"
+                f"Agora's SDK could not be initialised; is app_id right? {folder}/log has its log"
             )
         atexit.register(self._release)
 
     def call(self, track: Track, post: Post) -> "Call":
         """A connection that is not connected yet. Raises NativeFailure."""
         with self._lock:
+            self._open += 1  # for good where making it fails half-way
             call = Call(self, self._service, track, post)
             self._calls.append(call)
-            self._open += 1
         return call
 
     def release(self, call: "Call") -> None:
@@ -144,7 +142,7 @@ class Sdk:
             self._open -= 1
 
     def _release(self) -> None:
-        """At the end of the process; not while a connection hangs in the SDK."""
+        """At the end of the process; not while a connection hangs in the SDK or is half made."""
         if self._open == 0 and self._lock.acquire(timeout=0.1):
             self._service.release()
 

@@ -356,8 +356,10 @@ class CustomAudioSource:
                     cutter.take_back(frame, held)
                 else:
                     cutter.drop()
-                sent = max(0, number * declared.track_hz // 100 - held)
-                error.taken = min(buffer.frames, sent * buffer.rate_hz // declared.track_hz)
+                own = number - cutter.earlier
+                sent = own * declared.track_hz // 100 - (0 if cutter.earlier else held)
+                taken = sent * buffer.rate_hz // declared.track_hz
+                error.taken = max(0, min(buffer.frames, taken))
                 raise
 
     def _send(self, frame: Frame) -> None:

@@ -42,7 +42,8 @@ def from_int32(values: Int32, sample: SampleFormat) -> bytes:
 def from_float(values: npt.NDArray[np.floating[Any]], sample: SampleFormat) -> bytes:
     """Values within ±1.0 as packed samples, rounded to the format's bits; beyond, clipped."""
     scale = 2.0 ** (sample.bits - 1)
-    whole = np.clip(np.rint(values * scale), -scale, scale - 1).astype(np.int64)
+    whole = np.clip(np.rint(values * scale), -scale, scale).astype(np.int64)
+    np.minimum(whole, int(scale) - 1, out=whole)  # as a float32, 2³¹ − 1 would be 2³¹
     return from_int32((whole << (32 - sample.bits)).astype(np.int32).reshape(-1), sample)
 
 

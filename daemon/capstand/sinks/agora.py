@@ -8,22 +8,32 @@ time at which their first sample was captured.
 Thread: the outlet's. The SDK's wrapper is loaded by the connection's control thread.
 """
 
+import logging
 import time
 from pathlib import Path
 
-from capstand.agora.codes import AgoraError
+from capstand.agora.codes import AgoraError, Code
 from capstand.agora.frames import SampleBuffer
 from capstand.agora.source import CustomAudioSource
-from capstand.agora.token_source import Fixed, LocalTokens, TokenFile, TokenServer, TokenSource
+from capstand.agora.token_source import (
+    Fixed,
+    LocalTokens,
+    TokenFile,
+    TokenServer,
+    TokenSource,
+    loose,
+)
 from capstand.block import AudioFormat, Block
 from capstand.config import AgoraSink as AgoraSetup
-from capstand.config import LocalToken, ServerToken
+from capstand.config import FileToken, LocalToken, ServerToken
 from capstand.errors import SinkBusy
 from capstand.sinks.sink import Condition, Sink
 
 OPEN_S = 1.0
 """An ordinary join is over by then; one that is not is told as the reason for what is dropped."""
 LEAVE_S = 1.5
+
+log = logging.getLogger("capstand.agora")
 
 
 class AgoraChannel(Sink):
@@ -55,6 +65,9 @@ class AgoraChannel(Sink):
 
     def open(self) -> None:
         rate_hz, channels = self._track
+        for place in self._secrets():
+            if warning := loose(place):
+                log.warning(warning)
         self._source.leave_channel()
         self._source.set_external_audio_source(True, rate_hz, channels)
         self._source.join_channel(
@@ -79,7 +92,8 @@ class AgoraChannel(Sink):
                 )
             )
         except AgoraError as error:
-            raise SinkBusy(str(error), error.taken) from None
+            away = error.code == Code.NOT_READY
+            raise SinkBusy(self._source.words() if away else str(error), error.taken) from None
 
     def flush(self) -> None:
         pass
@@ -94,6 +108,16 @@ class AgoraChannel(Sink):
     def figures(self, now_ns: int) -> dict[str, object]:
         figures = self._source.figures(now_ns)
         return {} if figures is None else figures._asdict()
+
+    def _secrets(self) -> list[str]:
+        """The places of secrets, which nobody else should be able to read."""
+        match self._setup.token:
+            case FileToken(path=place) | LocalToken(certificate=place):
+                return [place]
+            case ServerToken(credential=str(place)):
+                return [place]
+            case _:
+                return []
 
     def _tokens(self) -> TokenSource:
         setup, token = self._setup, self._setup.token
@@ -114,5 +138,5 @@ class AgoraChannel(Sink):
                 return LocalTokens(
                     setup.app_id, token.certificate, setup.channel, setup.uid, token.life_s
                 )
-            case _:
+            case FileToken():
                 return TokenFile(token.path)

@@ -1,0 +1,261 @@
+"""The daemon with a channel: what systemd, `capstand status` and the log are told, and what not."""
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capstand.agora import token
+from tests.agora import StandIn
+
+APP_ID = "0123456789abcdef0123456789abcdef"
+CERTIFICATE = "fedcba9876543210fedcba9876543210"
+PATIENCE_S = 40.0
+CONFIG = """\
+[[stream]]
+name = "mic"
+[stream.capture]
+device = "synthetic"
+synthetic = {{signal = "counter"}}
+[[stream.sink]]
+type = "agora"
+app_id = "{app_id}"
+channel = "studio"
+uid = 1001
+{token}
+[[stream.sink]]
+type = "file"
+path = "{folder}/rec"
+min_free_mb = 0
+"""
+
+
+class Daemon:
+    """``capstand run`` in a process of its own, with a notification socket as systemd's."""
+
+    def __init__(
+        self, folder: Path, standin: StandIn, script: str = "", keys: str = "", code: str = "pass"
+    ) -> None:
+        self.folder = folder
+        self.standin = standin
+        config = folder / "capstand.toml"
+        config.write_text(CONFIG.format(app_id=APP_ID, token=keys, folder=folder))
+        self.heard: list[tuple[float, str]] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(folder / "notify"))
+        start = f"{code}; from capstand.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+        places = ["--runtime", str(folder / "run"), "--state", str(folder / "state")]
+        self.log = folder / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", start, "run", "--config", str(config), *places],
+                env={
+                    **os.environ,
+                    **standin.env,
+                    "STANDIN_SCRIPT": script,
+                    "NOTIFY_SOCKET": str(folder / "notify"),
+                    "WATCHDOG_USEC": "10000000",
+                },
+                stdout=log,
+                stderr=log,
+            )
+
+    def listen(self, seconds: float) -> None:
+        """Notes what systemd would be told in so many seconds."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if select.select([self._socket], [], [], left)[0]:
+                text = self._socket.recv(65536).decode()
+                self.heard += [(time.monotonic(), one) for one in text.splitlines()]
+
+    def until(self, pattern: str) -> str:
+        """The first thing told, from the beginning, that matches."""
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            for _, told in self.heard:
+                if re.search(pattern, told):
+                    return told
+            assert time.monotonic() < end, (pattern, self.heard[-3:], self.log.read_text())
+            self.listen(0.2)
+
+    def status(self) -> dict[str, Any]:
+        place = str(self.folder / "run")
+        asked = subprocess.run(
+            [sys.executable, "-m", "capstand", "status", "--json", "--runtime", place],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE_S,
+        )
+        (stream,) = json.loads(asked.stdout)["streams"]
+        return dict(stream)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE_S)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._socket.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+def daemons() -> Iterator[list[Daemon]]:
+    started: list[Daemon] = []
+    yield started
+    for one in started:
+        one.close()
+
+
+def test_a_day_in_a_channel(standin: StandIn, tmp_path: Path, daemons: list[Daemon]) -> None:
+    """The daemon joins, sends, says so in STATUS, and when stopped leaves and releases all it made,
+    with closed books. A token file that everybody may read is told."""
+    place = tmp_path / "agora.token"
+    place.write_text(token.build(APP_ID, CERTIFICATE, "studio", 1001, 3600, time.time()))
+    place.chmod(0o644)
+    keys = f'token = {{source = "file", path = "{place}"}}'
+    daemon = Daemon(tmp_path, standin, "set stats_ms 200", keys)
+    daemons.append(daemon)
+    told = daemon.until(r"STATUS=.*agora: in studio, [1-9]\d* kbit/s sent, queue \d+ ms")
+    assert "READY=1" in [text for _, text in daemon.heard]
+    status = daemon.status()
+    assert "STALLED" not in told and status["balanced"]
+    assert status["sinks"][0]["figures"]["state"] == "JOINED"
+    assert daemon.stop() == 0
+    names = standin.names()
+    assert names.index("agora_rtc_conn_connect") < names.index("agora_local_user_publish_audio")
+    assert names[-7:] == [
+        "agora_rtc_conn_disconnect",
+        "agora_rtc_conn_unregister_observer",
+        "agora_rtc_conn_destroy",
+        "agora_local_audio_track_destroy",
+        "agora_audio_pcm_data_sender_destroy",
+        "agora_service_release",
+        "agora_media_node_factory_destroy",
+    ]
+    assert standin.violations() == []
+    assert f"chmod 640 {place}" in daemon.log.read_text()
+    books = (tmp_path / "state/ledger/mic.jsonl").read_text().splitlines()
+    last = json.loads(books[-1])
+    assert last["event"] == "stop" and last["balanced"] is True
+    assert [one["inside_frames"] for one in last["sinks"]] == [0, 0]
+
+
+def test_the_sdk_keeps_its_files_in_the_state_directory(
+    standin: StandIn, tmp_path: Path, daemons: list[Daemon]
+) -> None:
+    """Log, data and configuration of the SDK go below the state directory, for nobody else's eyes,
+    and none into the current one."""
+    daemon = Daemon(tmp_path, standin)
+    daemons.append(daemon)
+    daemon.until("agora: in studio")
+    (made,) = standin.calls("agora_service_initialize")
+    own = tmp_path / "state/agora"
+    assert str(made.args["log_file_path"]) == str(own / "log/agora.log")
+    assert str(made.args["data_dir"]) == str(own / "data")
+    assert str(made.args["config_dir"]) == str(own / "config")
+    assert {one.stat().st_mode & 0o777 for one in own.iterdir()} == {0o700}
+
+
+def test_a_push_that_hangs_starves_the_watchdog(
+    standin: StandIn, tmp_path: Path, daemons: list[Daemon]
+) -> None:
+    """A call into the SDK that does not come back is STALLED: STATUS names it and the watchdog is
+    not fed, so systemd starts the daemon again; recording goes on meanwhile."""
+    daemon = Daemon(tmp_path, standin)
+    daemons.append(daemon)
+    daemon.until("agora: in studio")
+    before = daemon.status()["sinks"][1]["delivered_frames"]
+    standin.command("set hang_push_ms 600000")
+    told = daemon.until("STALLED")
+    assert "sink agora: Agora's SDK has not come back from push for" in told
+    at = len(daemon.heard)
+    daemon.listen(2.5)
+    assert "WATCHDOG=1" not in [text for _, text in daemon.heard[at:]]
+    assert daemon.status()["sinks"][1]["delivered_frames"] > before + 5 * 48000
+
+
+def test_a_failure_of_the_sdk_ends_the_process_but_not_at_once(
+    standin: StandIn, tmp_path: Path, daemons: list[Daemon]
+) -> None:
+    """What only a new process can heal ends this one with status 1, whole files and closed books,
+    once it has run long enough not to cut the other sinks to pieces."""
+    daemon = Daemon(
+        tmp_path, standin, "set init_ret -7", code="import capstand.service as s; s.SPENT_S = 3.0"
+    )
+    daemons.append(daemon)
+    began = time.monotonic()
+    assert daemon.process.wait(PATIENCE_S) == 1
+    assert time.monotonic() - began > 3.0
+    log = daemon.log.read_text()
+    assert "starting again: mic: sink agora: Agora's SDK could not be initialised;" in log
+    (path,) = (tmp_path / "rec").iterdir()
+    assert path.suffix == ".wav"
+    last = json.loads((tmp_path / "state/ledger/mic.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "stop" and last["balanced"] is True
+
+
+def test_without_the_library_the_rest_goes_on(
+    standin: StandIn, tmp_path: Path, daemons: list[Daemon]
+) -> None:
+    """Where Agora's library is not installed, STATUS says how to install it and every other sink
+    records."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    standin.env["CAPSTAND_AGORA"] = str(empty)
+    daemon = Daemon(tmp_path, standin)
+    daemons.append(daemon)
+    told = daemon.until("STATUS=.*DEGRADED")
+    assert "capstand agora install" in told
+    daemon.listen(1.0)
+    status = daemon.status()
+    assert status["sinks"][1]["trouble"] is None
+    assert status["sinks"][1]["delivered_frames"] > 0
+    assert daemon.stop() == 0
+
+
+def test_secrets_are_told_to_nobody_but_the_sdk(
+    standin: StandIn, tmp_path: Path, daemons: list[Daemon]
+) -> None:
+    """A token appears in no status, log, ledger, process list or file of the daemon's, also when it
+    is refused; the SDK gets it."""
+    secret = token.build(APP_ID, CERTIFICATE, "studio", 1001, 3600, time.time())
+    place = tmp_path / "secret"
+    place.write_text(secret + "\n")
+    place.chmod(0o600)
+    daemon = Daemon(
+        tmp_path,
+        standin,
+        "set connect_reason 8",
+        f'token = {{source = "file", path = "{place}"}}',
+        code="import logging; logging.basicConfig(level=logging.DEBUG)",
+    )
+    daemons.append(daemon)
+    told = daemon.until("STATUS=.*has no other token")
+    assert f"token file {place}" in told
+    status = json.dumps(daemon.status())
+    process = Path(f"/proc/{daemon.process.pid}")
+    shown = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+    assert daemon.stop() == 0
+    (joined, *_) = standin.calls("agora_rtc_conn_connect")
+    assert joined.args["token"] == secret
+    everything = [status, shown.decode(errors="replace"), str(daemon.heard), daemon.log.read_text()]
+    everything += [one.read_text() for one in (tmp_path / "state").rglob("*") if one.is_file()]
+    for part in (secret, secret[10:60], CERTIFICATE):
+        assert not any(part in text for text in everything)
