@@ -1,0 +1,56 @@
+"""The example program: sound from another program's pipe, pushed as the documentation says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tests.agora import StandIn
+
+PIPE = Path(__file__).parents[2] / "scripts/agora-pipe"
+APP_ID = "0123456789abcdef0123456789abcdef"
+
+
+def piped(standin: StandIn, folder: Path, sound: bytes, *options: str) -> str:
+    """What the program says on stderr; its exit status must be 0."""
+    ended = subprocess.run(
+        [
+            *(sys.executable, str(PIPE), "--app-id", APP_ID, "--channel", "studio"),
+            *("--state", str(folder / "agora"), *options),
+        ],
+        input=sound,
+        env={**os.environ, **standin.env},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
+    return ended.stderr.decode()
+
+
+def test_a_pipe_is_heard_to_its_last_frame(standin: StandIn, tmp_path: Path) -> None:
+    """All that comes from the pipe, faster than in real time too, is sent once and in order."""
+    ramp = np.arange(48000 + 123, dtype="<u2").view("<i2").tobytes()
+    told = piped(standin, tmp_path, ramp)
+    sent = b"".join(one.data for one in standin.pushes() if one.ret == 0)
+    assert sent[: len(ramp)] == ramp and not any(sent[len(ramp) :])
+    assert "0 frames could not be sent" in told
+    assert standin.violations() == []
+
+
+def test_own_processing_comes_before_the_push(standin: StandIn, tmp_path: Path) -> None:
+    """What the program does to the samples is what the channel gets."""
+    piped(standin, tmp_path, np.full(960, 1000, "<i2").tobytes(), "--gain-db", "6.0206")
+    (first, second) = standin.pushes()
+    assert set(np.frombuffer(first.data + second.data, "<i2").tolist()) == {2000}
+
+
+def test_what_is_wrong_is_said(standin: StandIn, tmp_path: Path) -> None:
+    """A refused join is said in words, sound is counted as not sent, and the program goes on to
+    the end of the pipe."""
+    standin.env["STANDIN_SCRIPT"] = "set connect_reason 6"
+    told = piped(standin, tmp_path, bytes(9600))
+    assert "the app id is invalid; compare app_id with Agora's console" in told
+    assert "4800 frames could not be sent" in told

@@ -1,0 +1,88 @@
+"""The configuration that is shipped: right as it is, and right about every key it explains."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from capstand.config import (
+    AgoraSink,
+    Capture,
+    Config,
+    FileSink,
+    FileToken,
+    LocalToken,
+    ServerToken,
+    Synthetic,
+)
+from capstand.decode import decode
+
+SHIPPED = Path(__file__).parents[1] / "config/capstand.toml"
+TABLES: dict[str, list[type[Any]]] = {
+    "[stream.capture]": [Capture],
+    "[stream.capture.synthetic]": [Synthetic],
+    "[[stream.sink]] file": [FileSink],
+    "[[stream.sink]] agora": [AgoraSink],
+    "[stream.sink.token]": [ServerToken, FileToken, LocalToken],
+}
+
+
+def uncommented() -> str:
+    """The file with every key that is commented out in force."""
+    return re.sub(r"^# (?=\[|[a-z_]+ = )", "", SHIPPED.read_text(), flags=re.MULTILINE)
+
+
+def explained() -> dict[str, dict[str, Any]]:
+    """The keys and values of each table, commented out or not, as they stand."""
+    tables: dict[str, dict[str, Any]] = {}
+    for part in re.split(r"^(?=\[)", uncommented(), flags=re.MULTILINE)[1:]:
+        head, body = part.split("\n", 1)
+        name = head.split("#")[0].strip()
+        keys = tomli.loads(body)
+        name += f" {keys['type']}" if name == "[[stream.sink]]" else ""
+        tables[name] = keys
+    return tables
+
+
+def test_it_is_right_as_it_is() -> None:
+    """The file as shipped decodes to one stream into recordings."""
+    (stream,) = decode(SHIPPED.read_text(), str(SHIPPED), Config).stream
+    assert [one.type for one in stream.sink] == ["file"]
+
+
+def test_it_explains_every_key() -> None:
+    """Each key that a table may have stands in the file, and no other."""
+    tables = explained()
+    for name, kinds in TABLES.items():
+        known = {key for kind in kinds for key in kind._fields} - {"synthetic", "sink", "token"}
+        assert set(tables[name]) == known, name
+
+
+def test_what_is_commented_out_is_the_default() -> None:
+    """A key that is commented out shows its default; those of a table that is commented out as a
+    whole, and examples of keys without one, apart."""
+    tables = explained()
+    examples = {"file", "app_id", "channel", "uid", "rate_hz", "channels", "path", "type"}
+    for name in ("[stream.capture]", "[stream.capture.synthetic]", "[[stream.sink]] file"):
+        defaults = TABLES[name][0]._field_defaults
+        for key, value in tables[name].items():
+            if key not in examples and key in defaults:
+                assert (value if value != [] else ()) == defaults[key], f"{name} {key}"
+    agora = {key: tables["[[stream.sink]] agora"][key] for key in AgoraSink._field_defaults
+             if key not in examples | {"token"}}  # fmt: skip
+    assert agora == {key: AgoraSink._field_defaults[key] for key in agora}
+
+
+def test_the_channel_in_it_is_right_once_uncommented() -> None:
+    """With its comment signs taken away, the channel and its token are a right configuration."""
+    text = uncommented()
+    for key in ('path = "/etc/capstand/agora.token"', "certificate = ", "[stream.capture.synth"):
+        assert key in text
+    text = re.sub(r"^\[stream.capture.synthetic\].*?(?=^\[)", "", text, flags=re.M | re.S)
+    text = re.sub(
+        r"^(path = \"/etc/capstand/agora.token\"|certificate = ).*\n", "", text, flags=re.M
+    )
+    (stream,) = decode(text, "shipped", Config).stream
+    agora = stream.sink[1]
+    assert isinstance(agora, AgoraSink) and isinstance(agora.token, ServerToken)
