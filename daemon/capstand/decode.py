@@ -227,7 +227,7 @@ def _shown(value: object) -> str:
 
 
 def _kind(value: object) -> str:
-    """What stands where a table should: a text is not shown, it may be a secret put in its place."""
+    """What stands where a table should; not a text itself, which may be a secret in its place."""
     return "a text" if isinstance(value, str) else _shown(value)
 
 
