@@ -1,0 +1,177 @@
+"""A channel on a real kernel, under systemd: the real wrapper on the stand-in for Agora's library,
+fed from snd-aloop, from joining to a native call that hangs.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from capstand.agora import token
+from tests.agora import StandIn, build, missing, place
+
+from .conftest import FIGURES, Machine
+
+pytestmark = pytest.mark.guest
+
+APP_ID = "0123456789abcdef0123456789abcdef"
+CERTIFICATE = "fedcba9876543210fedcba9876543210"
+OWN = "/var/lib/capstand/standin"
+DROP_IN = "/etc/systemd/system/capstand.service.d"
+UNIT = f"""\
+[Service]
+Environment=STANDIN_LOG={OWN}/log STANDIN_PCM={OWN}/pcm STANDIN_CONTROL={OWN}/fifo
+LoadCredential=agora-token:/etc/capstand/agora.token
+"""
+CONFIGURATION = f"""
+[[stream]]
+name = "mic"
+[stream.capture]
+device = "hw:CARD=Loopback,DEV=1"
+buffer_ms = 2000
+[[stream.sink]]
+type = "agora"
+app_id = "{APP_ID}"
+channel = "studio"
+uid = 1001
+token = {{source = "file", path = "agora-token"}}
+send_buffer_ms = 5000
+queue_ms = 5000
+"""
+
+
+class Channel:
+    """The machine with Agora's wrapper installed, and what reached the stand-in."""
+
+    def __init__(self, machine: Machine, folder: Path) -> None:
+        self.machine = machine
+        self._folder = folder
+        guest = machine.guest
+        made = place(folder / "sdk", build(folder / "library"))
+        shutil.copytree(made / "agora", guest.share / "agora")
+        guest.run(
+            "mkdir -p /opt/capstand/agora && cp -r /mnt/host/agora /opt/capstand/agora/ && "
+            "gcc -shared -fPIC -pthread -O1 /root/capstand/tests/agora/standin.c "
+            "-o /opt/capstand/agora/agora/agora_sdk/libagora_rtc_sdk.so && "
+            "echo 'void f(void) {}' | gcc -shared -fPIC -x c - "
+            "-o /opt/capstand/agora/agora/agora_sdk/libaosl.so",
+            timeout_s=180,
+        )
+        secret = token.build(APP_ID, CERTIFICATE, "studio", 1001, 86_400, time.time())
+        guest.write_file("/etc/capstand/agora.token", secret, 0o600)
+        guest.run(f"mkdir -p {DROP_IN}")
+        guest.write_file(f"{DROP_IN}/standin.conf", UNIT)
+        guest.run("systemctl daemon-reload", timeout_s=120)
+
+    def start(self) -> None:
+        guest = self.machine.guest
+        self.machine.configure(text=CONFIGURATION)
+        guest.run(
+            f"rm -rf {OWN}; mkdir -p {OWN}; mkfifo {OWN}/fifo; chown -R capstand: /var/lib/capstand"
+        )
+        self.machine.start()
+        self.wait_joined()
+
+    def wait_joined(self) -> None:
+        self.machine.guest.wait_until(
+            "systemctl show capstand -p StatusText --value | grep -q 'agora: in studio'",
+            timeout_s=120,
+        )
+
+    def tell(self, command: str) -> None:
+        self.machine.guest.run(f"echo '{command}' > {OWN}/fifo")
+
+    def seen(self) -> StandIn:
+        """What the stand-in wrote down so far."""
+        guest = self.machine.guest
+        guest.run(f"cp {OWN}/log {OWN}/pcm /mnt/host/")
+        directory = self._folder / f"seen-{time.monotonic_ns()}"
+        directory.mkdir()
+        standin = StandIn(self._folder, directory)
+        shutil.move(guest.share / "log", standin.log)
+        shutil.move(guest.share / "pcm", standin.pcm)
+        return standin
+
+    def close(self) -> None:
+        guest = self.machine.guest
+        guest.run("systemctl stop capstand", check=False)
+        guest.run(f"rm -rf {DROP_IN} {OWN} /opt/capstand/agora; systemctl daemon-reload")
+
+
+@pytest.fixture(scope="module")
+def channel(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Channel]:
+    lacking = missing()
+    if lacking is not None:
+        pytest.skip(f"{lacking} is missing")
+    one = Channel(machine, tmp_path_factory.mktemp("channel"))
+    yield one
+    one.close()
+
+
+def test_a_card_is_heard_in_the_channel_frame_by_frame(channel: Channel) -> None:
+    """From joining to `systemctl stop`, every frame the card gave reaches the SDK once and in
+    order, in 10 ms pushes whose times go on with the sound; the channel is lost on the way and
+    joined again; the books say what it missed; the token came as a credential of the unit."""
+    machine = channel.machine
+    channel.start()
+    machine.wait_for_frames(10 * 48000)
+    channel.tell("play lost:1")
+    machine.guest.wait_until(f"test $(grep -c rtc_conn_connect {OWN}/log) = 2", timeout_s=60)
+    channel.wait_joined()
+    machine.wait_for_frames(5 * 48000)
+    stopped = machine.guest.run("time -p systemctl stop capstand").err
+    seen = channel.seen()
+    books = machine.ledger()[-1]
+
+    pushes = seen.pushes()
+    assert {(one.rate_hz, one.channels, one.frames, one.ret) for one in pushes} == {
+        (48000, 2, 480, 0)
+    }
+    halves = np.frombuffer(b"".join(one.data for one in pushes), "<u2").astype(np.int64)
+    counter = halves[0::2] | halves[1::2] << 16
+    missing_frames = np.diff(counter)[np.diff(counter) != 1] - 1
+    assert len(missing_frames) == 1 and missing_frames[0] > 0, missing_frames
+    stamps = np.array([one.pts_ms for one in pushes])
+    steps = np.diff(stamps)
+    away = int(np.argmax(steps))
+    assert steps[away] == pytest.approx(10 + missing_frames[0] / 48, abs=2)
+    assert set(np.delete(steps, away).tolist()) <= {9, 10, 11}
+
+    (sink,) = books["sinks"]
+    assert books["lost_frames"] == 0 and books["balanced"] is True
+    assert sink["delivered_frames"] == len(counter) and sink["inside_frames"] == 0
+    assert sink["dropped_frames"] == books["captured_frames"] - len(counter)
+    (first, _) = seen.calls("agora_rtc_conn_connect")
+    assert str(first.args["token"]).startswith("007")
+    assert seen.violations() == []
+    assert seen.names()[-2:] == ["agora_service_release", "agora_media_node_factory_destroy"]
+    told = "\n".join(str(one.get("MESSAGE")) for one in machine.journal())
+    assert str(first.args["token"])[5:40] not in told
+    FIGURES.append(
+        f"channel: {len(counter)} frames in {len(pushes)} pushes, {missing_frames[0]} missed while "
+        f"it was lost; stop took {stopped.split()[1]} s"
+    )
+
+
+def test_a_native_call_that_hangs_is_ended_by_the_watchdog(channel: Channel) -> None:
+    """A push that does not come back stalls the daemon; systemd's watchdog ends it, and the next
+    one is in the channel again."""
+    machine = channel.machine
+    channel.start()
+    restarts = machine.show("NRestarts")["NRestarts"]
+    began = time.monotonic()
+    channel.tell("set hang_push_ms 600000")
+    machine.guest.wait_until(
+        f'test "$(systemctl show capstand -p NRestarts --value)" -gt {restarts}', timeout_s=120
+    )
+    channel.wait_joined()
+    FIGURES.append(f"a push hangs: in the channel again after {time.monotonic() - began:.0f} s")
+    told = [str(one.get("MESSAGE")) for one in machine.journal()]
+    assert any("Agora's SDK has not come back from push for" in line for line in told)
+    assert any("Watchdog timeout" in line for line in told)
+    machine.guest.run("systemctl stop capstand")
