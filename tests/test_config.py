@@ -646,7 +646,7 @@ def test_what_flac_cannot_hold_is_told() -> None:
         ('profile = "stereo"', None),
         ('chanel = "x"', "chanel: unknown key; did you mean channel?"),
         ('path = "/rec"', None),
-        ('token = "007eJxT"', 'token: a text is no table'),
+        ('token = "007eJxT"', "token: a text is no table"),
     ],
 )
 def test_a_fault_of_a_channel_is_told_in_full(line: str, fault: str | None) -> None:

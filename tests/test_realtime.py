@@ -76,7 +76,7 @@ def unprivileged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     if os.geteuid() == 0:  # the program gives up its rights itself; its way to the files is open
         os.chown(out, NOBODY, NOBODY)
         for parent in out.parents:
-            if parent.name.startswith("pytest-"):
+            if parent.name.startswith(("pytest-", "popen-")):
                 parent.chmod(parent.stat().st_mode | 0o011)
     done = subprocess.run(
         [sys.executable, "-c", RUN_A_STREAM, out],

@@ -9,6 +9,7 @@ the way to it is measured: Python, ctypes and the copy the stand-in makes no rec
 
 import argparse
 import gc
+import importlib
 import sys
 import tempfile
 import threading
@@ -121,6 +122,7 @@ def day(folder: str) -> list[tuple[float, int, int]]:
 
 
 def main() -> None:
+    own = importlib.import_module("tests.agora.bench")  # run() needs functions by their place
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--day", action="store_true")
     chosen = parser.parse_args()
@@ -129,10 +131,10 @@ def main() -> None:
         standin = StandIn(place(folder / "sdk", build(folder / "library")), folder)
         standin.env["STANDIN_PCM"] = standin.env["STANDIN_LOG"] = ""
         if chosen.day:
-            for hour, kb, blocks in run(day, standin, str(folder / "state"), timeout_s=3600):
+            for hour, kb, blocks in run(own.day, standin, str(folder / "state"), timeout_s=3600):
                 print(f"{hour:5.1f} h  {kb:7d} kB  {blocks:7d} blocks")
             return
-        found = run(compare, standin, str(folder / "state"), timeout_s=600)
+        found = run(own.compare, standin, str(folder / "state"), timeout_s=600)
         print("µs per push of 10 ms, 48 kHz stereo: median of rounds (lowest to highest)")
         for beside, rows in found.items():
             print(beside)
@@ -145,6 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from tests.agora import bench  # under its own name, which run() needs
-
-    bench.main()
+    main()

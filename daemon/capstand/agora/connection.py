@@ -318,6 +318,8 @@ class Connection:
         now_s = time.monotonic()
         if now_s >= self._due_s:
             self._due_s = float("inf")
+            if self.state is State.REFUSED:
+                self._refused = None  # after so long it may be good: the project was changed
             self._move(Event.DUE)
         if now_s >= self._deadline_s:
             self._deadline_s = float("inf")

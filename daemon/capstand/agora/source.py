@@ -214,7 +214,7 @@ class CustomAudioSource:
         """Sends what is still inside, waits until the channel should have heard it, and leaves;
         False when the SDK did not let go in time.
         """
-        connection, self._connection = self._connection, None
+        connection = self._connection
         if connection is None:
             return True
         if self._mixer is not None:
@@ -229,7 +229,10 @@ class CustomAudioSource:
                     break
         if connection.state is State.JOINED:
             time.sleep(min(timeout_s / 2, connection.depth_ms() / 1000))
-        return connection.leave(timeout_s)
+        if not connection.leave(timeout_s):
+            return False
+        self._connection = None
+        return True
 
     def push_external_audio_frame_raw_data(
         self, data: bytes | bytearray | memoryview, source_id: int = 0, timestamp: int = 0
