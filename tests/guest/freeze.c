@@ -1,4 +1,4 @@
-/* Freezes one thread of another process, and nothing else of it.
+/* Freezes one thread of another process, and nothing else of it: while it waits in poll(), so that it holds no lock.
  *
  *   freeze PID THREAD [SECONDS]     THREAD: a name as in /proc/PID/task/TID/comm, or a TID
  *
@@ -14,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -38,6 +40,12 @@ static pid_t thread_by_name(const char *pid, const char *name)
     return 0;
 }
 
+static int waits_in_poll(pid_t tid)
+{
+    struct user_regs_struct registers;
+    return !ptrace(PTRACE_GETREGS, tid, 0, &registers) && (long)registers.orig_rax == SYS_poll;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 3) {
@@ -56,8 +64,15 @@ int main(int argc, char **argv)
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGALRM, &action, NULL);
 
-    int status;
-    if (ptrace(PTRACE_SEIZE, tid, 0, 0) || ptrace(PTRACE_INTERRUPT, tid, 0, 0) || waitpid(tid, &status, __WALL) < 0) {
+    int status, failed = ptrace(PTRACE_SEIZE, tid, 0, 0) != 0;
+    while (!failed) {
+        failed = ptrace(PTRACE_INTERRUPT, tid, 0, 0) || waitpid(tid, &status, __WALL) < 0;
+        if (failed || waits_in_poll(tid))
+            break;
+        failed = ptrace(PTRACE_CONT, tid, 0, 0) != 0;
+        usleep(1300);
+    }
+    if (failed) {
         perror("freeze: ptrace");
         return 1;
     }
