@@ -157,12 +157,14 @@ def test_the_watchdog_fires_when_the_capture_thread_is_frozen(machine: Machine) 
         f'test "$(systemctl show capstand -p NRestarts --value)" -gt {restarts}', timeout_s=60
     )
     machine.guest.wait_until("capstand status", timeout_s=60)
-    status = machine.wait_for_frames(48000)
+    machine.wait_for_frames(48000)
     told = [str(one.get("MESSAGE")) for one in machine.journal()]
 
     assert any("Watchdog timeout" in line for line in told)
     assert any("the capture thread has stood still" in line for line in told)
-    assert status["health"] == "OK"
+    machine.guest.wait_until(
+        """capstand status --json | grep -q '"health": "OK"'""", timeout_s=90
+    )  # not at once: what a slow host lost meanwhile is told for ten seconds
 
 
 def test_an_unplugged_card_is_taken_up_again(machine: Machine) -> None:
