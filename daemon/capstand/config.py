@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from capstand.block import AudioFormat, SampleFormat
-from capstand.decode import Choice, Number, Tagged, Text, Whole, decode
+from capstand.decode import Choice, Flag, Number, Tagged, Text, Whole, decode
 from capstand.errors import ConfigError
 
 MAX_BYTES = 1_000_000
@@ -199,6 +199,9 @@ class AgoraSink(NamedTuple):
     delay_ms: Annotated[int, Whole(10, 1000)] = 40
     send_buffer_ms: Annotated[int, Whole(50, 5000)] = 500
     queue_ms: Annotated[int, Whole(100, 60_000)] = 300
+    rate_lock: Annotated[bool, Flag()] = True
+    gaps: Annotated[str, Choice(("conceal", "skip"))] = "conceal"
+    max_latency_ms: Annotated[int, Whole(50, 60_000)] = 400
 
     def track(self, audio: AudioFormat) -> tuple[int, int]:
         """Rate and channels that are sent; where not given, as near to the capture as can be."""
@@ -216,6 +219,12 @@ class AgoraSink(NamedTuple):
                 "delay_ms",
                 f"{self.delay_ms} is not less than send_buffer_ms, {self.send_buffer_ms}; "
                 "nothing would ever be sent",
+            )
+        elif self.max_latency_ms < self.delay_ms + 50:
+            yield (
+                "max_latency_ms",
+                f"{self.max_latency_ms} is less than delay_ms + 50; ordinary jitter would drop "
+                f"sound; take {self.delay_ms + 50} or more",
             )
 
 

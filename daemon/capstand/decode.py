@@ -47,6 +47,15 @@ class Whole(NamedTuple):
         raise _Fault(f"{_shown(value)} is no whole number from {self.low} to {self.high}{hint}")
 
 
+class Flag(NamedTuple):
+    """true or false."""
+
+    def check(self, value: object) -> bool:
+        if isinstance(value, bool):
+            return value
+        raise _Fault(f"{_shown(value)} is neither true nor false")
+
+
 class Number(NamedTuple):
     """A finite number within bounds."""
 

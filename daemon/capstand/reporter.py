@@ -29,6 +29,7 @@ class Reporter:
         self._trouble: str | None = None
         self._sink_states: dict[str, str | None] = {}
         self._dropped: dict[str, tuple[int, float]] = {}  # frames told, when the next are due
+        self._inserted: dict[str, int] = {}
         self._refusals: list[str] = []
         self._total_due = time.monotonic() + TOTAL_S
         self._fields = {"STREAM": stream.name, "DEVICE": stream.config.capture.device}
@@ -107,6 +108,7 @@ class Reporter:
         self._health = stats.health
         for sink in stats.sinks:
             self._tell_drops(stats, sink)
+            self._tell_inserts(sink)
             before = self._sink_states.get(sink.name)
             if sink.trouble == before:
                 continue
@@ -142,6 +144,13 @@ class Reporter:
             **self._fields,
         )
 
+    def _tell_inserts(self, sink: SinkStats) -> None:
+        """Silence that a live sink put in place of what is missing."""
+        inserted = sink.inserted_frames - self._inserted.get(sink.name, 0)
+        if inserted:
+            self._inserted[sink.name] = sink.inserted_frames
+            self._write("insert", sink=sink.name, frames=inserted)
+
     def _write_total(self, event: str, stats: StreamStats) -> None:
         self._write(
             event,
@@ -155,6 +164,7 @@ class Reporter:
                     "delivered_frames": sink.delivered_frames,
                     "dropped_frames": sink.dropped_frames,
                     "inside_frames": sink.inside_frames,
+                    "inserted_frames": sink.inserted_frames,
                 }
                 for sink in stats.sinks
             ],
@@ -165,6 +175,7 @@ class Reporter:
         self._tell_gaps(stats)
         for sink in stats.sinks:
             self._tell_drops(stats, sink, finally_=True)
+            self._tell_inserts(sink)
         self._write_total("stop", stats)
         if hung:
             say(logging.ERROR, "%s: did not end in time: %s", stats.name, ", ".join(hung))

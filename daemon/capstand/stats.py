@@ -147,6 +147,7 @@ class SinkStats(NamedTuple):
     delivered_frames: int
     dropped_frames: int
     inside_frames: int
+    inserted_frames: int
     queue_ms: float
     figures: dict[str, Any]
 

@@ -46,7 +46,9 @@ class Stream:
         self.ring = Ring(capture.ring_slots, slot_bytes)
         self.source = _source(capture)
         self.capturer = Capturer(self.source, self.clock, self.ring, capture.priority)
-        self.outlets = [_outlet(config.name, sink, capture, state) for sink in config.sink]
+        self.outlets = [
+            _outlet(config.name, sink, capture, state, self.clock) for sink in config.sink
+        ]
         self.pusher = Pusher(self.ring, audio.frame_bytes, None, self.outlets, capture.priority)
         self._threads: dict[str, threading.Thread] = {}
         self._moved: dict[str, tuple[int, int]] = {}
@@ -124,6 +126,7 @@ class Stream:
                     delivered_frames=delivered,
                     dropped_frames=dropped + count.ring_dropped,
                     inside_frames=count.captured - delivered - dropped - count.ring_dropped,
+                    inserted_frames=one.sink.inserted_frames,
                     queue_ms=round(queued * 1000 / audio.rate_hz, 1),
                     figures=one.sink.figures(now_ns),
                 )
@@ -194,7 +197,7 @@ class Stream:
         return not thread.is_alive()
 
 
-def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path) -> Outlet:
+def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock: Clock) -> Outlet:
     audio = capture.audio
     queue_frames = sink.queue_ms * audio.rate_hz // 1000
     if isinstance(sink, FileSink):
@@ -204,7 +207,7 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path) -> Out
 
     short = capture.period_ms < LIVE_GATHER_MS
     gather_frames = LIVE_GATHER_MS * audio.rate_hz // 1000 if short else 0
-    channel = AgoraChannel(sink, audio, state / "agora")
+    channel = AgoraChannel(sink, audio, state / "agora", clock)
     return Outlet(sink.name, channel, queue_frames, gather_frames, live=True)
 
 

@@ -17,7 +17,7 @@ from tests import line
 from tests.agora import Push, StandIn, native_command, native_get, run
 
 APP_ID = "0123456789abcdef0123456789abcdef"
-CHANNEL = AgoraSink(type="agora", app_id=APP_ID, channel="studio", uid=1001)
+CHANNEL = AgoraSink(type="agora", app_id=APP_ID, channel="studio", uid=1001, rate_lock=False)
 SCRIPT = "set connect_ms 5"
 Samples = npt.NDArray[np.int16]
 

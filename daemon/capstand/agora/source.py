@@ -19,6 +19,7 @@ Threads: each source id is pushed by one thread at a time; everything else by an
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -94,6 +95,7 @@ class CustomAudioSource:
         delay_ms: int = 40,
         buffer_ms: int = 500,
         pause_scale: float = 1.0,
+        now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         if not re.fullmatch(APP_ID, app_id):
             raise _invalid("app_id", app_id, "the 32 hexadecimal digits of Agora's console")
@@ -117,6 +119,7 @@ class CustomAudioSource:
         self._delay_ms = delay_ms
         self._buffer_ms = buffer_ms
         self._scale = pause_scale
+        self._now_ns = now_ns
         self._declared: _Declared | None = None
         self._connection: Connection | None = None
         self._cutters: list[Cutter] = []
@@ -190,6 +193,7 @@ class CustomAudioSource:
             Fixed(token) if isinstance(token, str) else token,
             publish=declared.publish,
             pause_scale=self._scale,
+            now_ns=self._now_ns,
         )
         self._cutters = [
             Cutter(declared.track_hz, declared.channels) for _ in range(declared.sources)
@@ -296,6 +300,20 @@ class CustomAudioSource:
         if not 0 < buffer.frames <= buffer.rate_hz * BUFFER_MS // 1000:
             raise _invalid("buffer.frames", buffer.frames, f"1 frame to {BUFFER_MS} ms")
         self._push(source_id, buffer)
+
+    @property
+    def joined(self) -> bool:
+        """Whether a push would be taken now."""
+        return self._connection is not None and self._connection.state is State.JOINED
+
+    def inside_ms(self) -> float:
+        """The sound that was pushed and has not left the SDK's send buffer: the estimate of its
+        depth, and what waits for its 10 ms to be full (of source 0).
+        """
+        if self._connection is None or self._declared is None:
+            return 0.0
+        held_ms = self._cutters[0].held * 1000 / self._declared.track_hz
+        return self._connection.depth_ms() + held_ms
 
     def words(self) -> str:
         """The state in one phrase, such as "in studio"."""

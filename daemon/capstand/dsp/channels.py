@@ -1,13 +1,13 @@
 """From any number of channels to one or two."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-Float32 = npt.NDArray[np.float32]
 
-
-def to_channels(block: Float32, channels: int) -> Float32:
-    """Shape (frames, n) → (frames, channels), ``channels`` 1 or 2.
+def to_channels(block: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
+    """Shape (frames, n) → (frames, channels), ``channels`` 1 or 2, of the same type.
 
     To one: the mean of all. To two: one is doubled, of more the first two are taken.
     """
@@ -15,6 +15,8 @@ def to_channels(block: Float32, channels: int) -> Float32:
     if have == channels:
         return block
     if channels == 1:
-        mean: Float32 = block.mean(axis=1, keepdims=True, dtype=np.float32)
-        return mean
+        mean = block.mean(axis=1, keepdims=True, dtype=np.float64)
+        if np.issubdtype(block.dtype, np.integer):
+            mean = np.rint(mean)
+        return np.asarray(mean, block.dtype)
     return np.repeat(block, 2, axis=1) if have == 1 else block[:, :2]

@@ -1,16 +1,26 @@
 """A stream in an Agora channel, as a custom audio source.
 
 The channel is live: what cannot be sent now (while it is joined, lost, or its send buffer is full)
-is dropped and counted, and the connection looks after itself (``agora/connection.py``). Blocks are
-converted to the track's rate, channels and S16, and go out as exact 10 ms frames that carry the
-time at which their first sample was captured.
+is dropped and counted, and the connection looks after itself (``agora/connection.py``). With the
+rate lock on, sound keeps pace with the channel's clock (``dsp/live.py``); off, samples go out as
+they were captured, converted only where the channel takes another rate, format or number of
+channels. Either way they go out as exact 10 ms frames that carry the time at which their first
+sample was captured.
+
+Latency is what waits in the SDK plus how long ago the newest sample was captured. Beyond
+``max_latency_ms`` whole blocks are dropped until the sound is live again. A gap leaves the SDK's
+queue emptier by its length: it is concealed by as much silence as brings the queue back to its
+target, or skipped.
 
 Thread: the outlet's. The SDK's wrapper is loaded by the connection's control thread.
 """
 
+import contextlib
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from capstand.agora.codes import AgoraError, Code
 from capstand.agora.frames import SampleBuffer
@@ -23,26 +33,46 @@ from capstand.agora.token_source import (
     TokenSource,
     loose,
 )
-from capstand.block import AudioFormat, Block
+from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
+from capstand.clock import Clock
 from capstand.config import AgoraSink as AgoraSetup
 from capstand.config import FileToken, LocalToken, ServerToken
 from capstand.errors import SinkBusy
 from capstand.sinks.sink import Condition, Sink
 
+if TYPE_CHECKING:
+    from capstand.dsp.live import LiveTrack
+
 OPEN_S = 1.0
 """An ordinary join is over by then; one that is not is told as the reason for what is dropped."""
 LEAVE_S = 1.5
+END_MS = 15.0
+LIVE_MS = 30.0
+"""So near the target latency, sound that had fallen behind is live again."""
 
 log = logging.getLogger("capstand.agora")
 
 
 class AgoraChannel(Sink):
-    """Sends one stream's blocks as ``setup`` says; the SDK's files are kept in ``folder``."""
+    """Sends one stream's blocks as ``setup`` says; the SDK's files are kept in ``folder``, and
+    ``clock`` is the stream's.
+    """
 
-    def __init__(self, setup: AgoraSetup, audio: AudioFormat, folder: Path) -> None:
+    def __init__(
+        self,
+        setup: AgoraSetup,
+        audio: AudioFormat,
+        folder: Path,
+        clock: Clock,
+        *,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.inserted_frames = 0
         self._setup = setup
         self._audio = audio
-        self._track = setup.track(audio)
+        self._track_hz, self._channels = setup.track(audio)
+        self._clock = clock
+        self._now_ns = now_ns
         self._source = CustomAudioSource(
             setup.app_id,
             folder,
@@ -51,54 +81,128 @@ class AgoraChannel(Sink):
             area=setup.area,
             delay_ms=setup.delay_ms,
             buffer_ms=setup.send_buffer_ms,
+            now_ns=now_ns,
         )
+        self._live: LiveTrack | None = None
         self._next_frame = -1
+        self._broken = True  # the block before this one did not reach the channel
+        self._behind = False
+        self._end_ns = 0  # when the newest sound that was sent had ended
+        self._latency_ms = 0.0
 
     @property
     def detail(self) -> str:
-        figures = self._source.figures(time.monotonic_ns())
+        figures = self._source.figures(self._now_ns())
         words = self._source.words()
         if figures is None or figures.state != "JOINED":
             return words
         sent = "" if figures.sent_kbps is None else f", {figures.sent_kbps} kbit/s sent"
-        return f"{words}{sent}, queue {figures.depth_ms:.0f} ms"
+        return f"{words}{sent}, queue {figures.depth_ms:.0f} ms{self._lock_words()}"
 
     def open(self) -> None:
-        rate_hz, channels = self._track
         for place in self._secrets():
             if warning := loose(place):
                 log.warning(warning)
         self._source.leave_channel()
-        self._source.set_external_audio_source(True, rate_hz, channels)
+        self._source.set_external_audio_source(True, self._track_hz, self._channels)
         self._source.join_channel(
             self._tokens(), self._setup.channel, self._setup.uid, wait_s=OPEN_S
         )
-        self._next_frame = -1
+        if self._setup.rate_lock:
+            from capstand.dsp.live import LiveTrack  # numpy and libsoxr, once sound flows
+
+            self._live = LiveTrack(self._audio, self._track_hz, self._channels, self._clock)
+        self._broken = True
 
     def write(self, block: Block) -> None:
-        audio = self._audio
-        gap = block.first_frame != self._next_frame
+        source = self._source
+        gap_frames = block.first_frame - self._next_frame
         self._next_frame = block.first_frame + block.frames
+        if not source.joined:
+            self._broken = True
+            raise SinkBusy(source.words())
+        self._keep_live(block)
         try:
+            if self._live is None:
+                self._push_as_it_is(block, bool(gap_frames) or self._broken)
+            else:
+                self._push_locked(self._live, block, gap_frames)
+        except AgoraError as error:
+            self._broken = True
+            away = error.code == Code.NOT_READY
+            raise SinkBusy(source.words() if away else str(error), error.taken) from None
+        self._broken = False
+
+    def _keep_live(self, block: Block) -> None:
+        """Raises SinkBusy for a block that is to be dropped, because sound has fallen behind."""
+        end_ns = block.captured_at_ns + block.frames * NS_PER_S // self._audio.rate_hz
+        late_ms = max(0.0, (self._now_ns() - end_ns) / 1e6)
+        self._latency_ms = latency_ms = late_ms + self._source.inside_ms()
+        if latency_ms > self._setup.max_latency_ms:
+            self._behind = True
+        elif latency_ms <= self._setup.delay_ms + LIVE_MS:
+            self._behind = False
+        if self._behind:
+            self._broken = True
+            raise SinkBusy(f"{latency_ms:.0f} ms behind; sound is dropped until it is live again")
+
+    def _push_as_it_is(self, block: Block, gap: bool) -> None:
+        audio = self._audio
+        self._source.push_external_audio_frame_sample_buffer(
+            SampleBuffer(
+                block.samples,
+                audio.rate_hz,
+                audio.channels,
+                audio.sample,
+                block.frames,
+                block.captured_at_ns,
+                gap,
+            )
+        )
+
+    def _push_locked(self, live: "LiveTrack", block: Block, gap_frames: int) -> None:
+        audio, source, setup = self._audio, self._source, self._setup
+        span_s = block.frames / audio.rate_hz
+        if gap_frames or self._broken:
+            missing_ms = 0.0
+            if setup.gaps == "conceal" and not self._broken:
+                short_ms = setup.delay_ms - source.inside_ms() - span_s * 1000
+                missing_ms = min(short_ms, gap_frames * 1000 / audio.rate_hz)
+            inside_ns = round(live.loop.inside_s * NS_PER_S)
+            silence = live.bridge(missing_ms)
+            silence_ns = self._frames(silence) * NS_PER_S // self._track_hz
+            begin_ns = block.captured_at_ns - silence_ns if self._broken else self._end_ns
+            self._push(silence, begin_ns - inside_ns)
+            self.inserted_frames += silence_ns * audio.rate_hz // NS_PER_S
+        samples, first_ns = live.put(block)
+        self._end_ns = block.captured_at_ns + round(span_s * NS_PER_S)
+        try:
+            self._push(samples, first_ns)
+        except AgoraError as error:
+            error.taken = min(block.frames, error.taken * audio.rate_hz // self._track_hz)
+            raise
+        live.loop.steer(source.inside_ms() / 1000, setup.delay_ms / 1000, span_s)
+
+    def _push(self, samples: bytes, first_ns: int) -> None:
+        frames = self._frames(samples)
+        if frames:
             self._source.push_external_audio_frame_sample_buffer(
                 SampleBuffer(
-                    block.samples,
-                    audio.rate_hz,
-                    audio.channels,
-                    audio.sample,
-                    block.frames,
-                    block.captured_at_ns,
-                    gap,
+                    samples, self._track_hz, self._channels, SampleFormat.S16_LE, frames, first_ns
                 )
             )
-        except AgoraError as error:
-            away = error.code == Code.NOT_READY
-            raise SinkBusy(self._source.words() if away else str(error), error.taken) from None
+
+    def _frames(self, samples: bytes) -> int:
+        return len(samples) // (2 * self._channels)
 
     def flush(self) -> None:
         pass
 
     def close(self) -> None:
+        if self._live is not None and not self._broken:
+            with contextlib.suppress(AgoraError):
+                self._push(self._live.bridge(END_MS), 0)  # sound ends without a click
+        self._broken = True
         self._source.leave_channel(LEAVE_S)
 
     def condition(self) -> Condition:
@@ -106,8 +210,22 @@ class AgoraChannel(Sink):
         return Condition(found.concern, found.hung, found.spent)
 
     def figures(self, now_ns: int) -> dict[str, object]:
-        figures = self._source.figures(now_ns)
-        return {} if figures is None else figures._asdict()
+        figures, live = self._source.figures(now_ns), self._live
+        if figures is None:
+            return {}
+        lock = None if live is None else "locked" if live.loop.locked else "acquiring"
+        return {
+            **figures._asdict(),
+            "latency_ms": round(self._latency_ms, 1),
+            "rate_lock": lock,
+            "ratio_ppm": None if live is None else round(live.loop.ratio_ppm, 2),
+        }
+
+    def _lock_words(self) -> str:
+        if self._live is None:
+            return ""
+        loop = self._live.loop
+        return f", locked at {loop.ratio_ppm:+.1f} ppm" if loop.locked else ", acquiring the rate"
 
     def _secrets(self) -> list[str]:
         """The places of secrets, which nobody else should be able to read."""

@@ -27,6 +27,9 @@ WELL = Condition()
 class Sink(Protocol):
     """A peer that takes blocks. ``open``, ``write`` and ``flush`` raise SinkError."""
 
+    inserted_frames: int = 0
+    """Silence put in place of missing sound, in frames of the stream. Any thread."""
+
     @property
     def detail(self) -> str:
         """One phrase for the status line, such as the file being written. Any thread."""

@@ -1,0 +1,226 @@
+"""A card that runs at its own rate, in a channel that runs at CLOCK_MONOTONIC's: on virtual time,
+through the real wrapper into the stand-in's model of the send buffer.
+"""
+
+import random
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from capstand.block import NS_PER_S, Block
+from capstand.clock import Clock
+from capstand.config import AgoraSink, Capture
+from capstand.errors import SinkBusy
+from capstand.sinks.agora import AgoraChannel
+from tests import line
+from tests.agora import StandIn, native_advance, native_command, native_get, run
+
+Counters = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+APP_ID = "0123456789abcdef0123456789abcdef"
+CHANNEL = AgoraSink(type="agora", app_id=APP_ID, channel="studio", uid=1001)
+FRAMES = 480
+
+
+class Card:
+    """Ten milliseconds after the other, each read a little late, from a card of its own rate."""
+
+    def __init__(self, folder: str, ppm: float, **keys: Any) -> None:
+        self.card: Capture = line.capture()
+        self.now_ns = NS_PER_S
+        self.clock = Clock(48000, FRAMES)
+        self.channel = AgoraChannel(
+            CHANNEL._replace(**keys),
+            self.card.audio,
+            Path(folder),
+            self.clock,
+            now_ns=lambda: self.now_ns,
+        )
+        self.frame = 0
+        self.dropped = 0
+        self._ns_per_frame = NS_PER_S / 48000 / (1 + ppm * 1e-6)
+        self._began_ns = self.now_ns
+        self._late = random.Random(1)
+        native_command("set virtual 1")
+        self.channel.open()
+        assert self.channel._source.wait_joined(20)
+
+    def wave(self, frame: Counters) -> Floats:
+        """What sounds at a frame."""
+        wave: Floats = np.rint(np.sin(2 * np.pi * 997 * frame / 48000) * 10000)
+        return wave
+
+    def go_to(self, at_ns: int) -> None:
+        if at_ns > self.now_ns:
+            native_advance(at_ns - self.now_ns)
+            self.now_ns = at_ns
+
+    def period(self, *, lost: int = 0, late_ms: float = 0.0) -> None:
+        """Time goes on until the next period is read, and it is written to the channel; ``lost``
+        frames before it are missing.
+        """
+        first = self.frame + lost
+        self.frame = first + FRAMES
+        stamp_ns = self._began_ns + round(self.frame * self._ns_per_frame)
+        stamp_ns += round(self._late.expovariate(1 / 80e3))
+        self.go_to(stamp_ns + round(self._late.expovariate(1 / 150e3) + late_ms * 1e6))
+        self.clock.observe(self.frame, stamp_ns)
+        wave = self.wave(np.arange(first, first + FRAMES)).astype("<i2")
+        block = Block(first, FRAMES, self.clock.time_of(first), np.repeat(wave, 2).tobytes())
+        try:
+            self.channel.write(block)
+        except SinkBusy:
+            self.dropped += FRAMES
+
+    def time_ms(self, frame: float) -> float:
+        """When a frame was sampled, in truth."""
+        return (self._began_ns + frame * self._ns_per_frame) / 1e6
+
+    def figures(self) -> dict[str, Any]:
+        return self.channel.figures(self.now_ns)
+
+
+def drifting(folder: str, ppm: float, seconds: int, lock: bool) -> dict[str, Any]:
+    card = Card(folder, ppm, rate_lock=lock, send_buffer_ms=5000, max_latency_ms=6000)
+    depths = []
+    for number in range(seconds * 100):
+        card.period()
+        if number >= 6000 and number % 10 == 0:
+            depths.append(card.channel._source.inside_ms())
+    seen = card.figures()
+    seen["native_holes"] = native_get("holes")
+    seen["refused"] = native_get("refused")
+    seen["means"] = [mean(depths[at : at + 100]) for at in range(0, len(depths) - 99, 100)]
+    seen["dropped"] = card.dropped
+    seen["inserted"] = card.channel.inserted_frames
+    seen["drift"] = card.clock.drift_ppm
+    card.channel.close()
+    return seen
+
+
+@pytest.mark.parametrize("ppm", [500.0, -500.0])
+def test_a_card_off_by_500_ppm_neither_fills_nor_drains_the_channel(
+    standin: StandIn, tmp_path: Path, ppm: float
+) -> None:
+    """From the sixtieth second on the queue stays within 2 ms of its target, nothing is dropped,
+    nothing inserted, no hole heard, and the rate is known to 1 ppm."""
+    env = {"STANDIN_PCM": "", "STANDIN_LOG": ""}
+    seen = run(drifting, standin, str(tmp_path), ppm, 240, True, env=env, timeout_s=120)
+    assert max(abs(one - 40) for one in seen["means"]) < 2
+    assert seen["holes"] == seen["native_holes"] == seen["refused"] == 0
+    assert seen["dropped"] == 0 and seen["inserted"] <= 240, "5 ms of silence fade the start in"
+    assert seen["rate_lock"] == "locked"
+    assert seen["ratio_ppm"] == pytest.approx(ppm, abs=25)
+    assert seen["drift"] == pytest.approx(ppm, abs=1)
+
+
+def test_without_the_lock_it_does(standin: StandIn, tmp_path: Path) -> None:
+    """The same card with the rate lock off: the queue grows by half a millisecond a second."""
+    env = {"STANDIN_PCM": "", "STANDIN_LOG": ""}
+    seen = run(drifting, standin, str(tmp_path), 500.0, 180, False, env=env, timeout_s=120)
+    grown = seen["means"][-1] - seen["means"][0]
+    assert grown == pytest.approx(0.5 * (len(seen["means"]) - 1) * 10, rel=0.1)
+    assert seen["rate_lock"] is None
+
+
+class Slope(Card):
+    """Its sound tells the frame: it rises by one every forty frames, and begins again after 400."""
+
+    def wave(self, frame: Counters) -> Floats:
+        return np.floor_divide(frame, 40) % 400 - 200.0
+
+
+def on_time(folder: str, ppm: float) -> float:
+    card = Slope(folder, ppm)
+    for number in range(1500):
+        card.period(lost=4800 if number == 1000 else 0)
+    card.channel.close()
+    return card.time_ms(0)
+
+
+def test_each_frame_carries_the_time_at_which_it_was_captured(
+    standin: StandIn, tmp_path: Path
+) -> None:
+    """Through resampler, lock and a gap: the presentation time of a frame is when its first sample
+    was captured, within the rounding to milliseconds."""
+    began_ms = run(on_time, standin, str(tmp_path), 300.0)
+    late_ms = []
+    for push in standin.pushes()[100:]:  # the clock itself takes its time to be sure
+        values = np.frombuffer(push.data, "<i2")[::2].astype(int)
+        if np.ptp(np.diff(values)) <= 4 and values[-1] - values[0] in range(9, 16):
+            frame = (push.pts_ms + 5 - began_ms) * 48 * (1 + 300e-6)
+            due = (frame - 20) / 40 % 400 - 200
+            late_ms.append((values.mean() - due) * 40 / 48)
+    assert len(late_ms) > 1200
+    assert max(abs(one) for one in late_ms) < 1.2
+
+
+def with_gaps(folder: str, gaps: str, lost: int) -> dict[str, Any]:
+    card = Card(folder, 0.0, gaps=gaps)
+    for _ in range(300):
+        card.period()
+    before = card.figures()["holes"]
+    inserted = card.channel.inserted_frames
+    card.period(lost=lost)
+    inside_ms = card.channel._source.inside_ms()
+    for _ in range(50):
+        card.period()
+    card.channel.close()
+    return {
+        "holes": card.figures().get("holes", before) - before,
+        "inserted": card.channel.inserted_frames - inserted,
+        "inside_ms": inside_ms,
+    }
+
+
+@pytest.mark.parametrize("lost", [480, 1200, 48000])
+def test_a_gap_is_concealed_by_silence_with_fades(
+    standin: StandIn, tmp_path: Path, lost: int
+) -> None:
+    """As much silence is put in as brings the queue back to its target; sound dies away before it
+    and rises after it over 5 ms; the times of the frames go on; the books say how much it was."""
+    seen = run(with_gaps, standin, str(tmp_path), "conceal", lost)
+    assert 37 < seen["inside_ms"] < 53, "a queue that ran dry waits for the SDK's next 10 ms"
+    assert seen["inserted"] == pytest.approx(min(lost, 40 * 48 - 480), abs=240 + 48)
+    sent = np.frombuffer(b"".join(one.data for one in standin.pushes()), "<i2")[::2]
+    steps = np.abs(np.diff(sent.astype(int)))
+    assert steps.max() <= 1.02 * 2 * np.pi * 997 / 48000 * 10000, "no step is steeper than the tone"
+    stamps = [one.pts_ms for one in standin.pushes() if one.pts_ms]
+    assert stamps == sorted(stamps)
+    if seen["inserted"] > 480:
+        loud = np.abs(sent[4800:-4800]) > 50
+        assert not loud.all()
+
+
+def test_a_gap_may_be_skipped_to_stay_live(standin: StandIn, tmp_path: Path) -> None:
+    """With gaps = "skip" only the fades are put in, and the queue is that much shorter."""
+    seen = run(with_gaps, standin, str(tmp_path), "skip", 960)
+    assert seen["inserted"] == 240
+    assert seen["inside_ms"] == pytest.approx(40 - 20 + 5, abs=4)
+
+
+def stalled(folder: str) -> dict[str, Any]:
+    card = Card(folder, 0.0, max_latency_ms=200, send_buffer_ms=1000)
+    for _ in range(300):
+        card.period()
+    card.period(late_ms=60_000)  # the SDK, or the machine, stood still for a minute
+    latencies = []
+    for _ in range(6100):
+        card.period()
+        latencies.append(card.figures()["latency_ms"])
+    worst_sent_ms = native_get("max_depth_ms")
+    card.channel.close()
+    return {"dropped": card.dropped, "last": latencies[-1], "depth": worst_sent_ms}
+
+
+def test_after_a_stall_sound_is_live_again(standin: StandIn, tmp_path: Path) -> None:
+    """A minute's stall is made up by dropping whole blocks, counted; the latency is back at its
+    target, and never more than the bound was put into the SDK."""
+    seen = run(stalled, standin, str(tmp_path), env={"STANDIN_PCM": ""}, timeout_s=120)
+    assert seen["dropped"] == pytest.approx(60 * 48000, rel=0.01)
+    assert seen["last"] < 80
+    assert seen["depth"] <= 200
