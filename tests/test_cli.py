@@ -215,6 +215,7 @@ def test_a_run_records_every_frame_and_keeps_its_books(place: Place) -> None:
             "delivered_frames": len(counters),
             "dropped_frames": 0,
             "inside_frames": 0,
+            "inserted_frames": 0,
         }
     ]
     assert not (place.folder / "run/control.sock").exists()

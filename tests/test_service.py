@@ -106,6 +106,7 @@ def test_it_stops_with_whole_files_and_closed_books(daemon: Daemon, number: int)
             "delivered_frames": books["captured_frames"],
             "dropped_frames": 0,
             "inside_frames": 0,
+            "inserted_frames": 0,
         }
     ]
     (file,) = (daemon.folder / "sound").iterdir()

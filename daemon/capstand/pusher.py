@@ -23,7 +23,8 @@ BATCH = 8
 
 
 class Pusher:
-    """Moves blocks from ``ring`` to ``outlets`` and counts ``taken`` frames.
+    """Moves blocks from ``ring`` to ``outlets`` and counts ``taken`` frames; where none of them is
+    in a hurry, ``patience_ms`` at a time, because each wake-up costs more than what it does.
 
     ``meter`` may come later than the sound: loading numpy takes longer than opening a card.
     """
@@ -35,6 +36,7 @@ class Pusher:
         meter: "Meter | None",
         outlets: Sequence[Outlet],
         priority: int,
+        patience_ms: int = 0,
     ) -> None:
         self.meter = meter
         self.taken = 0
@@ -43,6 +45,7 @@ class Pusher:
         self._frame_bytes = frame_bytes
         self._outlets = outlets
         self._priority = priority
+        self._patience_ms = patience_ms
         self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def run(self) -> None:
@@ -51,10 +54,14 @@ class Pusher:
         wait = select.poll()
         wait.register(self._ring, select.POLLIN)
         wait.register(self._stop, select.POLLIN)
+        rest = select.poll()
+        rest.register(self._stop, select.POLLIN)
         stopping = False
         while not stopping:
             stopping = any(one == self._stop for one, _ in wait.poll())
             self.step()
+            if self._patience_ms and not stopping:
+                rest.poll(self._patience_ms)
 
     def step(self) -> int:
         """Passes on all that is in the ring; returns the number of blocks."""

@@ -28,6 +28,7 @@ from capstand.stats import SinkStats, StreamStats
 
 JOIN_S = 1.0
 GATHER_MS = 200
+PATIENCE_MS = 100
 LIVE_GATHER_MS = 10
 STATE = Path("/var/lib/capstand")
 
@@ -49,7 +50,15 @@ class Stream:
         self.outlets = [
             _outlet(config.name, sink, capture, state, self.clock) for sink in config.sink
         ]
-        self.pusher = Pusher(self.ring, audio.frame_bytes, None, self.outlets, capture.priority)
+        hurry = not all(isinstance(sink, FileSink) for sink in config.sink)
+        self.pusher = Pusher(
+            self.ring,
+            audio.frame_bytes,
+            None,
+            self.outlets,
+            capture.priority,
+            0 if hurry else PATIENCE_MS,
+        )
         self._threads: dict[str, threading.Thread] = {}
         self._moved: dict[str, tuple[int, int]] = {}
 

@@ -79,6 +79,7 @@ class AlsaSource:
         self._cause = Cause.OVERRUN
         self._period = 0
         self._buffer = 0
+        self._drained = False  # less than a period is left: wait before the next look
         self._look_ms = 0  # half a buffer: a look at least so often, so that no turn can hide
 
     def open(self) -> Grant:
@@ -117,6 +118,7 @@ class AlsaSource:
         for descriptor, events in descriptors:
             self._poll.register(descriptor, events)
         self._lost = 0
+        self._drained = False
         return Grant(device, self._audio, self._period, self._buffer, exact)
 
     def close(self) -> None:
@@ -143,6 +145,9 @@ class AlsaSource:
 
     def _read_exact(self, pcm: kernel.KernelPcm, slot: memoryview, timeout_ms: int) -> None:
         reading, waited = self._reading, False
+        if self._drained:
+            self._wait(timeout_ms)
+            waited = True
         while True:
             pcm.status()
             if pcm.missed:
@@ -163,18 +168,22 @@ class AlsaSource:
                     return
                 pcm.status()
                 if not pcm.lapped(first) and not pcm.doubtful:
+                    self._drained = pcm.avail < self._period
                     self._deliver(frames)
                     return
                 self._lose(frames, Cause.TORN)
                 continue
             if waited:
                 return
-            self._poll.poll(min(timeout_ms, self._look_ms))
+            self._wait(timeout_ms)
             waited = True
 
     def _read_estimated(self, slot: memoryview, timeout_ms: int) -> None:
         pcm, reading, waited = self._pcm, self._reading, False
         assert pcm is not None
+        if self._drained:
+            self._wait(timeout_ms)
+            waited = True
         while True:
             state = pcm.state()
             if state == kernel.RUNNING:
@@ -184,15 +193,25 @@ class AlsaSource:
                     reading.stamp_ns, reading.ahead = stamp_ns, avail
                     frames = self._fetch(slot)
                     if frames:
+                        self._drained = 0 <= avail - frames < self._period
                         self._deliver(frames)
                     return
             elif self._start(state, slot):
                 return
             if waited:
                 return
-            events = self._poll.poll(timeout_ms)
-            pcm.polldescriptors_revents([one for one in events if one[0] != self._wake])
+            self._wait(timeout_ms)
             waited = True
+
+    def _wait(self, timeout_ms: int) -> None:
+        """Until the device has something, or ``wake``; what was known about it is old then."""
+        self._drained = False
+        if self._kernel is not None:
+            self._poll.poll(min(timeout_ms, self._look_ms))
+            return
+        assert self._pcm is not None
+        events = self._poll.poll(timeout_ms)
+        self._pcm.polldescriptors_revents([one for one in events if one[0] != self._wake])
 
     def _start(self, state: int, slot: memoryview) -> bool:
         """Sets a stream going that does not run; true when that brought frames already."""
