@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from capstand.agora import CustomAudioSource, connection, sdk
+from capstand.agora import CustomAudioSource, connection, sdk, token_keeper
 from capstand.agora import token as tokens
 from capstand.agora.codes import AgoraError, Code
 from capstand.agora.token_source import LocalTokens, TokenFile, TokenSource
@@ -530,7 +530,7 @@ def test_expired_token(standin: StandIn) -> None:
 
 def renewals() -> dict[str, Any]:
     clock(True)
-    connection.RENEW_AGAIN_S = 0.2
+    token_keeper.RENEW_AGAIN_S = 0.2
     texts = [made() for _ in range(3)]
     given = Given(texts[0])
     source = joined(token=given)
@@ -586,7 +586,7 @@ def test_renewal(standin: StandIn) -> None:
 
 def renewed_in_time() -> dict[str, Any]:
     clock(True)
-    connection.RENEW_AGAIN_S, connection.TICK_S = 0.2, 0.05
+    token_keeper.RENEW_AGAIN_S, connection.TICK_S = 0.2, 0.05
     given = Given(made(life_s=20, ago_s=14.5))
     due_s = tokens.renew_after_s(tokens.parse(given.text), time.time(), True)
     due_ns = time.monotonic_ns() + int(due_s * 1e9)
@@ -599,9 +599,9 @@ def renewed_in_time() -> dict[str, Any]:
     source = joined(token=write("token", texts[0]))
     write("token", texts[1])
     renewed(2)
-    before = inside(source)._stamp
+    before = inside(source)._tokens._used
     write("token", texts[1])
-    until("a look at the file", lambda: inside(source)._stamp != before)
+    until("a look at the file", lambda: inside(source)._tokens._used != before)
     concerns = []
     for _ in range(20):
         concerns.append(source.condition().concern)

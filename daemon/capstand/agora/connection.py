@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from capstand.agora import token as tokens
 from capstand.agora.codes import AgoraError, Code, code_words, reason_words
 from capstand.agora.drain import Drain
 from capstand.agora.life import Do, Event, State, event_of, move
 from capstand.agora.sdk import Call, NativeFailure, Settings, Track, sdk
-from capstand.agora.token_source import Fixed, TokenSource
+from capstand.agora.token_keeper import Fetched, TokenKeeper
+from capstand.agora.token_source import TokenSource
 from capstand.block import NS_PER_S
 from capstand.errors import SinkError
 from capstand.realtime import prepare_thread
@@ -36,7 +36,6 @@ RECONNECT_S = 60.0
 LEAVE_S = 1.0
 CALLBACK_S = 0.02
 """For the callback that told us to come back before the structure behind it is taken away."""
-RENEW_AGAIN_S = 30.0
 TICK_S = 1.0
 HUNG_S = 10.0
 PROOF_S = 30.0
@@ -70,14 +69,6 @@ class _Said(NamedTuple):
     number: int
 
 
-class _Fetched(NamedTuple):
-    """A token, or why there is none; and the source's stamp before it was asked."""
-
-    text: str | None
-    error: str
-    stamp: object
-
-
 class Connection:
     """Holds ``channel`` as ``uid`` until ``leave``. ``pause_scale`` shortens all pauses (tests)."""
 
@@ -98,16 +89,15 @@ class Connection:
         self.joins = 0
         self.sent_kbps: int | None = None
         self.session = ""
-        self.token_ends_s: float | None = None  # unix time
         self._settings = settings
         self._track = track
         self._channel = channel
         self._uid = uid
-        self._source = source
         self._publish = publish
         self._scale = pause_scale
         self._now_ns = now_ns
-        self._events: queue.SimpleQueue[_Said | _Fetched | Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Said | Fetched | Event] = queue.SimpleQueue()
+        self._tokens = TokenKeeper(source, settings.app_id, channel, uid, self._events.put)
         self._later: list[Event] = []  # wishes that came while a call was being closed
         self._call: Call | None = None
         self._number = 0
@@ -117,14 +107,7 @@ class Connection:
         self._native: tuple[str, int] | None = None
         self._trouble = ""
         self._spent: str | None = None
-        self._token = ""
-        self._refused: tuple[str, str] | None = None  # a token and why
-        self._token_trouble: str | None = None
-        self._fetching = False
-        self._stamp: object = None  # of the token tried or renewed last
-        self._wanted = False  # a newer token
-        self._renew_s = float("inf")  # monotonic, like all that end in _s below
-        self._due_s = float("inf")
+        self._due_s = float("inf")  # time.monotonic, like all that end in _s below
         self._deadline_s = float("inf")
         self._since_s = 0.0
         self._pause_s, self._long_pause_s = PAUSE_S[0], LONG_PAUSE_S[0]
@@ -155,7 +138,7 @@ class Connection:
 
     def offer(self, text: str) -> None:
         """A new token from the program itself; it takes the place of where tokens came from."""
-        self._source = Fixed(text)
+        self._tokens.offer(text)
         self._events.put(Event.FRESH)
 
     def send(self, frame: bytes, frames: int, channels: int, rate_hz: int, pts_ms: int) -> None:
@@ -175,6 +158,11 @@ class Connection:
             raise AgoraError(code, "the SDK refused 10 ms of sound")
         self.drain.give(FRAME_NS, now_ns)
         self._pushed_s = now_ns / NS_PER_S
+
+    @property
+    def token_ends_s(self) -> float | None:
+        """Unix time at which the token ends, where it is known."""
+        return self._tokens.ends_s
 
     def depth_ms(self) -> float:
         """The sound that waits in the SDK's send buffer, estimated."""
@@ -201,7 +189,7 @@ class Connection:
 
     def condition(self) -> Condition:
         now_s = time.monotonic()
-        concern = self._token_trouble
+        concern = self._tokens.trouble
         if self.state is State.JOINED and self._publish and concern is None:
             heard_s = max(self._proven_s, self._since_s)
             if now_s - heard_s > PROOF_S and now_s - self._pushed_s < PROOF_S:
@@ -246,21 +234,21 @@ class Connection:
             self._spent = "what looks after the connection has failed, see the log"
             raise
 
-    def _next(self) -> "_Said | _Fetched | Event | None":
+    def _next(self) -> "_Said | Fetched | Event | None":
         if self._later:
             return self._later.pop(0)
         now_s = time.monotonic()
-        first_s = min(self._due_s, self._deadline_s, self._renew_s, now_s + TICK_S)
+        first_s = min(self._due_s, self._deadline_s, self._tokens.renew_s, now_s + TICK_S)
         try:
             return self._events.get(timeout=max(0.0, first_s - now_s))
         except queue.Empty:
             return None
 
-    def _take(self, event: "_Said | _Fetched | Event") -> None:
+    def _take(self, event: "_Said | Fetched | Event") -> None:
         if isinstance(event, Event):
             self._move(event)
-        elif isinstance(event, _Fetched):
-            self._fetching = False
+        elif isinstance(event, Fetched):
+            self._tokens.arrived()
             self._fetched(event)
         elif event.call == self._number:
             self._said(event.name, event.number)
@@ -294,7 +282,7 @@ class Connection:
         match what:
             case Do.OPEN:
                 self._due_s = float("inf")
-                self._fetch()
+                self._tokens.fetch()
             case Do.HOLD:
                 with self._gate:
                     self._live = None
@@ -319,7 +307,7 @@ class Connection:
         if now_s >= self._due_s:
             self._due_s = float("inf")
             if self.state is State.REFUSED:
-                self._refused = None  # after so long it may be good: the project was changed
+                self._tokens.forgive()  # after so long it may be good: the project was changed
             self._move(Event.DUE)
         if now_s >= self._deadline_s:
             self._deadline_s = float("inf")
@@ -333,72 +321,27 @@ class Connection:
                 self._move(Event.BROKEN, "the SDK has stopped telling what it sends")
             elif self._unheard:
                 self._spent = "Agora's SDK has stopped telling what it sends, after a rejoin too"
-        if now_s >= self._renew_s:
-            self._renew_s = now_s + RENEW_AGAIN_S
-            self._wanted = True
-            self._fetch()
-        source = self._source
-        if (source, source.stamp()) != self._stamp:
-            if self.state is State.REFUSED:
-                self._move(Event.FRESH)
-            elif self.state in (State.JOINED, State.RECONNECTING):
-                self._fetch()
+        standing = self.state in (State.JOINED, State.RECONNECTING)
+        if self._tokens.due(now_s) or (standing and self._tokens.changed()):
+            self._tokens.fetch()
+        if self.state is State.REFUSED and self._tokens.changed():
+            self._move(Event.FRESH)
 
-    # Tokens
-
-    def _fetch(self) -> None:
-        """Asks the source, in a thread of its own that posts the answer."""
-        if self._fetching:
-            return
-        self._fetching = True
-        source = self._source
-        stamp = source, source.stamp()
-
-        def ask() -> None:
-            answer = _Fetched(None, f"{source.words} failed, see the log", stamp)
-            try:
-                answer = _Fetched(source.fetch(), "", stamp)
-            except SinkError as error:
-                answer = _Fetched(None, str(error), stamp)
-            finally:
-                self._events.put(answer)
-
-        threading.Thread(target=ask, name="agora token", daemon=True).start()
-
-    def _fetched(self, answer: _Fetched) -> None:
+    def _fetched(self, answer: Fetched) -> None:
         if self.state is State.JOINING and self._call is None:
-            self._stamp = answer.stamp
             self._open(answer)
         elif self.state in (State.JOINED, State.RECONNECTING):
-            self._stamp = answer.stamp
-            self._renew(answer)
+            assert self._call is not None
+            self._tokens.renew(answer, self._call.renew)
 
-    def _judged(self, text: str) -> str | None:
-        """Why the token will not do, or None; sets when it ends and is to be renewed."""
-        self._renew_s, self.token_ends_s = float("inf"), None
-        if text == "":
-            return None  # a project without certificate
-        now_s, sure = time.time(), tokens.clock_sure()
-        try:
-            token = tokens.parse(text)
-            tokens.judge(token, self._settings.app_id, self._channel, self._uid, now_s, sure)
-        except tokens.TokenError as error:
-            return f"{self._source.words}: {error}"
-        self.token_ends_s = token.expires_s
-        self._renew_s = time.monotonic() + tokens.renew_after_s(token, now_s, sure)
-        return None
-
-    def _open(self, answer: _Fetched) -> None:
+    def _open(self, answer: Fetched) -> None:
         if answer.text is None:
             self._move(Event.BROKEN, answer.error)
             return
-        wrong = self._judged(answer.text)
-        if wrong is None and self._refused is not None and answer.text == self._refused[0]:
-            wrong = f"{self._refused[1]}; {self._source.words} has no other token"
+        wrong = self._tokens.take(answer)
         if wrong is not None:
             self._move(Event.DENIED, wrong)
             return
-        self._token, self._token_trouble, self._wanted = answer.text, None, False
         self._number += 1
         number = self._number
         try:
@@ -418,31 +361,9 @@ class Connection:
         finally:
             self._native = None
         self._deadline_s = time.monotonic() + JOIN_S
-        code = self._call.connect(self._token, self._channel, self._uid)
+        code = self._call.connect(self._tokens.text, self._channel, self._uid)
         if code:
             self._move(Event.BROKEN, f"joining was refused: {code_words(code)}")
-
-    def _renew(self, answer: _Fetched) -> None:
-        """A token for a connection that stands; without one it stands on."""
-        assert self._call is not None
-        if answer.text is None:
-            self._token_trouble = f"the token was not renewed: {answer.error}"
-            return
-        if answer.text == self._token:
-            words = f"{self._source.words} has no newer token yet"
-            self._token_trouble = words if self._wanted else None
-            return
-        kept = self.token_ends_s
-        wrong = self._judged(answer.text)
-        if wrong is None:
-            code = self._call.renew(answer.text)
-            if code == Code.OK:
-                self._token, self._token_trouble, self._wanted = answer.text, None, False
-                log.info("channel %s: token renewed", self._channel)
-                return
-            wrong = f"the SDK refused it: {code_words(code)}"
-        self.token_ends_s, self._renew_s = kept, time.monotonic() + RENEW_AGAIN_S
-        self._token_trouble = f"the token was not renewed: {wrong}"
 
     # What the SDK says
 
@@ -461,9 +382,9 @@ class Connection:
             case "publication_failure":
                 self._move(Event.BROKEN, f"publishing failed: {code_words(-abs(number))}")
             case "token_will_expire":
-                self._renew_s = 0.0
+                self._tokens.due_now()
             case "token_did_expire":
-                self._refused = self._token, "the token has expired"
+                self._tokens.refuse("the token has expired")
                 self._move(Event.EXPIRED, "the token has expired")
             case "statistics":
                 self.sent_kbps = number
@@ -477,7 +398,7 @@ class Connection:
     def _ended(self, reason: int) -> None:
         event = event_of(reason)
         if event is Event.EXPIRED:
-            self._refused = self._token, reason_words(reason)
+            self._tokens.refuse(reason_words(reason))
         self._move(event, reason_words(reason))
 
     def _publish_track(self) -> str | None:
@@ -492,12 +413,13 @@ class Connection:
         self.joins += 1
         self.drain.restart()
         self._told_s = self._proven_s = 0.0
-        self._refused = self._spent = None
+        self._tokens.forgive()
+        self._spent = None
         return None
 
     def _close(self) -> None:
         """Ends the call: no push can be in it or come to it any more."""
-        self._renew_s = float("inf")
+        self._tokens.rest()
         call = self._call
         if call is None:
             return
@@ -518,8 +440,8 @@ class Connection:
                 return
             if isinstance(event, Event):
                 self._later.append(event)
-            elif isinstance(event, _Fetched):
-                self._fetching = False
+            elif isinstance(event, Fetched):
+                self._tokens.arrived()
             elif event == (self._number, "disconnected", event.number):
                 time.sleep(CALLBACK_S)
                 return
