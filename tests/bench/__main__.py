@@ -1,0 +1,48 @@
+"""The sections one after another; an error of one does not end the others."""
+
+import argparse
+import importlib
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from tests.bench import machine
+
+SECTIONS = {
+    "cost": "what a stream costs",
+    "latency": "hand-over to a sink",
+    "load": "loss on a loaded machine",
+    "start": "exec to first frame",
+    "clock": "timestamps against the truth",
+    "scale": "many streams in one daemon",
+    "day": "a day of drift",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("section", nargs="*", help=f"of {', '.join(SECTIONS)} (default: all)")
+    parser.add_argument("--long", action="store_true", help="more and longer rounds")
+    chosen = parser.parse_args()
+    if unknown := [one for one in chosen.section if one not in SECTIONS]:
+        parser.error(f"unknown section {unknown[0]}; expected one of {', '.join(SECTIONS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no program is left running
+    print("\n".join(machine.describe()))
+    print("programs read fake cards in user space: 48 kHz stereo S16, 10 ms periods, 500 ms buffer")
+    shared = Path("/dev/shm")
+    for name in chosen.section or SECTIONS:
+        print(f"\n== {name}: {SECTIONS[name]}", flush=True)
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+            try:
+                importlib.import_module(f"tests.bench.{name}").main(Path(folder), chosen.long)
+            except Exception:  # noqa: BLE001  whatever it was: the next section can do without
+                print(f"  this section failed:\n{traceback.format_exc()}")
+        print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""A stream of capstand with a sink of our own, in a process of its own.
+
+    python -m tests.bench.inside nothing CARD BUFFER_FRAMES 0        to nowhere, until SIGINT
+    python -m tests.bench.inside probe CARD BUFFER_FRAMES SECONDS    prints times of hand-over, ns
+    python -m tests.bench.inside busy CARD BUFFER_FRAMES SECONDS     the same beside a busy sink
+    python -m tests.bench.inside timer - 0 SECONDS                   how late a bare timer wakes
+
+Threads, priorities and settings are the daemon's; the card's name is found by ALSA_CONFIG_PATH.
+A time of hand-over is that of ``Sink.write`` (and of ``Outlet.put`` in the push thread), less the
+moment when the block's last frame was sampled, by the stream's own clock.
+"""
+
+import json
+import signal
+import sys
+import threading
+import time
+
+from capstand.block import Block
+from capstand.capture.alsa import AlsaSource
+from capstand.capture.capturer import Capturer
+from capstand.capture.source import Reading
+from capstand.config import Capture, FileSink
+from capstand.config import Stream as StreamConfig
+from capstand.pusher import Pusher
+from capstand.realtime import freeze_heap, prepare_process, prepare_thread
+from capstand.sinks.outlet import Outlet
+from capstand.sinks.sink import Sink
+from capstand.stream import Stream
+
+SETTLE_S = 3.0
+
+
+class Nothing(Sink):
+    """Takes every block and does nothing with it."""
+
+    detail = "nowhere"
+
+    def open(self) -> None:
+        pass
+
+    def write(self, block: Block) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Probe(Nothing):
+    """Notes when each block comes."""
+
+    def __init__(self) -> None:
+        self.late_ns: list[int] = []
+
+    def write(self, block: Block) -> None:
+        self.late_ns.append(_late_ns(block))
+
+
+class Busy(Nothing):
+    """A sink of pure Python that is never done."""
+
+    def write(self, block: Block) -> None:
+        end = time.monotonic() + 0.1
+        while time.monotonic() < end:
+            sum(range(500))
+
+
+class ProbedOutlet(Outlet):
+    """Notes when each block was put into the queue, too."""
+
+    def put(self, block: Block) -> None:
+        self.put_late_ns.append(_late_ns(block))
+        super().put(block)
+
+    put_late_ns: list[int]
+
+
+class ProbedSource(AlsaSource):
+    """Notes how long after a period was complete the capture thread looked."""
+
+    def __init__(self, capture: Capture, stream: Stream) -> None:
+        super().__init__(capture)
+        self.woken_late_ns: list[int] = []
+        self._stream = stream
+
+    def read(self, slot: memoryview, timeout_ms: int) -> Reading:
+        reading, clock = super().read(slot, timeout_ms), self._stream.clock
+        if reading.frames and reading.stamp_ns and clock.started:
+            end = self._stream.capturer.tally.produced + max(0, reading.lost) + reading.frames
+            self.woken_late_ns.append(reading.stamp_ns - clock.time_of(end))
+        return reading
+
+
+def _late_ns(block: Block) -> int:
+    return time.monotonic_ns() - block.captured_at_ns - round(block.frames * 1e9 / 48_000)
+
+
+def timer(seconds: float) -> list[int]:
+    """How late, in ns, the machine wakes a thread of FIFO 80 that does no more, every 10 ms."""
+    prepare_process()
+    refused = prepare_thread("timer", 80)
+    late_ns = []
+    due_ns = time.monotonic_ns()
+    for _ in range(0 if refused else round(seconds * 100)):
+        due_ns += 10_000_000
+        time.sleep(max(0, due_ns - time.monotonic_ns()) / 1e9)
+        late_ns.append(time.monotonic_ns() - due_ns)
+    return late_ns
+
+
+def main() -> None:
+    kind, card, buffer, seconds = sys.argv[1:5]
+    if kind == "timer":
+        print(json.dumps({"timer": timer(float(seconds))}))
+        return
+    capture = Capture(device=card, buffer_ms=int(buffer) / 48)
+    stream = Stream(StreamConfig("mic", capture, (FileSink("file", "/nowhere"),)))
+    source = ProbedSource(capture, stream)
+    if kind != "nothing":
+        stream.source = source
+        stream.capturer = Capturer(source, stream.clock, stream.ring, capture.priority)
+    probe = Probe()
+    outlet = ProbedOutlet("probe", Nothing() if kind == "nothing" else probe, 48_000 * 5)
+    outlet.put_late_ns = []
+    stream.outlets = [Outlet("nothing", Nothing(), 48_000)] if kind == "nothing" else [outlet]
+    if kind == "busy":
+        stream.outlets.append(Outlet("busy", Busy(), 48_000))
+    frame_bytes, priority = capture.audio.frame_bytes, capture.priority
+    stream.pusher = Pusher(stream.ring, frame_bytes, None, stream.outlets, priority)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    prepare_process()
+    stream.start()
+    stop.wait(1.0)
+    stream.start_meter()
+    freeze_heap()
+    if kind == "nothing":
+        stop.wait()
+    else:
+        stop.wait(SETTLE_S)
+        first_woken = len(source.woken_late_ns)
+        first_put, first = len(outlet.put_late_ns), len(probe.late_ns)
+        stop.wait(float(seconds))
+        puts, writes = outlet.put_late_ns[first_put:], probe.late_ns[first:]
+        lost = stream.capturer.tally.count()
+        print(
+            json.dumps(
+                {
+                    "woken": source.woken_late_ns[first_woken:],
+                    "put": puts,
+                    "write": writes,
+                    "lost": lost.lost_exact + lost.lost_estimated + lost.ring_dropped,
+                    "refused": stream.refusals(),
+                }
+            )
+        )
+    deadline = time.monotonic() + 2
+    stream.drain(deadline)
+    stream.close(deadline)
+
+
+if __name__ == "__main__":
+    main()
