@@ -28,7 +28,7 @@ UNIT = f"""\
 Environment=STANDIN_LOG={OWN}/log STANDIN_PCM={OWN}/pcm STANDIN_CONTROL={OWN}/fifo
 LoadCredential=agora-token:/etc/capstand/agora.token
 """
-CONFIGURATION = f"""
+CONFIGURATION = """
 [[stream]]
 name = "mic"
 [stream.capture]
@@ -36,12 +36,14 @@ device = "hw:CARD=Loopback,DEV=1"
 buffer_ms = 2000
 [[stream.sink]]
 type = "agora"
-app_id = "{APP_ID}"
+app_id = "{app_id}"
 channel = "studio"
 uid = 1001
 token = {{source = "file", path = "agora-token"}}
 send_buffer_ms = 5000
 queue_ms = 5000
+max_latency_ms = 60000
+rate_lock = {lock}
 """
 
 
@@ -68,9 +70,10 @@ class Channel:
         guest.write_file(f"{DROP_IN}/standin.conf", UNIT)
         guest.run("systemctl daemon-reload", timeout_s=120)
 
-    def start(self) -> None:
+    def start(self, lock: str) -> None:
+        """With the rate lock "true" or "false"; without it every sample is the card's."""
         guest = self.machine.guest
-        self.machine.configure(text=CONFIGURATION)
+        self.machine.configure(text=CONFIGURATION.format(app_id=APP_ID, lock=lock))
         guest.run(
             f"rm -rf {OWN}; mkdir -p {OWN}; mkfifo {OWN}/fifo; chown -R capstand: /var/lib/capstand"
         )
@@ -118,7 +121,7 @@ def test_a_card_is_heard_in_the_channel_frame_by_frame(channel: Channel) -> None
     order, in 10 ms pushes whose times go on with the sound; the channel is lost on the way and
     joined again; the books say what it missed; the token came as a credential of the unit."""
     machine = channel.machine
-    channel.start()
+    channel.start("false")
     machine.wait_for_frames(10 * 48000)
     channel.tell("play lost:1")
     machine.guest.wait_until(f"test $(grep -c rtc_conn_connect {OWN}/log) = 2", timeout_s=60)
@@ -162,7 +165,7 @@ def test_a_native_call_that_hangs_is_ended_by_the_watchdog(channel: Channel) -> 
     """A push that does not come back stalls the daemon; systemd's watchdog ends it, and the next
     one is in the channel again."""
     machine = channel.machine
-    channel.start()
+    channel.start("true")
     restarts = machine.show("NRestarts")["NRestarts"]
     began = time.monotonic()
     channel.tell("set hang_push_ms 600000")
