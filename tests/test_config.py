@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from capstand.agora import sdk, source
 from capstand.block import AudioFormat, SampleFormat
 from capstand.config import (
+    AGORA_ID,
     AREAS,
+    CHANNEL_NAME,
     COMMON_RATES,
     MAX_BYTES,
     PROFILES,
@@ -371,12 +373,12 @@ def test_the_words_are_those_the_sdk_knows() -> None:
     assert tuple(sdk.AREAS) == AREAS
 
 
-@given(st.text(max_size=70) | st.from_regex(source.CHANNEL_NAME, fullmatch=True))
+@given(st.text(max_size=70) | st.from_regex(CHANNEL_NAME, fullmatch=True))
 def test_channels_and_app_ids_are_those_the_source_takes(text: str) -> None:
     """What the file takes for a channel and an app id is what the source takes, no more or less."""
     for key, old, shape in (
-        ("channel", '"studio"', source.CHANNEL_NAME),
-        ("app_id", '"0123456789abcdef0123456789abcdef"', source.APP_ID),
+        ("channel", '"studio"', CHANNEL_NAME),
+        ("app_id", '"0123456789abcdef0123456789abcdef"', AGORA_ID),
     ):
         try:
             read(AGORA.replace(old, toml(text)))

@@ -71,6 +71,38 @@ def lost(frames: int, **fields: object) -> None:
     say(logging.WARNING, "lost %d frames", frames, **fields)
 
 
+def test_each_channel_has_its_own_repeats(kept: Kept, repeats: Repeats) -> None:
+    """What is said of one stream, sink or channel does not hold back the same of another."""
+    for field in ("STREAM", "SINK", "CHANNEL"):
+        lost(1, **{field: "one"})
+        lost(2, **{field: "two"})
+    assert len(kept.lines) == 6
+
+
+def test_a_line_that_another_thread_says_meanwhile_is_not_told_again(
+    kept: Kept, repeats: Repeats, time: Time
+) -> None:
+    """While what was held back is told, another thread may say one of those lines itself."""
+    for _ in range(2):
+        lost(1, SINK="one")
+        lost(2, SINK="two")
+    time.s += REPEAT_S
+    emit, told = kept.emit, []
+
+    def meanwhile(record: logging.LogRecord) -> None:
+        told.append(record)
+        if len(told) == 1:
+            lost(3, SINK="two")
+        emit(record)
+
+    kept.emit = meanwhile  # type: ignore[method-assign]
+    repeats.tell()
+    assert sorted(kept.lines) == [
+        *("lost 1 frames", "lost 1 frames", "lost 2 frames"),
+        "lost 3 frames (and 1 more like it)",
+    ]
+
+
 def test_a_repeated_fault_is_said_once_then_counted(
     kept: Kept, repeats: Repeats, time: Time
 ) -> None:

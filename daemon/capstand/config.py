@@ -36,6 +36,8 @@ SCENARIOS = ("default", "game_streaming", "chatroom", "chorus", "meeting")
 AREAS = ("global", "cn", "na", "eu", "as", "jp", "in")
 TRACK_RATES = (8000, 16000, 24000, 32000, 48000)
 LIVE_PERIOD_MS = 100
+AGORA_ID = "[0-9a-fA-F]{32}"
+CHANNEL_NAME = r"[A-Za-z0-9 !#$%&()+\-:;<=.>?@\[\]^_{}|~,]{1,64}"
 
 Name = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", "a name: 1 to 32 of A-Z a-z 0-9 _ -")]
 SecretPlace = Annotated[
@@ -161,7 +163,7 @@ class LocalToken(NamedTuple):
     life_s: Annotated[int, Whole(60, 86_400)] = 86_400
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if re.fullmatch("[0-9a-fA-F]{32}", self.certificate):
+        if re.fullmatch(AGORA_ID, self.certificate):
             yield (
                 "certificate",
                 "this is a certificate itself; put it into a file and name that here",
@@ -180,11 +182,11 @@ class AgoraSink(NamedTuple):
     """A channel of Agora's, as a custom audio source."""
 
     type: Annotated[str, Choice(("agora",))]
-    app_id: Annotated[str, Text("[0-9a-fA-F]{32}", "the 32 hexadecimal digits of an app id")]
+    app_id: Annotated[str, Text(AGORA_ID, "the 32 hexadecimal digits of an app id")]
     channel: Annotated[
         str,
         Text(
-            r"[A-Za-z0-9 !#$%&()+\-:;<=.>?@\[\]^_{}|~,]{1,64}",
+            CHANNEL_NAME,
             "a channel name: 1 to 64 letters, digits and simple signs",
         ),
     ]

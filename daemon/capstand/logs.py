@@ -1,12 +1,12 @@
 """Log lines: to the journal with fields (STREAM=, DEVICE=, LOST_FRAMES=, SINK=), or plain.
 
 A fault that repeats is said once, then counted: at most one line a minute for each kind of message,
-stream and sink, and the line says how many there were.
+stream, sink and channel, and the line says how many there were.
 
 The journal is written to directly, as datagrams that are never waited for: systemd-python's journal
 module holds Python's lock while it blocks, so a stalled journald would stop capture. A line that
 cannot be sent is counted and the count goes with the next one. Threads: any but capture and push;
-in practice main.
+mostly main, and those that look after a channel.
 """
 
 import logging
@@ -63,7 +63,7 @@ class Repeats(logging.Filter):
         if getattr(record, "counted", False):
             return True
         fields: dict[str, Any] = getattr(record, "fields", {})
-        key = (record.msg, fields.get("STREAM"), fields.get("SINK"))
+        key = (record.msg, *(fields.get(name) for name in ("STREAM", "SINK", "CHANNEL")))
         now = self._now()
         if now - self._said.get(key, -REPEAT_S) < REPEAT_S:
             count, _ = self._kept.get(key, (0, record))
@@ -80,7 +80,9 @@ class Repeats(logging.Filter):
         now = self._now()
         for key, (_, record) in list(self._kept.items()):
             if all_now or now - self._said[key] >= REPEAT_S:
-                count, _ = self._kept.pop(key)
+                count, _ = self._kept.pop(key, (0, record))
+                if not count:
+                    continue  # another thread has just said it
                 self._said[key] = now
                 if count > 1:
                     _append(record, count - 1)

@@ -27,7 +27,7 @@ APP_ID = "0123456789abcdef0123456789abcdef"
 
 
 def make(folder: str, **keys: Any) -> CustomAudioSource:
-    return CustomAudioSource(APP_ID, Path(folder), pause_scale=0.02, **keys)
+    return CustomAudioSource(APP_ID, Path(folder), **keys)
 
 
 def tone(frames: int, channels: int = 1, start: int = 0) -> bytes:

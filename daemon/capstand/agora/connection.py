@@ -8,7 +8,6 @@ file does it. A lock between ``send`` and the end of a call keeps a push from ra
 Sending is proven by the SDK's statistics of the local track: they name the bit rate sent.
 """
 
-import logging
 import queue
 import random
 import threading
@@ -20,7 +19,7 @@ from capstand.agora.codes import AgoraError, Code, code_words, reason_words
 from capstand.agora.drain import Drain
 from capstand.agora.life import Do, Event, State, event_of, move
 from capstand.agora.sdk import Call, NativeFailure, Settings, Track, sdk
-from capstand.agora.token_keeper import Fetched, TokenKeeper
+from capstand.agora.token_keeper import Fetched, TokenKeeper, channel_log
 from capstand.agora.token_source import TokenSource
 from capstand.block import NS_PER_S
 from capstand.errors import SinkError
@@ -45,8 +44,6 @@ GATE_S = 1.0
 """A push waits so long for one before it, which hangs then."""
 FRAME_NS = 10_000_000
 
-log = logging.getLogger("capstand.agora")
-
 
 class Condition(NamedTuple):
     """What is wrong with a connection, each None or in words for a person.
@@ -70,7 +67,7 @@ class _Said(NamedTuple):
 
 
 class Connection:
-    """Holds ``channel`` as ``uid`` until ``leave``. ``pause_scale`` shortens all pauses (tests)."""
+    """Holds ``channel`` as ``uid`` until ``leave``."""
 
     def __init__(
         self,
@@ -81,7 +78,6 @@ class Connection:
         source: TokenSource,
         *,
         publish: bool = True,
-        pause_scale: float = 1.0,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.state = State.IDLE
@@ -94,9 +90,9 @@ class Connection:
         self._channel = channel
         self._uid = uid
         self._publish = publish
-        self._scale = pause_scale
         self._now_ns = now_ns
         self._events: queue.SimpleQueue[_Said | Fetched | Event] = queue.SimpleQueue()
+        self._log = channel_log(channel)
         self._tokens = TokenKeeper(source, settings.app_id, channel, uid, self._events.put)
         self._later: list[Event] = []  # wishes that came while a call was being closed
         self._call: Call | None = None
@@ -300,7 +296,7 @@ class Connection:
                 pass  # before the state says that sound may come
 
     def _jittered(self, pause_s: float) -> float:
-        return pause_s * self._scale * random.uniform(*JITTER)
+        return pause_s * random.uniform(*JITTER)
 
     def _look_at_time(self) -> None:
         now_s = time.monotonic()
@@ -393,7 +389,7 @@ class Connection:
                 if number > 0:
                     self._proven_s = self._told_s
             case "error":
-                log.warning("channel %s: the SDK reports error %d", self._channel, number)
+                self._log.warning("channel %s: the SDK reports error %d", self._channel, number)
 
     def _ended(self, reason: int) -> None:
         event = event_of(reason)
@@ -450,14 +446,11 @@ class Connection:
         channel, trouble = self._channel, self._trouble
         match after:
             case State.JOINED:
-                log.info(
-                    "channel %s: %s",
-                    channel,
-                    "back in" if before is State.RECONNECTING else "joined",
-                )
+                again = before is State.RECONNECTING
+                self._log.info("channel %s: back in" if again else "channel %s: joined", channel)
             case State.RECONNECTING:
-                log.warning("channel %s: the SDK reconnects: %s", channel, trouble)
+                self._log.warning("channel %s: the SDK reconnects: %s", channel, trouble)
             case State.LOST | State.REFUSED:
-                log.error("channel %s: %s", channel, trouble)
+                self._log.error("channel %s: not joined: %s", channel, trouble)
             case _:
                 pass

@@ -30,6 +30,7 @@ from capstand.agora.life import State
 from capstand.agora.sdk import AREAS, PROFILES, SCENARIOS, Settings, Track
 from capstand.agora.token_source import Fixed, TokenSource
 from capstand.block import SampleFormat
+from capstand.config import AGORA_ID, CHANNEL_NAME
 
 if TYPE_CHECKING:
     from capstand.agora.mixer import Mixer
@@ -41,8 +42,6 @@ RAW_MS = (10, 60)
 BUFFER_MS = 1000
 """A sample buffer is at most so long."""
 SOURCES = 8
-CHANNEL_NAME = r"[A-Za-z0-9 !#$%&()+\-:;<=.>?@\[\]^_{}|~,]{1,64}"
-APP_ID = r"[0-9a-fA-F]{32}"
 MAX_UID = 2**32 - 1
 
 
@@ -94,10 +93,9 @@ class CustomAudioSource:
         area: str = "global",
         delay_ms: int = 40,
         buffer_ms: int = 500,
-        pause_scale: float = 1.0,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        if not re.fullmatch(APP_ID, app_id):
+        if not re.fullmatch(AGORA_ID, app_id):
             raise _invalid("app_id", app_id, "the 32 hexadecimal digits of Agora's console")
         for name, value, known in (
             ("profile", profile, (*PROFILES, None)),
@@ -118,7 +116,6 @@ class CustomAudioSource:
         self._profile = profile
         self._delay_ms = delay_ms
         self._buffer_ms = buffer_ms
-        self._scale = pause_scale
         self._now_ns = now_ns
         self._declared: _Declared | None = None
         self._connection: Connection | None = None
@@ -171,14 +168,9 @@ class CustomAudioSource:
         Waits up to ``wait_s`` and returns whether the channel is joined by then; joining goes on
         in any case. Raises AgoraError.
         """
-        declared = self._declared
         if self._connection is not None:
             raise AgoraError(Code.INVALID_STATE, f"{self._channel} is joined; leave_channel first")
-        if declared is None:
-            raise AgoraError(
-                Code.INVALID_STATE,
-                "no external source is enabled; call set_external_audio_source(True, ...) first",
-            )
+        declared = self._need_declared()
         if not re.fullmatch(CHANNEL_NAME, channel):
             raise _invalid("channel", channel, "1 to 64 letters, digits and simple signs")
         if not 0 <= uid <= MAX_UID:
@@ -192,7 +184,6 @@ class CustomAudioSource:
             uid,
             Fixed(token) if isinstance(token, str) else token,
             publish=declared.publish,
-            pause_scale=self._scale,
             now_ns=self._now_ns,
         )
         self._cutters = [

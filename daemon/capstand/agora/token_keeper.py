@@ -18,7 +18,12 @@ from capstand.errors import SinkError
 
 RENEW_AGAIN_S = 30.0
 
-log = logging.getLogger("capstand.agora")
+
+def channel_log(channel: str) -> logging.LoggerAdapter[logging.Logger]:
+    """The log of one channel; its lines carry CHANNEL."""
+    return logging.LoggerAdapter(
+        logging.getLogger("capstand.agora"), {"fields": {"CHANNEL": channel}}
+    )
 
 
 class Fetched(NamedTuple):
@@ -53,6 +58,7 @@ class TokenKeeper:
         self._channel = channel
         self._uid = uid
         self._post = post
+        self._log = channel_log(channel)
         self._refused: tuple[str, str] | None = None  # a token and why
         self._fetching = False
         self._used: object = None  # the stamp of the answer that was used last
@@ -139,7 +145,7 @@ class TokenKeeper:
             code = hand_over(answer.text)
             if code == Code.OK:
                 self.text, self.trouble, self._wanted = answer.text, None, False
-                log.info("channel %s: token renewed", self._channel)
+                self._log.info("channel %s: token renewed", self._channel)
                 return
             wrong = f"the SDK refused it: {code_words(code)}"
         self.ends_s, self.renew_s = kept, time.monotonic() + RENEW_AGAIN_S

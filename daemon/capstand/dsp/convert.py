@@ -54,6 +54,10 @@ def to_float32(samples: bytes | memoryview, sample: SampleFormat) -> npt.NDArray
 
 def to_s16(samples: bytes | memoryview, sample: SampleFormat) -> bytes:
     """Packed samples as S16_LE, rounded to the nearest, full scale kept within."""
-    halved = (to_int32(samples, sample) >> 15) + 1 >> 1
-    rounded: npt.NDArray[np.int32] = np.minimum(halved, 32767)
+    return round_to_s16(to_int32(samples, sample))
+
+
+def round_to_s16(values: Int32) -> bytes:
+    """32-bit integers (full scale ±2³¹) as S16_LE, rounded to the nearest."""
+    rounded: Int32 = np.minimum((values >> 15) + 1 >> 1, 32767)
     return rounded.astype("<i2").tobytes()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.clock import Clock
 from capstand.dsp.channels import to_channels
-from capstand.dsp.convert import to_int32
+from capstand.dsp.convert import round_to_s16, to_int32
 from capstand.dsp.ratelock import RateLoop
 from capstand.dsp.resample import Resampler
 
@@ -39,8 +39,6 @@ class LiveTrack:
         self._dtype = "int16" if narrow else "int32"
         self._resampler = Resampler(audio.rate_hz, rate_hz, channels, self._dtype, moving=True)
         self._fade_frames = round(FADE_MS * audio.rate_hz / 1000)
-        self._to_hz = rate_hz
-        self._ratio = audio.rate_hz / rate_hz
         self._last = np.zeros((1, channels), np.float64)  # the newest frame
         self._fade_in = False
 
@@ -54,8 +52,8 @@ class LiveTrack:
         if self._fade_in:
             samples = self._faded_in(samples)
         end_ns = block.captured_at_ns + round(block.frames * self._clock.ns_per_frame)
-        self._ratio = loop.ratio(block.frames, end_ns, self._clock.drift_ppm, self._clock.settled)
-        return self._resampled(samples), first_ns
+        ratio = loop.ratio(block.frames, end_ns, self._clock.drift_ppm, self._clock.settled)
+        return self._resampled(samples, ratio), first_ns
 
     def bridge(self, duration_ms: float) -> bytes:
         """What closes a gap: the sound before it dies away, then silence, at least ``FADE_MS`` in
@@ -67,8 +65,7 @@ class LiveTrack:
         frames = max(fade, math.ceil(duration_ms * self._audio.rate_hz / 1000))
         gap = np.zeros((frames, self._channels))
         gap[:fade] = self._last * (1 + np.cos(np.linspace(0, np.pi, fade)))[:, None] / 2
-        self._ratio = self.loop.bridged(frames)
-        return self._resampled(gap.astype(self._dtype))
+        return self._resampled(gap.astype(self._dtype), self.loop.bridged(frames))
 
     def _decoded(self, packed: bytes) -> Samples:
         if self._dtype == "int16":
@@ -84,11 +81,9 @@ class LiveTrack:
         faded[:fade] *= (1 - np.cos(np.linspace(0, np.pi, fade)))[:, None] / 2
         return faded.astype(self._dtype)
 
-    def _resampled(self, samples: Samples) -> bytes:
+    def _resampled(self, samples: Samples, ratio: float) -> bytes:
         self._last = samples[-1:]
-        self._resampler.move(self._ratio, round(len(samples) / self._ratio))
+        self._resampler.move(ratio, round(len(samples) / ratio))
         given = self._resampler.process(samples)
         self.loop.gave(len(given), len(samples) / self._audio.rate_hz)
-        if self._dtype == "int32":
-            given = np.minimum((given >> 15) + 1 >> 1, 32767).astype("<i2")
-        return given.tobytes()
+        return given.tobytes() if self._dtype == "int16" else round_to_s16(given)

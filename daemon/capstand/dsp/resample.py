@@ -5,7 +5,7 @@ then gives all at once) and its ratio can be moved while it runs. The first fram
 same time as the first frame in; the last few milliseconds are inside until ``finish``.
 
 Chosen by measurement over libsamplerate (python-samplerate 0.2.4, quality medium): a third of the
-CPU, the interpreter's lock not held, and at 48 kHz THD+N of −116 dB or better at 1 kHz, flat to
+CPU, the interpreter's lock not held, and at 48 kHz THD+N of −115 dB or better at 1 kHz, flat to
 20 kHz within 0.01 dB, spurs under a ±200 ppm sweep at −138 dBc. libsamplerate's fastest quality
 falls off above 15 kHz, its others are better in THD+N (−141 dB), which no 16-bit channel can show.
 """

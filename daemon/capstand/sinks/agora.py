@@ -172,7 +172,11 @@ class AgoraChannel(Sink):
             silence = live.bridge(missing_ms)
             silence_ns = self._frames(silence) * NS_PER_S // self._track_hz
             begin_ns = block.captured_at_ns - silence_ns if self._broken else self._end_ns
-            self._push(silence, begin_ns - inside_ns)
+            try:
+                self._push(silence, begin_ns - inside_ns)
+            except AgoraError as error:
+                error.taken = 0  # silence, none of the block
+                raise
             self.inserted_frames += silence_ns * audio.rate_hz // NS_PER_S
         samples, first_ns = live.put(block)
         self._end_ns = block.captured_at_ns + round(span_s * NS_PER_S)
