@@ -96,7 +96,7 @@ def test_a_line_that_another_thread_says_meanwhile_is_not_told_again(
         emit(record)
 
     kept.emit = meanwhile  # type: ignore[method-assign]
-    repeats.tell()
+    repeats.tell(all_now=True)
     assert sorted(kept.lines) == [
         *("lost 1 frames", "lost 1 frames", "lost 2 frames"),
         "lost 3 frames (and 1 more like it)",
