@@ -61,6 +61,8 @@ class Script:
     A row is (now_ns, frames, lost, stamp_ns, ahead); None is a device that fails.
     """
 
+    patience_ms = 0
+
     def __init__(
         self, card: Capture, rows: Iterable[tuple[int, int, int, int, int] | None]
     ) -> None:

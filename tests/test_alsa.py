@@ -135,6 +135,52 @@ def test_a_backlog_is_read_period_by_period(fakecard: FakeCard, readers: list[Re
     assert one.indices == one.numbers
 
 
+def test_patience_lets_periods_gather(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """With patience a device that was emptied is left alone, and then several periods are read;
+    they are frames like any other, and the clock is told of each position once.
+    """
+    fakecard.granularity = 2 * PERIOD
+    one = reader(readers, asked(fakecard, buffer_ms=2000.0))
+    one.source.patience_ms = 100
+    one.open()
+    seen: list[tuple[int, int]] = []
+    observe = one.clock.observe
+
+    def note(frame: int, stamp_ns: int) -> None:
+        seen.append((frame, stamp_ns))
+        observe(frame, stamp_ns)
+
+    one.clock.observe = note  # type: ignore[method-assign]
+    one.run(100 * PERIOD)
+    assert one.indices == one.numbers
+    assert len(one.blocks) >= 100 and all(frames == PERIOD for _, frames, _ in one.blocks)
+    frames = [frame for frame, _ in seen]
+    assert frames == sorted(set(frames))
+    assert len(seen) <= 51
+
+
+def test_patience_ends_with_the_thread(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """A stop does not wait for a patient reader."""
+    one = reader(readers, asked(fakecard, buffer_ms=10_000.0))
+    one.source.patience_ms = 60_000
+    one.open()
+    one.run(PERIOD)
+    one.source.wake()
+    began = time.monotonic()
+    one.step()
+    assert time.monotonic() - began < 1
+
+
+def test_patience_knows_the_buffer(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """However patient, a reader is back when an eighth of the buffer is full."""
+    one = reader(readers, asked(fakecard, buffer_ms=200.0))
+    one.source.patience_ms = 60_000
+    one.open()
+    one.run(100 * PERIOD)
+    assert one.indices == one.numbers
+    assert one.capturer.tally.gaps.count == 0
+
+
 def test_a_position_that_moves_in_steps(fakecard: FakeCard, readers: list[Reader]) -> None:
     """A device whose position moves by 700 frames at a time brings whole periods all the same."""
     fakecard.granularity = 700

@@ -332,12 +332,14 @@ def test_a_flush_comes_between_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_small_blocks_are_gathered(threads: list[threading.Thread]) -> None:
-    """A sink that is not in a hurry gets larger blocks, each without a gap, and none is kept."""
+    """A sink that is not in a hurry gets its first block at once, then larger ones, each without a
+    gap, and none is kept.
+    """
     peer = Peer()
     taken: list[Block] = []
     peer.write = taken.append  # type: ignore[method-assign,assignment]
     outlet = Outlet("peer", peer, 1000, gather_frames=3 * FRAMES)
-    for number in (0, 1, 2, 3, 5, 6, 7, 8):
+    for number in (0, 1, 2, 3, 4, 6, 7, 8, 9):
         outlet.put(Block(number * FRAMES, FRAMES, number, bytes([number]) * FRAMES))
         assert balanced(outlet)
     thread = start(outlet, threads)
@@ -345,13 +347,14 @@ def test_small_blocks_are_gathered(threads: list[threading.Thread]) -> None:
     thread.join(PATIENCE_S)
 
     assert [(one.first_frame, one.frames, one.captured_at_ns) for one in taken] == [
-        (0, 30, 0),
-        (30, 10, 3),
-        (50, 30, 5),
-        (80, 10, 8),
+        (0, 10, 0),
+        (10, 30, 1),
+        (40, 10, 4),
+        (60, 30, 6),
+        (90, 10, 9),
     ]
-    assert [set(one.samples) for one in taken] == [{0, 1, 2}, {3}, {5, 6, 7}, {8}]
-    assert outlet.delivered == outlet.entered == 80 and outlet.queued == 0
+    assert [set(one.samples) for one in taken] == [{0}, {1, 2, 3}, {4}, {6, 7, 8}, {9}]
+    assert outlet.delivered == outlet.entered == 90 and outlet.queued == 0
 
 
 def test_abandon_closes_the_books(threads: list[threading.Thread]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from capstand import realtime
 from capstand.block import AudioFormat, SampleFormat
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import Grant, Reading
@@ -64,7 +65,6 @@ print(json.dumps({
     "balanced": stats.balanced,
     "health": stats.health,
     "captured": stats.captured_frames,
-    "interval": sys.getswitchinterval(),
 }))
 """
 
@@ -133,9 +133,26 @@ def test_threads_take_no_signals(unprivileged: dict[str, object]) -> None:
         assert policy == os.SCHED_OTHER
 
 
-def test_threads_take_turns_quickly(unprivileged: dict[str, object]) -> None:
-    """A thread that holds Python's lock gives it up after 0.1 ms."""
-    assert unprivileged["interval"] == pytest.approx(0.0001)
+@pytest.mark.parametrize(
+    ("streams", "hurry", "interval_s"),
+    [
+        (1, True, 0.0001),
+        (4, True, 0.0004),
+        (64, True, 0.005),
+        (1, False, 0.005),
+        (64, False, 0.005),
+    ],
+)
+def test_threads_take_turns(streams: int, hurry: bool, interval_s: float) -> None:
+    """A thread that holds Python's lock gives it up after 0.1 ms where a sink is in a hurry, later
+    the more streams there are, and after 5 ms where none is.
+    """
+    before = sys.getswitchinterval()
+    try:
+        realtime.share_lock(streams, hurry)
+        assert sys.getswitchinterval() == pytest.approx(interval_s)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def prepared(name: str, priority: int) -> tuple[str | None, int, int, str]:
@@ -192,6 +209,8 @@ print(refused, locked[0])
 
 class Hasty:
     """A source whose waits end at once with nothing, as a descriptor in error does."""
+
+    patience_ms = 0
 
     def __init__(self, reads: int) -> None:
         self.left = reads

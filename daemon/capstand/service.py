@@ -60,6 +60,7 @@ class Service:
         """Returns the exit status: 0, or 1 when the daemon could not start or has to start anew."""
         wake = self._catch_signals()
         refused = realtime.prepare_process()
+        realtime.share_lock(len(self._streams), any(one.hurry for one in self._streams))
         try:
             self._control = ControlServer(
                 self._runtime / NAME, self._selector, {"status": self.answer_status}

@@ -28,14 +28,15 @@ from capstand.stats import SinkStats, StreamStats
 
 JOIN_S = 1.0
 GATHER_MS = 200
-PATIENCE_MS = 100
+PATIENCE_MS = 200
+CAPTURE_PATIENCE_MS = 50
 LIVE_GATHER_MS = 10
 STATE = Path("/var/lib/capstand")
 
 
 class Stream:
     """The line of one configured stream, its threads and its books; ``state`` is the directory for
-    what has to be kept.
+    what has to be kept. ``hurry``: a sink wants each block at once.
     """
 
     def __init__(self, config: StreamConfig, state: Path = STATE) -> None:
@@ -50,15 +51,16 @@ class Stream:
         self.outlets = [
             _outlet(config.name, sink, capture, state, self.clock) for sink in config.sink
         ]
-        hurry = not all(isinstance(sink, FileSink) for sink in config.sink)
+        self.hurry = not all(isinstance(sink, FileSink) for sink in config.sink)
         self.pusher = Pusher(
             self.ring,
             audio.frame_bytes,
             None,
             self.outlets,
             capture.priority,
-            0 if hurry else PATIENCE_MS,
+            0 if self.hurry else min(PATIENCE_MS, *(sink.queue_ms // 4 for sink in config.sink)),
         )
+        self.source.patience_ms = 0 if self.hurry else CAPTURE_PATIENCE_MS
         self._threads: dict[str, threading.Thread] = {}
         self._moved: dict[str, tuple[int, int]] = {}
 

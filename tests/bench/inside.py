@@ -23,7 +23,7 @@ from capstand.capture.source import Reading
 from capstand.config import Capture, FileSink
 from capstand.config import Stream as StreamConfig
 from capstand.pusher import Pusher
-from capstand.realtime import freeze_heap, prepare_process, prepare_thread
+from capstand.realtime import freeze_heap, prepare_process, prepare_thread, share_lock
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Sink
 from capstand.stream import Stream
@@ -134,6 +134,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     prepare_process()
+    share_lock(1, kind != "nothing")
     stream.start()
     stop.wait(1.0)
     stream.start_meter()

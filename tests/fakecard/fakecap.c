@@ -67,6 +67,7 @@ struct card {
 	snd_pcm_uframes_t avail_min;
 	int64_t base;	  /* the frame at ring index 0 */
 	int64_t reported; /* frames below this one may be read */
+	int64_t due;	  /* when the descriptor becomes readable, as last set */
 };
 
 static int64_t now_ns(void)
@@ -129,6 +130,9 @@ static void arm(struct card *card)
 	}
 	if (due < 1)
 		due = 1;
+	if (due == card->due) /* as a sound card's descriptor costs nothing between interrupts */
+		return;
+	card->due = due;
 	timer.it_value.tv_sec = due / 1000000000;
 	timer.it_value.tv_nsec = due % 1000000000;
 	timerfd_settime(card->io.poll_fd, TFD_TIMER_ABSTIME, &timer, NULL);

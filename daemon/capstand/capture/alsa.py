@@ -75,11 +75,15 @@ class AlsaSource:
         self._kernel: kernel.KernelPcm | None = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
+        self._rest = select.poll()
+        self._rest.register(self._wake, select.POLLIN)
         self._lost = 0
         self._cause = Cause.OVERRUN
         self._period = 0
         self._buffer = 0
         self._drained = False  # less than a period is left: wait before the next look
+        self._looked = False  # a look just now found another period
+        self.patience_ms = 0
         self._look_ms = 0  # half a buffer: a look at least so often, so that no turn can hide
 
     def open(self) -> Grant:
@@ -118,7 +122,7 @@ class AlsaSource:
         for descriptor, events in descriptors:
             self._poll.register(descriptor, events)
         self._lost = 0
-        self._drained = False
+        self._drained = self._looked = False
         return Grant(device, self._audio, self._period, self._buffer, exact)
 
     def close(self) -> None:
@@ -146,10 +150,12 @@ class AlsaSource:
     def _read_exact(self, pcm: kernel.KernelPcm, slot: memoryview, timeout_ms: int) -> None:
         reading, waited = self._reading, False
         if self._drained:
-            self._wait(timeout_ms)
+            self._let_come(timeout_ms)
             waited = True
         while True:
-            pcm.status()
+            if not self._looked:
+                pcm.status()
+            self._looked = False
             if pcm.missed:
                 self._lose(pcm.missed, Cause.OVERRUN)
                 pcm.missed = 0
@@ -169,6 +175,7 @@ class AlsaSource:
                 pcm.status()
                 if not pcm.lapped(first) and not pcm.doubtful:
                     self._drained = pcm.avail < self._period
+                    self._looked = not self._drained
                     self._deliver(frames)
                     return
                 self._lose(frames, Cause.TORN)
@@ -182,7 +189,7 @@ class AlsaSource:
         pcm, reading, waited = self._pcm, self._reading, False
         assert pcm is not None
         if self._drained:
-            self._wait(timeout_ms)
+            self._let_come(timeout_ms)
             waited = True
         while True:
             state = pcm.state()
@@ -202,6 +209,15 @@ class AlsaSource:
                 return
             self._wait(timeout_ms)
             waited = True
+
+    def _let_come(self, timeout_ms: int) -> None:
+        """Sound flows and nothing of it is left: the next period, or as many as patience allows."""
+        rest_ms = min(self.patience_ms, self._look_ms // 4)
+        if rest_ms:
+            self._drained = False
+            self._rest.poll(rest_ms)
+        else:
+            self._wait(timeout_ms)
 
     def _wait(self, timeout_ms: int) -> None:
         """Until the device has something, or ``wake``; what was known about it is old then."""

@@ -65,6 +65,7 @@ class Capturer:
         self._stopping = False
         self._reopened = False
         self._empty = 0  # reads in a row that brought nothing
+        self._observed = -1  # the newest frame of which the clock knows
 
     def run(self) -> None:
         """The thread's body; ends after ``stop``."""
@@ -131,7 +132,10 @@ class Capturer:
         first = tally.produced
         stamp_ns = reading.stamp_ns
         if stamp_ns:
-            clock.observe(first + reading.ahead, stamp_ns)
+            at = first + reading.ahead
+            if at != self._observed:  # several periods of one look are one observation
+                self._observed = at
+                clock.observe(at, stamp_ns)
         elif not clock.started:
             clock.observe(first + frames, now_ns)
         captured_at_ns = clock.time_of(first)

@@ -48,6 +48,10 @@ class Source(Protocol):
     ``open`` and ``read`` raise DeviceError; after one, only ``close`` and ``open`` may follow.
     """
 
+    patience_ms: int
+    """So long, at most an eighth of its buffer, a device may be left alone while sound flows: where
+    no sink is in a hurry, each wake-up costs more than what it does. Any thread."""
+
     def open(self) -> Grant:
         """Opens, configures and checks what was granted; the stream is ready to run."""
 

@@ -98,6 +98,7 @@ class SyntheticSource:
         self._still_ns = 0  # how long the card has stood still in all
         self._read = 0
         self._stopping = False
+        self.patience_ms = 0  # it hands over each period at once
 
     def true_time_ns(self, frame: int) -> int:
         """When the card sampled that frame, in truth (as long as it never stood still)."""

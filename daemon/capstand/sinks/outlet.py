@@ -7,7 +7,7 @@ live: then it begins with the present. A sink that is busy stays open and misses
 
 Small blocks can be gathered into larger ones on the way, for a sink that is not in a hurry: a disk
 wants five writes a second, not a hundred, and each costs a wake-up of this thread. A gap ends a
-gathered block.
+gathered block; the first block of all waits for no other.
 
 Books, each counter with one writing thread: ``entered`` and ``overflowed`` (push thread),
 ``taken``, ``delivered`` and ``failed`` (sink thread). Thread: ``run`` is the sink thread.
@@ -95,7 +95,7 @@ class Outlet:
             self._pass_on()
         gathered.append(block)
         self._gathered_frames += block.frames
-        if self._gathered_frames >= self._gather:
+        if self._gathered_frames >= self._gather or self.entered == block.frames:
             self._pass_on()
 
     def _pass_on(self) -> None:
