@@ -173,16 +173,23 @@ def prepared(name: str, priority: int) -> tuple[str | None, int, int, str]:
 
 
 def test_fifo_where_it_is_allowed() -> None:
-    """A thread that is not refused has SCHED_FIFO at the priority it asked for."""
+    """A thread that is not refused has SCHED_FIFO at the priority it asked for, and what it starts
+    does not have it.
+    """
     refusal, policy, priority, _ = prepared("capture", 7)
     if refusal:
         pytest.skip("SCHED_FIFO is not allowed here")
-    assert (policy, priority) == (os.SCHED_FIFO, 7)
+    assert (policy, priority) == (os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, 7)
 
 
 def test_priority_0_asks_for_nothing() -> None:
     """Priority 0 leaves the thread to ordinary scheduling, and that is no refusal."""
     assert prepared("push", 0)[:3] == (None, os.SCHED_OTHER, 0)
+
+
+def test_priorities_below() -> None:
+    """Threads behind capture come below it, but never fall to ordinary unless capture is."""
+    assert [realtime.below(priority, 20) for priority in (70, 21, 20, 5, 0)] == [50, 1, 1, 1, 0]
 
 
 def test_long_names_are_cut() -> None:

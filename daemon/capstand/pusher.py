@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from capstand.block import Block
-from capstand.realtime import prepare_thread
+from capstand.realtime import below, prepare_thread
 from capstand.ring import Ring
 from capstand.sinks.outlet import Outlet
 
@@ -50,7 +50,7 @@ class Pusher:
 
     def run(self) -> None:
         """The thread's body; after ``stop`` it empties the ring and ends."""
-        self.refusal = prepare_thread("push", max(0, self._priority - 10))
+        self.refusal = prepare_thread("push", below(self._priority, 10))
         wait = select.poll()
         wait.register(self._ring, select.POLLIN)
         wait.register(self._stop, select.POLLIN)

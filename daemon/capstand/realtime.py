@@ -19,6 +19,8 @@ from pathlib import Path
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 SWITCH_INTERVAL_S = (0.0001, 0.005)
+LOWEST = 1
+"""Priority of threads that need not be on time, but must not be kept from giving up the lock."""
 STACK_BYTES = 512 * 1024
 
 
@@ -37,6 +39,11 @@ def prepare_process() -> str | None:
     )
 
 
+def below(priority: int, steps: int) -> int:
+    """A real-time priority so far below another; ordinary stays ordinary."""
+    return max(LOWEST, priority - steps) if priority else 0
+
+
 def share_lock(streams: int, hurry: bool) -> None:
     """Sets after how long a thread that computes gives Python's lock to one that waits for it:
     soon where a sink is in a hurry, later the more streams there are.
@@ -52,17 +59,27 @@ def freeze_heap() -> None:
 
 
 def prepare_thread(name: str, priority: int) -> str | None:
-    """Names the calling thread for ``ps -L``, blocks its signals and gives it SCHED_FIFO.
-
-    ``priority`` 0 asks for ordinary scheduling. Returns what was refused, or None.
+    """Names the calling thread for ``ps -L``, blocks its signals and gives it ``priority`` (see
+    ``be_real_time``). Returns what was refused, or None.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     with contextlib.suppress(OSError):  # a thread without a name captures as well
         Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name[:15])
+    return be_real_time(name, priority)
+
+
+def be_real_time(name: str, priority: int) -> str | None:
+    """Gives the calling thread SCHED_FIFO, which nothing that it starts inherits.
+
+    Every thread of ours that takes Python's lock often has it: an ordinary one that holds the lock
+    while a busy machine does not let it run keeps the capture thread waiting, however high that is.
+    ``priority`` 0 asks for ordinary scheduling. Returns what was refused, or None.
+    """
     if priority == 0:
         return None
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(priority))
     except OSError as error:
         return (
             f"thread {name} has no real-time priority {priority}: {error.strerror}; a busy "

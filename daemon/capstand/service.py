@@ -77,6 +77,8 @@ class Service:
         for stream in self._streams:
             self._reporters[stream.name].begin()
             stream.start()
+        if any(one.config.capture.priority for one in self._streams):
+            realtime.be_real_time("main", realtime.LOWEST)  # a refusal is told by the others
         self._watch(None if seconds is None else time.monotonic() + seconds)
         self._stop()
         self._control.close()

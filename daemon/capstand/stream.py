@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from capstand import realtime
 from capstand.block import NS_PER_S
 from capstand.capture.alsa import LARGEST_PERIOD, AlsaSource
 from capstand.capture.capturer import Capturer
@@ -213,13 +214,16 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock:
     queue_frames = sink.queue_ms * audio.rate_hz // 1000
     if isinstance(sink, FileSink):
         gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
-        return Outlet(sink.name, Recording(stream, sink, audio), queue_frames, gather_frames)
+        recording = Recording(stream, sink, audio)
+        priority = realtime.below(capture.priority, capture.priority)
+        return Outlet(sink.name, recording, queue_frames, gather_frames, priority=priority)
     from capstand.sinks.agora import AgoraChannel
 
     short = capture.period_ms < LIVE_GATHER_MS
     gather_frames = LIVE_GATHER_MS * audio.rate_hz // 1000 if short else 0
     channel = AgoraChannel(sink, audio, state / "agora", clock)
-    return Outlet(sink.name, channel, queue_frames, gather_frames, live=True)
+    priority = realtime.below(capture.priority, 20)
+    return Outlet(sink.name, channel, queue_frames, gather_frames, live=True, priority=priority)
 
 
 def _source(capture: Capture) -> Source:

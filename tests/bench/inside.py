@@ -23,7 +23,14 @@ from capstand.capture.source import Reading
 from capstand.config import Capture, FileSink
 from capstand.config import Stream as StreamConfig
 from capstand.pusher import Pusher
-from capstand.realtime import freeze_heap, prepare_process, prepare_thread, share_lock
+from capstand.realtime import (
+    LOWEST,
+    be_real_time,
+    freeze_heap,
+    prepare_process,
+    prepare_thread,
+    share_lock,
+)
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Sink
 from capstand.stream import Stream
@@ -123,17 +130,20 @@ def main() -> None:
         stream.source = source
         stream.capturer = Capturer(source, stream.clock, stream.ring, capture.priority)
     probe = Probe()
-    outlet = ProbedOutlet("probe", Nothing() if kind == "nothing" else probe, 48_000 * 5)
+    outlet = ProbedOutlet(
+        "probe", Nothing() if kind == "nothing" else probe, 48_000 * 5, priority=50
+    )
     outlet.put_late_ns = []
     stream.outlets = [Outlet("nothing", Nothing(), 48_000)] if kind == "nothing" else [outlet]
     if kind == "busy":
-        stream.outlets.append(Outlet("busy", Busy(), 48_000))
+        stream.outlets.append(Outlet("busy", Busy(), 48_000, priority=50))
     frame_bytes, priority = capture.audio.frame_bytes, capture.priority
     stream.pusher = Pusher(stream.ring, frame_bytes, None, stream.outlets, priority)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     prepare_process()
+    be_real_time("main", LOWEST)
     share_lock(1, kind != "nothing")
     stream.start()
     stop.wait(1.0)

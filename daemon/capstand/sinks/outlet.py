@@ -29,7 +29,7 @@ FLUSH_S = 1.0
 
 class Outlet:
     """Feeds ``sink`` from a queue of at most ``queue_frames`` frames, ``gather_frames`` at a time;
-    ``live`` where old sound is of no use to it.
+    ``live`` where old sound is of no use to it; ``priority`` is that of its thread.
 
     ``state`` is "opening", "open", "waiting" (for the next try) or "closed"; ``trouble`` says why
     it waits.
@@ -43,6 +43,7 @@ class Outlet:
         gather_frames: int = 0,
         *,
         live: bool = False,
+        priority: int = 0,
     ) -> None:
         self.name = name
         self.sink = sink
@@ -57,6 +58,7 @@ class Outlet:
         self._limit = queue_frames
         self._gather = gather_frames
         self._live = live
+        self._priority = priority
         self._gathered: list[Block] = []  # in order and without a gap; push thread
         self._gathered_frames = 0
         self._queue: queue.SimpleQueue[Block | None] = queue.SimpleQueue()
@@ -110,7 +112,7 @@ class Outlet:
 
     def run(self) -> None:
         """The thread's body; ends after ``finish``, when the queue is empty."""
-        prepare_thread(f"sink:{self.name}", 0)
+        prepare_thread(f"sink:{self.name}", self._priority)
         while not (self.try_open() and self.feed()):
             if self._halt.wait(self._retry_s * random.uniform(0.75, 1.25)):
                 break
