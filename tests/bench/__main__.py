@@ -19,6 +19,7 @@ SECTIONS = {
     "clock": "timestamps against the truth",
     "scale": "many streams in one daemon",
     "day": "a day of drift",
+    "week": "a week of faults",
 }
 
 
