@@ -36,6 +36,18 @@ def test_a_full_file_makes_room(tmp_path: Path) -> None:
     assert ledger.path("mic").read_text().count("\n") == 1
 
 
+def test_a_torn_line_spoils_no_other(tmp_path: Path) -> None:
+    """What comes after a line that a power cut tore is a line of its own."""
+    ledger = Ledger(tmp_path)
+    ledger.path("mic").write_bytes(b'{"event": "start"}\n{"event": "ga')
+    ledger.write("mic", "start")
+    ledger.write("mic", "stop")
+    ledger.close(PATIENCE_S)
+    lines = ledger.path("mic").read_text().splitlines()
+    assert lines[1] == '{"event": "ga'
+    assert [json.loads(lines[at])["event"] for at in (0, 2, 3)] == ["start", "start", "stop"]
+
+
 def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
     """Where the ledger cannot be written, ``trouble`` says where and why."""
     (tmp_path / "ledger").write_text("no directory")

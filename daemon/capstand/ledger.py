@@ -3,13 +3,15 @@
 ``start`` and ``stop`` of a run, ``grant`` when a device was opened, every ``gap`` with its first
 frame, length, time, cause and whether it was counted or estimated, every ``drop`` of sound that a
 sink missed, and ``total`` with the sums every few minutes. A file that has grown to ``LIMIT_BYTES``
-becomes ``.1`` and a new one begins. A disk that refuses is told once; the counting goes on in
+becomes ``.1`` and a new one begins. What is written is on the disk at once, for a power cut; a line
+that one tore is ended by the next. A disk that refuses is told once; the counting goes on in
 memory.
 
 Threads: ``write`` is for main, which must not wait for a disk; a thread of its own writes.
 """
 
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -59,7 +61,7 @@ class Ledger:
         while (item := self._lines.get()) is not None:
             path, line = item
             try:
-                _append(path, line)
+                _append(path, line, sync=self._lines.empty())
                 self.trouble = None
             except OSError as error:
                 self.trouble = f"{path}: {error.strerror}; the ledger is kept in memory only"
@@ -72,13 +74,19 @@ def wall_time(at_ns: int) -> str:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds")
 
 
-def _append(path: Path, line: bytes) -> None:
+def _append(path: Path, line: bytes, sync: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size > LIMIT_BYTES:
             path.replace(path.with_suffix(".jsonl.1"))
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        os.write(descriptor, line)
+        length = os.fstat(descriptor).st_size
+        if length and os.pread(descriptor, 1, length - 1) != b"\n":
+            line = b"\n" + line  # a power cut or a full disk tore the one before
+        if os.write(descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if sync:
+            os.fdatasync(descriptor)
     finally:
         os.close(descriptor)

@@ -79,6 +79,12 @@ class Machine:
     def start(self) -> None:
         self.guest.run("systemctl start capstand", timeout_s=60)
 
+    def play_again(self) -> None:
+        """The frame counter from a new player, after the machine or the card was gone."""
+        if self.player is not None and self.player.running:
+            self.player.stop()
+        self.player = self.guest.spawn("exec /root/player hw:Loopback,0,0 48000 4")
+
     def status(self) -> dict[str, Any]:
         answer = json.loads(self.guest.run("capstand status --json", timeout_s=60).out)
         stream: dict[str, Any] = answer["streams"][0]
@@ -91,6 +97,7 @@ class Machine:
         return dict(line.split("=", 1) for line in shown.splitlines())
 
     def ledger(self) -> list[dict[str, Any]]:
+        """The events; a line that a power cut tore would be an error here."""
         text = self.guest.read_file(LEDGER).decode()
         return [json.loads(line) for line in text.splitlines()]
 

@@ -9,6 +9,8 @@ from datetime import datetime
 
 import pytest
 
+from tests.counts import counts
+
 from .conftest import FIGURES, Machine, first_frame_at
 
 pytestmark = pytest.mark.guest
@@ -45,7 +47,7 @@ def test_every_frame_of_a_minute_is_recorded_once_and_in_order(machine: Machine)
     )
 
 
-def test_fifty_overruns_are_counted_to_the_frame(machine: Machine) -> None:
+def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
     """Frames reported lost are the frames truly lost, exactly, each gap at its place."""
     machine.configure(buffer_ms=40)
     machine.start()
@@ -54,9 +56,9 @@ def test_fifty_overruns_are_counted_to_the_frame(machine: Machine) -> None:
     script = "".join(
         f"kill -STOP $p; sleep {lengths.uniform(0.05, 0.6):.3f}; kill -CONT $p; "
         f"sleep {lengths.uniform(0.2, 0.4):.3f}; "
-        for _ in range(50)
+        for _ in range(counts(50, 200))
     )
-    machine.guest.run(f"p=$(systemctl show capstand -p MainPID --value); {script}", timeout_s=180)
+    machine.guest.run(f"p=$(systemctl show capstand -p MainPID --value); {script}", timeout_s=720)
     machine.wait_for_frames(48000)
     machine.guest.run("systemctl stop capstand")
 
@@ -65,7 +67,7 @@ def test_fifty_overruns_are_counted_to_the_frame(machine: Machine) -> None:
     events = machine.ledger()
     reported = [(one["first_frame"], one["frames"]) for one in events if one["event"] == "gap"]
     recorded.origin()
-    assert len(reported) >= 40, "most of these stops are longer than the buffer"
+    assert len(reported) >= counts(40, 160), "most of these stops are longer than the buffer"
     assert all(one["exact"] for one in events if one["event"] == "gap")
     assert joined(reported) == recorded.gaps()
     assert events[-1]["lost_frames"] == recorded.silent > 0
@@ -116,33 +118,38 @@ def joined(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def test_after_kill_9_sound_is_back_and_the_old_file_is_whole(machine: Machine) -> None:
-    """After kill -9 systemd starts it again, sound is back in under 3 s (the median of three, for
+    """After kill -9 systemd starts it again, sound is back in under 3 s (the median, for
     the speed of an emulated machine changes with its host's), and the file of the time before is
     readable up to its last second."""
     machine.configure()
     machine.start()
     machine.wait_for_frames(8 * 48000)
+    chance = random.Random(SEED)
     back_s = []
-    for _ in range(3):
+    missing_s = []
+    for _ in range(counts(3, 100)):
         (part,) = machine.files("*.part")
         machine.guest.run("systemctl kill -s KILL capstand; date +%s.%N > /root/killed")
         killed_s = float(machine.guest.read_file("/root/killed"))
         machine.guest.wait_until("capstand status", timeout_s=30)
-        machine.wait_for_frames(2 * 48000)
+        machine.wait_for_frames(round(chance.uniform(1.5, 3) * 48000))
         (new,) = machine.files("*.part")
 
         old = part.removesuffix(".part")
         assert old in machine.files()
         recorded = machine.fetch(old)
         began_s = datetime.fromisoformat(first_frame_at(old)).timestamp()
-        missing_s = killed_s - began_s - len(recorded.counter) / 48000
+        missing_s.append(killed_s - began_s - len(recorded.counter) / 48000)
         recorded.origin()
-        assert missing_s < 1.0
+        assert missing_s[-1] < 1.0
         back_s.append(datetime.fromisoformat(first_frame_at(new)).timestamp() - killed_s)
-        FIGURES.append(
-            f"kill -9: back after {back_s[-1]:.2f} s, {missing_s:.3f} s missing in the old file"
-        )
-    assert sorted(back_s)[1] < 3.0
+    middle = len(back_s) // 2
+    FIGURES.append(
+        f"kill -9, {len(back_s)} times: back after {sorted(back_s)[middle]:.2f} s (median), "
+        f"{max(back_s):.2f} s at worst; missing in the old file {sorted(missing_s)[middle]:.3f}, "
+        f"{max(missing_s):.3f} s"
+    )
+    assert sorted(back_s)[middle] < 3.0
 
 
 def test_the_watchdog_fires_when_the_capture_thread_is_frozen(machine: Machine) -> None:

@@ -1,0 +1,155 @@
+"""Faults of the machine, on a real kernel: power cuts, a full disk, a clock that is set, a machine
+that is suspended. In each the card's frame counter says what is true.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime
+
+import pytest
+
+from tests.counts import counts
+
+from .conftest import CONFIGURATION, FIGURES, Machine, first_frame_at
+
+pytestmark = pytest.mark.guest
+
+SEED = 20261122
+SECOND = 48_000
+TWO_DISKS = (
+    CONFIGURATION
+    + """
+min_free_mb = 0
+[[stream.sink]]
+type = "file"
+name = "small"
+path = "/mnt/small/mic"
+min_free_mb = 0
+"""
+)
+
+
+def test_a_power_cut_costs_the_last_second(machine: Machine) -> None:
+    """After the machine lost its power at a random moment, it boots into sound; the file of before
+    is readable up to its last second, every line of the books can be read, and what they say
+    balances."""
+    chance = random.Random(SEED)
+    rounds = counts(1, 20)
+    missing_s = []
+    machine.configure()
+    machine.guest.run("systemctl enable capstand", timeout_s=60)
+    machine.start()
+    for _ in range(rounds):
+        machine.wait_for_frames(round(chance.uniform(3, 9) * SECOND))
+        (part,) = machine.files("*.part")
+        cut_s = float(machine.guest.run("date +%s.%N").out)
+        machine.guest.power_cut()
+        machine.guest.boot()
+        machine.play_again()
+        machine.wait_for_frames(SECOND)
+
+        old = part.removesuffix(".part")
+        assert old in machine.files()
+        recorded = machine.fetch(old)
+        began_s = datetime.fromisoformat(first_frame_at(old)).timestamp()
+        missing_s.append(cut_s - began_s - len(recorded.counter) / SECOND)
+        recorded.origin()
+        assert missing_s[-1] < 1.5
+        books = machine.ledger()
+        assert [one["event"] for one in books].count("start") == len(missing_s) + 1
+        assert all(one.get("balanced", True) for one in books)
+    machine.guest.run("systemctl disable capstand; systemctl stop capstand", timeout_s=60)
+    FIGURES.append(
+        f"power cut {rounds} times: {max(missing_s):.2f} s missing at worst, "
+        f"{sorted(missing_s)[rounds // 2]:.2f} s in the median"
+    )
+
+
+def test_a_full_disk_holds_up_nothing_else(machine: Machine) -> None:
+    """While one disk is full capture goes on, the recording on another disk has every frame, and
+    the line says what is wrong; when there is room again recording goes on by itself."""
+    machine.configure(text=TWO_DISKS.format(buffer_ms=2000))
+    machine.guest.run("mkdir -p /mnt/small; mount -t tmpfs -o size=1m,mode=777 tmpfs /mnt/small")
+    try:
+        machine.start()
+        machine.guest.wait_until(
+            "systemctl show capstand -p StatusText --value | grep -q 'No space left'", timeout_s=60
+        )
+        machine.wait_for_frames(5 * SECOND)
+        machine.guest.run("mount -o remount,size=100m /mnt/small")
+        machine.guest.wait_until(
+            """capstand status --json | grep -q '"health": "OK"'""", timeout_s=90
+        )
+        machine.wait_for_frames(2 * SECOND)
+        machine.guest.run("systemctl stop capstand")
+        whole = machine.fetch(machine.files()[-1])
+        books = machine.ledger()[-1]
+    finally:
+        machine.guest.run("systemctl stop capstand; umount /mnt/small", check=False)
+    assert len(machine.files()) == 1
+    whole.origin()
+    assert books["lost_frames"] == whole.silent == 0
+    assert books["balanced"] is True
+    well, small = books["sinks"]
+    assert (well["dropped_frames"], well["delivered_frames"]) == (0, len(whole.counter))
+    assert 0 < small["dropped_frames"] < small["delivered_frames"] + small["dropped_frames"]
+    FIGURES.append(
+        f"disk full: 0 of {len(whole.counter)} frames lost or dropped elsewhere, "
+        f"{small['dropped_frames']} there"
+    )
+
+
+def test_a_clock_that_is_set_moves_nothing(machine: Machine) -> None:
+    """Setting the wall clock an hour forth and back, and slewing it by 500 ppm, costs no frame and
+    makes no gap, and the order of the books is kept; a slew shows as the drift that it is."""
+    machine.configure(buffer_ms=2000)
+    machine.start()
+    machine.wait_for_frames(10 * SECOND)
+    for shift in ("1 hour", "1 hour ago"):
+        machine.guest.run(f'date -s "{shift}"')
+        machine.wait_for_frames(3 * SECOND)
+    before = machine.status()
+    machine.guest.run("busybox adjtimex -t 10005")
+    try:
+        status = machine.wait_for_frames(20 * SECOND, timeout_s=180)
+    finally:
+        machine.guest.run("busybox adjtimex -t 10000")
+    machine.guest.run("systemctl stop capstand")
+    books = machine.ledger()
+    recorded = machine.fetch(machine.files()[-1])
+
+    recorded.origin()
+    assert books[-1]["lost_frames"] == recorded.silent == 0
+    assert not [one for one in books if one["event"] == "gap"]
+    stamps = [one["monotonic_ns"] for one in books]
+    assert stamps == sorted(stamps)
+    slewed = status["drift_ppm"] - before["drift_ppm"]
+    FIGURES.append(f"clock ±1 h: 0 frames lost; slew of +500 ppm: drift {slewed:+.0f} ppm")
+    assert -600 < slewed < -400  # the clock runs faster, so the card looks slower
+
+
+def test_a_suspended_machine_goes_on(machine: Machine) -> None:
+    """A machine that was suspended and resumed goes on capturing by itself; frames of before and
+    after are in their places, and no gap is longer than what the clock says."""
+    machine.configure()
+    machine.start()
+    machine.wait_for_frames(3 * SECOND)
+    pid = machine.show("MainPID")["MainPID"]
+    job = machine.guest.spawn("echo mem > /sys/power/state")
+    machine.guest.wake_up()
+    job.wait(60)
+    machine.play_again()
+    machine.wait_for_frames(3 * SECOND, timeout_s=60)
+    machine.guest.wait_until("""capstand status --json | grep -q '"health": "OK"'""", timeout_s=90)
+    assert machine.show("MainPID")["MainPID"] == pid
+    machine.guest.run("systemctl stop capstand")
+    books = machine.ledger()
+    gaps = [one for one in books if one["event"] == "gap"]
+    span_s = (books[-1]["monotonic_ns"] - books[0]["monotonic_ns"]) / 1e9
+    assert books[-1]["balanced"] is True
+    assert abs(books[-1]["produced_frames"] / SECOND - span_s) < 1.5
+    FIGURES.append(
+        f"suspended and resumed: {sum(one['frames'] for one in gaps)} frames lost, "
+        f"causes {sorted({one['cause'] for one in gaps})}"
+    )
