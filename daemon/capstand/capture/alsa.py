@@ -213,7 +213,7 @@ class AlsaSource:
     def _let_come(self, timeout_ms: int) -> None:
         """Sound flows and nothing of it is left: the next period, or as many as patience allows."""
         rest_ms = min(self.patience_ms, self._look_ms // 4)
-        if rest_ms:
+        if rest_ms * self._capture.rate_hz > self._period * 1000:
             self._drained = False
             self._rest.poll(rest_ms)
         else:
