@@ -3,13 +3,14 @@
 ``start`` and ``stop`` of a run, ``grant`` when a device was opened, every ``gap`` with its first
 frame, length, time, cause and whether it was counted or estimated, every ``drop`` of sound that a
 sink missed, and ``total`` with the sums every few minutes. A file that has grown to ``LIMIT_BYTES``
-becomes ``.1`` and a new one begins. A disk that refuses is told once; the counting goes on in
-memory.
+becomes ``.1`` and a new one begins. A disk that refuses is told once; the lines wait in memory, up
+to ``BACKLOG`` of them, and are written when it takes them. No line is ever written in part.
 
 Threads: ``write`` is for main, which must not wait for a disk; a thread of its own writes.
 """
 
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -20,6 +21,7 @@ from pathlib import Path
 
 LIMIT_BYTES = 4_000_000
 BACKLOG = 10_000
+RETRY_S = 2.0
 
 
 class Ledger:
@@ -29,6 +31,7 @@ class Ledger:
         self.folder = folder
         self.trouble: str | None = None
         self._lines: queue.SimpleQueue[tuple[Path, bytes] | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
@@ -48,21 +51,32 @@ class Ledger:
         if self._lines.qsize() < BACKLOG:
             self._lines.put((self.path(stream), line.encode() + b"\n"))
         else:
-            self.trouble = f"{self.folder}: the disk hangs; the ledger is kept in memory only"
+            self.trouble = f"{self.folder}: the disk has hung for too long; lines are missing"
 
     def close(self, timeout_s: float) -> None:
-        """Writes what is left, as far as that goes in time."""
+        """Writes what is left, as far as that goes in time and at the first try."""
+        self._closing.set()
         self._lines.put(None)
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
         while (item := self._lines.get()) is not None:
-            path, line = item
-            try:
-                _append(path, line)
-                self.trouble = None
-            except OSError as error:
-                self.trouble = f"{path}: {error.strerror}; the ledger is kept in memory only"
+            while not self._written(*item):
+                if self._closing.wait(RETRY_S):
+                    break
+
+    def _written(self, path: Path, line: bytes) -> bool:
+        try:
+            _append(path, line)
+        except (OSError, MemoryError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "out of memory"
+            self.trouble = (
+                f"{path}: {reason}; its lines wait in memory; "
+                "check that the disk has room and may be written"
+            )
+            return False
+        self.trouble = None
+        return True
 
 
 def wall_time(at_ns: int) -> str:
@@ -79,6 +93,9 @@ def _append(path: Path, line: bytes) -> None:
             path.replace(path.with_suffix(".jsonl.1"))
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        os.write(descriptor, line)
+        written = os.write(descriptor, line)
+        if written < len(line):
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)
