@@ -84,7 +84,16 @@ class Recording(Sink):
         try:
             self._write(block)
         except (OSError, RuntimeError, AssertionError) as error:
-            raise self._failure(error) from None
+            raise self._failure(self._cause(error)) from None
+
+    def _cause(self, error: Exception) -> Exception:
+        """libsndfile only says that the system failed; a write by hand says why."""
+        if self._segment is not None and not isinstance(error, OSError):
+            try:
+                self._segment.probe()
+            except OSError as plain:
+                return plain
+        return error
 
     def _write(self, block: Block) -> None:
         segment = self._segment
@@ -253,6 +262,12 @@ class _Segment:
         else:
             self._part.unlink()
         _sync_folder(self.path.parent)
+
+    def probe(self) -> None:
+        """Raises OSError where the file can take no more."""
+        end = os.fstat(self._descriptor).st_size
+        os.pwrite(self._descriptor, bytes(4096), end)
+        os.ftruncate(self._descriptor, end)
 
     def _command(self, command: int, size: int) -> None:
         import soundfile
