@@ -302,7 +302,7 @@ class AlsaSource:
 
     def _failure(self, error: Exception, what: str) -> DeviceError:
         device = self._capture.device
-        text = str(error).rsplit(" [", 1)[0]
+        text = str(error).removesuffix(f" [{device}]")
         number = error.errno if isinstance(error, OSError) else _ERRNOS.get(text, 0)
         reason = os.strerror(number) if number else text
         match number:
