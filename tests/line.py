@@ -83,6 +83,12 @@ class Script:
         self.now_ns, reading.frames, reading.lost, reading.stamp_ns, reading.ahead = row
         return reading
 
+    def restart(self) -> None:
+        pass
+
+    def advice(self) -> str:
+        return "rewrite the script"
+
     def close(self) -> None:
         pass
 

@@ -8,6 +8,7 @@ from capstand.block import NS_PER_S
 from capstand.health import (
     HUNG_NS,
     RECENT_NS,
+    SILENT_NS,
     SINK_HUNG_NS,
     Health,
     SinkView,
@@ -93,6 +94,16 @@ TABLE = {
         Health.DEGRADED,
         "sink file was too slow and missed sound just now",
     ),
+    "nothing but zeros comes": (
+        WELL._replace(concern="only zeros"),
+        Health.DEGRADED,
+        "only zeros",
+    ),
+    "a slow device is silent for longer": (
+        WELL._replace(silent_ns=S4, patience_ns=3 * NS_PER_S),
+        Health.OK,
+        None,
+    ),
     "frames were lost": (
         WELL._replace(loss_age_ns=0),
         Health.DEGRADED,
@@ -135,6 +146,7 @@ def test_the_first_row_that_applies_is_told() -> None:
         frames=0,
         sinks=(SINK._replace(trouble="full", still_ns=S6, drop_age_ns=0, concern="no", hung="h"),),
         loss_age_ns=0,
+        concern="it hears nothing",
     )
     told = []
     for cure in (
@@ -149,6 +161,7 @@ def test_the_first_row_that_applies_is_told() -> None:
         {"sinks": (SINK._replace(drop_age_ns=0, concern="nothing"),)},
         {"sinks": (SINK._replace(drop_age_ns=0),)},
         {"sinks": (SINK,)},
+        {"concern": None},
         {"loss_age_ns": None},
     ):
         verdict = judge(view)
@@ -166,6 +179,7 @@ def test_the_first_row_that_applies_is_told() -> None:
         ("DEGRADED", ["file", "has"]),
         ("DEGRADED", ["file:", "nothing"]),
         ("DEGRADED", ["file", "was"]),
+        ("DEGRADED", ["hears", "nothing"]),
         ("DEGRADED", ["were", "lost"]),
     ]
     assert judge(view).health is Health.OK
@@ -186,6 +200,8 @@ VIEWS = st.builds(
     sinks=st.lists(
         st.builds(SinkView, st.just("s"), WORDS, AGES, st.none() | AGES, WORDS, WORDS), max_size=2
     ).map(tuple),
+    patience_ns=AGES,
+    concern=WORDS,
 )
 
 
@@ -196,7 +212,8 @@ def test_only_a_stall_starves_the_watchdog(view: View) -> None:
     assert verdict.alive == (verdict.health is not Health.STALLED)
     hangs = view.unseen_ns > HUNG_NS or view.push_still_ns > HUNG_NS
     hangs = hangs or any(one.hung is not None for one in view.sinks)
-    assert (verdict.health is Health.STALLED) == (hangs or (view.open and view.silent_ns > HUNG_NS))
+    hangs = hangs or (view.open and view.silent_ns > view.patience_ns + SILENT_NS)
+    assert (verdict.health is Health.STALLED) == hangs
 
 
 @given(VIEWS.filter(lambda view: view.trouble is not None or not view.refused))

@@ -55,5 +55,6 @@ def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
     ledger.write("mic", "start")
     ledger.close(PATIENCE_S)
     assert ledger.trouble == (
-        f"{tmp_path}/ledger/mic.jsonl: File exists; the ledger is kept in memory only"
+        f"{tmp_path}/ledger/mic.jsonl: File exists; its lines wait in memory; "
+        "check that the disk has room and may be written"
     )

@@ -235,6 +235,12 @@ class Hasty:
             self.stop()
         return self._reading
 
+    def restart(self) -> None:
+        pass
+
+    def advice(self) -> str:
+        return ""
+
     def close(self) -> None:
         pass
 

@@ -1,6 +1,7 @@
 """The command line: run, check, devices, status, agora."""
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -55,6 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        what = "raise LimitNOFILE= in the unit, or see what takes the memory of the machine"
+        print(f"capstand: cannot start: {error.strerror}; {what}", file=sys.stderr)
+        return 1
 
 
 def _run(chosen: argparse.Namespace) -> int:

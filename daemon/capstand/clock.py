@@ -13,6 +13,10 @@ Frames the device counted but we lost are in the index, so a gap does not distur
 device that stood still (a stall, a reopened card) is found as a run of windows that do not fit;
 then the loop starts again at the new offset and keeps the rate.
 
+CLOCK_MONOTONIC itself changes its rate while NTP slews the wall clock, by up to 500 ppm from one
+moment to the next. No crystal does that, and the settled filter would follow for minutes: so
+residuals that grow on one side, no faster than a slew, make it believe that the rate has changed.
+
 Thread: one (capture). O(1) per observation, nothing grows.
 """
 
@@ -28,6 +32,10 @@ RATE_WALK = 0.02e-6
 """Random walk of a crystal's rate, per square root of a second."""
 RATE_LIMIT = 0.01
 """No card is 1 % off; a loop that says so has been fed nonsense."""
+SLEW_LIMIT = 1200e-6
+"""The largest change of rate followed: NTP's from 500 ppm slow to as much fast, and room."""
+SLEW_SIGMA = 4.0
+"""So far beyond the expected a window has to be, twice in a row and growing, to speak of a slew."""
 MISFIT_WINDOWS = 4
 """Windows in a row that must disagree before the loop believes that the device stood still."""
 
@@ -57,6 +65,7 @@ class Clock:
         self._window = 1
         self._lateness_ns = 0.0
         self._misfits = 0
+        self._suspect_ns = 0.0  # how far the last window was off, where that was suspicious
         self._clear_window()
 
     def _clear_window(self) -> None:
@@ -135,6 +144,22 @@ class Clock:
         self._clear_window()
         self._correct(frame, residual, noise)
 
+    def _slewed(self, residual_ns: float, elapsed_ns: float, total: float) -> float:
+        """How much less certain the offset is (ns²) because the rate seems to have changed."""
+        before, self._suspect_ns = self._suspect_ns, 0.0
+        if abs(residual_ns) < SLEW_SIGMA * math.sqrt(total) or not elapsed_ns:
+            return 0.0
+        self._suspect_ns = residual_ns
+        change = (residual_ns - before) / elapsed_ns
+        growing = before * residual_ns > 0 and abs(residual_ns) > abs(before)
+        if not growing or abs(change) > SLEW_LIMIT:
+            return 0.0
+        variance = change * change
+        self._var_rate += variance
+        self._covariance += elapsed_ns * variance
+        self._var_offset += elapsed_ns * elapsed_ns * variance
+        return elapsed_ns * elapsed_ns * variance
+
     def _correct(self, frame: int, residual_ns: float, noise: float) -> None:
         elapsed_ns = max(0.0, (frame - self._anchor_frame) * self.nominal_ns)
         self._offset_ns += elapsed_ns * (1.0 + self._rate)
@@ -148,6 +173,7 @@ class Clock:
         self._covariance += elapsed_ns * self._var_rate
         self._var_rate += walk
         total = self._var_offset + noise
+        total += self._slewed(residual_ns, elapsed_ns, total)
         if abs(residual_ns) > 6.0 * math.sqrt(total) + 200_000.0:
             self._misfits += 1
             if self._misfits >= MISFIT_WINDOWS:

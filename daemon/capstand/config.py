@@ -82,7 +82,11 @@ class Capture(NamedTuple):
     """What to ask of the device."""
 
     device: Annotated[
-        str, Text(r"[^\0-\x20\x7f][^\0-\x1f\x7f]{0,255}", "a device, such as hw:CARD=Mic,DEV=0")
+        str,
+        Text(
+            r"[^\0-\x20\x7f-\x9f][^\0-\x1f\x7f-\x9f]{0,255}",
+            "a device, such as hw:CARD=Mic,DEV=0",
+        ),
     ]
     rate_hz: Annotated[int, Whole(8000, 192_000, COMMON_RATES)] = 48_000
     channels: Annotated[int, Whole(1, 32)] = 2
@@ -90,6 +94,7 @@ class Capture(NamedTuple):
     period_ms: Annotated[float, Number(1, 1000)] = 10.0
     buffer_ms: Annotated[float, Number(20, 10_000)] = 500.0
     priority: Annotated[int, Whole(0, 80)] = 70
+    silence_warn_s: Annotated[float, Number(0, 86_400)] = 60.0
     synthetic: Synthetic | None = None
 
     @property
@@ -116,6 +121,12 @@ class Capture(NamedTuple):
                 "buffer_ms",
                 f"{self.buffer_ms:g} is less than 4 periods of {self.period_ms:g} ms; "
                 f"take {4 * self.period_ms:g} or more (500 outlives most stalls)",
+            )
+        if "|" in self.device or re.search(r"\b(file|tee)\s*:", self.device):
+            yield (
+                "device",
+                "ALSA would run a command or write a file for this name; name a card, or a PCM of "
+                "your own in /etc/asound.conf",
             )
         if self.synthetic is not None and self.device != "synthetic":
             yield "synthetic", 'is for device = "synthetic" only; delete it or set that device'

@@ -6,6 +6,7 @@ silent or sends too much is dropped, and the daemon never waits for one. Thread:
 """
 
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -36,6 +37,7 @@ class ControlServer:
         self._selector = selector
         self._answers = answers
         self._clients: dict[socket.socket, tuple[bytes, float]] = {}
+        self._listening = True
         path.parent.mkdir(parents=True, exist_ok=True)
         if _answers_already(path):
             raise CapstandError(
@@ -53,16 +55,27 @@ class ControlServer:
     def _accept(self) -> None:
         try:
             client, _ = self._server.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self._selector.unregister(self._server)  # who knocks would keep us busy for nothing
+                self._listening = False
             return
         if len(self._clients) >= MAX_CLIENTS:
-            client.close()
-            return
+            self._make_room()
         client.setblocking(False)
         self._clients[client] = (b"", time.monotonic() + CLIENT_S)
         self._selector.register(client, selectors.EVENT_READ, lambda: self._read(client))
 
+    def _make_room(self) -> None:
+        """The oldest client goes, answered if it has asked; an honest one asks at once."""
+        oldest = next(iter(self._clients))
+        self._read(oldest)
+        if oldest in self._clients:
+            self._drop(oldest)
+
     def _read(self, client: socket.socket) -> None:
+        if client not in self._clients:
+            return  # it had to go in this very turn
         got, deadline = self._clients[client]
         try:
             chunk = client.recv(MAX_REQUEST)
@@ -89,7 +102,12 @@ class ControlServer:
         return answer()
 
     def expire(self) -> None:
-        """Drops clients that took too long; called now and then."""
+        """Drops clients that took too long, listens again after a want of descriptors; called now
+        and then.
+        """
+        if not self._listening:
+            self._listening = True
+            self._selector.register(self._server, selectors.EVENT_READ, self._accept)
         now = time.monotonic()
         for client, (_, deadline) in list(self._clients.items()):
             if now > deadline:
@@ -103,7 +121,8 @@ class ControlServer:
     def close(self) -> None:
         for client in list(self._clients):
             self._drop(client)
-        self._selector.unregister(self._server)
+        if self._listening:
+            self._selector.unregister(self._server)
         self._server.close()
         with contextlib.suppress(OSError):
             self.path.unlink()

@@ -326,6 +326,10 @@ def _line_of(keys: Keys, lines: dict[Keys, int]) -> int:
     return 1
 
 
+def _short(word: str) -> str:
+    return word if len(word) <= 60 else word[:57] + "..."
+
+
 def _spoken(keys: Keys, document: dict[str, Any]) -> str:
     """A path for people: elements of an array go by their name, where they have one."""
     words: list[str] = []
@@ -338,7 +342,7 @@ def _spoken(keys: Keys, document: dict[str, Any]) -> str:
         if isinstance(key, int):
             name = value.get("name") if isinstance(value, dict) else None
             shown = isinstance(name, str) and name and name.isprintable()
-            words.append(str(name) if shown else str(key + 1))
+            words.append(_short(str(name)) if shown else str(key + 1))
         else:
-            words.append(key if key.isprintable() else repr(key))
+            words.append(_short(key) if key.isprintable() else repr(_short(key)))
     return ".".join(words) or "file"

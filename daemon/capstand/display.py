@@ -95,6 +95,11 @@ def status_table(answer: list[dict[str, object]]) -> str:
             f"  frames    {one['produced_frames']} produced = {one['captured_frames']} captured "
             f"+ {one['lost_frames']} lost in {one['gaps']} gaps ({counted})",
         ]
+        if one["restarts"]:
+            lines.append(
+                f"  healed    stream started again {one['restarts']} times, "
+                f"device opened {one['opens']} times"
+            )
         sinks = one["sinks"]
         assert isinstance(sinks, list)
         lines += [

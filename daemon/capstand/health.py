@@ -15,6 +15,8 @@ from capstand.block import NS_PER_S
 HUNG_NS = 3 * NS_PER_S
 SINK_HUNG_NS = 5 * NS_PER_S
 RECENT_NS = 10 * NS_PER_S
+SILENT_NS = NS_PER_S
+"""So much later than the capture thread heals a silent device, that thread is not well itself."""
 
 
 class Health(Enum):
@@ -30,6 +32,8 @@ class View(NamedTuple):
 
     ``silent_ns`` counts from the last frame, ``unseen_ns`` from the capture thread's last sign of
     life beyond the pause it announced, ``push_still_ns`` from the last block taken while some wait.
+    ``patience_ns`` is how long the capture thread lets an open device be silent; ``concern`` is
+    what seems wrong with the sound itself, which no restart mends.
     """
 
     open: bool
@@ -41,6 +45,8 @@ class View(NamedTuple):
     push_still_ns: int
     loss_age_ns: int | None
     sinks: tuple["SinkView", ...]
+    patience_ns: int = 2 * NS_PER_S
+    concern: str | None = None
 
 
 class SinkView(NamedTuple):
@@ -71,7 +77,7 @@ def judge(view: View) -> Verdict:
         return _stalled(f"the capture thread has stood still for {_s(view.unseen_ns)} s")
     if view.push_still_ns > HUNG_NS:
         return _stalled(f"the push thread has stood still for {_s(view.push_still_ns)} s")
-    if view.open and view.silent_ns > HUNG_NS:
+    if view.open and view.silent_ns > view.patience_ns + SILENT_NS:
         return _stalled(f"no frame for {_s(view.silent_ns)} s from an open device")
     for sink in view.sinks:
         if sink.hung is not None:
@@ -91,6 +97,8 @@ def judge(view: View) -> Verdict:
             return _degraded(f"sink {sink.name}: {sink.concern}")
         if _recent(sink.drop_age_ns):
             return _degraded(f"sink {sink.name} was too slow and missed sound just now")
+    if view.concern is not None:
+        return _degraded(view.concern)
     if _recent(view.loss_age_ns):
         return _degraded("frames were lost just now")
     return Verdict(Health.OK, None, True)

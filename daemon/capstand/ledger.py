@@ -3,9 +3,9 @@
 ``start`` and ``stop`` of a run, ``grant`` when a device was opened, every ``gap`` with its first
 frame, length, time, cause and whether it was counted or estimated, every ``drop`` of sound that a
 sink missed, and ``total`` with the sums every few minutes. A file that has grown to ``LIMIT_BYTES``
-becomes ``.1`` and a new one begins. What is written is on the disk at once, for a power cut; a line
-that one tore is ended by the next. A disk that refuses is told once; the counting goes on in
-memory.
+becomes ``.1`` and a new one begins. A disk that refuses is told once; the lines wait in memory, up
+to ``BACKLOG`` of them, and are written when it takes them. What is written is on the disk at once,
+for a power cut; a line that one tore is ended by the next.
 
 Threads: ``write`` is for main, which must not wait for a disk; a thread of its own writes.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 
 LIMIT_BYTES = 4_000_000
 BACKLOG = 10_000
+RETRY_S = 2.0
 
 
 class Ledger:
@@ -31,6 +32,7 @@ class Ledger:
         self.folder = folder
         self.trouble: str | None = None
         self._lines: queue.SimpleQueue[tuple[Path, bytes] | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
@@ -50,21 +52,32 @@ class Ledger:
         if self._lines.qsize() < BACKLOG:
             self._lines.put((self.path(stream), line.encode() + b"\n"))
         else:
-            self.trouble = f"{self.folder}: the disk hangs; the ledger is kept in memory only"
+            self.trouble = f"{self.folder}: the disk has hung for too long; lines are missing"
 
     def close(self, timeout_s: float) -> None:
-        """Writes what is left, as far as that goes in time."""
+        """Writes what is left, as far as that goes in time and at the first try."""
+        self._closing.set()
         self._lines.put(None)
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
         while (item := self._lines.get()) is not None:
-            path, line = item
-            try:
-                _append(path, line, sync=self._lines.empty())
-                self.trouble = None
-            except OSError as error:
-                self.trouble = f"{path}: {error.strerror}; the ledger is kept in memory only"
+            while not self._written(*item):
+                if self._closing.wait(RETRY_S):
+                    break
+
+    def _written(self, path: Path, line: bytes) -> bool:
+        try:
+            _append(path, line, sync=self._lines.empty())
+        except (OSError, MemoryError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "out of memory"
+            self.trouble = (
+                f"{path}: {reason}; its lines wait in memory; "
+                "check that the disk has room and may be written"
+            )
+            return False
+        self.trouble = None
+        return True
 
 
 def wall_time(at_ns: int) -> str:
@@ -83,8 +96,10 @@ def _append(path: Path, line: bytes, sync: bool) -> None:
     try:
         length = os.fstat(descriptor).st_size
         if length and os.pread(descriptor, 1, length - 1) != b"\n":
-            line = b"\n" + line  # a power cut or a full disk tore the one before
-        if os.write(descriptor, line) < len(line):
+            line = b"\n" + line
+        written = os.write(descriptor, line)
+        if written < len(line):
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if sync:
             os.fdatasync(descriptor)

@@ -9,6 +9,7 @@ cannot be sent is counted and the count goes with the next one. Threads: any but
 mostly main, and those that look after a channel.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -104,9 +105,10 @@ class PlainHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         word = {logging.WARNING: "warning: ", logging.ERROR: "error: "}.get(record.levelno, "")
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
-        self._before()
-        sys.stderr.write(f"{stamp} {word}{record.getMessage()}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a terminal that is gone, a log on a full disk
+            self._before()
+            sys.stderr.write(f"{stamp} {word}{record.getMessage()}\n")
+            sys.stderr.flush()
 
 
 class JournalHandler(logging.Handler):

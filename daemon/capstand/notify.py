@@ -1,5 +1,7 @@
 """What systemd is told: READY, STATUS, WATCHDOG, STOPPING, ERRNO. Silent outside a unit.
 
+Telling takes a descriptor and may fail for want of one; that is no reason to stop capturing.
+
 Thread: main only, because systemd-python holds Python's lock while it sends.
 """
 
@@ -15,19 +17,25 @@ class Notifier:
 
     def ready(self) -> None:
         if not self._ready:
-            self._ready = True
-            notify("READY=1")
+            self._ready = _notify("READY=1")
 
     def status(self, line: str) -> None:
         if line != self._status:
-            self._status = line
-            notify(f"STATUS={line}")
+            self._status = line if _notify(f"STATUS={line}") else ""
 
     def alive(self) -> None:
-        notify("WATCHDOG=1")
+        _notify("WATCHDOG=1")
 
     def stopping(self) -> None:
-        notify("STOPPING=1\nSTATUS=stopping: draining and closing files")
+        _notify("STOPPING=1\nSTATUS=stopping: draining and closing files")
 
     def failed(self, errno: int, line: str) -> None:
-        notify(f"ERRNO={errno}\nSTATUS={line}")
+        _notify(f"ERRNO={errno}\nSTATUS={line}")
+
+
+def _notify(what: str) -> bool:
+    try:
+        notify(what)
+    except OSError:
+        return False
+    return True

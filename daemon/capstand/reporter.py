@@ -25,6 +25,8 @@ class Reporter:
         self._ledger = ledger
         self._gaps = 0
         self._opens = 0
+        self._restarts = 0
+        self._zeros = False
         self._health = Health.STARTING.value
         self._trouble: str | None = None
         self._sink_states: dict[str, str | None] = {}
@@ -95,6 +97,11 @@ class Reporter:
         self._write_total("total", stats)
 
     def _tell_trouble(self, stats: StreamStats) -> None:
+        capturer = self._stream.capturer
+        if capturer.restarts > self._restarts:  # it may have helped before anybody looked
+            self._restarts, self._trouble = capturer.restarts, capturer.restarted
+            say(logging.WARNING, f"{stats.name}: {self._trouble}", **self._fields)
+        self._tell_zeros()
         trouble = self._stream.capturer.trouble
         text = str(trouble) if trouble else None
         if text != self._trouble:
@@ -127,6 +134,15 @@ class Reporter:
                     SINK=sink.name,
                     **self._fields,
                 )
+
+    def _tell_zeros(self) -> None:
+        """The beginning and the end of a sound that is nothing but zeros."""
+        name, zeros = self._stream.name, self._stream.only_zeros()
+        if zeros is not None and not self._zeros:
+            say(logging.WARNING, f"{name}: {zeros}", **self._fields)
+        elif zeros is None and self._zeros:
+            say(logging.INFO, f"{name}: there is sound again, not only zeros", **self._fields)
+        self._zeros = zeros is not None
 
     def _tell_drops(self, stats: StreamStats, sink: SinkStats, finally_: bool = False) -> None:
         """Sound that a sink missed since it was last told, because it failed or was too slow."""

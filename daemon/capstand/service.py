@@ -14,7 +14,7 @@ import time
 from errno import EADDRINUSE
 from pathlib import Path
 
-from capstand import __version__, realtime
+from capstand import __version__, bug, realtime
 from capstand.config import Config
 from capstand.control import NAME, ControlServer
 from capstand.display import LiveLine, status_line
@@ -24,12 +24,14 @@ from capstand.ledger import Ledger
 from capstand.logs import Repeats, say
 from capstand.notify import Notifier
 from capstand.reporter import Reporter
+from capstand.stats import StreamStats
 from capstand.stream import Stream
 
 TICK_S = 0.25
 LIVE_TICK_S = 0.1
 NOTIFY_NS = 1_000_000_000
 STOP_S = 2.5
+SETTLE_RETRY_S = 10.0
 SPENT_S = 300.0
 """So long a process runs at least before it ends because of a sink, for the sake of the others."""
 
@@ -52,6 +54,7 @@ class Service:
         self._control: ControlServer | None = None
         self._notify_due_ns = 0
         self._settled = False
+        self._settle_due = 0.0
         self._began = time.monotonic()
         self._stopping = ""
         self._failed = False
@@ -74,12 +77,16 @@ class Service:
             )
         if refused:
             say(logging.WARNING, refused)
-        for stream in self._streams:
-            self._reporters[stream.name].begin()
-            stream.start()
-        if any(one.config.capture.priority for one in self._streams):
-            realtime.be_real_time("main", realtime.LOWEST)  # a refusal is told by the others
-        self._watch(None if seconds is None else time.monotonic() + seconds)
+        threading.excepthook = self._thread_died
+        try:
+            for stream in self._streams:
+                self._reporters[stream.name].begin()
+                stream.start()
+            if any(one.config.capture.priority for one in self._streams):
+                realtime.be_real_time("main", realtime.LOWEST)  # a refusal is told by the others
+            self._watch(None if seconds is None else time.monotonic() + seconds)
+        except Exception as error:  # noqa: BLE001  files and books are closed even then
+            self._end_of("main", error)
         self._stop()
         self._control.close()
         wake.close()
@@ -89,6 +96,20 @@ class Service:
         say(logging.ERROR, f"cannot start: {why}")
         self._notifier.failed(errno, f"cannot start: {why}")
         return 1
+
+    def _thread_died(self, died: threading.ExceptHookArgs) -> None:
+        """A thread that ends of an error leaves a daemon that is deaf: better none, and a new one.
+
+        In the thread that dies.
+        """
+        name = died.thread.name if died.thread else "unknown"
+        if died.exc_value is not None:
+            self._end_of(name, died.exc_value)
+
+    def _end_of(self, thread: str, error: BaseException) -> None:
+        line = bug.tell(f"thread {thread} ended", error)
+        self._failed = True
+        self._stopping = f"starting again: thread {thread} ended of {line}"
 
     def _watch(self, end: float | None) -> None:
         """Until told to stop: look, tell, feed the watchdog."""
@@ -117,20 +138,21 @@ class Service:
             self._notifier.ready()
         if now_ns >= self._notify_due_ns:
             self._notify_due_ns = now_ns + NOTIFY_NS
-            self._notifier.status(status_line(all_stats))
+            trouble = self._ledger.trouble
+            self._notifier.status(
+                status_line(all_stats) + (f" | ledger: {trouble}" if trouble else "")
+            )
             if alive:
                 self._notifier.alive()
         if time.monotonic() - self._began > SPENT_S:
             self._end_if_spent()
-        if not self._settled and all(one.captured_frames or one.trouble for one in all_stats):
-            self._settled = True
-            threading.Thread(target=self._settle, name="settle", daemon=True).start()
+        if not self._settled and time.monotonic() >= self._settle_due:
+            self._settle_once(all_stats)
         self._live.draw(all_stats)
         self._repeats.tell()
         if self._ledger.trouble != self._ledger_trouble:
             self._ledger_trouble = self._ledger.trouble
-            if self._ledger_trouble:
-                say(logging.WARNING, self._ledger_trouble)
+            say(logging.WARNING, "ledger: %s", self._ledger_trouble or "is written again")
         if self._control is not None:
             self._control.expire()
 
@@ -142,14 +164,27 @@ class Service:
                 self._stopping = f"starting again: {reason}"
                 self._failed = True
 
+    def _settle_once(self, all_stats: list[StreamStats]) -> None:
+        if all(one.captured_frames or one.trouble for one in all_stats):
+            self._settled = True
+            self._settle_due = time.monotonic() + SETTLE_RETRY_S
+            try:
+                threading.Thread(target=self._settle, name="settle", daemon=True).start()
+            except RuntimeError:  # no room for a thread: sound goes on without a level
+                self._settled = False
+
     def _settle(self) -> None:
         """Once sound flows: what takes long to load, and the end of start-up's garbage.
 
         In a thread of its own that ends, because main must go on answering meanwhile.
         """
-        for stream in self._streams:
-            stream.start_meter()
-        realtime.freeze_heap()
+        try:
+            for stream in self._streams:
+                stream.start_meter()
+            realtime.freeze_heap()
+        except Exception as error:  # noqa: BLE001  the level is not worth the sound
+            bug.tell("the level meter cannot be loaded", error)
+            self._settled = False
 
     def _stop(self) -> None:
         self._notifier.stopping()

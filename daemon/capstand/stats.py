@@ -24,6 +24,7 @@ class Cause(IntEnum):
     SUSPENDED = 3
     REOPENED = 4
     RING_FULL = 5
+    STALLED = 6
 
     @property
     def words(self) -> str:
@@ -36,6 +37,7 @@ _WORDS = {
     Cause.STOPPED: "the driver stopped the stream",
     Cause.SUSPENDED: "the machine was suspended",
     Cause.REOPENED: "the device was away or stood still",
+    Cause.STALLED: "the device stood still and its stream was started again",
     Cause.RING_FULL: "ring full: the pusher was held up",
 }
 
@@ -168,6 +170,9 @@ class StreamStats(NamedTuple):
     lost_exact: bool
     lost_estimated_frames: int
     gaps: int
+    restarts: int
+    opens: int
+    zeros_s: float
     drift_ppm: float | None
     drift_settled: bool
     level_dbfs: float | None

@@ -32,6 +32,8 @@ GATHER_MS = 200
 PATIENCE_MS = 200
 CAPTURE_PATIENCE_MS = 50
 LIVE_GATHER_MS = 10
+AWAY_NS = 2 * NS_PER_S
+"""So long between two looks the process itself stood still, and what it saw says nothing."""
 STATE = Path("/var/lib/capstand")
 
 
@@ -64,6 +66,7 @@ class Stream:
         self.source.patience_ms = 0 if self.hurry else CAPTURE_PATIENCE_MS
         self._threads: dict[str, threading.Thread] = {}
         self._moved: dict[str, tuple[int, int]] = {}
+        self._looked_ns = self._back_ns = 0
 
     def start(self) -> None:
         for outlet in self.outlets:
@@ -124,6 +127,9 @@ class Stream:
             lost_exact=bool(grant and grant.exact) and count.lost_estimated == 0,
             lost_estimated_frames=count.lost_estimated,
             gaps=capturer.tally.gaps.count,
+            restarts=capturer.restarts,
+            opens=capturer.opens,
+            zeros_s=round(meter.zeros_s, 1) if meter else 0.0,
             drift_ppm=round(clock.drift_ppm, 2) if clock.started else None,
             drift_settled=clock.settled,
             level_dbfs=meter.level_dbfs if meter else None,
@@ -150,19 +156,36 @@ class Stream:
         capturer, count = self.capturer, self.capturer.tally.count()
         trouble = capturer.trouble
         waiting = count.captured - count.ring_dropped - self.pusher.taken
+        if now_ns - self._looked_ns > AWAY_NS:
+            self._back_ns = now_ns
+        self._looked_ns = now_ns
+        here_ns = now_ns - self._back_ns
         return judge(
             View(
                 open=capturer.grant is not None,
                 trouble=str(trouble) if trouble else None,
                 refused=bool(trouble and trouble.refused),
                 frames=count.captured,
-                silent_ns=now_ns - capturer.last_frame_ns,
-                unseen_ns=now_ns - capturer.seen_ns - round(capturer.pause_s * NS_PER_S),
-                push_still_ns=self._still("push", self.pusher.taken, waiting > 0, now_ns),
+                silent_ns=min(here_ns, now_ns - capturer.last_frame_ns),
+                unseen_ns=min(
+                    here_ns, now_ns - capturer.seen_ns - round(capturer.pause_s * NS_PER_S)
+                ),
+                push_still_ns=min(
+                    here_ns, self._still("push", self.pusher.taken, waiting > 0, now_ns)
+                ),
                 loss_age_ns=self._age("loss", count.lost_exact + count.lost_estimated, now_ns),
                 sinks=tuple(self._sink_view(one, now_ns) for one in self.outlets),
+                patience_ns=capturer.patience_ns,
+                concern=self.only_zeros(),
             )
         )
+
+    def only_zeros(self) -> str | None:
+        """What to look at when nothing but zeros has come for ``silence_warn_s``."""
+        limit_s, meter = self.config.capture.silence_warn_s, self.pusher.meter
+        if not limit_s or meter is None or meter.zeros_s < limit_s:
+            return None
+        return f"only zeros for {_long(meter.zeros_s)}: is the microphone muted, the cable in?"
 
     def _sink_view(self, outlet: Outlet, now_ns: int) -> SinkView:
         condition = outlet.sink.condition()
@@ -204,7 +227,9 @@ class Stream:
         thread.start()
 
     def _join(self, name: str, deadline: float) -> bool:
-        thread = self._threads[name]
+        thread = self._threads.get(name)
+        if thread is None:
+            return True  # it could not even be started
         thread.join(max(0.0, deadline - time.monotonic()))
         return not thread.is_alive()
 
@@ -224,6 +249,10 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock:
     channel = AgoraChannel(sink, audio, state / "agora", clock)
     priority = realtime.below(capture.priority, 20)
     return Outlet(sink.name, channel, queue_frames, gather_frames, live=True, priority=priority)
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min"
 
 
 def _source(capture: Capture) -> Source:

@@ -45,6 +45,7 @@ class _Control(ctypes.Structure):
     disconnected: int
     open_errno: int
     stalled: int
+    io_errors: int
     granularity_frames: int
     virtual_on: int
     virtual_frames: int
@@ -149,10 +150,17 @@ class FakeCard:
         """Refuse to open with this errno; 0 ends it."""
         self._control.open_errno = errno
 
-    def stall(self, stalled: bool = True) -> None:
-        """Stop the card's clock, without any error, or let it go on from where it stood."""
+    def stall(self, stalled: bool = True, until: str = "") -> None:
+        """Stop the card's clock, without any error, or let it go on from where it stood.
+
+        `until` "start" or "open": it goes on by itself when the stream is next started, or opened.
+        """
         self._control.changed_ns = time.monotonic_ns()
-        self._control.stalled = int(stalled)
+        self._control.stalled = {"": int(stalled), "start": 2, "open": 3}[until]
+
+    def io_error(self, count: int = 1) -> None:
+        """Fail so many reads with EIO, as a card does whose driver has lost it."""
+        self._control.io_errors = count
 
     # Clock
 

@@ -35,7 +35,8 @@ struct control {
 	int64_t command; /* acts once, in state RUNNING */
 	int64_t disconnected;
 	int64_t open_errno;
-	int64_t stalled;
+	int64_t stalled; /* 1 = until the test says so, 2 = until the next start, 3 = until the next open */
+	int64_t io_errors; /* so many transfers fail with EIO */
 	int64_t granularity_frames;
 	int64_t virtual_on;
 	int64_t virtual_frames;
@@ -100,6 +101,12 @@ static void advance(volatile struct control *ctl, int64_t now)
 	position = floor(ctl->anchor_frames + (now - ctl->anchor_ns) * speed);
 	if (position > ctl->position_frames)
 		ctl->position_frames = position;
+}
+
+static void release_stall(volatile struct control *ctl, int64_t now)
+{
+	ctl->stalled = 0;
+	ctl->changed_ns = now;
 }
 
 static int64_t granularity(const struct card *card)
@@ -190,6 +197,8 @@ static int fakecap_start(snd_pcm_ioplug_t *io)
 	}
 	if (!rate_before_hz)
 		ctl->anchor_ns = now;
+	if (ctl->stalled == 2)
+		release_stall(ctl, now);
 	advance(ctl, now);
 	if (rate_before_hz)
 		ctl->frames_lost += ctl->position_frames - ctl->next_frame;
@@ -242,6 +251,10 @@ static snd_pcm_sframes_t fakecap_transfer(snd_pcm_ioplug_t *io, const snd_pcm_ch
 		return -ENODEV;
 	if (io->state == SND_PCM_STATE_SUSPENDED)
 		return -ESTRPIPE;
+	if (card->ctl->io_errors > 0) {
+		card->ctl->io_errors--;
+		return -EIO;
+	}
 	for (snd_pcm_uframes_t frame = 0; frame < size; frame++)
 		for (unsigned int channel = 0; channel < io->channels; channel++) {
 			uint32_t value = sample(io->format, channel, card->ctl->next_frame + frame);
@@ -391,6 +404,8 @@ SND_PCM_PLUGIN_DEFINE_FUNC(fakecap)
 		return err;
 	}
 	card->ctl->opens++;
+	if (card->ctl->stalled == 3)
+		release_stall(card->ctl, now_ns());
 	*pcmp = card->io.pcm;
 	return 0;
 }

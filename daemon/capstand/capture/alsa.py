@@ -24,7 +24,7 @@ import time
 import alsaaudio
 
 from capstand.block import AudioFormat
-from capstand.capture import kernel
+from capstand.capture import kernel, rebind
 from capstand.capture.source import UNKNOWN, Grant, Reading
 from capstand.config import Capture
 from capstand.errors import DeviceError
@@ -124,6 +124,18 @@ class AlsaSource:
         self._lost = 0
         self._drained = self._looked = False
         return Grant(device, self._audio, self._period, self._buffer, exact)
+
+    def restart(self) -> None:
+        assert self._pcm is not None
+        try:
+            self._pcm.drop()
+        except alsaaudio.ALSAAudioError as error:
+            raise self._failure(error, "cannot be started again") from None
+        self._lose(UNKNOWN, Cause.STALLED)
+        self._drained = False
+
+    def advice(self) -> str:
+        return rebind.advice(self._capture.device)
 
     def close(self) -> None:
         pcm, self._pcm, self._kernel = self._pcm, None, None
@@ -306,7 +318,7 @@ class AlsaSource:
 
     def _failure(self, error: Exception, what: str) -> DeviceError:
         device = self._capture.device
-        text = str(error).rsplit(" [", 1)[0]
+        text = str(error).removesuffix(f" [{device}]")
         number = error.errno if isinstance(error, OSError) else _ERRNOS.get(text, 0)
         reason = os.strerror(number) if number else text
         match number:
@@ -320,6 +332,8 @@ class AlsaSource:
                 advice = "put the user into the group audio"
             case errno.EINVAL:
                 advice = "`capstand devices` lists what it offers"
+            case errno.EIO:
+                advice = f"opening it again; if that does not help, {self.advice()}"
             case _:
                 advice = "opening it again"
         return DeviceError(f"{device} {what}: {reason}; {advice}", number or 0)

@@ -3,16 +3,22 @@
 While sound flows it waits for the device alone, takes no lock, writes no log and keeps no growing
 memory: it counts, and the main thread tells. A device that fails is closed and opened again for
 ever; the frames that it would have produced meanwhile are a gap, measured by the clock, so the
-frame index and the timeline go on. Only frames that arrive prove life: a device that is open and
-brings none for ``STALL_S`` is opened again too; it is asked several times, because a process that
-was itself stopped must not take its own absence for the card's.
+frame index and the timeline go on.
+
+Only frames that arrive prove life. A device that is open and brings none for ``STALL_S`` (or three
+of its periods, if they are long) is healed by the mildest step that helps: its stream is stopped
+and started; then it is closed and opened; then a person is told what to do, while it is opened
+again and again. It is asked several times first, because a process that was itself stopped must not
+take its own absence for the card's. An I/O error gets the first step too.
 
 Thread: ``run`` is the capture thread; the attributes may be read from any.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable
+from errno import EIO
 
 from capstand.block import NS_PER_S
 from capstand.capture.source import UNKNOWN, Grant, Source
@@ -23,6 +29,7 @@ from capstand.ring import Ring
 from capstand.stats import Cause, Tally
 
 STALL_S = 2.0
+STALL_PERIODS = 3
 STALL_READS = 5
 POLL_MS = 200
 HASTY_NS = 1_000_000
@@ -50,8 +57,11 @@ class Capturer:
         self.last_grant: Grant | None = None
         self.trouble: DeviceError | None = None
         self.refusal: str | None = None
-        self.stalls = 0
+        self.stalls = 0  # how often the device fell silent
+        self.restarts = 0
+        self.restarted = ""  # why the last time
         self.opens = 0
+        self.patience_ns = round(STALL_S * NS_PER_S)  # so long a silent device is waited for
         self.last_frame_ns = 0  # when frames last arrived
         self.captured_at_ns = 0  # when the newest block was sampled
         self.seen_ns = now_ns()  # when the thread last showed that it lives
@@ -66,6 +76,7 @@ class Capturer:
         self._reopened = False
         self._empty = 0  # reads in a row that brought nothing
         self._observed = -1  # the newest frame of which the clock knows
+        self._healing = 0  # steps taken against a silence that goes on
 
     def run(self) -> None:
         """The thread's body; ends after ``stop``."""
@@ -97,6 +108,8 @@ class Capturer:
         self.last_frame_ns = self._now_ns()
         self.pause_s = 0.0
         self._empty = 0
+        period_ns = grant.period_frames * NS_PER_S // grant.format.rate_hz
+        self.patience_ns = max(round(STALL_S * NS_PER_S), STALL_PERIODS * period_ns)
         self.grant = self.last_grant = grant
 
     def fail(self, error: DeviceError) -> float:
@@ -112,18 +125,20 @@ class Capturer:
         """One period from the device into the ring; returns its frames, 0 when none came."""
         ring = self._ring
         slot = ring.slot()
-        reading = self._source.read(slot, timeout_ms)
+        try:
+            reading = self._source.read(slot, timeout_ms)
+        except DeviceError as error:
+            if error.errno != EIO or self._healing:
+                raise
+            self._restart(f"the device says: {os.strerror(EIO)}")
+            return 0
         frames = reading.frames
         now_ns = self.seen_ns = self._now_ns()
         if frames == 0:
             self._empty += 1
-            silent = now_ns - self.last_frame_ns > STALL_S * NS_PER_S
+            silent = now_ns - self.last_frame_ns > self.patience_ns
             if silent and self._empty >= STALL_READS and not self._stopping:
-                self.stalls += 1
-                raise DeviceError(
-                    f"the device is open but has brought no frame for {STALL_S:g} s; opening it "
-                    "again; if this goes on, unplug it and plug it in again"
-                )
+                self._heal()
             return 0
         tally, clock = self.tally, self._clock
         lost = reading.lost
@@ -150,9 +165,35 @@ class Capturer:
             tally.gaps.note(first, frames, captured_at_ns, Cause.RING_FULL, True)
         tally.turn += 1
         self.last_frame_ns = now_ns
-        self._empty = 0
+        self._empty = self._healing = 0
         self.trouble = None
         return frames
+
+    def _heal(self) -> None:
+        """The next step against a device that is open and silent; raises to have it reopened."""
+        silent = (
+            f"the device is open but has brought no frame for {self.patience_ns / NS_PER_S:g} s"
+        )
+        if self._healing == 0:
+            self.stalls += 1
+            self._restart(silent)
+            return
+        self._healing += 1
+        if self._healing == 2:
+            raise DeviceError(f"{silent}, nor did starting its stream again help; opening it again")
+        raise DeviceError(
+            f"{silent}, nor did opening it again help; it is tried on; {self._source.advice()}"
+        )
+
+    def _restart(self, why: str) -> None:
+        """The mildest step: stops the stream and sets it going again."""
+        self._healing = 1
+        self.restarted = f"{why}; starting its stream again"
+        self.trouble = DeviceError(self.restarted)
+        self.restarts += 1
+        self._source.restart()
+        self.last_frame_ns = self._now_ns()
+        self._empty = 0
 
     def _account(self, lost: int, cause: Cause, stamp_ns: int, ahead: int) -> None:
         """Books a gap before the frames just read; after a new start, sets the clock on again."""

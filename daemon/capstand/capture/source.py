@@ -58,6 +58,12 @@ class Source(Protocol):
     def read(self, slot: memoryview, timeout_ms: int) -> Reading:
         """Waits for one period at most ``timeout_ms`` and puts it into ``slot``."""
 
+    def restart(self) -> None:
+        """Stops the stream; the next ``read`` sets it going, and what is missing is ``UNKNOWN``."""
+
+    def advice(self) -> str:
+        """What a person can do about a device that stays silent; asked when nothing comes."""
+
     def close(self) -> None:
         """Lets the device go; may be called at any time, also twice."""
 

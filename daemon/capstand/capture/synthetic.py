@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 
 from capstand.block import NS_PER_S, AudioFormat, SampleFormat
-from capstand.capture.source import Grant, Reading
+from capstand.capture.source import UNKNOWN, Grant, Reading
 from capstand.config import Capture, Fault, Synthetic
 from capstand.dsp.convert import from_float, from_int32
 from capstand.errors import DeviceError
@@ -99,6 +99,7 @@ class SyntheticSource:
         self._read = 0
         self._stopping = False
         self.patience_ms = 0  # it hands over each period at once
+        self._restarted = False
 
     def true_time_ns(self, frame: int) -> int:
         """When the card sampled that frame, in truth (as long as it never stood still)."""
@@ -118,10 +119,18 @@ class SyntheticSource:
         self._still_ns = self._stood_still(now)
         self._fill = self._fill or _signal(self._setup, self._audio)
         self._read = self._produced(now)
+        self._restarted = False
         capture = self._capture
         return Grant(
             "synthetic", self._audio, capture.period_frames, capture.buffer_frames, exact=True
         )
+
+    def restart(self) -> None:
+        self._read = self._produced(self._time.now_ns())
+        self._restarted = True
+
+    def advice(self) -> str:
+        return "it is simulated: its faults say for how long it stands still"
 
     def close(self) -> None:
         pass
@@ -153,6 +162,8 @@ class SyntheticSource:
             reading.lost = pending - buffer + MARGIN_PERIODS * period
             reading.cause = Cause.OVERRUN
             self._read += reading.lost
+        if self._restarted:
+            reading.lost, reading.cause, self._restarted = UNKNOWN, Cause.STALLED, False
         reading.ahead = produced - self._read
         reading.stamp_ns = now + self._lateness_ns()
         self._fill(slot, self._read, period)

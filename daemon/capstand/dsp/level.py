@@ -16,7 +16,8 @@ WINDOW_S = 0.2
 
 
 class Meter:
-    """``level_dbfs`` and ``peak_dbfs`` of the last full window; None before the first.
+    """``level_dbfs`` and ``peak_dbfs`` of the last full window; None before the first. ``zeros_s``:
+    for how long every sample has been exactly zero, which no open microphone is, however quiet.
 
     Blocks are gathered and measured once a window: twenty small calls into numpy, each with cold
     caches, cost more than all else that happens to a block.
@@ -25,7 +26,9 @@ class Meter:
     def __init__(self, audio: AudioFormat) -> None:
         self.level_dbfs: float | None = None
         self.peak_dbfs: float | None = None
+        self.zeros_s = 0.0
         self._sample = audio.sample
+        self._bytes_per_s = audio.rate_hz * audio.frame_bytes
         self._window_bytes = round(WINDOW_S * audio.rate_hz) * audio.frame_bytes
         self._gathered: list[bytes] = []
         self._bytes = 0
@@ -47,6 +50,7 @@ class Meter:
             full = 2.0**31
         square = float(np.dot(values, values)) / (full * full)
         peak = max(float(values.max()), -float(values.min())) / full
+        self.zeros_s = 0.0 if peak else self.zeros_s + len(samples) / self._bytes_per_s
         self.level_dbfs = _dbfs(math.sqrt(square / len(values)))
         self.peak_dbfs = _dbfs(peak)
 

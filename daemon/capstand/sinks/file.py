@@ -6,8 +6,9 @@ up to the last second after ``kill -9`` or a power cut; the next start finds it 
 name. libsndfile writes the formats.
 
 Gaps are filled with silence, so that the file's time stays true, or left out. A gap of more than
-``LONG_GAP_S`` starts a new segment instead, whose name says its own time. The name carries the time
-(UTC) at which its first frame was sampled: ``mic-20261122T031500.250Z.wav``.
+``LONG_GAP_S`` starts a new segment instead, whose name says its own time, and so does a wall clock
+that has been set by as much since the segment began (or a machine that was suspended). The name
+carries the time (UTC) at which its first frame was sampled: ``mic-20261122T031500.250Z.wav``.
 
 Thread: the outlet's; libsndfile and numpy are loaded in it, so that they do not hold up the start
 of capture.
@@ -25,6 +26,7 @@ from pathlib import Path
 from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.config import FileSink
 from capstand.errors import SinkError
+from capstand.sinks.disk import advice
 from capstand.sinks.sink import Sink
 
 LONG_GAP_S = 60.0
@@ -66,6 +68,7 @@ class Recording(Sink):
         self._segment: _Segment | None = None
         self._next_frame = 0
         self._written_ns = 0
+        self._wall_ahead_ns = 0  # wall time minus monotonic time when the segment began
 
     def open(self) -> None:
         try:
@@ -81,13 +84,24 @@ class Recording(Sink):
         try:
             self._write(block)
         except (OSError, RuntimeError, AssertionError) as error:
-            raise self._failure(error) from None
+            raise self._failure(self._cause(error)) from None
+
+    def _cause(self, error: Exception) -> Exception:
+        """libsndfile only says that the system failed; a write by hand says why."""
+        if self._segment is not None and not isinstance(error, OSError):
+            try:
+                self._segment.probe()
+            except OSError as plain:
+                return plain
+        return error
 
     def _write(self, block: Block) -> None:
         segment = self._segment
         if segment is not None:
             gap = block.first_frame - self._next_frame
-            if gap > LONG_GAP_S * self._audio.rate_hz:
+            stepped_ns = self._wall_ns() - self._now_ns() - self._wall_ahead_ns
+            stepped = abs(stepped_ns) > LONG_GAP_S * NS_PER_S
+            if stepped or gap > LONG_GAP_S * self._audio.rate_hz:
                 self._finish()
                 segment = None
             elif gap and self._setup.gaps == "silence":
@@ -119,6 +133,7 @@ class Recording(Sink):
             raise self._failure(error) from None
 
     def _begin(self, block: Block) -> "_Segment":
+        self._wall_ahead_ns = self._wall_ns() - self._now_ns()
         age_ns = self._now_ns() - block.captured_at_ns
         started = datetime.fromtimestamp((self._wall_ns() - age_ns) / NS_PER_S, UTC)
         stamp = started.strftime("%Y%m%dT%H%M%S.") + f"{started.microsecond // 1000:03}Z"
@@ -161,7 +176,7 @@ class Recording(Sink):
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return SinkError(
             f"{self._folder}: {reason or 'the disk took only a part'}; recording waits; "
-            "check that the directory exists, is writable and has room"
+            f"{advice(error)}"
         )
 
 
@@ -247,6 +262,12 @@ class _Segment:
         else:
             self._part.unlink()
         _sync_folder(self.path.parent)
+
+    def probe(self) -> None:
+        """Raises OSError where the file can take no more."""
+        end = os.fstat(self._descriptor).st_size
+        os.pwrite(self._descriptor, bytes(4096), end)
+        os.ftruncate(self._descriptor, end)
 
     def _command(self, command: int, size: int) -> None:
         import soundfile

@@ -3,7 +3,8 @@
 A slow or hung sink fills its own queue and nothing else. Rule for a full queue: the oldest block is
 dropped, so that a peer that comes back hears the present. A sink that fails is closed and opened
 again with growing pauses for ever; meanwhile the queue keeps the newest sound, unless the sink is
-live: then it begins with the present. A sink that is busy stays open and misses the block.
+live: then it begins with the present. Whatever a sink raises is taken for a SinkError: a bug in one
+of them must not silence the stream. A sink that is busy stays open and misses the block.
 
 Small blocks can be gathered into larger ones on the way, for a sink that is not in a hurry: a disk
 wants five writes a second, not a hundred, and each costs a wake-up of this thread. A gap ends a
@@ -18,6 +19,7 @@ import random
 import threading
 import time
 
+from capstand import bug
 from capstand.block import NS_PER_S, Block
 from capstand.errors import SinkBusy, SinkError
 from capstand.realtime import prepare_thread
@@ -124,7 +126,7 @@ class Outlet:
         self.state = "opening"
         try:
             self.sink.open()
-        except SinkError as error:
+        except Exception as error:  # noqa: BLE001  of a sink anything may come
             self._fail(error)
             return False
         self.state = "open"
@@ -142,7 +144,7 @@ class Outlet:
                     return True
                 if block.frames:
                     self.deliver(block)
-        except SinkError as error:
+        except Exception as error:  # noqa: BLE001
             self._fail(error)
             return False
 
@@ -177,7 +179,7 @@ class Outlet:
             self.failed += block.frames - busy.taken
             self.trouble = str(busy)
             return
-        except SinkError:
+        except Exception:
             self.failed += block.frames
             raise
         self.delivered += block.frames
@@ -185,14 +187,19 @@ class Outlet:
             self.trouble = None
             self._retry_s = RETRY_S[0]
 
-    def _fail(self, error: SinkError) -> None:
+    def _fail(self, error: Exception) -> None:
         self.failures += 1
-        self.trouble = str(error)
+        self.trouble = self._words(error)
         self.state = "waiting"
         try:
             self.sink.close()
-        except SinkError as also:
-            self.trouble = f"{error}; {also}"
+        except Exception as also:  # noqa: BLE001
+            self.trouble = f"{self.trouble}; {self._words(also)}"
+
+    def _words(self, error: Exception) -> str:
+        if isinstance(error, SinkError):
+            return str(error)
+        return f"unexpected {bug.tell(f'sink {self.name}', error, SINK=self.name)}; tried again"
 
     def _drop_queued(self) -> None:
         ended = False
@@ -214,8 +221,8 @@ class Outlet:
         self._drop_queued()
         try:
             self.sink.close()
-        except SinkError as error:
-            self.trouble = str(error)
+        except Exception as error:  # noqa: BLE001
+            self.trouble = self._words(error)
         self.state = "closed"
 
     def finish(self) -> None:

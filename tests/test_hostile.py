@@ -1,0 +1,371 @@
+"""Hostile input: configurations, device names and bytes on the control socket that mean no good.
+
+Whatever comes in is refused in words that say where and what, changes nothing, and ends no process.
+A few examples run each time, many with CAPSTAND_FULL=1; all come from fixed seeds.
+"""
+
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from capstand import cli
+from capstand.config import Config, load
+from capstand.control import MAX_CLIENTS, ask
+from capstand.decode import decode
+from capstand.errors import ConfigError
+from tests.counts import counts
+from tests.test_control import ANSWER, Daemon, honest
+from tests.test_service import CONFIGURATION
+from tests.test_service import Daemon as Service
+from tests.test_shipped_config import SHIPPED, uncommented
+
+TOKENS = (
+    *("0", "-1", "1e999", "nan", "inf", "9" * 5000, "0x7fffffffffffffff", "48000", "1979-05-27"),
+    *('""', '"mic"', '"\\u0000"', '"\\u202e\\u009b2J"', '"' + "x" * 3000 + '"', "'''", '"""'),
+    *("true", "[]", "[[]]", "{}", "{a = {b = 1}}", "[" * 60, "{" * 60, "]", "}", "=", ".", "#"),
+    *("\\", "\r", "\t", "\x00", "\x1b[2J", "\ufeff", "é", "\U0001f399", "\u2028", "\x9b"),
+    *("[stream]", "[[stream]]", "[stream.capture]", "[[stream.sink]]", "[stream.sink.token]"),
+    *('type = "file"', 'type = "agora"', 'device = "synthetic"', "sink = 1", "capture = []"),
+    *("stream = []", "name = 5", "synthetic = {faults = [{}]}", 'path = "/x"', 'source = "file"'),
+)
+FAULT = re.compile(r"c\.toml(:\d+: .+|: not a configuration: .+)")
+
+
+@pytest.fixture
+def no_hang() -> Iterator[None]:
+    """Ends a test that does not come back."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(counts(120, 3600))
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def mutated(chance: random.Random, bases: list[str]) -> str:
+    """A right file, or another mutation of one, changed in a few places."""
+    text = chance.choice(bases)
+    for _ in range(chance.choice((1, 1, 2, 3, 8))):
+        lines = text.split("\n")
+        at = chance.randrange(len(lines))
+        match chance.randrange(8):
+            case 0:
+                del lines[at]
+            case 1:
+                lines.insert(at, chance.choice(lines))
+            case 2:
+                lines.insert(at, chance.choice(TOKENS))
+            case 3:
+                key = lines[at].split("=")[0]
+                lines[at] = f"{key}= {chance.choice(TOKENS)}"
+            case 4:
+                spot = chance.randrange(len(lines[at]) + 1)
+                lines[at] = lines[at][:spot] + chance.choice(TOKENS) + lines[at][spot:]
+            case 5:
+                spot = chance.randrange(len(lines[at]) + 1)
+                lines[at] = lines[at][:spot] + lines[at][spot + 1 :]
+            case 6:
+                other = chance.randrange(len(lines))
+                lines[at], lines[other] = lines[other], lines[at]
+            case _:
+                lines = lines[: at + 1]
+        text = "\n".join(lines) or "#"
+    return text
+
+
+def scrap(chance: random.Random) -> str:
+    """What somebody might have found on the floor: pieces of TOML in any order."""
+    return chance.choice(("\n", " ", "")).join(chance.choices(TOKENS, k=chance.randrange(12)))
+
+
+def right_files() -> list[str]:
+    short = CONFIGURATION.format(device="hw:0", folder="/rec")
+    many = "".join(short.replace('"mic"', f'"m{n}"').replace("hw:0", f"hw:{n}") for n in range(8))
+    return [short, many, SHIPPED.read_text(), uncommented()]
+
+
+@pytest.mark.usefixtures("no_hang")
+def test_any_configuration_is_right_or_refused_line_by_line() -> None:
+    """Thousands of broken files: each either loads or is refused with lines that name file, line
+    and key and can be printed anywhere; none ends in a traceback, none hangs."""
+    chance, bases = random.Random(20261122), right_files()
+    right = refused = 0
+    for _ in range(counts(3_000, 100_000)):
+        text = mutated(chance, bases) if chance.random() < 0.9 else scrap(chance)
+        try:
+            assert isinstance(decode(text, "c.toml", Config), Config)
+            right += 1
+        except ConfigError as error:
+            refused += 1
+            assert error.faults
+            for line in error.faults:
+                assert FAULT.fullmatch(line), line
+                assert line.isprintable(), line
+                assert len(line) < 2000, line
+    assert right > 50 and refused > 1000
+
+
+@pytest.mark.usefixtures("no_hang")
+def test_any_bytes_in_a_configuration_are_right_or_refused(tmp_path: Path) -> None:
+    """Files of any bytes, cut off or torn, are refused with the name of the file."""
+    chance, path = random.Random(7), tmp_path / "c.toml"
+    good = right_files()[0].encode()
+    for _ in range(counts(300, 10_000)):
+        raw = bytearray(good if chance.random() < 0.7 else chance.randbytes(chance.randrange(400)))
+        for _ in range(chance.randrange(4)):
+            at = chance.randrange(len(raw) + 1)
+            raw[at : at + chance.randrange(3)] = chance.randbytes(chance.randrange(4))
+        path.write_bytes(raw)
+        try:
+            load(path)
+        except ConfigError as error:
+            assert all(one.startswith(f"{path}:") and one.isprintable() for one in error.faults)
+
+
+def test_check_refuses_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`capstand check` ends with 0 or 78 for whatever it is given, and says why on stderr."""
+    chance, bases, path = random.Random(3), right_files(), tmp_path / "c.toml"
+    for _ in range(counts(40, 400)):
+        path.write_text(mutated(chance, bases))
+        status = cli.main(["check", str(path)])
+        told = capsys.readouterr()
+        assert status in (0, 78)
+        assert (told.err == "") == (status == 0) == bool(told.out)
+    for odd in (tmp_path, tmp_path / "none", Path("/dev/zero"), Path("/proc/self/mem")):
+        assert cli.main(["check", str(odd)]) == 78
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_run_refuses_with_78(tmp_path: Path) -> None:
+    """The daemon itself ends with 78 and no traceback for a file that is refused."""
+    chance, bases, path = random.Random(4), right_files(), tmp_path / "c.toml"
+    for _ in range(counts(4, 60)):
+        text = mutated(chance, bases) + "\nthis = is = no TOML"
+        path.write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-m", "capstand", "run", "--config", str(path), "--seconds", "1"],
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 78, done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+# Device names
+
+OPENING = """
+import json, sys
+from capstand.capture.alsa import AlsaSource
+from capstand.config import Capture
+from capstand.errors import DeviceError
+
+for name in json.load(sys.stdin):
+    source = AlsaSource(Capture(device=name, priority=0))
+    try:
+        source.open()
+        told = ""
+    except DeviceError as error:
+        told = str(error)
+    source.close()
+    print(json.dumps([name, told]), flush=True)
+"""
+NAMES = (
+    *("hw:0; rm -rf /", "hw:0,0,0,0", "hw:99", "hw:-1", "hw:CARD=", "hw:'", 'hw:"', "hw:{", "hw:}"),
+    *("{", "}", "{type null}", "@func", "{@func getenv}", "hw:{@func getenv vars [HOME]}", "$HOME"),
+    *("plug:{type hw card 0}", "plug:plug:plug:hw", "plug:'plug:\"plug:hw\"'", "null:''", "empty"),
+    *("<confdir:alsa.conf>", "</etc/passwd>", "../../etc/passwd", "/dev/snd/pcmC0D0c", "%s%n%x"),
+    *(
+        "a" * 256,
+        "hw:" + "9" * 253,
+        "{" * 256,
+        "hw:" + "{" * 200,
+        "'" * 256,
+        "é" * 256,
+        "\U0001f399",
+    ),
+    *("default:CARD=x", "sysdefault:", "dsnoop:99", "pulse", "hw:CARD=\u202eciM", "a b c", "\\"),
+)
+
+
+def opened(names: list[str]) -> list[tuple[str, str]]:
+    """What a process of its own is told when it opens each of these."""
+    done = subprocess.run(
+        [sys.executable, "-c", OPENING],
+        input=json.dumps(names),
+        capture_output=True,
+        text=True,
+        timeout=counts(120, 3600),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == "", "libasound talks"
+    return [(one[0], one[1]) for one in map(json.loads, done.stdout.splitlines())]
+
+
+def test_hostile_device_names_are_refused_in_words() -> None:
+    """Whatever a device is called, opening it ends in a sentence, never in a crash of libasound."""
+    chance = random.Random(9)
+    pieces = [*"{}[]()<>@$#%&'\"\\:;,.=| ~!?*/+-_aZ09é", "hw:", "plug:", "CARD=", "type", "@func "]
+    made = [
+        name
+        for _ in range(counts(150, 5_000))
+        for name in ["".join(chance.choices(pieces, k=chance.randrange(1, 40)))[:256]]
+        if "|" not in name
+    ]
+    told = opened([*NAMES, *made])
+    assert len(told) == len(NAMES) + len(made)
+    for name, words in told:
+        if words:
+            assert words.startswith(f"{name} cannot be opened: "), words
+            assert "; " in words
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "file:'|touch {}',raw",
+        "file:{}",
+        "FILE=x,file : {}",
+        "tee:null,'|touch {}',raw",
+        "plug:'file:{}'",
+        "plug:SLAVE='tee:null,{},raw'",
+    ],
+)
+def test_a_device_name_runs_no_command_and_writes_no_file(tmp_path: Path, device: str) -> None:
+    """ALSA's plug-ins file and tee write where a name tells them to, and run what follows a bar:
+    such names are refused when the configuration is read."""
+    target = tmp_path / "written"
+    text = CONFIGURATION.format(device=device.format(target), folder=tmp_path)
+    with pytest.raises(ConfigError, match="ALSA would run a command or write a file"):
+        decode(text, "c.toml", Config)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("device", ["hw:CARD=file", "profile:x", "hw:CARD=tee,DEV=0", "filet"])
+def test_names_that_only_look_like_it_are_right(tmp_path: Path, device: str) -> None:
+    """A card may be called what it likes."""
+    decode(CONFIGURATION.format(device=device, folder=tmp_path), "c.toml", Config)
+
+
+# The control socket
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    one = Daemon(tmp_path / "run" / "control.sock")
+    yield one
+    one.close()
+
+
+PIECES = (
+    *(b'{"ask": "status"}', b"\n", b"{", b"}", b"[", b'"', b":", b"ask", b"status", b"null", b"\0"),
+    *(
+        b"\xff\xfe",
+        b"9" * 900,
+        b"[" * 900,
+        b'{"a":' * 150,
+        b"\\ud800",
+        b"NaN",
+        b"1e999",
+        b" " * 700,
+    ),
+)
+
+
+def test_any_bytes_are_answered_or_refused(daemon: Daemon) -> None:
+    """Thousands of clients that send anything, whole or in pieces, and hang up anywhere: each gets
+    the answer or a refusal, nothing is left of it, and the next honest one is answered."""
+    chance = random.Random(11)
+    for number in range(counts(2_000, 50_000)):
+        with daemon.connect() as client:
+            for _ in range(chance.randrange(4)):
+                raw = b"".join(chance.choices(PIECES, k=chance.randrange(1, 5)))
+                try:
+                    client.sendall(raw if chance.random() < 0.7 else chance.randbytes(50))
+                except (BrokenPipeError, ConnectionResetError):
+                    break
+                if chance.random() < 0.5:
+                    daemon.turn()
+            if chance.random() < 0.5:
+                client.shutdown(socket.SHUT_WR)
+                daemon.turn()
+                try:
+                    got = client.recv(65536)
+                except ConnectionResetError:
+                    got = b""
+                if got:
+                    answer = json.loads(got)
+                    assert answer == ANSWER or answer.keys() == {"error"}
+        daemon.turn()
+        assert daemon.server._clients == {}
+        if number % 100 == 0:
+            assert honest(daemon)
+    assert honest(daemon)
+
+
+def test_a_crowd_of_silent_clients_locks_nobody_out(daemon: Daemon) -> None:
+    """With any number of clients that connect and say nothing, or half a line, an honest one is
+    answered; who had asked already is answered before it has to go."""
+    with ExitStack() as stack:
+        for number in range(10 * MAX_CLIENTS):
+            client = stack.enter_context(daemon.connect())
+            if number % 2:
+                client.sendall(b'{"ask": "sta')
+            if number % 7 == 0:
+                client.shutdown(socket.SHUT_WR)
+            assert len(daemon.server._clients) <= MAX_CLIENTS
+            if number % 5 == 0:
+                assert honest(daemon)
+        asked = stack.enter_context(socket.socket(socket.AF_UNIX))
+        asked.settimeout(10)
+        asked.connect(str(daemon.path))
+        asked.sendall(b'{"ask": "status"}\n')
+        for _ in range(MAX_CLIENTS):
+            late = stack.enter_context(socket.socket(socket.AF_UNIX))
+            late.setblocking(False)
+            try:
+                late.connect(str(daemon.path))
+            except BlockingIOError:
+                break
+        daemon.turn()
+        assert json.loads(asked.recv(65536)) == ANSWER
+
+
+def test_a_daemon_that_is_pestered_captures_on(tmp_path: Path) -> None:
+    """While silent, half-closed and babbling clients hold all places of a real daemon, `capstand
+    status` is answered, frames advance and the watchdog is fed."""
+    service = Service(tmp_path, CONFIGURATION.format(device="synthetic", folder=tmp_path))
+    try:
+        service.hear("READY=1")
+        path, chance = tmp_path / "run/control.sock", random.Random(13)
+        frames = []
+        with ExitStack() as stack:
+            for _ in range(counts(40, 1_000)):
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                try:
+                    client.connect(str(path))
+                    client.send(chance.randbytes(chance.randrange(1, 1000)))
+                except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+                    continue
+                answer = ask(path, "status", 20.0)
+                frames.append(answer["streams"][0]["captured_frames"])
+        service.hear("WATCHDOG=1")
+        assert frames == sorted(frames) and len(set(frames)) > 1
+        assert service.end() == 0
+        assert service.ledger()[-1]["balanced"] is True
+    finally:
+        service.close()

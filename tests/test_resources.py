@@ -1,0 +1,409 @@
+"""A machine that runs short: disks that refuse, descriptors, memory and threads that are not there.
+
+Each is tried on the real daemon. Capture goes on, the other sinks are left alone, what stopped goes
+on by itself when there is room again, the books balance, and one line says what to do. Where that
+cannot be, the process ends with an error, so that systemd starts it anew: it is never deaf.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capstand import bug
+from capstand.block import Block
+from capstand.ledger import Ledger
+from capstand.notify import Notifier
+from capstand.sinks import disk
+from capstand.sinks.outlet import Outlet
+from tests.line import Keep
+from tests.test_service import Daemon
+
+PATIENCE_S = 20.0
+CONFIGURATION = """
+[[stream]]
+name = "mic"
+[stream.capture]
+device = "synthetic"
+synthetic = {{signal = "counter"}}
+[[stream.sink]]
+type = "file"
+name = "bad"
+path = "{bad}"
+min_free_mb = 0
+segment_s = 1
+queue_ms = 500
+[[stream.sink]]
+type = "file"
+name = "good"
+path = "{good}"
+min_free_mb = 0
+"""
+
+
+class Place:
+    """A daemon with one sink on a disk of its own and one beside it."""
+
+    def __init__(self, folder: Path, bad: Path) -> None:
+        self.folder = folder
+        self.bad = bad
+        self.daemon = Daemon(folder, CONFIGURATION.format(bad=bad, good=folder / "good"))
+        self.hear("READY=1")
+
+    @property
+    def pid(self) -> int:
+        return self.daemon.process.pid
+
+    def hear(self, wanted: str) -> str:
+        return self.daemon.hear(wanted)
+
+    def hear_well(self) -> str:
+        """Listens until a status names no sink that waits."""
+        while True:
+            line = self.hear("STATUS=")
+            if "bad: mic-" in line and "recording waits" not in line and "ledger:" not in line:
+                return line
+
+    def limit(self, what: int, soft: int) -> None:
+        hard = resource.prlimit(self.pid, what)[1]
+        resource.prlimit(self.pid, what, (soft, hard))
+
+    def status(self) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE_S)
+            client.connect(str(self.folder / "run/control.sock"))
+            client.sendall(b'{"ask": "status"}\n')
+            got = b""
+            while chunk := client.recv(65536):
+                got += chunk
+        (stream,) = json.loads(got)["streams"]
+        return dict(stream)
+
+    def record(self, times: int) -> None:
+        """Until the good sink's file has grown so often (once a second), or the daemon ended."""
+        deadline, seen = time.monotonic() + PATIENCE_S, set[int]()
+        while len(seen) <= times and self.daemon.process.poll() is None:
+            seen.add(sum(one.stat().st_size for one in (self.folder / "good").iterdir()))
+            time.sleep(0.02)
+            assert time.monotonic() < deadline, "deaf"
+
+    def end(self) -> tuple[dict[str, Any], str]:
+        """Stops it; the last line of the books, and the log."""
+        assert self.daemon.end() == 0
+        assert self.daemon.process.stderr is not None
+        log = self.daemon.process.stderr.read()
+        lines = ledger(self.folder)
+        books = json.loads(lines[-1])
+        for line in lines:
+            json.loads(line)  # none is torn
+        assert books["event"] == "stop" and books["balanced"] is True
+        bad, good = books["sinks"]
+        assert (good["dropped_frames"], good["inside_frames"]) == (0, 0)
+        assert bad["inside_frames"] == 0
+        return books, log
+
+
+@pytest.fixture
+def disk_20mb(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("a small disk needs the right to mount: run as root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=20m", "none", folder], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {made.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Takes all there is of a disk."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return ballast
+
+
+@pytest.fixture
+def places() -> Iterator[list[Place]]:
+    opened: list[Place] = []
+    yield opened
+    for one in opened:
+        one.daemon.close()
+
+
+def test_a_disk_that_fills_up_and_is_emptied(
+    tmp_path: Path, disk_20mb: Path, places: list[Place]
+) -> None:
+    """Recordings and ledger on a disk that is full: STATUS says so and what to do, the other sink
+    misses nothing; when there is room recording goes on by itself, and no line of the ledger is
+    missing or torn."""
+    (tmp_path / "state").symlink_to(disk_20mb)
+    place = Place(tmp_path, disk_20mb / "rec")
+    places.append(place)
+    place.hear_well()
+    ballast = fill(disk_20mb)
+    line = place.hear("sink bad: ")
+    assert re.search(r"No space left on device; recording waits; check that|0 MB free", line)
+    ballast.unlink()
+    place.hear_well()
+    books, log = place.end()
+    assert books["sinks"][0]["delivered_frames"] > 0
+    assert "error: mic: sink bad: " in log and "mic: sink bad works again" in log
+
+
+def test_a_disk_that_is_read_only(tmp_path: Path, disk_20mb: Path, places: list[Place]) -> None:
+    """On a read-only disk neither recording nor ledger can be written; STATUS says how to mend it,
+    and once it is mounted for writing both go on, with every line since the start."""
+    (disk_20mb / "rec").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", disk_20mb], check=True)
+    (tmp_path / "state").symlink_to(disk_20mb)
+    place = Place(tmp_path, disk_20mb / "rec")
+    places.append(place)
+    line = place.hear("sink bad: ")
+    assert "Read-only file system" in line and "mount -o remount,rw" in line
+    place.hear("ledger: ")
+    subprocess.run(["mount", "-o", "remount,rw", disk_20mb], check=True)
+    place.hear_well()
+    books, log = place.end()
+    assert books["sinks"][0]["delivered_frames"] > 0
+    assert "ledger: is written again" in log
+    assert [one["event"] for one in place.daemon.ledger()][:2] == ["start", "grant"]
+
+
+def test_a_file_may_not_grow(tmp_path: Path, places: list[Place]) -> None:
+    """With RLIMIT_FSIZE below a segment's size recording goes on in a new file each time, and the
+    sound around it is in the books."""
+    place = Place(tmp_path, tmp_path / "rec")
+    places.append(place)
+    place.hear_well()
+    place.limit(resource.RLIMIT_FSIZE, 100_000)
+    line = place.hear("sink bad: ")
+    assert "File too large; recording waits; " in line and "lower segment_s" in line
+    place.limit(resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
+    place.hear("bad: mic-")
+    place.daemon.end()
+    events = place.daemon.ledger()
+    assert events[-1]["balanced"] is True
+
+
+def test_no_descriptor_is_free(tmp_path: Path, places: list[Place]) -> None:
+    """With every descriptor taken, capture and the sink whose file is open go on; the next segment
+    of the other waits and says what to raise; with descriptors all goes on, status too."""
+    place = Place(tmp_path, tmp_path / "rec")
+    places.append(place)
+    place.hear_well()
+    place.limit(resource.RLIMIT_NOFILE, 3)
+    with socket.socket(socket.AF_UNIX) as knocking:
+        knocking.connect(str(tmp_path / "run/control.sock"))
+        knocking.sendall(b'{"ask": "status"}\n')
+        spent, began = cpu_s(place.pid), time.monotonic()
+        place.record(3)  # nothing can be heard without a descriptor, not even by systemd
+        assert cpu_s(place.pid) - spent < 0.8 * (time.monotonic() - began), "busy turns"
+    place.limit(resource.RLIMIT_NOFILE, 1024)
+    line = place.hear_well()
+    assert "bad: mic-" in line
+    stats = place.status()
+    assert stats["balanced"] is True
+    _, log = place.end()
+    assert "Too many open files" in log and "raise LimitNOFILE= in the unit" in log
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_no_memory_is_free(tmp_path: Path, places: list[Place]) -> None:
+    """With no byte of address space to be had, the daemon captures on, or ends with an error and is
+    started anew; it is never there and deaf."""
+    place = Place(tmp_path, tmp_path / "rec")
+    places.append(place)
+    place.hear_well()
+    place.limit(resource.RLIMIT_AS, 1 << 20)
+    place.record(2)
+    if place.daemon.process.poll() is None:
+        place.limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+        place.record(2)
+        place.hear_well()
+        assert place.status()["balanced"] is True
+    else:
+        assert place.daemon.process.returncode == 1
+
+
+def ledger(folder: Path) -> list[str]:
+    return (folder / "state/ledger/mic.jsonl").read_text().splitlines()
+
+
+DYING = """
+import sys
+from capstand import cli
+from capstand.capture.synthetic import SyntheticSource
+from capstand.pusher import Pusher
+from capstand.sinks.file import Recording
+from capstand.reporter import Reporter
+
+def die(*_):
+    raise ZeroDivisionError("a bug")
+
+kinds = {"capture": SyntheticSource, "push": Pusher, "sink": Recording, "main": Reporter}
+kind = kinds[sys.argv[1]]
+name = {"capture": "read", "push": "step", "sink": "write", "main": "look"}[sys.argv[1]]
+right, calls = getattr(kind, name), iter(range(10**9))
+setattr(kind, name, lambda *a: right(*a) if next(calls) not in range(8, 11) else die())
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def dying(tmp_path: Path, thread: str) -> subprocess.CompletedProcess[str]:
+    """A daemon in which a bug shows in one thread after a while; at most 4 s of it."""
+    setup = tmp_path / "capstand.toml"
+    setup.write_text(CONFIGURATION.format(bad=tmp_path / "bad", good=tmp_path / "good"))
+    return subprocess.run(
+        [
+            *(sys.executable, "-c", DYING, thread, "run", "--config", str(setup), "--seconds"),
+            *("4", "--runtime", str(tmp_path / "run")),
+            *("--state", str(tmp_path / "state")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("thread", ["capture", "push", "main"])
+def test_a_thread_that_dies_of_a_bug_ends_the_daemon(tmp_path: Path, thread: str) -> None:
+    """A bug in a thread ends the process at once, with an error, its traceback, whole files and
+    closed books; systemd starts a new one."""
+    done = dying(tmp_path, thread)
+    assert done.returncode == 1, done.stderr
+    assert f"thread {thread}" in done.stderr and "ZeroDivisionError: a bug" in done.stderr
+    assert done.stderr.count("Traceback (most recent call last)") == 1
+    assert f"stopping: starting again: thread {thread}" in done.stderr
+    assert not list((tmp_path / "good").glob("*.part"))
+    books = [json.loads(one) for one in ledger(tmp_path)]
+    assert books[-1]["event"] == "stop"
+
+
+def test_a_sink_with_a_bug_is_tried_again(tmp_path: Path) -> None:
+    """A bug in a sink costs the block and a pause, is told once, and the sink works again."""
+    done = dying(tmp_path, "sink")
+    assert done.returncode == 0, done.stderr
+    assert "unexpected ZeroDivisionError: a bug (at <string>:" in done.stderr
+    assert done.stderr.count("Traceback (most recent call last)") == 1
+    assert "works again" in done.stderr
+    books = [json.loads(one) for one in ledger(tmp_path)]
+    assert books[-1]["balanced"] is True
+
+
+# In one process
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), MemoryError(), OSError(24, "Too many open files")]
+)
+def test_whatever_a_sink_raises_is_booked(error: Exception) -> None:
+    """Anything that comes out of a sink's open, write or close is a trouble of that sink alone."""
+
+    class Wild(Keep):
+        wild = True
+
+        def open(self) -> None:
+            if self.wild:
+                raise error
+
+        def write(self, block: Block) -> None:
+            raise error
+
+        def close(self) -> None:
+            raise error
+
+    sink = Wild()
+    outlet = Outlet("wild", sink, 1000)
+    assert outlet.try_open() is False
+    assert outlet.trouble is not None
+    assert outlet.trouble.startswith(f"unexpected {type(error).__name__}: ")
+    sink.wild = False
+    outlet.put(Block(0, 10, 1, bytes(40)))
+    outlet.finish()
+    outlet.run()
+    assert (outlet.entered, outlet.failed, outlet.delivered, outlet.queued) == (10, 10, 0, 0)
+    assert outlet.state == "closed"
+
+
+def test_a_bug_is_told_once_with_its_traceback(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same error from the same line is told with its traceback once, another one again."""
+
+    def fail(what: type[Exception]) -> str:
+        try:
+            raise what("first\nsecond")
+        except Exception as error:  # noqa: BLE001
+            return bug.tell("here", error)
+
+    monkeypatch.setattr(logging.getLogger("capstand"), "propagate", True)
+    lines = [fail(KeyError), fail(KeyError), fail(IndexError)]
+    assert all(one.count("\n") == 0 and "test_resources.py:" in one for one in lines)
+    assert [one.getMessage().count("Traceback") for one in caplog.records] == [1, 1]
+
+
+def test_a_ledger_line_is_whole_or_not_there(tmp_path: Path, disk_20mb: Path) -> None:
+    """A disk that fills up in the midst of a line takes none of it; the line waits for room."""
+    ledger = Ledger(disk_20mb)
+    ledger.write("mic", "start")
+    while not ledger.path("mic").exists():
+        time.sleep(0.01)
+    ballast = fill(disk_20mb)
+    for number in range(100):  # the page at the end of the file still has room for some
+        ledger.write("mic", "gap", frames=number)
+    deadline = time.monotonic() + PATIENCE_S
+    while ledger.trouble is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "No space left on device; its lines wait in memory" in str(ledger.trouble)
+    assert ledger.path("mic").read_text().endswith("\n")
+    ballast.unlink()
+    while ledger.trouble is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ledger.close(PATIENCE_S)
+    events = [json.loads(one) for one in ledger.path("mic").read_text().splitlines()]
+    assert [one.get("frames") for one in events] == [None, *range(100)]
+
+
+def test_systemd_that_cannot_be_told_is_told_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notification that fails for want of a descriptor raises nothing and is made up for."""
+    path = tmp_path / "notify"
+    monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+    notifier = Notifier()
+    notifier.ready()
+    notifier.status("one")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(path))
+        systemd.settimeout(PATIENCE_S)
+        notifier.ready()
+        notifier.status("one")
+        assert [systemd.recv(100) for _ in range(2)] == [b"READY=1", b"STATUS=one"]
+
+
+@pytest.mark.parametrize("number", sorted(disk._ADVICE))
+def test_every_refusal_of_a_disk_says_what_to_do(number: int) -> None:
+    """Each errno that a disk can give has its own advice."""
+    assert disk.advice(OSError(number, os.strerror(number))) == disk._ADVICE[number]
+    assert "check that" in disk.advice(RuntimeError("x"))
