@@ -1,10 +1,10 @@
 """The ledger on disk: one line of JSON per event, so that in the morning the books can be read.
 
-``start`` and ``stop`` of a run, ``grant`` when a device was opened, every ``gap`` with its first
-frame, length, time, cause and whether it was counted or estimated, every ``drop`` of sound that a
-sink missed, and ``total`` with the sums every few minutes. A file that has grown to ``LIMIT_BYTES``
-becomes ``.1`` and a new one begins. A disk that refuses is told once; the counting goes on in
-memory.
+``start`` and ``stop`` of a run, ``grant`` when a device was opened, ``join`` and ``leave`` of a
+sink that came or went meanwhile, every ``gap`` with its first frame, length, time, cause and
+whether it was counted or estimated, every ``drop`` of sound that a sink missed, and ``total`` with
+the sums every few minutes. A file that has grown to ``LIMIT_BYTES`` becomes ``.1`` and a new one
+begins. A disk that refuses is told once; the counting goes on in memory.
 
 Threads: ``write`` is for main, which must not wait for a disk; a thread of its own writes.
 """
