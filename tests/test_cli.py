@@ -212,6 +212,8 @@ def test_a_run_records_every_frame_and_keeps_its_books(place: Place) -> None:
     assert last["sinks"] == [
         {
             "name": "file",
+            "since_frame": 0,
+            "captured_frames": len(counters),
             "delivered_frames": len(counters),
             "dropped_frames": 0,
             "inside_frames": 0,

@@ -1,7 +1,9 @@
-"""What systemd is told: READY, STATUS, WATCHDOG, STOPPING, ERRNO. Silent outside a unit.
+"""What systemd is told: READY, RELOADING, STATUS, WATCHDOG, STOPPING, ERRNO. Silent outside a unit.
 
 Thread: main only, because systemd-python holds Python's lock while it sends.
 """
+
+import time
 
 from systemd.daemon import notify
 
@@ -16,6 +18,15 @@ class Notifier:
     def ready(self) -> None:
         if not self._ready:
             self._ready = True
+            notify("READY=1")
+
+    def reloading(self) -> None:
+        """Until ``reloaded``. Not during the start, which a second READY would seem to end."""
+        if self._ready:
+            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def reloaded(self) -> None:
+        if self._ready:
             notify("READY=1")
 
     def status(self, line: str) -> None:
