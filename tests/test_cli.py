@@ -125,7 +125,7 @@ def test_check_tells_a_file_that_is_not_there(
 # Help and mistakes
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["devices"], ["status"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["devices"], ["status"], ["reload"]])
 def test_every_command_explains_itself(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

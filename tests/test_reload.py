@@ -77,7 +77,7 @@ CONFIGS = st.dictionaries(st.sampled_from(["mic", "room", "hall"]), STREAMS).map
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(old=CONFIGS, new=CONFIGS)
 def test_the_plan_leads_from_any_configuration_to_any_other(old: Config, new: Config) -> None:
     """Carried out, the plan makes the new configuration of the old one; what is the same in both
@@ -148,7 +148,7 @@ TURNS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(turns=TURNS, every_s=st.sampled_from([0.0, 1.0]), queue_ms=st.sampled_from([100, 100_000]))
 def test_sinks_come_and_go_at_any_moment(
     turns: list[tuple[str, int]], every_s: float, queue_ms: int
@@ -628,7 +628,7 @@ def test_reload_after_reload_under_sound(run: Callable[[str], Running], tmp_path
     """After a hundred reloads, a third of them with wrong files, not a frame is lost: the untouched
     recording is one whole file, those of the changing sink hold every frame once, and no thread,
     descriptor or stream of the ones that ended is left."""
-    rounds = counts(24, 102)
+    rounds = counts(102, 600)
     keep = sink_text("keep", tmp_path / "keep")
     gone: list[weakref.ref[object]] = []
 
