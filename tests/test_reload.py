@@ -264,9 +264,10 @@ class Running:
 
     def end(self) -> None:
         deadline = time.monotonic() + 10
+        drained = [stream.drain(deadline) for stream in self.streams]
         self.reload.close(deadline)
-        for stream in self.streams:
-            hung = stream.drain(deadline) + stream.close(deadline)
+        for stream, hung in zip(self.streams, drained, strict=True):
+            hung += stream.close(deadline)
             self.reporters[stream.name].end(stream.stats(time.monotonic_ns()), hung)
             stream.release()
         self.streams.clear()

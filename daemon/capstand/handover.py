@@ -36,12 +36,12 @@ class Side(NamedTuple):
         """``count`` is the stream's, taken after this side."""
         outlet, since = self.outlet, self.since
         if since is None:  # no block has been meant for it yet
-            return self._stats(None, 0, 0, rate_hz, now_ns)
+            return self.stats(None, 0, 0, rate_hz, now_ns)
         captured = count.captured - since.taken - outlet.ring_dropped_before
         ring_dropped = count.ring_dropped - outlet.ring_dropped_before
-        return self._stats(since.frame, captured, ring_dropped, rate_hz, now_ns)
+        return self.stats(since.frame, captured, ring_dropped, rate_hz, now_ns)
 
-    def _stats(
+    def stats(
         self, since: int | None, captured: int, ring_dropped: int, rate_hz: int, now_ns: int
     ) -> SinkStats:
         sink = self.outlet.sink
@@ -89,4 +89,4 @@ class Leaving:
         side = Side.of(self.outlet)
         captured = self.outlet.entered + self._ring_dropped
         since = None if side.since is None else side.since.frame
-        return side._stats(since, captured, self._ring_dropped, rate_hz, now_ns)
+        return side.stats(since, captured, self._ring_dropped, rate_hz, now_ns)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from capstand import config, plan
 from capstand.config import Config
-from capstand.errors import ConfigError
+from capstand.errors import CapstandError, ConfigError
 from capstand.handover import LEAVE_S
 from capstand.ledger import Ledger
 from capstand.logs import say
@@ -111,8 +111,8 @@ class Reload:
         except ConfigError as error:
             self._refuse(error.faults)
             return
-        except OSError as error:
-            self._refuse([f"no resources for what is new: {error.strerror}; nothing was changed"])
+        except (OSError, CapstandError) as error:
+            self._refuse([f"what is new cannot be made: {error}"])
             return
         self.refused = []
         self.told = plan.words(self._running, wanted)

@@ -175,8 +175,8 @@ class Service:
         deadline = time.monotonic() + STOP_S
         for stream in self._streams:
             stream.capturer.stop()
-        self._reload.close(deadline)
         hung = {stream.name: stream.drain(deadline) for stream in self._streams}
+        self._reload.close(deadline)  # meanwhile the sinks take what they have
         for stream in self._streams:
             hung[stream.name] += stream.close(deadline)
             stats = stream.stats(time.monotonic_ns())
