@@ -267,8 +267,8 @@ class Running:
         drained = [stream.drain(deadline) for stream in self.streams]
         self.reload.close(deadline)
         for stream, hung in zip(self.streams, drained, strict=True):
-            hung += stream.close(deadline)
-            self.reporters[stream.name].end(stream.stats(time.monotonic_ns()), hung)
+            late = stream.close(deadline)
+            self.reporters[stream.name].end(stream.stats(time.monotonic_ns()), hung + late)
             stream.release()
         self.streams.clear()
         self.ledger.close(5.0)
@@ -579,6 +579,57 @@ def test_a_removed_sink_that_hangs_is_given_up_and_told(
     (leave,) = running.events("mic", "leave")
     assert leave["balanced"] is True and leave["dropped_frames"] > 0
     assert whole(recorded(tmp_path / "keep"))
+
+
+def test_a_new_stream_waits_for_the_one_that_ends(
+    run: Callable[[str], Running], tmp_path: Path
+) -> None:
+    """A stream that starts anew begins when the old one has let go of everything; meanwhile the
+    others go on."""
+    room = stream_text("room", sink_text("disk", tmp_path / "room"))
+    mic = sink_text("disk", tmp_path / "mic")
+    running = run(stream_text("mic", mic) + room)
+    hanging = Hanging()
+    running["mic"].outlets[0].sink = hanging
+    running.until(hanging.held.is_set)
+    running.path.write_text(stream_text("mic", mic, period_ms=20) + room)
+    number = running.reload.ask()
+    running.hear("room")
+    assert [one.name for one in running.streams] == ["room"] and running.reload.busy
+    hanging.enough.set()
+    running.until(lambda: running.reload.done == number)
+    assert [one.name for one in running.streams] == ["mic", "room"]
+    running.hear("mic")
+
+
+def test_what_the_ring_dropped_before_is_not_the_new_sinks(
+    run: Callable[[str], Running], tmp_path: Path
+) -> None:
+    """Frames that were dropped while the pusher was held up count for the sinks of that time."""
+    running = run(stream_text("mic", sink_text("disk", tmp_path / "a"), buffer_ms=40))
+    held = threading.Event()
+
+    class Held:
+        level_dbfs = peak_dbfs = None
+
+        def update(self, samples: bytes) -> None:
+            held.wait(PATIENCE_S)
+
+    pusher, tally = running["mic"].pusher, running["mic"].capturer.tally
+    pusher.meter = Held()  # type: ignore[assignment]
+    running.until(lambda: tally.ring_dropped > 0)
+    held.set()
+    running.until(lambda: pusher.taken == tally.captured - tally.ring_dropped)
+    dropped = tally.ring_dropped
+    running.change(stream_text("mic", sink_text("disk", tmp_path / "b"), buffer_ms=40))
+    running.hear("mic")
+    running.end()
+    (leave,) = running.events("mic", "leave")
+    (stop,) = running.events("mic", "stop")
+    (new,) = stop["sinks"]
+    assert leave["dropped_frames"] == dropped > 0
+    assert new["dropped_frames"] == tally.ring_dropped - dropped
+    assert leave["captured_frames"] + new["captured_frames"] == stop["captured_frames"]
 
 
 def test_a_sink_that_cannot_open_harms_no_other(
