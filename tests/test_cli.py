@@ -125,7 +125,7 @@ def test_check_tells_a_file_that_is_not_there(
 # Help and mistakes
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["devices"], ["status"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["devices"], ["status"], ["reload"]])
 def test_every_command_explains_itself(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +212,8 @@ def test_a_run_records_every_frame_and_keeps_its_books(place: Place) -> None:
     assert last["sinks"] == [
         {
             "name": "file",
+            "since_frame": 0,
+            "captured_frames": len(counters),
             "delivered_frames": len(counters),
             "dropped_frames": 0,
             "inside_frames": 0,

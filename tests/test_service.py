@@ -103,6 +103,8 @@ def test_it_stops_with_whole_files_and_closed_books(daemon: Daemon, number: int)
     assert books["sinks"] == [
         {
             "name": "file",
+            "since_frame": 0,
+            "captured_frames": books["captured_frames"],
             "delivered_frames": books["captured_frames"],
             "dropped_frames": 0,
             "inside_frames": 0,

@@ -1,10 +1,11 @@
-"""The command line: run, check, devices, status, agora."""
+"""The command line: run, check, devices, status, reload, agora."""
 
 import argparse
 import errno
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 CONFIG = Path("/etc/capstand/capstand.toml")
 EX_CONFIG = 78
+RELOAD_S = 30
+RELOAD_LOOK_S = 0.05
 DESCRIPTION = """\
 Takes sound from ALSA capture devices, gives every frame its true place in time, and feeds it to
 its sinks, unattended, for months. What is lost is counted to the frame."""
@@ -35,9 +38,10 @@ exit status:
 
 examples:
   capstand devices                             what can be captured from
-  capstand check /etc/capstand/capstand.toml   before a restart
+  capstand check /etc/capstand/capstand.toml   before a reload
   capstand run --seconds 10                    a first try, without a configuration
-  systemctl enable --now capstand              for good"""
+  systemctl enable --now capstand              for good
+  systemctl reload capstand                    after a change of the configuration"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,7 +82,8 @@ def _run(chosen: argparse.Namespace) -> int:
     except ConfigError as error:
         Notifier().failed(22, f"configuration refused: {error.faults[0]}")
         raise
-    return Service(setup, chosen.state, chosen.runtime, live, repeats).run(chosen.seconds)
+    service = Service(setup, chosen.state, chosen.runtime, live, repeats, path)
+    return service.run(chosen.seconds)
 
 
 def _without_configuration() -> "Config":
@@ -126,7 +131,30 @@ def _status(chosen: argparse.Namespace) -> int:
     if chosen.json:
         print(json.dumps(answer, indent=2))
     else:
+        for fault in answer["reload"]["refused"]:
+            print(f"reload refused: {fault}")
         print(display.status_table(answer["streams"]))
+    return 0
+
+
+def _reload(chosen: argparse.Namespace) -> int:
+    from capstand import control
+
+    path = chosen.runtime / control.NAME
+    answer = control.ask(path, "reload")
+    if "error" in answer:
+        raise CapstandError(f"{path}: {answer['error']}")
+    deadline = time.monotonic() + RELOAD_S
+    while (outcome := control.ask(path, "status")["reload"])["done"] < answer["reload"]:
+        if time.monotonic() > deadline:
+            raise CapstandError(
+                f"{path}: the reload is not done after {RELOAD_S} s; `journalctl -u capstand` "
+                "and `capstand status` tell more"
+            )
+        time.sleep(RELOAD_LOOK_S)
+    if outcome["refused"]:
+        raise ConfigError(outcome["refused"])
+    print("\n".join(outcome["told"]) or "nothing has changed")
     return 0
 
 
@@ -222,6 +250,18 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for programs")
     _add_runtime(status)
     status.set_defaults(act=_status)
+
+    reload = commands.add_parser(
+        "reload",
+        help="make the running daemon read its configuration again",
+        description="Makes the running daemon read its configuration again, waits until that is "
+        "done, and prints what changed. Streams and sinks that are the same go on untouched; other "
+        "sinks take over between two blocks, without a frame lost; a stream whose capture changed "
+        "starts anew. A wrong file changes nothing: every fault is printed, the status is 78. "
+        "`systemctl reload capstand` does the same; so does SIGHUP, without an answer.",
+    )
+    _add_runtime(reload)
+    reload.set_defaults(act=_reload)
 
     agora = commands.add_parser(
         "agora",

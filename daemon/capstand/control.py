@@ -2,7 +2,8 @@
 
 One line of JSON each way over a Unix stream socket: ``{"ask": "status"}`` is answered and the
 connection closed. Whatever else comes in is refused with ``{"error": ...}``; a client that is slow,
-silent or sends too much is dropped, and the daemon never waits for one. Thread: main.
+silent or sends too much is dropped, and the daemon never waits for one. Everybody may ask; orders,
+such as ``reload``, are taken from root and from the daemon's own user only. Thread: main.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import json
 import os
 import selectors
 import socket
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,17 +27,21 @@ NAME = "control.sock"
 
 
 class ControlServer:
-    """Serves ``answers`` (question → function that gives the answer) on ``path``."""
+    """Serves ``answers`` (question → function that gives the answer) on ``path``; ``orders`` are
+    questions that change something, which not everybody may ask.
+    """
 
     def __init__(
         self,
         path: Path,
         selector: selectors.BaseSelector,
         answers: dict[str, Callable[[], dict[str, Any]]],
+        orders: dict[str, Callable[[], dict[str, Any]]] | None = None,
     ) -> None:
         self.path = path
         self._selector = selector
         self._answers = answers
+        self._orders = orders or {}
         self._clients: dict[socket.socket, tuple[bytes, float]] = {}
         self._listening = True
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,16 +95,18 @@ class ControlServer:
             return
         if got:
             with contextlib.suppress(OSError):
-                client.send(json.dumps(self._answer(got)).encode() + b"\n")
+                client.send(json.dumps(self._answer(got, client)).encode() + b"\n")
         self._drop(client)
 
-    def _answer(self, request: bytes) -> dict[str, Any]:
-        known = ", ".join(self._answers)
+    def _answer(self, request: bytes, client: socket.socket) -> dict[str, Any]:
+        known = ", ".join(self._answers | self._orders)
         try:
             question = json.loads(request)["ask"]
-            answer = self._answers[question]
+            answer = (self._answers | self._orders)[question]
         except (ValueError, KeyError, TypeError, RecursionError):
             return {"error": f'expected one line of JSON, {{"ask": one of {known}}}'}
+        if question in self._orders and not _may_order(client):
+            return {"error": f"{question} is for root and for the daemon's own user; try sudo"}
         return answer()
 
     def expire(self) -> None:
@@ -146,6 +154,12 @@ def ask(path: Path, question: str, timeout_s: float = 5.0) -> dict[str, Any]:
             "`systemctl status capstand` tells; --runtime names another directory"
         ) from None
     return answer
+
+
+def _may_order(client: socket.socket) -> bool:
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", credentials)
+    return user in (0, os.geteuid())
 
 
 def _answers_already(path: Path) -> bool:

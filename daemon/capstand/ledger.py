@@ -1,11 +1,12 @@
 """The ledger on disk: one line of JSON per event, so that in the morning the books can be read.
 
-``start`` and ``stop`` of a run, ``grant`` when a device was opened, every ``gap`` with its first
-frame, length, time, cause and whether it was counted or estimated, every ``drop`` of sound that a
-sink missed, and ``total`` with the sums every few minutes. A file that has grown to ``LIMIT_BYTES``
-becomes ``.1`` and a new one begins. A disk that refuses is told once; the lines wait in memory, up
-to ``BACKLOG`` of them, and are written when it takes them. What is written is on the disk at once,
-for a power cut; a line that one tore is ended by the next.
+``start`` and ``stop`` of a run, ``grant`` when a device was opened, ``join`` and ``leave`` of a
+sink that came or went meanwhile, every ``gap`` with its first frame, length, time, cause and
+whether it was counted or estimated, every ``drop`` of sound that a sink missed, and ``total`` with
+the sums every few minutes. A file that has grown to ``LIMIT_BYTES`` becomes ``.1`` and a new one
+begins. A disk that refuses is told once; the lines wait in memory, up to ``BACKLOG`` of them, and
+are written when it takes them. What is written is on the disk at once, for a power cut; a line that
+one tore is ended by the next.
 
 Threads: ``write`` is for main, which must not wait for a disk; a thread of its own writes.
 """

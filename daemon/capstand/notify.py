@@ -1,9 +1,11 @@
-"""What systemd is told: READY, STATUS, WATCHDOG, STOPPING, ERRNO. Silent outside a unit.
+"""What systemd is told: READY, RELOADING, STATUS, WATCHDOG, STOPPING, ERRNO. Silent outside a unit.
 
 Telling takes a descriptor and may fail for want of one; that is no reason to stop capturing.
 
 Thread: main only, because systemd-python holds Python's lock while it sends.
 """
+
+import time
 
 from systemd.daemon import notify
 
@@ -18,6 +20,15 @@ class Notifier:
     def ready(self) -> None:
         if not self._ready:
             self._ready = _notify("READY=1")
+
+    def reloading(self) -> None:
+        """Until ``reloaded``. Not during the start, which a second READY would seem to end."""
+        if self._ready:
+            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def reloaded(self) -> None:
+        if self._ready:
+            notify("READY=1")
 
     def status(self, line: str) -> None:
         if line != self._status:

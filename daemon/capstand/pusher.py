@@ -1,19 +1,21 @@
 """The pusher: takes blocks out of the ring and passes them to every outlet; it waits for none.
 
 It copies a block out of its slot once, measures its level, and puts the same immutable value into
-each outlet's queue. Thread: ``run`` is the push thread, which has real-time priority just below
-capture, because on a busy machine an ordinary thread that holds Python's lock delays all others.
+each outlet's queue. Between two blocks the outlets may be exchanged for others. Thread: ``run`` is
+the push thread, which has real-time priority just below capture, because on a busy machine an
+ordinary thread that holds Python's lock delays all others.
 """
 
 import os
 import select
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from capstand.block import Block
 from capstand.realtime import below, prepare_thread
 from capstand.ring import Ring
-from capstand.sinks.outlet import Outlet
+from capstand.sinks.outlet import Mark, Outlet
 
 if TYPE_CHECKING:
     from capstand.dsp.level import Meter
@@ -43,28 +45,36 @@ class Pusher:
         self.refusal: str | None = None
         self._ring = ring
         self._frame_bytes = frame_bytes
+        self.patience_ms = patience_ms
         self._outlets = outlets
+        self._wanted = outlets  # written by main, taken over between two blocks
+        self._next_frame = 0
         self._priority = priority
-        self._patience_ms = patience_ms
-        self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._wake).atexit = False
 
     def run(self) -> None:
         """The thread's body; after ``stop`` it empties the ring and ends."""
         self.refusal = prepare_thread("push", below(self._priority, 10))
         wait = select.poll()
         wait.register(self._ring, select.POLLIN)
-        wait.register(self._stop, select.POLLIN)
+        wait.register(self._wake, select.POLLIN)
         rest = select.poll()
-        rest.register(self._stop, select.POLLIN)
+        rest.register(self._wake, select.POLLIN)
         stopping = False
         while not stopping:
-            stopping = any(one == self._stop for one, _ in wait.poll())
+            if any(one == self._wake for one, _ in wait.poll()):
+                os.eventfd_read(self._wake)
+            stopping = self._stopping
             self.step()
-            if self._patience_ms and not stopping:
-                rest.poll(self._patience_ms)
+            if self.patience_ms and not stopping:
+                rest.poll(self.patience_ms)
 
     def step(self) -> int:
         """Passes on all that is in the ring; returns the number of blocks."""
+        if self._wanted is not self._outlets:
+            self._exchange(self._wanted)
         count = self._ring.take()
         ring, outlets = self._ring, self._outlets
         held = 0
@@ -78,11 +88,31 @@ class Pusher:
             for outlet in outlets:
                 outlet.put(block)
             self.taken += slot.frames
+            self._next_frame = slot.first_frame + slot.frames
             if self.meter is not None:
                 self.meter.update(samples)
         ring.release(held)
         return count
 
+    def _exchange(self, wanted: Sequence[Outlet]) -> None:
+        mark = Mark(self._next_frame, self.taken)
+        before, self._outlets = self._outlets, wanted
+        for outlet in wanted:
+            if outlet not in before:
+                outlet.since = mark
+        for outlet in before:
+            if outlet not in wanted:
+                outlet.until_frame = mark.frame
+                outlet.finish()
+
+    def exchange(self, outlets: Sequence[Outlet], patience_ms: int) -> None:
+        """From the next block on ``outlets`` instead of those before; the ones that are no longer
+        among them are finished. Any thread."""
+        self.patience_ms = patience_ms
+        self._wanted = tuple(outlets)
+        os.eventfd_write(self._wake, 1)
+
     def stop(self) -> None:
         """Makes ``run`` end once the ring is empty; the capturer must have ended. Any thread."""
-        os.eventfd_write(self._stop, 1)
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)

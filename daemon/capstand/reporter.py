@@ -5,7 +5,10 @@ Thread: main.
 
 import logging
 import time
+from collections import defaultdict
+from dataclasses import dataclass
 
+from capstand.handover import Leaving
 from capstand.health import Health
 from capstand.ledger import Ledger, wall_time
 from capstand.logs import say
@@ -15,6 +18,17 @@ from capstand.stream import Stream
 TOTAL_S = 300.0
 DROP_S = 10.0
 """A sink that is away misses sound all the time; the books get a line so often."""
+
+
+@dataclass
+class _Told:
+    """What has been told of one sink."""
+
+    joined: bool = False
+    trouble: str | None = None
+    dropped: int = 0
+    drops_due: float = 0.0
+    inserted: int = 0
 
 
 class Reporter:
@@ -29,9 +43,8 @@ class Reporter:
         self._zeros = False
         self._health = Health.STARTING.value
         self._trouble: str | None = None
-        self._sink_states: dict[str, str | None] = {}
-        self._dropped: dict[str, tuple[int, float]] = {}  # frames told, when the next are due
-        self._inserted: dict[str, int] = {}
+        self._told: dict[str, _Told] = defaultdict(_Told)
+        self._parted: dict[str, _Told] = {}  # of sinks that leave; others may have their names
         self._refusals: list[str] = []
         self._total_due = time.monotonic() + TOTAL_S
         self._fields = {"STREAM": stream.name, "DEVICE": stream.config.capture.device}
@@ -114,12 +127,14 @@ class Reporter:
             say(logging.ERROR, f"{stats.name}: {stats.trouble}", **self._fields)
         self._health = stats.health
         for sink in stats.sinks:
-            self._tell_drops(stats, sink)
-            self._tell_inserts(sink)
-            before = self._sink_states.get(sink.name)
+            told = self._told[sink.name]
+            self._tell_join(sink, told)
+            self._tell_drops(stats, sink, told)
+            self._tell_inserts(sink, told)
+            before = told.trouble
             if sink.trouble == before:
                 continue
-            self._sink_states[sink.name] = sink.trouble
+            told.trouble = sink.trouble
             if sink.trouble is None:
                 say(
                     logging.INFO,
@@ -144,13 +159,20 @@ class Reporter:
             say(logging.INFO, f"{name}: there is sound again, not only zeros", **self._fields)
         self._zeros = zeros is not None
 
-    def _tell_drops(self, stats: StreamStats, sink: SinkStats, finally_: bool = False) -> None:
+    def _tell_join(self, sink: SinkStats, told: _Told) -> None:
+        """A sink that came while sound flowed, and its first frame."""
+        if sink.since_frame and not told.joined:
+            told.joined = True
+            self._write("join", sink=sink.name, first_frame=sink.since_frame)
+
+    def _tell_drops(
+        self, stats: StreamStats, sink: SinkStats, told: _Told, finally_: bool = False
+    ) -> None:
         """Sound that a sink missed since it was last told, because it failed or was too slow."""
-        told, due = self._dropped.get(sink.name, (0, 0.0))
-        missed, now = sink.dropped_frames - told, time.monotonic()
-        if not missed or (now < due and not finally_):
+        missed, now = sink.dropped_frames - told.dropped, time.monotonic()
+        if not missed or (now < told.drops_due and not finally_):
             return
-        self._dropped[sink.name] = sink.dropped_frames, now + DROP_S
+        told.dropped, told.drops_due = sink.dropped_frames, now + DROP_S
         self._write("drop", sink=sink.name, frames=missed, reason=sink.trouble or "too slow")
         say(
             logging.WARNING,
@@ -160,11 +182,11 @@ class Reporter:
             **self._fields,
         )
 
-    def _tell_inserts(self, sink: SinkStats) -> None:
+    def _tell_inserts(self, sink: SinkStats, told: _Told) -> None:
         """Silence that a live sink put in place of what is missing."""
-        inserted = sink.inserted_frames - self._inserted.get(sink.name, 0)
+        inserted = sink.inserted_frames - told.inserted
         if inserted:
-            self._inserted[sink.name] = sink.inserted_frames
+            told.inserted = sink.inserted_frames
             self._write("insert", sink=sink.name, frames=inserted)
 
     def _write_total(self, event: str, stats: StreamStats) -> None:
@@ -174,24 +196,48 @@ class Reporter:
             captured_frames=stats.captured_frames,
             lost_frames=stats.lost_frames,
             lost_exact=stats.lost_exact,
-            sinks=[
-                {
-                    "name": sink.name,
-                    "delivered_frames": sink.delivered_frames,
-                    "dropped_frames": sink.dropped_frames,
-                    "inside_frames": sink.inside_frames,
-                    "inserted_frames": sink.inserted_frames,
-                }
-                for sink in stats.sinks
-            ],
+            sinks=[{"name": sink.name, **_figures(sink)} for sink in stats.sinks],
             balanced=stats.balanced,
+        )
+
+    def part(self, sink: str) -> None:
+        """The sink is about to leave; from now on another may have its name."""
+        self._parted[sink] = self._told.pop(sink, _Told())
+
+    def leave(self, left: Leaving, stats: StreamStats) -> None:
+        """The last figures of a sink that has left."""
+        sink, told = left.books(stats.rate_hz, time.monotonic_ns()), self._parted.pop(left.name)
+        self._tell_join(sink, told)
+        self._tell_drops(stats, sink, told, finally_=True)
+        self._tell_inserts(sink, told)
+        end_frame = left.outlet.until_frame
+        self._write(
+            "leave",
+            sink=sink.name,
+            end_frame=end_frame,
+            **_figures(sink),
+            balanced=sink.balanced,
+        )
+        if left.hung:
+            say(
+                logging.ERROR,
+                f"{stats.name}: sink {sink.name} did not end in time and is given up",
+                SINK=sink.name,
+                **self._fields,
+            )
+        say(
+            logging.INFO,
+            "%s: sink %s was taken out: %d frames delivered, %d dropped (%s)",
+            *(stats.name, sink.name, sink.delivered_frames, sink.dropped_frames, sink.detail),
+            SINK=sink.name,
+            **self._fields,
         )
 
     def end(self, stats: StreamStats, hung: list[str]) -> None:
         self._tell_gaps(stats)
         for sink in stats.sinks:
-            self._tell_drops(stats, sink, finally_=True)
-            self._tell_inserts(sink)
+            self._tell_drops(stats, sink, self._told[sink.name], finally_=True)
+            self._tell_inserts(sink, self._told[sink.name])
         self._write_total("stop", stats)
         if hung:
             say(logging.ERROR, "%s: did not end in time: %s", stats.name, ", ".join(hung))
@@ -207,3 +253,14 @@ class Reporter:
             LOST_FRAMES=stats.lost_frames,
             **self._fields,
         )
+
+
+def _figures(sink: SinkStats) -> dict[str, int | None]:
+    return {
+        "since_frame": sink.since_frame,
+        "captured_frames": sink.captured_frames,
+        "delivered_frames": sink.delivered_frames,
+        "dropped_frames": sink.dropped_frames,
+        "inside_frames": sink.inside_frames,
+        "inserted_frames": sink.inserted_frames,
+    }

@@ -9,6 +9,7 @@ import os
 import selectors
 import signal
 import socket
+import sys
 import threading
 import time
 from errno import EADDRINUSE
@@ -23,6 +24,7 @@ from capstand.health import Health
 from capstand.ledger import Ledger
 from capstand.logs import Repeats, say
 from capstand.notify import Notifier
+from capstand.reload import BUSY_S, Reload
 from capstand.reporter import Reporter
 from capstand.stats import StreamStats
 from capstand.stream import Stream
@@ -40,7 +42,13 @@ class Service:
     """All streams of a configuration, run until a signal or ``seconds`` have passed."""
 
     def __init__(
-        self, config: Config, state: Path, runtime: Path, live: LiveLine, repeats: Repeats
+        self,
+        config: Config,
+        state: Path,
+        runtime: Path,
+        live: LiveLine,
+        repeats: Repeats,
+        path: Path | None = None,
     ) -> None:
         self._streams = [Stream(one, state) for one in config.stream]
         self._ledger = Ledger(state / "ledger")
@@ -50,6 +58,9 @@ class Service:
         self._live = live
         self._repeats = repeats
         self._notifier = Notifier()
+        self._reload = Reload(
+            path, config, self._streams, self._reporters, state, self._ledger, self._notifier
+        )
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
         self._notify_due_ns = 0
@@ -63,10 +74,13 @@ class Service:
         """Returns the exit status: 0, or 1 when the daemon could not start or has to start anew."""
         wake = self._catch_signals()
         refused = realtime.prepare_process()
-        realtime.share_lock(len(self._streams), any(one.hurry for one in self._streams))
+        self._share_lock()
         try:
             self._control = ControlServer(
-                self._runtime / NAME, self._selector, {"status": self.answer_status}
+                self._runtime / NAME,
+                self._selector,
+                {"status": self.answer_status},
+                {"reload": self.answer_reload},
             )
         except CapstandError as error:
             return self._cannot_start(EADDRINUSE, str(error))
@@ -92,6 +106,9 @@ class Service:
         wake.close()
         return 1 if self._failed else 0
 
+    def _share_lock(self) -> None:
+        realtime.share_lock(len(self._streams), any(one.hurry for one in self._streams))
+
     def _cannot_start(self, errno: int, why: str) -> int:
         say(logging.ERROR, f"cannot start: {why}")
         self._notifier.failed(errno, f"cannot start: {why}")
@@ -116,8 +133,15 @@ class Service:
         tick_s = LIVE_TICK_S if self._live.active else TICK_S
         due = time.monotonic()
         while not self._stopping:
-            for key, _ in self._selector.select(max(0.0, due - time.monotonic())):
+            wait_s = max(0.0, due - time.monotonic())
+            if self._reload.busy:
+                wait_s = min(wait_s, BUSY_S)
+            for key, _ in self._selector.select(wait_s):
                 key.data()
+            if not self._stopping and self._reload.look():
+                self._settled = all(one.pusher.meter is not None for one in self._streams)
+                self._notify_due_ns = 0
+                self._share_lock()
             now = time.monotonic()
             if end is not None and now >= end:
                 self._stopping = "the time asked for is over"
@@ -134,14 +158,13 @@ class Service:
             all_stats.append(stats)
             self._reporters[stream.name].look(stats)
             alive = alive and stats.health != Health.STALLED.value
-        if all(one.health != Health.STARTING.value for one in all_stats):
+        if all_stats and all(one.health != Health.STARTING.value for one in all_stats):
             self._notifier.ready()
         if now_ns >= self._notify_due_ns:
             self._notify_due_ns = now_ns + NOTIFY_NS
             trouble = self._ledger.trouble
-            self._notifier.status(
-                status_line(all_stats) + (f" | ledger: {trouble}" if trouble else "")
-            )
+            ledger = f" | ledger: {trouble}" if trouble else ""
+            self._notifier.status(self._reload.words + status_line(all_stats) + ledger)
             if alive:
                 self._notifier.alive()
         if time.monotonic() - self._began > SPENT_S:
@@ -179,7 +202,7 @@ class Service:
         In a thread of its own that ends, because main must go on answering meanwhile.
         """
         try:
-            for stream in self._streams:
+            for stream in tuple(self._streams):
                 stream.start_meter()
             realtime.freeze_heap()
         except Exception as error:  # noqa: BLE001  the level is not worth the sound
@@ -194,6 +217,7 @@ class Service:
         for stream in self._streams:
             stream.capturer.stop()
         hung = {stream.name: stream.drain(deadline) for stream in self._streams}
+        self._reload.close(deadline)  # meanwhile the sinks take what they have
         for stream in self._streams:
             hung[stream.name] += stream.close(deadline)
             stats = stream.stats(time.monotonic_ns())
@@ -206,11 +230,17 @@ class Service:
         return {
             "version": __version__,
             "pid": os.getpid(),
+            "reload": self._reload.answer(),
             "streams": [one.stats(now_ns).as_json() for one in self._streams],
         }
 
+    def answer_reload(self) -> dict[str, object]:
+        """The number of the request; `status` says when it is done, and what came of it."""
+        return {"reload": self._reload.ask()}
+
     def _catch_signals(self) -> socket.socket:
-        """SIGTERM and SIGINT end the watch at once; a second one is not needed."""
+        """SIGTERM and SIGINT end the watch at once; a second one is not needed. SIGHUP is a
+        reload, but in a terminal, where it says that the terminal is gone."""
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -220,6 +250,8 @@ class Service:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
+        at_terminal = sys.stderr.isatty()
+        signal.signal(signal.SIGHUP, stop if at_terminal else lambda *_: self._reload.ask())
         self._selector.register(reader, selectors.EVENT_READ, lambda: reader.recv(64))
         self._writer = writer
         return reader

@@ -3,7 +3,7 @@
 Two sentences hold at every moment and after shutdown:
 
     produced = captured + lost                    (the device's frames)
-    captured = delivered + dropped + inside       (for each sink)
+    captured = delivered + dropped + inside       (for each sink, since it joined the stream)
 
 Every counter has one writing thread and only grows. A snapshot reads downstream first, so what is
 still inside can only be over-counted by what arrived meanwhile, never negative.
@@ -140,18 +140,29 @@ class Tally:
 
 
 class SinkStats(NamedTuple):
-    """One sink's side of the books, and its state in words; ``figures`` are those of its kind."""
+    """One sink's side of the books, and its state in words; ``figures`` are those of its kind.
+
+    ``captured_frames`` are the stream's from ``since_frame`` on, which is 0 for a sink that was
+    there when the stream began, and None for one that is still to join.
+    """
 
     name: str
     state: str
     trouble: str | None
     detail: str
+    since_frame: int | None
+    captured_frames: int
     delivered_frames: int
     dropped_frames: int
     inside_frames: int
     inserted_frames: int
     queue_ms: float
     figures: dict[str, Any]
+
+    @property
+    def balanced(self) -> bool:
+        parts = self.delivered_frames + self.dropped_frames + self.inside_frames
+        return self.inside_frames >= 0 and self.captured_frames == parts
 
 
 class StreamStats(NamedTuple):
@@ -184,10 +195,7 @@ class StreamStats(NamedTuple):
     def balanced(self) -> bool:
         """The two sentences of the ledger."""
         return self.produced_frames == self.captured_frames + self.lost_frames and all(
-            sink.inside_frames >= 0
-            and self.captured_frames
-            == sink.delivered_frames + sink.dropped_frames + sink.inside_frames
-            for sink in self.sinks
+            sink.balanced and sink.captured_frames <= self.captured_frames for sink in self.sinks
         )
 
     def as_json(self) -> dict[str, Any]:

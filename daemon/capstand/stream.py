@@ -3,12 +3,14 @@
     source → Capturer → Ring → Pusher → Outlet → sink
 
 ``start`` goes from the sinks to the device, ``drain`` and ``close`` from the device to the sinks,
-so that nothing captured is left without a way on. Thread: main.
+so that nothing captured is left without a way on. ``exchange`` gives it other sinks while sound
+flows: the device, the clock and the frame index go on. Thread: main.
 """
 
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from capstand import realtime
@@ -20,12 +22,14 @@ from capstand.clock import Clock
 from capstand.config import Capture, FileSink
 from capstand.config import Sink as SinkConfig
 from capstand.config import Stream as StreamConfig
+from capstand.handover import LEAVE_S, Leaving, Side
 from capstand.health import SinkView, Verdict, View, judge
+from capstand.plan import sink_plan
 from capstand.pusher import Pusher
 from capstand.ring import Ring
 from capstand.sinks.file import Recording
 from capstand.sinks.outlet import Outlet
-from capstand.stats import SinkStats, StreamStats
+from capstand.stats import StreamStats
 
 JOIN_S = 1.0
 GATHER_MS = 200
@@ -39,13 +43,15 @@ STATE = Path("/var/lib/capstand")
 
 class Stream:
     """The line of one configured stream, its threads and its books; ``state`` is the directory for
-    what has to be kept. ``hurry``: a sink wants each block at once.
+    what has to be kept.
     """
 
     def __init__(self, config: StreamConfig, state: Path = STATE) -> None:
         capture, audio = config.capture, config.capture.audio
         self.config = config
         self.name = config.name
+        self.leaving: list[Leaving] = []
+        self._state = state
         self.clock = Clock(audio.rate_hz, capture.period_frames)
         slot_bytes = LARGEST_PERIOD * capture.period_frames * audio.frame_bytes
         self.ring = Ring(capture.ring_slots, slot_bytes)
@@ -54,19 +60,23 @@ class Stream:
         self.outlets = [
             _outlet(config.name, sink, capture, state, self.clock) for sink in config.sink
         ]
-        self.hurry = not all(isinstance(sink, FileSink) for sink in config.sink)
         self.pusher = Pusher(
             self.ring,
             audio.frame_bytes,
             None,
             self.outlets,
             capture.priority,
-            0 if self.hurry else min(PATIENCE_MS, *(sink.queue_ms // 4 for sink in config.sink)),
+            _patience_ms(config),
         )
         self.source.patience_ms = 0 if self.hurry else CAPTURE_PATIENCE_MS
         self._threads: dict[str, threading.Thread] = {}
         self._moved: dict[str, tuple[int, int]] = {}
         self._looked_ns = self._back_ns = 0
+
+    @property
+    def hurry(self) -> bool:
+        """Whether a sink wants each block at once."""
+        return _patience_ms(self.config) == 0
 
     def start(self) -> None:
         for outlet in self.outlets:
@@ -78,7 +88,42 @@ class Stream:
         """Once sound flows: loading numpy takes longer than opening a card would."""
         from capstand.dsp.level import Meter
 
-        self.pusher.meter = Meter(self.config.capture.audio)
+        if self.pusher.meter is None:
+            self.pusher.meter = Meter(self.config.capture.audio)
+
+    def exchange(self, config: StreamConfig) -> None:
+        """Other sinks for the same capture, from the next block on. What a removed sink was given
+        and what an added one gets are all the frames there are; the added one begins to collect at
+        once, and opens when a removed one has left its place."""
+        assert config.capture == self.config.capture
+        change = sink_plan(self.config, config)
+        running = dict(zip(self.config.sink, self.outlets, strict=True))
+        ring_dropped = self.capturer.tally.count().ring_dropped
+        leaving = {
+            sink: Leaving(running[sink], self._threads.pop(f"sink:{sink.name}"), ring_dropped)
+            for sink in change.removed
+        }
+        for sink in change.added:
+            outlet = _outlet(self.name, sink, config.capture, self._state, self.clock)
+            outlet.since, outlet.ring_dropped_before = None, ring_dropped
+            running[sink] = outlet
+        for sink in change.removed:
+            for counter in ("out", "drop"):
+                self._moved.pop(f"{counter} {sink.name}", None)
+        self.config = config
+        self.outlets = [running[sink] for sink in config.sink]
+        self.leaving += leaving.values()
+        self.pusher.exchange(self.outlets, _patience_ms(config))
+        self.source.patience_ms = 0 if self.hurry else CAPTURE_PATIENCE_MS
+        for sink in change.added:
+            after = [leaving[one].thread for one in change.before(sink)]
+            self._spawn(f"sink:{sink.name}", partial(running[sink].run, after, LEAVE_S))
+
+    def left(self, deadline: float | None = None) -> list[Leaving]:
+        """The removed sinks that have ended since the last look, or were given up."""
+        over = [one for one in self.leaving if one.over(deadline)]
+        self.leaving = [one for one in self.leaving if one not in over]
+        return over
 
     def drain(self, deadline: float) -> list[str]:
         """Stops the device and empties the ring, until ``deadline`` (time.monotonic); the sinks
@@ -103,12 +148,13 @@ class Stream:
                 hung.append(f"sink {outlet.name}")
         return hung
 
+    def release(self) -> None:
+        """Gives back what it took of the system; none of its threads may have hung."""
+        self.ring.close()
+
     def stats(self, now_ns: int) -> StreamStats:
         """The books at this moment; the sinks' side is read before the device's."""
-        sides = [
-            (one, one.delivered, one.dropped, one.queued, one.state, one.trouble)
-            for one in self.outlets
-        ]
+        sides = [Side.of(one) for one in self.outlets]
         capturer, clock, audio = self.capturer, self.clock, self.config.capture.audio
         count = capturer.tally.count()
         verdict, meter = self.verdict(now_ns), self.pusher.meter
@@ -135,21 +181,7 @@ class Stream:
             level_dbfs=meter.level_dbfs if meter else None,
             peak_dbfs=meter.peak_dbfs if meter else None,
             captured_at_ns=capturer.captured_at_ns,
-            sinks=tuple(
-                SinkStats(
-                    name=one.name,
-                    state=state,
-                    trouble=trouble,
-                    detail=one.sink.detail,
-                    delivered_frames=delivered,
-                    dropped_frames=dropped + count.ring_dropped,
-                    inside_frames=count.captured - delivered - dropped - count.ring_dropped,
-                    inserted_frames=one.sink.inserted_frames,
-                    queue_ms=round(queued * 1000 / audio.rate_hz, 1),
-                    figures=one.sink.figures(now_ns),
-                )
-                for one, delivered, dropped, queued, state, trouble in sides
-            ),
+            sinks=tuple(one.books(count, audio.rate_hz, now_ns) for one in sides),
         )
 
     def verdict(self, now_ns: int) -> Verdict:
@@ -232,6 +264,13 @@ class Stream:
             return True  # it could not even be started
         thread.join(max(0.0, deadline - time.monotonic()))
         return not thread.is_alive()
+
+
+def _patience_ms(config: StreamConfig) -> int:
+    """How long the pusher may rest: only where none of the sinks is in a hurry."""
+    if not all(isinstance(sink, FileSink) for sink in config.sink):
+        return 0
+    return min(PATIENCE_MS, *(sink.queue_ms // 4 for sink in config.sink))
 
 
 def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock: Clock) -> Outlet:

@@ -20,6 +20,7 @@ import os
 import re
 import select
 import time
+import weakref
 
 import alsaaudio
 
@@ -74,6 +75,7 @@ class AlsaSource:
         self._pcm: alsaaudio.PCM | None = None
         self._kernel: kernel.KernelPcm | None = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._wake).atexit = False
         self._poll = select.poll()
         self._rest = select.poll()
         self._rest.register(self._wake, select.POLLIN)

@@ -16,6 +16,7 @@ import os
 import random
 import select
 import time
+import weakref
 from collections.abc import Callable
 from typing import Protocol
 
@@ -50,6 +51,7 @@ class MonotonicTime:
 
     def __init__(self) -> None:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._wake).atexit = False
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
         self.now_ns = time.monotonic_ns

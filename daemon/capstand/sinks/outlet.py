@@ -11,13 +11,17 @@ wants five writes a second, not a hundred, and each costs a wake-up of this thre
 gathered block; the first block of all waits for no other.
 
 Books, each counter with one writing thread: ``entered`` and ``overflowed`` (push thread),
-``taken``, ``delivered`` and ``failed`` (sink thread). Thread: ``run`` is the sink thread.
+``taken``, ``delivered`` and ``failed`` (sink thread). An outlet may join and leave a stream that
+runs; ``since`` and ``until_frame`` (push thread) say from which frame to which it was fed. Thread:
+``run`` is the sink thread.
 """
 
 import queue
 import random
 import threading
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from capstand import bug
 from capstand.block import NS_PER_S, Block
@@ -27,6 +31,13 @@ from capstand.sinks.sink import Sink
 
 RETRY_S = (0.5, 30.0)
 FLUSH_S = 1.0
+
+
+class Mark(NamedTuple):
+    """A place between two blocks: the next frame's index, and how many were pushed before it."""
+
+    frame: int
+    taken: int
 
 
 class Outlet:
@@ -52,6 +63,9 @@ class Outlet:
         self.state = "opening"
         self.trouble: str | None = None
         self.failures = 0
+        self.since: Mark | None = Mark(0, 0)  # None until the pusher has taken it up
+        self.until_frame: int | None = None
+        self.ring_dropped_before = 0  # the stream's, when it was to join; main thread
         self.entered = 0
         self.overflowed = 0
         self.delivered = 0
@@ -112,9 +126,13 @@ class Outlet:
             gathered.clear()
             self._gathered_frames = 0
 
-    def run(self) -> None:
-        """The thread's body; ends after ``finish``, when the queue is empty."""
+    def run(self, after: Sequence[threading.Thread] = (), wait_s: float = 0.0) -> None:
+        """The thread's body; ends after ``finish``, when the queue is empty. The sink is opened
+        when the threads ``after`` which it comes have ended, or have had ``wait_s`` each to do so.
+        """
         prepare_thread(f"sink:{self.name}", self._priority)
+        for one in after:
+            one.join(wait_s)
         while not (self.try_open() and self.feed()):
             if self._halt.wait(self._retry_s * random.uniform(0.75, 1.25)):
                 break
@@ -226,13 +244,13 @@ class Outlet:
         self.state = "closed"
 
     def finish(self) -> None:
-        """No block follows: deliver what is queued and end. The pusher must have ended."""
+        """No block follows: deliver what is queued and end. The pusher's thread, or after it."""
         self._pass_on()
         self._queue.put(None)
         self._halt.set()
 
     def abandon(self) -> None:
-        """The sink hangs and the process ends: what it still holds counts as dropped."""
+        """The sink hangs and is given up: what it still holds counts as dropped."""
         self.abandoned = self.entered - self.overflowed - self.delivered - self.failed
 
 
