@@ -62,6 +62,7 @@ class Reporter:
             self._write("grant", device=grant.device, exact=grant.exact)
         self._tell_gaps(stats)
         self._tell_trouble(stats)
+        self._tell_sinks_own()
         if time.monotonic() >= self._total_due:
             self._total_due = time.monotonic() + TOTAL_S
             self._write_total("total", stats)
@@ -151,6 +152,12 @@ class Reporter:
             self._inserted[sink.name] = sink.inserted_frames
             self._write("insert", sink=sink.name, frames=inserted)
 
+    def _tell_sinks_own(self) -> None:
+        """What the sinks have for the ledger, such as the begin and end of a spool."""
+        for outlet in self._stream.outlets:
+            for event, what in outlet.sink.events():
+                self._write(event, sink=outlet.name, **what)
+
     def _write_total(self, event: str, stats: StreamStats) -> None:
         self._write(
             event,
@@ -165,6 +172,7 @@ class Reporter:
                     "dropped_frames": sink.dropped_frames,
                     "inside_frames": sink.inside_frames,
                     "inserted_frames": sink.inserted_frames,
+                    **({"spool": sink.figures["spool"]} if "spool" in sink.figures else {}),
                 }
                 for sink in stats.sinks
             ],
@@ -176,6 +184,7 @@ class Reporter:
         for sink in stats.sinks:
             self._tell_drops(stats, sink, finally_=True)
             self._tell_inserts(sink)
+        self._tell_sinks_own()
         self._write_total("stop", stats)
         if hung:
             say(logging.ERROR, "%s: did not end in time: %s", stats.name, ", ".join(hung))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from capstand.block import NS_PER_S
+from capstand.block import NS_PER_S, AudioFormat
 from capstand.capture.alsa import LARGEST_PERIOD, AlsaSource
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import Source
@@ -24,6 +24,7 @@ from capstand.pusher import Pusher
 from capstand.ring import Ring
 from capstand.sinks.file import Recording
 from capstand.sinks.outlet import Outlet
+from capstand.sinks.sink import Sink
 from capstand.stats import SinkStats, StreamStats
 
 JOIN_S = 1.0
@@ -99,10 +100,7 @@ class Stream:
 
     def stats(self, now_ns: int) -> StreamStats:
         """The books at this moment; the sinks' side is read before the device's."""
-        sides = [
-            (one, one.delivered, one.dropped, one.queued, one.state, one.trouble)
-            for one in self.outlets
-        ]
+        sides = [(one, *one.books(), one.queued, one.state, one.trouble) for one in self.outlets]
         capturer, clock, audio = self.capturer, self.clock, self.config.capture.audio
         count = capturer.tally.count()
         verdict, meter = self.verdict(now_ns), self.pusher.meter
@@ -211,13 +209,36 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock:
     queue_frames = sink.queue_ms * audio.rate_hz // 1000
     if isinstance(sink, FileSink):
         gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
-        return Outlet(sink.name, Recording(stream, sink, audio), queue_frames, gather_frames)
+        recording = Recording(stream, sink, audio)
+        kept = _spooled(stream, recording, sink, audio, queue_frames)
+        return Outlet(sink.name, kept, queue_frames, gather_frames)
     from capstand.sinks.agora import AgoraChannel
 
     short = capture.period_ms < LIVE_GATHER_MS
     gather_frames = LIVE_GATHER_MS * audio.rate_hz // 1000 if short else 0
     channel = AgoraChannel(sink, audio, state / "agora", clock)
     return Outlet(sink.name, channel, queue_frames, gather_frames, live=True)
+
+
+def _spooled(
+    stream: str, sink: Sink, setup: SinkConfig, audio: AudioFormat, queue_frames: int
+) -> Sink:
+    """The sink itself, or with a spool in front of it."""
+    if setup.spool is None:
+        return sink
+    from capstand.sinks.spool import Spool
+    from capstand.sinks.spooled import Spooled
+
+    folder = Path(setup.spool.path) / stream / setup.name
+    spool = Spool(folder, audio, setup.spool.max_mb * 1_000_000, setup.spool.max_age_s)
+    return Spooled(
+        setup.name,
+        sink,
+        spool,
+        rate_hz=audio.rate_hz,
+        speed=setup.spool.speed,
+        window_frames=queue_frames,
+    )
 
 
 def _source(capture: Capture) -> Source:
