@@ -149,10 +149,9 @@ class FileSink(NamedTuple):
         return False
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.spool is not None and Path(self.path) in (
-            *(one := Path(normpath(self.spool.path))).parents,
-            one,
-        ):
+        if self.spool is None:
+            return
+        if Path(normpath(self.spool.path)).is_relative_to(normpath(self.path)):
             yield (
                 "spool.path",
                 f'"{self.spool.path}" is below path, "{self.path}", and is away when that is; '
