@@ -515,6 +515,27 @@ def test_a_sink_that_hangs_at_the_end_is_left_behind(
     thread.join(PATIENCE_S)
 
 
+@pytest.mark.parametrize("unsafe", [0, 777])
+def test_a_crash_after_any_step_of_the_delivery(unsafe: int) -> None:
+    """At whatever step of opening, writing, flushing and noting the process is killed, the next one
+    delivers the rest, and nothing twice."""
+    for steps in range(60):
+        with memory() as temporary:
+            rig = Rig(Path(temporary) / "spool", unsafe)
+            rig.run(2)
+            rig.sink.away = True
+            rig.run(5)
+            rig.sink.away = False
+            rig.clock.ns += 60 * NS_PER_S
+            for _ in range(steps):
+                rig.clock.ns += NS_PER_S // 20
+                rig.turn()
+            rig.crash()
+            rig.run(1)
+            rig.settle()
+            assert rig.tape.numbers() == list(range(rig.number)), steps
+
+
 ACTS = st.lists(
     st.tuples(
         st.sampled_from(["put", "put", "turn", "turn", "flush", "away", "back", "wait", "crash"]),
@@ -566,3 +587,42 @@ def test_once_and_in_order_whatever_happens(
         assert not small or dropped >= 0
         assert small or missing <= excused
         assert rig.outlet.entered == sum(rig.outlet.books())
+
+
+def test_threads_and_a_sink_that_comes_and_goes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all threads running and a sink that fails every few calls nothing is lost, comes twice
+    or out of order, and the books balance at the end."""
+    monkeypatch.setattr("capstand.sinks.spooled.RETRY_S", (0.001, 0.002))
+    monkeypatch.setattr("capstand.sinks.spooled.FLUSH_S", 0.003)
+    rig = Rig(folder, unsafe=333, window=20 * FRAMES)
+    spooled = Spooled(
+        "file", rig.sink, rig.spool, rate_hz=AUDIO.rate_hz, speed=1e6, window_frames=20 * FRAMES
+    )
+    do, calls = rig.sink._do, itertools.count()
+
+    def flutter(call: str) -> None:
+        rig.sink.away = next(calls) % 37 > 30
+        do(call)
+
+    rig.sink._do = flutter  # type: ignore[method-assign]
+    outlet = Outlet("file", spooled, 1 << 30)
+    thread = threading.Thread(target=outlet.run)
+    thread.start()
+    for number in range(3000):
+        first = number * FRAMES
+        numbers = np.arange(first, first + FRAMES, dtype="<i8")
+        outlet.put(Block(first, FRAMES, number + 1, numbers.tobytes()))
+        delivered, dropped = outlet.books()
+        assert delivered + dropped <= outlet.entered
+    outlet.finish()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive() and not spooled._thread.is_alive()
+    inside = outlet.entered - sum(outlet.books())
+    assert inside == spooled.spooled_frames and outlet.dropped == spooled.dropped == 0
+    rig.sink._do = do  # type: ignore[method-assign]
+    rig.number = 3000 * FRAMES
+    rig.start()
+    rig.settle()
+    assert rig.tape.numbers() == list(range(rig.number))

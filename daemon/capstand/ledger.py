@@ -2,7 +2,8 @@
 
 ``start`` and ``stop`` of a run, ``grant`` when a device was opened, every ``gap`` with its first
 frame, length, time, cause and whether it was counted or estimated, every ``drop`` of sound that a
-sink missed, and ``total`` with the sums every few minutes. A file that has grown to ``LIMIT_BYTES``
+sink missed, ``spool_begin``, ``spool_drop`` and ``spool_end`` where sound waits on disk for its
+sink, and ``total`` with the sums every few minutes. A file that has grown to ``LIMIT_BYTES``
 becomes ``.1`` and a new one begins. A disk that refuses is told once; the counting goes on in
 memory.
 
