@@ -23,6 +23,7 @@ from capstand.sinks.spooled import Spooled, span
 
 AUDIO = AudioFormat(1000, 2, SampleFormat.S32_LE)  # eight bytes a frame: room for its number
 FRAMES = 200
+TICK_NS = FRAMES * NS_PER_S // AUDIO.rate_hz
 PATIENCE_S = 10.0
 
 
@@ -134,6 +135,7 @@ class Rig:
         self.folder = folder
         self.clock = Clock()
         self.tape = Tape()
+        self.block = FRAMES
         self.number = 0  # of the next frame, over all runs
         self._made = unsafe, marks, limit_bytes, window, max_age_s
         self.start()
@@ -160,13 +162,13 @@ class Rig:
         self.outlet.state = "open"
         self.first = self.number
 
-    def put(self) -> None:
-        """The outlet's thread: one block, as long as the time that has passed."""
-        numbers = np.arange(self.number, self.number + FRAMES, dtype="<i8")
+    def put(self, frames: int = FRAMES) -> None:
+        """The outlet's thread: time passes, and one block comes."""
+        numbers = np.arange(self.number, self.number + frames, dtype="<i8")
         at_ns = self.clock.ns
-        self.clock.ns += FRAMES * NS_PER_S // AUDIO.rate_hz
-        self.outlet.put(Block(self.number - self.first, FRAMES, at_ns, numbers.tobytes()))
-        self.number += FRAMES
+        self.clock.ns += TICK_NS
+        self.outlet.put(Block(self.number - self.first, frames, at_ns, numbers.tobytes()))
+        self.number += frames
         self.outlet.step()
 
     def turn(self, times: int = 1) -> None:
@@ -177,13 +179,19 @@ class Rig:
         """Both threads for so long: sound comes in, the forwarder does all that is due."""
         end_ns = self.clock.ns + round(seconds * NS_PER_S)
         while self.clock.ns < end_ns:
+            for _ in range(self.block // FRAMES - 1):
+                self.clock.ns += TICK_NS
+                self.work()
             flushes = self.clock.ns // NS_PER_S
-            self.put()
-            if self.clock.ns // NS_PER_S != flushes:
+            self.put(self.block)
+            if self.clock.ns // NS_PER_S != flushes or self.block > FRAMES:
                 self.spooled.flush()
-            for _ in range(50):
-                if self.spooled.turn():
-                    break
+            self.work()
+
+    def work(self) -> None:
+        for _ in range(50):
+            if self.spooled.turn():
+                break
 
     def come_back(self) -> None:
         """The sink is well, and it goes on until it has been tried again."""
@@ -257,6 +265,7 @@ def test_the_sound_of_an_outage_follows(folder: Path, away_s: int, unsafe: int) 
     """A sink that was away for a second or an hour has every frame afterwards, once and in order,
     four times as fast as it was captured; meanwhile the status says how much waits."""
     rig = Rig(folder, unsafe)
+    rig.block = FRAMES if away_s <= 60 else 5 * FRAMES
     rig.run(5)
     rig.sink.away = True
     rig.run(away_s)
@@ -322,6 +331,32 @@ def test_a_sink_that_is_too_slow_is_spooled_too(folder: Path) -> None:
     rig.sink.write = write  # type: ignore[method-assign]
     rig.run(20)
     assert rig.spooled.spooled_frames == 0 and rig.outlet.trouble is None
+    assert rig.tape.numbers() == list(range(rig.number))
+
+
+def test_a_long_block_needs_no_window(folder: Path) -> None:
+    """A block longer than the window is no reason to use the spool."""
+    rig = Rig(folder, window=FRAMES // 2)
+    rig.run(3)
+    assert events(rig) == [] and rig.tape.numbers() == list(range(rig.number))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_has_died_is_told(folder: Path) -> None:
+    """A fault of the sink's own that ends its thread is a hang: the watchdog starts anew, and the
+    sound that comes meanwhile is kept."""
+    rig = Rig(folder)
+    rig.sink.write = None  # type: ignore[method-assign,assignment]
+    rig.spooled.open()
+    rig.put()
+    rig.spooled._thread.join(PATIENCE_S)
+    assert "its thread has ended" in str(rig.spooled.condition().hung)
+    for _ in range(20):
+        rig.put()
+    assert rig.outlet.dropped == 0
+    rig.spooled.close()
+    rig.start()
+    rig.settle()
     assert rig.tape.numbers() == list(range(rig.number))
 
 
@@ -569,8 +604,10 @@ def test_once_and_in_order_whatever_happens(
                 case "wait":
                     rig.clock.ns += times * NS_PER_S // 2
                 case "crash":
-                    if not rig.spooled._spooling:  # what was in memory alone may be gone
-                        for one in rig.spooled._held():
+                    on_disk = rig.spooled._spooling and rig.spool._segments
+                    begin = rig.spool._segments[0].begin if on_disk else rig.spooled._end
+                    for one in rig.spooled._held():
+                        if one.position < begin:  # what was in memory alone may be gone
                             excused |= set(np.frombuffer(one.block.samples, "<i8").tolist())
                     dropped += rig.spooled.dropped + rig.outlet.dropped
                     dropped += rig.spooled.inherited_dropped

@@ -135,7 +135,7 @@ class Spooled(Sink):
 
     def write(self, block: Block) -> None:
         with self._lock:
-            full = self._waiting() + block.frames > self._limit
+            full = bool(self._window) and self._waiting() + block.frames > self._limit
             if not self._spooling and self._usable and (self._failing or full):
                 self._begin()
             if self._spooling:
@@ -211,7 +211,10 @@ class Spooled(Sink):
         return Account(self.delivered, self.dropped)
 
     def condition(self) -> Condition:
-        found, trouble = self.sink.condition(), self._spool_trouble
+        found = self.sink.condition()
+        if self._thread.ident and not self._thread.is_alive() and not self._closing:
+            return found._replace(hung="its thread has ended; the spool keeps the sound")
+        trouble = self._spool_trouble
         return found if trouble is None else found._replace(concern=trouble)
 
     def figures(self, now_ns: int) -> dict[str, object]:
