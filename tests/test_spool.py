@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.sinks import spool as spool_module
-from capstand.sinks.spool import HEAD_BYTES, Record, Spool
+from capstand.sinks.record import HEAD_BYTES, Record
+from capstand.sinks.spool import Spool
 
 AUDIO = AudioFormat(8000, 1, SampleFormat.S16_LE)
 FRAMES = 100

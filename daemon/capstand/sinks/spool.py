@@ -1,10 +1,8 @@
 """A queue of blocks on disk, in segment files; nothing that was synced is lost in a crash.
 
 Each frame that enters has a position: the number of frames that entered before it, over all runs.
-A segment file is named by the position of its first frame and holds records, one block each: a
-header (magic, position, frame index, times, run, boot, format) and the samples, with a check sum
-each. A record whose check fails costs itself alone: the next header is searched for. What an
-interrupted write left at the end of the newest segment is cut off at opening.
+A segment file is named by the position of its first frame and holds records (``record.py``), one
+block each. What an interrupted write left at the end of the newest segment is cut off at opening.
 
 ``commit`` notes in the file ``position`` up to where everything is delivered, and in ``place`` a
 word of the sink's own; segments before are removed. The note has two slots, written in turn and in
@@ -22,48 +20,18 @@ import contextlib
 import errno
 import json
 import os
-import struct
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
+from capstand.block import NS_PER_S, AudioFormat, Block
+from capstand.sinks.record import HEAD_BYTES, Reader, Record, packed
 
 SEGMENT_BYTES = 4_000_000
 SEGMENT_NS = 60 * NS_PER_S
-MAGIC = b"CSP1"
-_HEAD = struct.Struct("<4sQQqq8s8sIIBBHI")
-_CHECK = struct.Struct("<I")
-HEAD_BYTES = _HEAD.size + _CHECK.size
-_SEARCH_BYTES = 65_536
 SLOT_BYTES = 4096
-_FORMATS = tuple(SampleFormat)
-
-
-class Record(NamedTuple):
-    """A block and where it stands in the queue; ``run`` says which process captured it."""
-
-    position: int
-    run: bytes
-    block: Block
-
-    @property
-    def end(self) -> int:
-        return self.position + self.block.frames
-
-    def after(self, frames: int, rate_hz: int) -> "Record":
-        """The record without its first frames."""
-        first, count, at_ns, samples = self.block
-        block = Block(
-            first + frames,
-            count - frames,
-            at_ns + frames * NS_PER_S // rate_hz,
-            samples[len(samples) // count * frames :],
-        )
-        return self._replace(position=self.position + frames, block=block)
 
 
 class Spool:
@@ -101,7 +69,7 @@ class Spool:
         self._tail: int | None = None  # descriptor of the newest segment, where this run wrote it
         self._synced = True
         self._turn = 0  # of the note's slots
-        self._reader: _Reader | None = None
+        self._reader: Reader | None = None
 
     def open(self) -> None:
         """Takes up what an earlier run left, if anything."""
@@ -146,7 +114,7 @@ class Spool:
         """Returns the end of the last whole record."""
         while self._segments:
             last = self._segments[-1]
-            reader = _Reader(last.path)
+            reader = Reader(last.path)
             try:
                 end = sound_bytes = 0
                 while (found := reader.next(last.bytes)) is not None:
@@ -163,23 +131,8 @@ class Spool:
     def append(self, position: int, block: Block) -> None:
         """Adds a block; ``position`` is the end of the one before, or where the queue begins."""
         now_ns = self._now_ns()
-        captured_at_ns = block.captured_at_ns
-        head = _HEAD.pack(
-            MAGIC,
-            position,
-            block.first_frame,
-            captured_at_ns,
-            self._wall_ns() - (now_ns - captured_at_ns),
-            self.run,
-            self._boot,
-            block.frames,
-            self._audio.rate_hz,
-            self._audio.channels,
-            _FORMATS.index(self._audio.sample),
-            0,
-            zlib.crc32(block.samples),
-        )
-        record = head + _CHECK.pack(zlib.crc32(head)) + block.samples
+        wall_ns = self._wall_ns() - (now_ns - block.captured_at_ns)
+        record = packed(Record(position, self.run, block), wall_ns, self._boot, self._audio)
         segment = self._segments[-1] if self._tail is not None else None
         if (
             segment is None
@@ -253,13 +206,13 @@ class Spool:
             skipped = position - record.position
             return record.after(skipped, audio.rate_hz) if skipped > 0 else record
 
-    def _reader_of(self, segment: "_Segment", position: int) -> "_Reader":
+    def _reader_of(self, segment: "_Segment", position: int) -> "Reader":
         reader = self._reader
         if reader is None or reader.path != segment.path or reader.end > position:
             if reader is not None:
                 self._reader = None
                 reader.close()
-            reader = self._reader = _Reader(segment.path)
+            reader = self._reader = Reader(segment.path)
         return reader
 
     def _holding(self, position: int) -> "tuple[_Segment | None, bool]":
@@ -349,56 +302,6 @@ class _Segment:
         self.bytes = size
         self.began_ns = began_ns
         self.newest_ns = newest_ns
-
-
-class _Reader:
-    """Goes through one segment file, past what is damaged; ``end`` is the owner's, the position
-    it has come to.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.at = 0
-        self.end = 0
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def next(self, limit: int) -> tuple[Record, int, bytes, AudioFormat] | None:
-        """The next sound record that lies before ``limit`` as a whole, with its wall time, boot and
-        format.
-        """
-        while self.at + HEAD_BYTES <= limit:
-            head = os.pread(self._descriptor, HEAD_BYTES, self.at)
-            if len(head) < HEAD_BYTES:
-                break
-            (check,) = _CHECK.unpack_from(head, _HEAD.size)
-            if not head.startswith(MAGIC) or zlib.crc32(head[: _HEAD.size]) != check:
-                self._search(limit)
-                continue
-            (_, position, first, at_ns, wall_ns, run, boot, frames, rate_hz, channels, kind, _, crc
-             ) = _HEAD.unpack_from(head)  # fmt: skip
-            audio = AudioFormat(rate_hz, channels, _FORMATS[kind])
-            size = frames * audio.frame_bytes
-            samples = os.pread(self._descriptor, size, self.at + HEAD_BYTES)
-            whole = self.at + HEAD_BYTES + size <= limit
-            self.at += HEAD_BYTES + size
-            if whole and len(samples) == size and zlib.crc32(samples) == crc:
-                block = Block(first, frames, at_ns, samples)
-                return Record(position, run, block), wall_ns, boot, audio
-        return None
-
-    def _search(self, limit: int) -> None:
-        """Goes on to the next place where a header may begin."""
-        self.at += 1
-        while self.at < limit:
-            some = os.pread(self._descriptor, _SEARCH_BYTES, self.at)
-            found = some.find(MAGIC)
-            if found >= 0:
-                self.at += found
-                return
-            self.at += max(1, len(some) - len(MAGIC) + 1)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
 
 
 def _boot() -> bytes:

@@ -33,8 +33,9 @@ from capstand.block import NS_PER_S, Block
 from capstand.errors import SinkBusy, SinkError
 from capstand.realtime import prepare_thread
 from capstand.sinks.outlet import FLUSH_S, RETRY_S
+from capstand.sinks.record import Record
 from capstand.sinks.sink import Account, Condition, Event, Mark, Sink
-from capstand.sinks.spool import Record, Spool
+from capstand.sinks.spool import Spool
 
 CLOSE_S = 1.0
 SLOW_NS = NS_PER_S
