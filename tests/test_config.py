@@ -28,6 +28,7 @@ from capstand.config import (
     FileToken,
     LocalToken,
     ServerToken,
+    Spool,
     Stream,
     Synthetic,
     Token,
@@ -221,6 +222,7 @@ def test_periods_and_buffer_in_frames() -> None:
         gaps=st.sampled_from(["silence", "skip"]),
         min_free_mb=st.integers(0, 10_000_000),
         queue_ms=st.integers(100, 60_000),
+        spool=st.none(),
     ),
 )
 @settings(max_examples=30, deadline=None)
@@ -1065,7 +1067,35 @@ def test_nothing_of_a_file_steers_the_terminal() -> None:
     assert faults(text) == [
         'c.toml:2: stream.1.name: "\\x1b[2J\\u202e\\n" is not a name: 1 to 32 of A-Z a-z 0-9 _ -',
         "c.toml:8: stream.1.sink.1.'\\x07\\u2028': unknown key; known here: type, path, name, "
-        "container, segment_s, gaps, min_free_mb, queue_ms",
+        "container, segment_s, gaps, min_free_mb, queue_ms, spool",
+    ]
+
+
+# The spool
+
+
+def test_a_spool_is_completed_by_defaults() -> None:
+    """Without the table there is no spool; an empty one takes a gigabyte and a day."""
+    assert read(RIGHT).stream[0].sink[0].spool is None
+    assert read(with_sink("[stream.sink.spool]")).stream[0].sink[0].spool == Spool(
+        path="/var/lib/capstand/spool", max_mb=1000, max_age_s=86_400.0, speed=4.0
+    )
+
+
+def test_a_live_channel_takes_no_spool() -> None:
+    """Old sound is of no use to a real-time channel, and the fault says so."""
+    assert faults(with_agora("[stream.sink.spool]")) == [
+        'c.toml:9: stream.mic.sink.1.spool: a sink of type "agora" is live: old sound is of no use '
+        "there; delete the table"
+    ]
+
+
+@pytest.mark.parametrize("path", ["/rec", "/rec/spool", "/other/../rec/spool/"])
+def test_a_spool_is_not_where_the_recordings_are(path: str) -> None:
+    """A spool below the directory of the recordings would be away with it."""
+    assert faults(with_sink("[stream.sink.spool]", f'path = "{path}"')) == [
+        f'c.toml:9: stream.mic.sink.1.spool.path: "{path}" is below path, "/rec", and is away when '
+        "that is; take a directory on another disk"
     ]
 
 

@@ -14,6 +14,7 @@ from capstand.config import (
     FileToken,
     LocalToken,
     ServerToken,
+    Spool,
     Synthetic,
 )
 from capstand.decode import decode
@@ -23,6 +24,7 @@ TABLES: dict[str, list[type[Any]]] = {
     "[stream.capture]": [Capture],
     "[stream.capture.synthetic]": [Synthetic],
     "[[stream.sink]] file": [FileSink],
+    "[stream.sink.spool]": [Spool],
     "[[stream.sink]] agora": [AgoraSink],
     "[stream.sink.token]": [ServerToken, FileToken, LocalToken],
 }
@@ -55,7 +57,8 @@ def test_it_explains_every_key() -> None:
     """Each key that a table may have stands in the file, and no other."""
     tables = explained()
     for name, kinds in TABLES.items():
-        known = {key for kind in kinds for key in kind._fields} - {"synthetic", "sink", "token"}
+        known = {key for kind in kinds for key in kind._fields}
+        known -= {"synthetic", "sink", "token", "spool"}
         assert set(tables[name]) == known, name
 
 
@@ -69,8 +72,9 @@ def test_what_is_commented_out_is_the_default() -> None:
         for key, value in tables[name].items():
             if key not in examples and key in defaults:
                 assert (value if value != [] else ()) == defaults[key], f"{name} {key}"
+    assert tables["[stream.sink.spool]"] == Spool._field_defaults
     agora = {key: tables["[[stream.sink]] agora"][key] for key in AgoraSink._field_defaults
-             if key not in examples | {"token"}}  # fmt: skip
+             if key not in examples | {"token", "spool"}}  # fmt: skip
     assert agora == {key: AgoraSink._field_defaults[key] for key in agora}
 
 

@@ -132,6 +132,15 @@ class Capture(NamedTuple):
             yield "synthetic", 'is for device = "synthetic" only; delete it or set that device'
 
 
+class Spool(NamedTuple):
+    """Where sound waits while its sink is away, how much, how long; and how fast it follows."""
+
+    path: AbsolutePath = "/var/lib/capstand/spool"
+    max_mb: Annotated[int, Whole(10, 10_000_000)] = 1000
+    max_age_s: Annotated[float, Number(60, 1e8)] = 86_400.0
+    speed: Annotated[float, Number(1.1, 1000)] = 4.0
+
+
 class FileSink(NamedTuple):
     """Recordings in segments, in a directory."""
 
@@ -143,6 +152,22 @@ class FileSink(NamedTuple):
     gaps: Annotated[str, Choice(("silence", "skip"))] = "silence"
     min_free_mb: Annotated[int, Whole(0, 10_000_000)] = 200
     queue_ms: Annotated[int, Whole(100, 60_000)] = 5000
+    spool: Spool | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether only the present is of use to it."""
+        return False
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.spool is None:
+            return
+        if Path(normpath(self.spool.path)).is_relative_to(normpath(self.path)):
+            yield (
+                "spool.path",
+                f'"{self.spool.path}" is below path, "{self.path}", and is away when that is; '
+                "take a directory on another disk",
+            )
 
 
 class FileToken(NamedTuple):
@@ -215,6 +240,12 @@ class AgoraSink(NamedTuple):
     rate_lock: Annotated[bool, Flag()] = True
     gaps: Annotated[str, Choice(("conceal", "skip"))] = "conceal"
     max_latency_ms: Annotated[int, Whole(50, 60_000)] = 400
+    spool: Spool | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether only the present is of use to it."""
+        return True
 
     def track(self, audio: AudioFormat) -> tuple[int, int]:
         """Rate and channels that are sent; where not given, as near to the capture as can be."""
@@ -262,6 +293,12 @@ class Stream(NamedTuple):
             [normpath(one.path) if isinstance(one, FileSink) else None for one in self.sink],
         )
         for number, sink in enumerate(self.sink):
+            if sink.live and sink.spool is not None:
+                yield (
+                    f"sink.{number}.spool",
+                    f'a sink of type "{sink.type}" is live: old sound is of no use there; '
+                    "delete the table",
+                )
             if isinstance(sink, AgoraSink):
                 yield from self._too_coarse(number, sink)
                 continue

@@ -30,7 +30,7 @@ class Side(NamedTuple):
 
     @classmethod
     def of(cls, one: Outlet) -> "Side":
-        return cls(one, one.since, one.delivered, one.dropped, one.queued, one.state, one.trouble)
+        return cls(one, one.since, *one.books(), one.queued, one.state, one.trouble)
 
     def books(self, count: Count, rate_hz: int, now_ns: int) -> SinkStats:
         """``count`` is the stream's, taken after this side."""

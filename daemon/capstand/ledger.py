@@ -2,8 +2,9 @@
 
 ``start`` and ``stop`` of a run, ``grant`` when a device was opened, ``join`` and ``leave`` of a
 sink that came or went meanwhile, every ``gap`` with its first frame, length, time, cause and
-whether it was counted or estimated, every ``drop`` of sound that a sink missed, and ``total`` with
-the sums every few minutes. A file that has grown to ``LIMIT_BYTES`` becomes ``.1`` and a new one
+whether it was counted or estimated, every ``drop`` of sound that a sink missed, ``spool_begin``,
+``spool_drop`` and ``spool_end`` where sound waits on disk for its sink, and ``total`` with the sums
+every few minutes. A file that has grown to ``LIMIT_BYTES`` becomes ``.1`` and a new one
 begins. A disk that refuses is told once; the lines wait in memory, up to ``BACKLOG`` of them, and
 are written when it takes them. What is written is on the disk at once, for a power cut; a line that
 one tore is ended by the next.

@@ -77,6 +77,7 @@ class Reporter:
             self._write("grant", device=grant.device, exact=grant.exact)
         self._tell_gaps(stats)
         self._tell_trouble(stats)
+        self._tell_sinks_own()
         if time.monotonic() >= self._total_due:
             self._total_due = time.monotonic() + TOTAL_S
             self._write_total("total", stats)
@@ -189,6 +190,12 @@ class Reporter:
             told.inserted = sink.inserted_frames
             self._write("insert", sink=sink.name, frames=inserted)
 
+    def _tell_sinks_own(self) -> None:
+        """What the sinks have for the ledger, such as the begin and end of a spool."""
+        for outlet in self._stream.outlets:
+            for event, what in outlet.sink.events():
+                self._write(event, sink=outlet.name, **what)
+
     def _write_total(self, event: str, stats: StreamStats) -> None:
         self._write(
             event,
@@ -238,6 +245,7 @@ class Reporter:
         for sink in stats.sinks:
             self._tell_drops(stats, sink, self._told[sink.name], finally_=True)
             self._tell_inserts(sink, self._told[sink.name])
+        self._tell_sinks_own()
         self._write_total("stop", stats)
         if hung:
             say(logging.ERROR, "%s: did not end in time: %s", stats.name, ", ".join(hung))
@@ -255,8 +263,9 @@ class Reporter:
         )
 
 
-def _figures(sink: SinkStats) -> dict[str, int | None]:
-    return {
+def _figures(sink: SinkStats) -> dict[str, object]:
+    spool = {"spool": sink.figures["spool"]} if "spool" in sink.figures else {}
+    return spool | {
         "since_frame": sink.since_frame,
         "captured_frames": sink.captured_frames,
         "delivered_frames": sink.delivered_frames,

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from capstand import realtime
-from capstand.block import NS_PER_S
+from capstand.block import NS_PER_S, AudioFormat
 from capstand.capture.alsa import LARGEST_PERIOD, AlsaSource
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import Source
@@ -29,6 +29,7 @@ from capstand.pusher import Pusher
 from capstand.ring import Ring
 from capstand.sinks.file import Recording
 from capstand.sinks.outlet import Outlet
+from capstand.sinks.sink import Sink
 from capstand.stats import StreamStats
 
 JOIN_S = 1.0
@@ -280,7 +281,8 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock:
         gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
         recording = Recording(stream, sink, audio)
         priority = realtime.below(capture.priority, capture.priority)
-        return Outlet(sink.name, recording, queue_frames, gather_frames, priority=priority)
+        kept = _spooled(stream, recording, sink, audio, queue_frames)
+        return Outlet(sink.name, kept, queue_frames, gather_frames, priority=priority)
     from capstand.sinks.agora import AgoraChannel
 
     short = capture.period_ms < LIVE_GATHER_MS
@@ -292,6 +294,27 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock:
 
 def _long(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min"
+
+
+def _spooled(
+    stream: str, sink: Sink, setup: SinkConfig, audio: AudioFormat, queue_frames: int
+) -> Sink:
+    """The sink itself, or with a spool in front of it."""
+    if setup.spool is None:
+        return sink
+    from capstand.sinks.spool import Spool
+    from capstand.sinks.spooled import Spooled
+
+    folder = Path(setup.spool.path) / stream / setup.name
+    spool = Spool(folder, audio, setup.spool.max_mb * 1_000_000, setup.spool.max_age_s)
+    return Spooled(
+        setup.name,
+        sink,
+        spool,
+        rate_hz=audio.rate_hz,
+        speed=setup.spool.speed,
+        window_frames=queue_frames,
+    )
 
 
 def _source(capture: Capture) -> Source:

@@ -15,10 +15,12 @@ of capture.
 """
 
 import contextlib
+import json
 import os
 import re
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +29,7 @@ from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.config import FileSink
 from capstand.errors import SinkError
 from capstand.sinks.disk import advice
-from capstand.sinks.sink import Sink
+from capstand.sinks.sink import Mark, Sink
 
 LONG_GAP_S = 60.0
 RESUME_MB = 16
@@ -69,8 +71,14 @@ class Recording(Sink):
         self._next_frame = 0
         self._written_ns = 0
         self._wall_ahead_ns = 0  # wall time minus monotonic time when the segment began
+        self._given = 0  # frames of blocks since open
+        self._unsafe: deque[tuple[int, int]] = deque()  # blocks: end in the segment, frames
+        self._mark = Mark(0, "")
 
     def open(self) -> None:
+        self._given = 0
+        self._unsafe.clear()
+        self._mark = Mark(0, "")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for part in sorted(self._folder.glob(f"{self._stream}-*.part")):
@@ -80,9 +88,9 @@ class Recording(Sink):
             raise self._failure(error) from None
         self._guard(self._setup.min_free_mb + RESUME_MB)
 
-    def write(self, block: Block) -> None:
+    def prepare(self, block: Block) -> None:
         try:
-            self._write(block)
+            self._prepare(block)
         except (OSError, RuntimeError, AssertionError) as error:
             raise self._failure(self._cause(error)) from None
 
@@ -95,22 +103,32 @@ class Recording(Sink):
                 return plain
         return error
 
-    def _write(self, block: Block) -> None:
+    def write(self, block: Block) -> None:
+        try:
+            self._write(block, self._prepare(block))
+        except (OSError, RuntimeError, AssertionError) as error:
+            raise self._failure(self._cause(error)) from None
+
+    def _prepare(self, block: Block) -> "_Segment":
         segment = self._segment
         if segment is not None:
             gap = block.first_frame - self._next_frame
             stepped_ns = self._wall_ns() - self._now_ns() - self._wall_ahead_ns
             stepped = abs(stepped_ns) > LONG_GAP_S * NS_PER_S
-            if stepped or gap > LONG_GAP_S * self._audio.rate_hz:
+            if stepped or not 0 <= gap <= LONG_GAP_S * self._audio.rate_hz:
                 self._finish()
                 segment = None
             elif gap and self._setup.gaps == "silence":
                 segment.silence(gap)
-        if segment is None:
-            segment = self._begin(block)
+        self._next_frame = block.first_frame
+        return segment or self._begin(block)
+
+    def _write(self, block: Block, segment: "_Segment") -> None:
         segment.write(block.samples, block.frames)
         self._next_frame = block.first_frame + block.frames
         self._written_ns = self._now_ns()
+        self._given += block.frames
+        self._unsafe.append((segment.frames, block.frames))
         if segment.frames >= self._limit:
             self._finish()
 
@@ -118,7 +136,7 @@ class Recording(Sink):
         if self._segment is None:
             return
         try:
-            self._segment.flush()
+            self._note(self._segment, self._segment.flush())
             self.detail = str(self._segment)
             if self._now_ns() - self._written_ns > LONG_GAP_S * NS_PER_S:
                 self._finish()
@@ -130,6 +148,31 @@ class Recording(Sink):
         try:
             self._finish()
         except (OSError, RuntimeError) as error:
+            raise self._failure(error) from None
+
+    def mark(self) -> Mark:
+        return self._mark
+
+    def _note(self, segment: "_Segment", safe: int) -> None:
+        """So many of a segment's frames are safe; a FLAC may end in the middle of a block."""
+        while self._unsafe and self._unsafe[0][0] <= safe:
+            self._unsafe.popleft()
+        held = sum(min(frames, end - safe) for end, frames in self._unsafe)
+        self._mark = Mark(self._given - held, segment.place(safe))
+
+    def rewind(self, place: str) -> None:
+        """Cuts the segment that was being written then off where it was safe."""
+        if not place:
+            return
+        name, frames, size = json.loads(place)
+        path = self._folder / name
+        part = path.with_name(name + ".part")
+        try:
+            for file in (part, path):
+                if file.exists():
+                    _cut(file, frames, size)
+                    break
+        except OSError as error:
             raise self._failure(error) from None
 
     def _begin(self, block: Block) -> "_Segment":
@@ -151,6 +194,7 @@ class Recording(Sink):
         self._segment = _Segment(path, part, self._audio, largest > WAV_LIMIT)
         self.segments += 1
         self.detail = str(self._segment)
+        self._note(self._segment, 0)
         return self._segment
 
     def _finish(self) -> None:
@@ -158,6 +202,8 @@ class Recording(Sink):
         if segment is not None:
             self.detail = str(segment)
             segment.finish()
+            self._unsafe.clear()
+            self._mark = Mark(self._given, "")
 
     def _guard(self, wanted_mb: int) -> None:
         """Raises SinkError when the disk has less than that free."""
@@ -190,6 +236,7 @@ class _Segment:
         self._audio = audio
         self._flac = path.suffix == ".flac"
         self._dirty = False
+        self._safe = 0
         import soundfile
 
         self._descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
@@ -234,16 +281,21 @@ class _Segment:
             self.write(zeros[: part * self._audio.frame_bytes], part)
             frames -= part
 
-    def flush(self) -> None:
-        """Header up to date, data on the disk."""
-        if not self._dirty:
-            return
-        if self._flac:
-            self._state_flac_length()
-        else:
-            self._command(_UPDATE_HEADER_NOW, 0)
-        os.fdatasync(self._descriptor)
-        self._dirty = False
+    def flush(self) -> int:
+        """Header up to date, data on the disk; returns how many frames are safe."""
+        if self._dirty:
+            self._safe = self.frames
+            if self._flac:
+                self._safe = self._state_flac_length()
+            else:
+                self._command(_UPDATE_HEADER_NOW, 0)
+            os.fdatasync(self._descriptor)
+            self._dirty = False
+        return self._safe
+
+    def place(self, frames: int) -> str:
+        """Where the segment is and how long, right after a flush or the beginning."""
+        return json.dumps([self.path.name, frames, os.fstat(self._descriptor).st_size])
 
     def finish(self) -> None:
         """Closes the file and gives it its name; without sound, removes it."""
@@ -307,6 +359,28 @@ def _recover(part: Path) -> None:
         path = path.with_name(f"{path.stem}-recovered{path.suffix}")
     part.rename(path)
     _sync_folder(path.parent)
+
+
+def _cut(file: Path, frames: int, size: int) -> None:
+    """Cuts a segment off after so many frames, which end at that size; without sound, removes it.
+    The next ``open`` gives it its name.
+    """
+    if frames == 0:
+        file.unlink()
+        return
+    with file.open("r+b") as open_file:
+        descriptor = open_file.fileno()
+        if os.fstat(descriptor).st_size < size:
+            return
+        os.ftruncate(descriptor, size)
+        if ".flac" in file.suffixes:
+            field = int.from_bytes(os.pread(descriptor, 5, 21), "big")
+            length = (field & ~FLAC_LENGTH | frames).to_bytes(5, "big")
+            os.pwrite(descriptor, length + bytes(16), 21)  # and no MD5 of the sound
+        else:
+            with contextlib.suppress(struct.error, ZeroDivisionError):
+                _repair_wav(descriptor)
+        os.fsync(descriptor)
 
 
 def _repair_wav(descriptor: int) -> None:

@@ -87,6 +87,15 @@ class Outlet:
     def dropped(self) -> int:
         return self.failed + self.overflowed + self.abandoned
 
+    def books(self) -> tuple[int, int]:
+        """Frames delivered and dropped; those that a sink took to deliver later count when it
+        has.
+        """
+        later = self.sink.account()
+        if later is None:
+            return self.delivered, self.dropped
+        return later.delivered, later.dropped + self.dropped
+
     @property
     def queued(self) -> int:
         """Frames waiting in the queue."""

@@ -4,6 +4,7 @@ All calls but ``condition`` and ``figures`` come from the outlet's thread. A sin
 long as its peer does; it sees every gap as a jump of ``first_frame``.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from capstand.block import Block
@@ -22,6 +23,26 @@ class Condition(NamedTuple):
 
 
 WELL = Condition()
+
+
+class Mark(NamedTuple):
+    """How much of what a sink was given since ``open`` is safe with the peer, in frames of blocks;
+    ``place`` is the sink's own word for where that is.
+    """
+
+    safe_frames: int
+    place: str
+
+
+class Account(NamedTuple):
+    """What became of the frames that a sink took to deliver later, as far as it is known."""
+
+    delivered: int
+    dropped: int
+
+
+Event = tuple[str, dict[str, object]]
+"""A line for the ledger: its name and what else it says."""
 
 
 class Sink(Protocol):
@@ -48,6 +69,33 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Ends cleanly; also after an error. Raises SinkError when what was written is in doubt."""
+
+    def mark(self) -> Mark | None:
+        """Outlet's thread, after any call that did not raise. None: what is written is delivered,
+        and the sink cannot take anything back.
+        """
+        return None
+
+    def prepare(self, block: Block) -> None:
+        """Gets to where the block will go, such as a new file; ``mark`` then says where.
+
+        May be left out before a ``write``. Raises SinkError.
+        """
+        return
+
+    def rewind(self, place: str) -> None:
+        """Before ``open``: takes back what was written after a mark, since it will come again; also
+        in a new process. Raises SinkError.
+        """
+        return
+
+    def account(self) -> Account | None:
+        """For a sink that delivers later than it takes. Any thread."""
+        return None
+
+    def events(self) -> Iterable[Event]:
+        """What happened since the last call. Main thread."""
+        return ()
 
     def condition(self) -> Condition:
         """Any thread."""
