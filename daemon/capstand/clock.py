@@ -17,6 +17,7 @@ Thread: one (capture). O(1) per observation, nothing grows.
 """
 
 import math
+from typing import Protocol
 
 from capstand.block import NS_PER_S
 
@@ -30,6 +31,19 @@ RATE_LIMIT = 0.01
 """No card is 1 % off; a loop that says so has been fed nonsense."""
 MISFIT_WINDOWS = 4
 """Windows in a row that must disagree before the loop believes that the device stood still."""
+
+
+class Pace(Protocol):
+    """What is known of a card's rate, for those who are to keep step with it."""
+
+    @property
+    def ns_per_frame(self) -> float: ...
+
+    @property
+    def drift_ppm(self) -> float: ...
+
+    @property
+    def settled(self) -> bool: ...
 
 
 class Clock:

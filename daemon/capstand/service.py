@@ -30,8 +30,6 @@ TICK_S = 0.25
 LIVE_TICK_S = 0.1
 NOTIFY_NS = 1_000_000_000
 STOP_S = 2.5
-SPENT_S = 300.0
-"""So long a process runs at least before it ends because of a sink, for the sake of the others."""
 
 
 class Service:
@@ -52,12 +50,10 @@ class Service:
         self._control: ControlServer | None = None
         self._notify_due_ns = 0
         self._settled = False
-        self._began = time.monotonic()
         self._stopping = ""
-        self._failed = False
 
     def run(self, seconds: float | None = None) -> int:
-        """Returns the exit status: 0, or 1 when the daemon could not start or has to start anew."""
+        """Returns the exit status: 0, or 1 when the daemon could not start."""
         wake = self._catch_signals()
         refused = realtime.prepare_process()
         try:
@@ -80,7 +76,7 @@ class Service:
         self._stop()
         self._control.close()
         wake.close()
-        return 1 if self._failed else 0
+        return 0
 
     def _cannot_start(self, errno: int, why: str) -> int:
         say(logging.ERROR, f"cannot start: {why}")
@@ -117,8 +113,6 @@ class Service:
             self._notifier.status(status_line(all_stats))
             if alive:
                 self._notifier.alive()
-        if time.monotonic() - self._began > SPENT_S:
-            self._end_if_spent()
         if not self._settled and all(one.captured_frames or one.trouble for one in all_stats):
             self._settled = True
             threading.Thread(target=self._settle, name="settle", daemon=True).start()
@@ -130,14 +124,6 @@ class Service:
                 say(logging.WARNING, self._ledger_trouble)
         if self._control is not None:
             self._control.expire()
-
-    def _end_if_spent(self) -> None:
-        """A library that only a new process can heal: systemd starts one."""
-        for stream in self._streams:
-            reason = stream.spent()
-            if reason is not None and not self._stopping:
-                self._stopping = f"starting again: {reason}"
-                self._failed = True
 
     def _settle(self) -> None:
         """Once sound flows: what takes long to load, and the end of start-up's garbage.

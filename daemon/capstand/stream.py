@@ -27,6 +27,7 @@ from capstand.sinks.outlet import Outlet
 from capstand.stats import SinkStats, StreamStats
 
 JOIN_S = 1.0
+ABANDON_S = 0.5
 GATHER_MS = 200
 PATIENCE_MS = 100
 LIVE_GATHER_MS = 10
@@ -93,8 +94,10 @@ class Stream:
         hung = []
         for outlet in self.outlets:
             if not self._join(f"sink:{outlet.name}", deadline):
-                outlet.abandon()
                 hung.append(f"sink {outlet.name}")
+                outlet.sink.abandon()
+                if not self._join(f"sink:{outlet.name}", time.monotonic() + ABANDON_S):
+                    outlet.abandon()
         return hung
 
     def stats(self, now_ns: int) -> StreamStats:
@@ -162,23 +165,13 @@ class Stream:
         )
 
     def _sink_view(self, outlet: Outlet, now_ns: int) -> SinkView:
-        condition = outlet.sink.condition()
         return SinkView(
             outlet.name,
             outlet.trouble,
             self._still(f"out {outlet.name}", outlet.taken, outlet.queued > 0, now_ns),
             self._age(f"drop {outlet.name}", outlet.overflowed, now_ns),
-            condition.concern,
-            condition.hung,
+            outlet.sink.concern,
         )
-
-    def spent(self) -> str | None:
-        """Why a sink can go on only in a new process; None as long as all can."""
-        for outlet in self.outlets:
-            reason = outlet.sink.condition().spent
-            if reason is not None:
-                return f"{self.name}: sink {outlet.name}: {reason}"
-        return None
 
     def _still(self, key: str, value: int, pending: bool, now_ns: int) -> int:
         """For how long a counter has not moved although something waits."""
@@ -212,12 +205,15 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock:
     if isinstance(sink, FileSink):
         gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
         return Outlet(sink.name, Recording(stream, sink, audio), queue_frames, gather_frames)
-    from capstand.sinks.agora import AgoraChannel
+    from capstand.sinks.remote import RemoteSink
+    from capstand.sinks.wire import Plan
 
     short = capture.period_ms < LIVE_GATHER_MS
     gather_frames = LIVE_GATHER_MS * audio.rate_hz // 1000 if short else 0
-    channel = AgoraChannel(sink, audio, state / "agora", clock)
-    return Outlet(sink.name, channel, queue_frames, gather_frames, live=True)
+    folder = state / "agora" / stream / sink.name
+    plan = Plan("capstand.sinks.agora:AgoraChannel", (sink, audio, folder))
+    remote = RemoteSink(stream, sink.name, plan, clock)
+    return Outlet(sink.name, remote, queue_frames, gather_frames, live=True)
 
 
 def _source(capture: Capture) -> Source:

@@ -1,34 +1,27 @@
 """Where blocks go: the protocol between an outlet and a peer (a disk, a channel, a server).
 
-All calls but ``condition`` and ``figures`` come from the outlet's thread. A sink may block for as
-long as its peer does; it sees every gap as a jump of ``first_frame``.
+All calls come from the outlet's thread but where it says so. A sink may block for as long as its
+peer does, in a process of its own (``remote.py``) for 10 s; it sees every gap as a jump of
+``first_frame``.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from capstand.block import Block
 
 
-class Condition(NamedTuple):
-    """What ails a sink although it raises nothing, each in words for a person, or None.
-
-    ``concern``: blocks are taken, but something is wrong. ``hung``: a call to the peer's library
-    does not come back. ``spent``: that library can go on only in a new process.
-    """
-
-    concern: str | None = None
-    hung: str | None = None
-    spent: str | None = None
-
-
-WELL = Condition()
-
-
 class Sink(Protocol):
-    """A peer that takes blocks. ``open``, ``write`` and ``flush`` raise SinkError."""
+    """A peer that takes blocks. ``open``, ``write`` and ``flush`` raise SinkError; then the sink is
+    closed and opened again, in a new process where it has one of its own.
+    """
 
     inserted_frames: int = 0
     """Silence put in place of missing sound, in frames of the stream. Any thread."""
+
+    @property
+    def concern(self) -> str | None:
+        """What is wrong although blocks are taken, in words for a person. Any thread."""
+        return None
 
     @property
     def detail(self) -> str:
@@ -49,9 +42,9 @@ class Sink(Protocol):
     def close(self) -> None:
         """Ends cleanly; also after an error. Raises SinkError when what was written is in doubt."""
 
-    def condition(self) -> Condition:
-        """Any thread."""
-        return WELL
+    def abandon(self) -> None:
+        """The daemon ends and has waited long enough: what hangs is let go of. Main thread."""
+        return None
 
     def figures(self, now_ns: int) -> dict[str, object]:
         """What else there is to know, for ``capstand status --json``. Any thread."""
