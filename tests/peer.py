@@ -108,6 +108,6 @@ def got(file: Path) -> list[Got]:
     while at < len(data):
         *head, length = _RECORD.unpack_from(data, at)
         at += _RECORD.size
-        found.append(Got(*head, data[at : at + length]))
+        found.append(Got._make((*head, data[at : at + length])))
         at += length
     return found

@@ -383,9 +383,9 @@ def test_its_log_lines_say_whose_they_are(place: Place, capfd: pytest.CaptureFix
     sink.close()
     assert "warning: the peer is opened" in capfd.readouterr().err
     record = logging.LogRecord("capstand.agora", logging.INFO, "", 0, "joined", (), None)
-    record.fields = {"CHANNEL": "studio"}
+    record.__dict__["fields"] = {"CHANNEL": "studio"}
     assert _Named("mic", "far").filter(record)
-    assert record.fields == {"STREAM": "mic", "SINK": "far", "CHANNEL": "studio"}
+    assert record.__dict__["fields"] == {"STREAM": "mic", "SINK": "far", "CHANNEL": "studio"}
 
 
 def test_the_daemon_itself_loads_no_library_of_a_channel() -> None:

@@ -165,11 +165,12 @@ class Stream:
         )
 
     def _sink_view(self, outlet: Outlet, now_ns: int) -> SinkView:
+        slow = outlet.overflowed - outlet.overflowed_shut if outlet.state == "open" else 0
         return SinkView(
             outlet.name,
             outlet.trouble,
             self._still(f"out {outlet.name}", outlet.taken, outlet.queued > 0, now_ns),
-            self._age(f"drop {outlet.name}", outlet.overflowed, now_ns),
+            self._age(f"drop {outlet.name}", slow, now_ns),
             outlet.sink.concern,
         )
 

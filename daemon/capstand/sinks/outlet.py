@@ -51,6 +51,7 @@ class Outlet:
         self.failures = 0
         self.entered = 0
         self.overflowed = 0
+        self.overflowed_shut = 0  # of these, until it was opened last; sink thread
         self.delivered = 0
         self.failed = 0
         self.abandoned = 0  # frames a hung sink kept at shutdown; main thread
@@ -125,6 +126,7 @@ class Outlet:
         except SinkError as error:
             self._fail(error)
             return False
+        self.overflowed_shut = self.overflowed
         self.state = "open"
         self._flushed_ns = time.monotonic_ns()
         if self._live:

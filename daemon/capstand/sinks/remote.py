@@ -57,6 +57,7 @@ class RemoteSink(Sink):
 
     def open(self) -> None:
         self._end()
+        self.detail = "starting"
         self._start()
         self._ask(Question.OPEN, OPEN_S, pickle.dumps(self._plan))
 
