@@ -91,6 +91,7 @@ class Peer(Sink):
                 raise KeyError("a bug")
             case ["babble"]:
                 os.write(int(sys.argv[1]), b"\xff" * 64)
+                threading.Event().wait()
 
     def flush(self) -> None:
         pass

@@ -5,6 +5,7 @@ import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from capstand.errors import SinkBusy, SinkError
 from capstand.sinks import remote
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.remote import RemoteSink
-from capstand.sinks.wire import Plan
+from capstand.sinks.wire import ANSWER, Outcome, Plan, receive_answer
 from capstand.stream import Stream
 from capstand.worker import _Named
 from tests import line, peer
@@ -187,6 +188,35 @@ def test_what_ends_a_sink_is_told_and_healed(place: Place, act: str, words: str)
     assert first.pid != second.pid and gone(first.pid)
 
 
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (ANSWER.pack(Outcome.DONE, 0, 0, 0), None),
+        (ANSWER.pack(Outcome.BUSY, 7, 2**40, 14) + b'{"words": "x"}', None),
+        (ANSWER.pack(9, 0, 0, 0), ValueError),
+        (ANSWER.pack(Outcome.DONE, 0, 0, 2) + b"[]", ValueError),
+        (ANSWER.pack(Outcome.DONE, 0, 0, 2) + b"{]", ValueError),
+        (ANSWER.pack(Outcome.DONE, 0, 0, 2) + b"\xff\xff", ValueError),
+        (ANSWER.pack(Outcome.DONE, 0, 0, 14) + b'{"figures": 1}', ValueError),
+        (ANSWER.pack(Outcome.DONE, 0, 0, 2**31), ValueError),
+        (ANSWER.pack(Outcome.DONE, 0, 0, 9) + b"{}", EOFError),
+        (ANSWER.pack(Outcome.DONE, 0, 0, 0)[:-1], EOFError),
+        (b"", EOFError),
+    ],
+)
+def test_an_answer_is_checked(answer: bytes, error: type[Exception] | None) -> None:
+    """An answer from a process that native code has torn is refused, whatever is wrong with it."""
+    here, there = socket.socketpair()
+    with here, there:
+        there.sendall(answer)
+        there.shutdown(socket.SHUT_WR)
+        if error is None:
+            assert receive_answer(here).outcome in (Outcome.DONE, Outcome.BUSY)
+        else:
+            with pytest.raises(error):
+                receive_answer(here)
+
+
 @pytest.mark.parametrize("act", ["hang", "stop"])
 @pytest.mark.parametrize("frames", [FRAMES, 1_000_000], ids=["short", "longer than the socket"])
 def test_a_call_that_hangs_is_ended(
@@ -347,20 +377,17 @@ def test_abandoned_while_it_is_opened(place: Place, monkeypatch: pytest.MonkeyPa
     assert errors == ["its process was ended by SIGKILL; a new one is started"] * 2
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_whatever_happens_every_frame_is_in_the_books(
     place: Place, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Through any order of refusals, busy peers, crashes and hangs, what was put in was delivered,
     or dropped, or waits; and what counts as delivered is what the peers got."""
-    monkeypatch.setattr(remote, "ANSWER_S", 0.1)
+    monkeypatch.setattr(remote, "ANSWER_S", 1.0)
     dice = random.Random(seed)
-    acts = {
-        number * FRAMES: dice.choice(
-            ["busy 3", "busy 10", "fail", "kill", "hang", "exit 0", "bug", "babble"]
-        )
-        for number in dice.sample(range(100), 8)
-    }
+    kinds = ["busy 3", "busy 10", "fail", "kill", "hang", "exit 0", "bug", "babble"]
+    frames = dice.sample(range(5 * FRAMES, 100 * FRAMES, FRAMES), len(kinds))
+    acts = dict(zip(frames, kinds, strict=True))
     outlet = Outlet("far", place.sink(acts), 95 * FRAMES)
     for number in range(100):
         outlet.put(block(number))
@@ -368,9 +395,8 @@ def test_whatever_happens_every_frame_is_in_the_books(
     drive(outlet)
     assert balanced(outlet) and outlet.queued == 0
     got = place.got()
-    assert outlet.delivered == sum(len(one.samples) // 4 for one in got) - 10 * sum(
-        acts.get(one.first_frame) == "babble" for one in got
-    )
+    assert outlet.delivered == sum(len(one.samples) // 4 for one in got)
+    assert outlet.failed == 6 * FRAMES + 7
     assert outlet.overflowed == 5 * FRAMES
     for one in got:
         assert one.samples == block(one.first_frame // FRAMES).samples[: len(one.samples)]

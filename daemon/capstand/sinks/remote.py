@@ -63,9 +63,7 @@ class RemoteSink(Sink):
 
     def write(self, block: Block) -> None:
         first_frame, frames, captured_at_ns, samples = block
-        answer = self._ask(Question.WRITE, ANSWER_S, samples, first_frame, frames, captured_at_ns)
-        if answer.outcome is Outcome.BUSY:
-            raise SinkBusy(str(answer.said.get("words")), answer.taken)
+        self._ask(Question.WRITE, ANSWER_S, samples, first_frame, frames, captured_at_ns)
 
     def flush(self) -> None:
         self._ask(Question.FLUSH, ANSWER_S)
@@ -94,25 +92,23 @@ class RemoteSink(Sink):
     # Inside
 
     def _start(self) -> None:
-        ours, its = socket.socketpair()
         path = os.pathsep.join(one or "." for one in sys.path)
         kept = {name: value for name, value in os.environ.items() if name not in NOT_TOLD}
-        descriptor = its.fileno()
+        command = [sys.executable, "-P", "-m", "capstand.worker"]
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "capstand.worker", str(descriptor), *self._names],
-                env=kept | {"PYTHONPATH": path},
-                stdin=subprocess.DEVNULL,
-                pass_fds=[descriptor],
-            )
+            self._channel, its = socket.socketpair()
+            with its:
+                self._process = subprocess.Popen(
+                    [*command, str(its.fileno()), *self._names],
+                    env=kept | {"PYTHONPATH": path},
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[its.fileno()],
+                )
         except OSError as error:
-            ours.close()
+            self._end()
             raise SinkError(
                 f"{sys.executable} cannot be started: {error.strerror}; is memory short?"
             ) from None
-        finally:
-            its.close()
-        self._channel = ours
         if self._abandoned:
             self._process.kill()
 
@@ -124,7 +120,7 @@ class RemoteSink(Sink):
         first_frame: int = 0,
         frames: int = 0,
         captured_at_ns: int = 0,
-    ) -> Answer:
+    ) -> None:
         """Raises SinkError for a refusal, and for what ends the process."""
         channel, pace = self._channel, self._pace
         if channel is None:
@@ -154,16 +150,17 @@ class RemoteSink(Sink):
         self._learn(answer)
         if answer.outcome is Outcome.BROKEN:
             self._end(EXIT_S)
-        if answer.outcome in (Outcome.FAILED, Outcome.BROKEN):
+        if answer.outcome is Outcome.BUSY:
+            raise SinkBusy(str(answer.said.get("words")), answer.taken)
+        if answer.outcome is not Outcome.DONE:
             raise SinkError(str(answer.said.get("words")))
-        return answer
 
     def _learn(self, answer: Answer) -> None:
         self.inserted_frames = self._inserted_before + answer.inserted_frames
         said = answer.said
         if "detail" in said:
             self.detail = str(said["detail"])
-            self.concern = said.get("concern")
+            self.concern = None if said.get("concern") is None else str(said["concern"])
             self._figures = said.get("figures", {})
 
     def _end(self, grace_s: float = 0.0) -> str:
@@ -174,8 +171,11 @@ class RemoteSink(Sink):
         self._process = self._channel = None
         self._inserted_before = self.inserted_frames
         self._figures, self.detail, self.concern = {}, "not running", None
-        if process is None or channel is None:
+        if channel is None:
             return "has ended"
+        if process is None:
+            channel.close()
+            return "has not begun"
         with suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
         channel.close()

@@ -97,7 +97,7 @@ def receive_answer(channel: socket.socket) -> Answer:
     said = {}
     if length:
         said = json.loads(_filled(channel, received[ANSWER.size :], length))
-        if not isinstance(said, dict):
+        if not (isinstance(said, dict) and isinstance(said.get("figures", {}), dict)):
             raise ValueError("an answer that is no table")
     return Answer(Outcome(outcome), taken, inserted_frames, said)
 
