@@ -17,7 +17,16 @@ from tests import line
 from tests.agora import Push, StandIn, run
 
 APP_ID = "0123456789abcdef0123456789abcdef"
-CHANNEL = AgoraSink(type="agora", app_id=APP_ID, channel="studio", uid=1001, rate_lock=False)
+CHANNEL = AgoraSink(
+    type="agora",
+    app_id=APP_ID,
+    channel="studio",
+    uid=1001,
+    rate_lock=False,
+    send_buffer_ms=5000,  # a busy machine is late, and what is late must not be dropped here
+    queue_ms=5000,
+    max_latency_ms=60_000,
+)
 SCRIPT = "set connect_ms 5"
 Samples = npt.NDArray[np.int16]
 
