@@ -119,6 +119,17 @@ def test_a_full_queue_drops_the_oldest() -> None:
     assert (outlet.delivered, outlet.dropped, outlet.queued) == (30, 50, 0)
 
 
+def test_what_is_missed_until_a_sink_is_open_does_not_tell_against_it() -> None:
+    """Frames that a full queue dropped before the sink was opened are known apart from those it was
+    too slow for."""
+    outlet = Outlet("a", Peer(), 3 * FRAMES)
+    feed(outlet, 8)
+    assert outlet.try_open()
+    assert (outlet.overflowed, outlet.overflowed_shut) == (50, 50)
+    feed(outlet, 2, 8)
+    assert (outlet.overflowed, outlet.overflowed_shut) == (70, 50)
+
+
 def test_a_failed_write_is_booked_and_the_sink_closed() -> None:
     """A block the sink refused counts as failed, the sink is closed, and ``trouble`` says why."""
     peer = Peer()

@@ -27,7 +27,7 @@ files:
   /etc/capstand/capstand.toml       the configuration; every key is explained in it
   /run/capstand/control.sock        where `capstand status` asks
   /var/lib/capstand/ledger/*.jsonl  the books: every gap with first frame, length, time, cause
-  /var/lib/capstand/agora/log       what Agora's SDK says
+  /var/lib/capstand/agora/*/*/log   what Agora's SDK says
   /opt/capstand/agora               Agora's library, by `capstand agora install`
 
 exit status:

@@ -21,6 +21,7 @@ Thread: one (capture). O(1) per observation, nothing grows.
 """
 
 import math
+from typing import Protocol
 
 from capstand.block import NS_PER_S
 
@@ -38,6 +39,19 @@ SLEW_SIGMA = 4.0
 """So far beyond the expected a window has to be, twice in a row and growing, to speak of a slew."""
 MISFIT_WINDOWS = 4
 """Windows in a row that must disagree before the loop believes that the device stood still."""
+
+
+class Pace(Protocol):
+    """What is known of a card's rate, for those who are to keep step with it."""
+
+    @property
+    def ns_per_frame(self) -> float: ...
+
+    @property
+    def drift_ppm(self) -> float: ...
+
+    @property
+    def settled(self) -> bool: ...
 
 
 class Clock:

@@ -352,32 +352,23 @@ class Config(NamedTuple):
             "capture.device",
             [name if name != "synthetic" else None for name in devices],
         )
-        yield from self._one_agora()
+        yield from self._nobody_twice()
 
-    def _one_agora(self) -> Iterator[tuple[str, str]]:
-        """The SDK runs once per process, and nobody is in a channel twice."""
-        places = [
-            (f"stream.{number}.sink.{place}", sink)
-            for number, stream in enumerate(self.stream)
-            for place, sink in enumerate(stream.sink)
-            if isinstance(sink, AgoraSink)
-        ]
-        seen: set[tuple[str, int]] = set()
-        for where, sink in places:
-            first = places[0][1]
-            for key in ("app_id", "scenario", "area"):
-                if getattr(sink, key) != getattr(first, key):
+    def _nobody_twice(self) -> Iterator[tuple[str, str]]:
+        """In a channel of a project, Agora gives each uid one place."""
+        seen: set[tuple[str, str, int]] = set()
+        for number, stream in enumerate(self.stream):
+            for place, sink in enumerate(stream.sink):
+                if not isinstance(sink, AgoraSink) or not sink.uid:
+                    continue
+                who = sink.app_id.lower(), sink.channel, sink.uid
+                if who in seen:
                     yield (
-                        f"{where}.{key}",
-                        f'"{getattr(sink, key)}" differs from "{getattr(first, key)}" above; '
-                        "Agora's SDK runs once per process: one for all sinks of type agora",
+                        f"stream.{number}.sink.{place}.uid",
+                        f"{sink.uid} is in channel {sink.channel} already; "
+                        "give each sink its own uid",
                     )
-            if sink.uid and (sink.channel, sink.uid) in seen:
-                yield (
-                    f"{where}.uid",
-                    f"{sink.uid} is in channel {sink.channel} already; give each sink its own uid",
-                )
-            seen.add((sink.channel, sink.uid))
+                seen.add(who)
 
 
 def _twice(table: str, key: str, values: Sequence[str | None]) -> Iterator[tuple[str, str]]:

@@ -50,9 +50,8 @@ class View(NamedTuple):
 
 
 class SinkView(NamedTuple):
-    """One sink: ``still_ns`` counts from the last block it took while some are queued. ``hung`` is
-    a call into its peer's library that does not come back, ``concern`` what is wrong although
-    blocks are taken.
+    """One sink: ``still_ns`` counts from the last block it took while some are queued, ``concern``
+    is what is wrong although blocks are taken.
     """
 
     name: str
@@ -60,7 +59,6 @@ class SinkView(NamedTuple):
     still_ns: int
     drop_age_ns: int | None
     concern: str | None = None
-    hung: str | None = None
 
 
 class Verdict(NamedTuple):
@@ -79,9 +77,6 @@ def judge(view: View) -> Verdict:
         return _stalled(f"the push thread has stood still for {_s(view.push_still_ns)} s")
     if view.open and view.silent_ns > view.patience_ns + SILENT_NS:
         return _stalled(f"no frame for {_s(view.silent_ns)} s from an open device")
-    for sink in view.sinks:
-        if sink.hung is not None:
-            return _stalled(f"sink {sink.name}: {sink.hung}")
     if view.refused:
         return Verdict(Health.FAILED, view.trouble, True)
     if view.trouble is not None:

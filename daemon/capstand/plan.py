@@ -78,27 +78,6 @@ def words(old: Config, new: Config) -> list[str]:
     return lines
 
 
-def unchangeable(old: Config, new: Config) -> list[str]:
-    """What only a new process can change, as faults of the new configuration."""
-    first = next((sink for _, sink in _channels(old)), None)
-    return [
-        f'{where}.{key}: "{getattr(sink, key)}" differs from "{getattr(first, key)}", which '
-        "Agora's SDK keeps as long as the process runs; systemctl restart capstand"
-        for where, sink in _channels(new)
-        for key in ("app_id", "scenario", "area")
-        if first is not None and getattr(sink, key) != getattr(first, key)
-    ]
-
-
-def _channels(config: Config) -> list[tuple[str, AgoraSink]]:
-    return [
-        (f"stream.{stream.name}.sink.{sink.name}", sink)
-        for stream in config.stream
-        for sink in stream.sink
-        if isinstance(sink, AgoraSink)
-    ]
-
-
 def _place(sink: Sink) -> tuple[str, str]:
     """Where only one sink of a stream can be at a time."""
     match sink:

@@ -174,7 +174,8 @@ class Reporter:
         if not missed or (now < told.drops_due and not finally_):
             return
         told.dropped, told.drops_due = sink.dropped_frames, now + DROP_S
-        self._write("drop", sink=sink.name, frames=missed, reason=sink.trouble or "too slow")
+        reason = sink.trouble or ("too slow" if sink.state == "open" else sink.state)
+        self._write("drop", sink=sink.name, frames=missed, reason=reason)
         say(
             logging.WARNING,
             "%s: sink %s missed %d frames (%.0f ms)",

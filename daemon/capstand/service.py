@@ -34,8 +34,6 @@ LIVE_TICK_S = 0.1
 NOTIFY_NS = 1_000_000_000
 STOP_S = 2.5
 SETTLE_RETRY_S = 10.0
-SPENT_S = 300.0
-"""So long a process runs at least before it ends because of a sink, for the sake of the others."""
 
 
 class Service:
@@ -66,7 +64,6 @@ class Service:
         self._notify_due_ns = 0
         self._settled = False
         self._settle_due = 0.0
-        self._began = time.monotonic()
         self._stopping = ""
         self._failed = False
 
@@ -167,8 +164,6 @@ class Service:
             self._notifier.status(self._reload.words + status_line(all_stats) + ledger)
             if alive:
                 self._notifier.alive()
-        if time.monotonic() - self._began > SPENT_S:
-            self._end_if_spent()
         if not self._settled and time.monotonic() >= self._settle_due:
             self._settle_once(all_stats)
         self._live.draw(all_stats)
@@ -178,14 +173,6 @@ class Service:
             say(logging.WARNING, "ledger: %s", self._ledger_trouble or "is written again")
         if self._control is not None:
             self._control.expire()
-
-    def _end_if_spent(self) -> None:
-        """A library that only a new process can heal: systemd starts one."""
-        for stream in self._streams:
-            reason = stream.spent()
-            if reason is not None and not self._stopping:
-                self._stopping = f"starting again: {reason}"
-                self._failed = True
 
     def _settle_once(self, all_stats: list[StreamStats]) -> None:
         if all(one.captured_frames or one.trouble for one in all_stats):

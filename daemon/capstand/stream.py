@@ -33,6 +33,7 @@ from capstand.sinks.sink import Sink
 from capstand.stats import StreamStats
 
 JOIN_S = 1.0
+ABANDON_S = 0.5
 GATHER_MS = 200
 PATIENCE_MS = 200
 CAPTURE_PATIENCE_MS = 50
@@ -145,8 +146,10 @@ class Stream:
         hung = []
         for outlet in self.outlets:
             if not self._join(f"sink:{outlet.name}", deadline):
-                outlet.abandon()
                 hung.append(f"sink {outlet.name}")
+                outlet.sink.abandon()
+                if not self._join(f"sink:{outlet.name}", time.monotonic() + ABANDON_S):
+                    outlet.abandon()
         return hung
 
     def release(self) -> None:
@@ -221,23 +224,14 @@ class Stream:
         return f"only zeros for {_long(meter.zeros_s)}: is the microphone muted, the cable in?"
 
     def _sink_view(self, outlet: Outlet, now_ns: int) -> SinkView:
-        condition = outlet.sink.condition()
+        slow = outlet.overflowed - outlet.overflowed_shut if outlet.state == "open" else 0
         return SinkView(
             outlet.name,
             outlet.trouble,
             self._still(f"out {outlet.name}", outlet.taken, outlet.queued > 0, now_ns),
-            self._age(f"drop {outlet.name}", outlet.overflowed, now_ns),
-            condition.concern,
-            condition.hung,
+            self._age(f"drop {outlet.name}", slow, now_ns),
+            outlet.sink.concern,
         )
-
-    def spent(self) -> str | None:
-        """Why a sink can go on only in a new process; None as long as all can."""
-        for outlet in self.outlets:
-            reason = outlet.sink.condition().spent
-            if reason is not None:
-                return f"{self.name}: sink {outlet.name}: {reason}"
-        return None
 
     def _still(self, key: str, value: int, pending: bool, now_ns: int) -> int:
         """For how long a counter has not moved although something waits."""
@@ -283,13 +277,16 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock:
         priority = realtime.below(capture.priority, capture.priority)
         kept = _spooled(stream, recording, sink, audio, queue_frames)
         return Outlet(sink.name, kept, queue_frames, gather_frames, priority=priority)
-    from capstand.sinks.agora import AgoraChannel
+    from capstand.sinks.remote import RemoteSink
+    from capstand.sinks.wire import Plan
 
     short = capture.period_ms < LIVE_GATHER_MS
     gather_frames = LIVE_GATHER_MS * audio.rate_hz // 1000 if short else 0
-    channel = AgoraChannel(sink, audio, state / "agora", clock)
+    folder = state / "agora" / stream / sink.name
+    plan = Plan("capstand.sinks.agora:AgoraChannel", (sink, audio, folder))
+    remote = RemoteSink(stream, sink.name, plan, clock)
     priority = realtime.below(capture.priority, 20)
-    return Outlet(sink.name, channel, queue_frames, gather_frames, live=True, priority=priority)
+    return Outlet(sink.name, remote, queue_frames, gather_frames, live=True, priority=priority)
 
 
 def _long(seconds: float) -> str:

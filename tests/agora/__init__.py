@@ -253,13 +253,20 @@ class StandIn:
     `folder` is what place() returned; the files in `directory` are this stand-in's own.
     """
 
+    @classmethod
+    def of_this_process(cls) -> StandIn:
+        """The one a function that run() runs was given."""
+        directory = Path(os.environ["STANDIN_CONTROL"]).parent
+        return cls(Path(os.environ["CAPSTAND_AGORA"]), directory)
+
     def __init__(self, folder: Path, directory: Path) -> None:
         self.folder = folder
         self.log = directory / "standin.log"
         self.pcm = directory / "standin.pcm"
         self.control = directory / "standin.fifo"
         self.directory = directory
-        os.mkfifo(self.control)
+        if not self.control.exists():
+            os.mkfifo(self.control)
         self.env = {
             "STANDIN_LOG": str(self.log),
             "STANDIN_PCM": str(self.pcm),

@@ -14,17 +14,26 @@ from capstand.config import AgoraSink, Capture
 from capstand.sinks.outlet import Outlet
 from capstand.stream import Stream
 from tests import line
-from tests.agora import Push, StandIn, native_command, native_get, run
+from tests.agora import Push, StandIn, run
 
 APP_ID = "0123456789abcdef0123456789abcdef"
-CHANNEL = AgoraSink(type="agora", app_id=APP_ID, channel="studio", uid=1001, rate_lock=False)
+CHANNEL = AgoraSink(
+    type="agora",
+    app_id=APP_ID,
+    channel="studio",
+    uid=1001,
+    rate_lock=False,
+    send_buffer_ms=5000,  # a busy machine is late, and what is late must not be dropped here
+    queue_ms=5000,
+    max_latency_ms=60_000,
+)
 SCRIPT = "set connect_ms 5"
 Samples = npt.NDArray[np.int16]
 
 
 def sound(keys: dict[str, Any], state: str, script: str, seconds: float) -> dict[str, Any]:
     """Runs a stream of the counter signal into the channel, and beside it into a list."""
-    keys = dict(keys)
+    keys, standin = dict(keys), StandIn.of_this_process()
     sink = CHANNEL._replace(**keys.pop("sink", {}))
     card = line.capture(**keys)
     stream = Stream(line.config(card)._replace(sink=(sink,)), Path(state))
@@ -37,10 +46,10 @@ def sound(keys: dict[str, Any], state: str, script: str, seconds: float) -> dict
         time.sleep(0.02)
         assert time.monotonic() < began + 20 + seconds, stream.stats(0)
         if script and stream.outlets[0].delivered > seconds * card.rate_hz / 2:
-            native_command(script)
+            standin.command(script)
             script = ""
     live = stream.stats(time.monotonic_ns()).as_json()
-    depth_ms = native_get("depth_ms")
+    depth_ms = standin.report()["depth_ms"]
     stream.drain(time.monotonic() + 3)
     stream.close(time.monotonic() + 3)
     stats = stream.stats(time.monotonic_ns())

@@ -20,6 +20,7 @@ from capstand.block import Block
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import Reading
+from capstand.clock import Pace
 from capstand.config import Capture, FileSink
 from capstand.config import Stream as StreamConfig
 from capstand.pusher import Pusher
@@ -32,7 +33,9 @@ from capstand.realtime import (
     share_lock,
 )
 from capstand.sinks.outlet import Outlet
+from capstand.sinks.remote import RemoteSink
 from capstand.sinks.sink import Sink
+from capstand.sinks.wire import Plan
 from capstand.stream import Stream
 
 SETTLE_S = 3.0
@@ -67,7 +70,10 @@ class Probe(Nothing):
 
 
 class Busy(Nothing):
-    """A sink of pure Python that is never done."""
+    """A sink of pure Python that is never done; in a process of its own, as the daemon has it."""
+
+    def __init__(self, pace: Pace) -> None:
+        pass
 
     def write(self, block: Block) -> None:
         end = time.monotonic() + 0.1
@@ -136,7 +142,8 @@ def main() -> None:
     outlet.put_late_ns = []
     stream.outlets = [Outlet("nothing", Nothing(), 48_000)] if kind == "nothing" else [outlet]
     if kind == "busy":
-        stream.outlets.append(Outlet("busy", Busy(), 48_000, priority=50))
+        busy = RemoteSink("mic", "busy", Plan("tests.bench.inside:Busy"), stream.clock)
+        stream.outlets.append(Outlet("busy", busy, 48_000, priority=50))
     frame_bytes, priority = capture.audio.frame_bytes, capture.priority
     stream.pusher = Pusher(stream.ring, frame_bytes, None, stream.outlets, priority)
     stop = threading.Event()

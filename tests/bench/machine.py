@@ -34,6 +34,12 @@ def describe() -> list[str]:
     ]
 
 
+def family(pid: int) -> list[int]:
+    """A process and its children, such as those of capstand's sinks."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [pid, *(int(one) for task in tasks for one in (task / "children").read_text().split())]
+
+
 def cpu_s(pid: int) -> float:
     """Processor time of all threads of a process so far, in seconds, to the nanosecond."""
     return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) makes it

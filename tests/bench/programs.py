@@ -238,11 +238,12 @@ class Running:
             )
 
     def cpu_s(self) -> float:
-        """Processor time so far, in seconds."""
-        return machine.cpu_s(self.process.pid)
+        """Processor time so far, in seconds, its children's too."""
+        return sum(machine.cpu_s(one) for one in machine.family(self.process.pid))
 
     def peak_mb(self) -> float:
-        return machine.peak_mb(self.process.pid)
+        """Its children's too; what they share is counted in each."""
+        return sum(machine.peak_mb(one) for one in machine.family(self.process.pid))
 
     def file(self) -> Path | None:
         """The sound file, under whatever name it has now."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
-from capstand.clock import Clock
+from capstand.clock import Pace
 from capstand.dsp.channels import to_channels
 from capstand.dsp.convert import round_to_s16, to_int32
 from capstand.dsp.ratelock import RateLoop
@@ -26,15 +26,15 @@ Samples = npt.NDArray[Any]
 
 
 class LiveTrack:
-    """Turns blocks of ``audio`` into S16 of ``rate_hz`` and ``channels``; ``clock`` is the
-    stream's. ``loop`` tells how the lock stands.
+    """Turns blocks of ``audio`` into S16 of ``rate_hz`` and ``channels``; ``pace`` is that of
+    the stream's clock. ``loop`` tells how the lock stands.
     """
 
-    def __init__(self, audio: AudioFormat, rate_hz: int, channels: int, clock: Clock) -> None:
+    def __init__(self, audio: AudioFormat, rate_hz: int, channels: int, pace: Pace) -> None:
         self.loop = RateLoop(audio.rate_hz, rate_hz)
         self._audio = audio
         self._channels = channels
-        self._clock = clock
+        self._pace = pace
         narrow = audio.sample is SampleFormat.S16_LE
         self._dtype = "int16" if narrow else "int32"
         self._resampler = Resampler(audio.rate_hz, rate_hz, channels, self._dtype, moving=True)
@@ -51,8 +51,8 @@ class LiveTrack:
         samples = self._decoded(block.samples)
         if self._fade_in:
             samples = self._faded_in(samples)
-        end_ns = block.captured_at_ns + round(block.frames * self._clock.ns_per_frame)
-        ratio = loop.ratio(block.frames, end_ns, self._clock.drift_ppm, self._clock.settled)
+        end_ns = block.captured_at_ns + round(block.frames * self._pace.ns_per_frame)
+        ratio = loop.ratio(block.frames, end_ns, self._pace.drift_ppm, self._pace.settled)
         return self._resampled(samples, ratio), first_ns
 
     def bridge(self, duration_ms: float) -> bytes:

@@ -12,7 +12,8 @@ Latency is what waits in the SDK plus how long ago the newest sample was capture
 queue emptier by its length: it is concealed by as much silence as brings the queue back to its
 target, or skipped.
 
-Thread: the outlet's. The SDK's wrapper is loaded by the connection's control thread.
+Thread: main, in a process of its own (``remote.py``); the SDK's wrapper is loaded by the
+connection's control thread.
 """
 
 import contextlib
@@ -34,11 +35,11 @@ from capstand.agora.token_source import (
     loose,
 )
 from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
-from capstand.clock import Clock
+from capstand.clock import Pace
 from capstand.config import AgoraSink as AgoraSetup
 from capstand.config import FileToken, LocalToken, ServerToken
-from capstand.errors import SinkBusy
-from capstand.sinks.sink import Condition, Sink
+from capstand.errors import SinkBusy, SinkError
+from capstand.sinks.sink import Sink
 
 if TYPE_CHECKING:
     from capstand.dsp.live import LiveTrack
@@ -55,7 +56,7 @@ log = logging.getLogger("capstand.agora")
 
 class AgoraChannel(Sink):
     """Sends one stream's blocks as ``setup`` says; the SDK's files are kept in ``folder``, and
-    ``clock`` is the stream's.
+    ``pace`` is that of the stream's clock.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class AgoraChannel(Sink):
         setup: AgoraSetup,
         audio: AudioFormat,
         folder: Path,
-        clock: Clock,
+        pace: Pace,
         *,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -71,7 +72,7 @@ class AgoraChannel(Sink):
         self._setup = setup
         self._audio = audio
         self._track_hz, self._channels = setup.track(audio)
-        self._clock = clock
+        self._pace = pace
         self._now_ns = now_ns
         self._source = CustomAudioSource(
             setup.app_id,
@@ -111,7 +112,7 @@ class AgoraChannel(Sink):
         if self._setup.rate_lock:
             from capstand.dsp.live import LiveTrack  # numpy and libsoxr, once sound flows
 
-            self._live = LiveTrack(self._audio, self._track_hz, self._channels, self._clock)
+            self._live = LiveTrack(self._audio, self._track_hz, self._channels, self._pace)
         self._broken = True
 
     def write(self, block: Block) -> None:
@@ -200,7 +201,10 @@ class AgoraChannel(Sink):
         return len(samples) // (2 * self._channels)
 
     def flush(self) -> None:
-        pass
+        """Raises SinkError for what only a new process can heal."""
+        found = self._source.condition()
+        if reason := found.hung or found.spent:
+            raise SinkError(reason)
 
     def close(self) -> None:
         if self._live is not None and not self._broken:
@@ -209,9 +213,9 @@ class AgoraChannel(Sink):
         self._broken = True
         self._source.leave_channel(LEAVE_S)
 
-    def condition(self) -> Condition:
-        found = self._source.condition()
-        return Condition(found.concern, found.hung, found.spent)
+    @property
+    def concern(self) -> str | None:
+        return self._source.condition().concern
 
     def figures(self, now_ns: int) -> dict[str, object]:
         figures, live = self._source.figures(now_ns), self._live

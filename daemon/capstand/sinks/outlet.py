@@ -68,6 +68,7 @@ class Outlet:
         self.ring_dropped_before = 0  # the stream's, when it was to join; main thread
         self.entered = 0
         self.overflowed = 0
+        self.overflowed_shut = 0  # of these, until it was opened last; sink thread
         self.delivered = 0
         self.failed = 0
         self.abandoned = 0  # frames a hung sink kept at shutdown; main thread
@@ -156,6 +157,7 @@ class Outlet:
         except Exception as error:  # noqa: BLE001  of a sink anything may come
             self._fail(error)
             return False
+        self.overflowed_shut = self.overflowed
         self.state = "open"
         self._flushed_ns = time.monotonic_ns()
         if self._live:

@@ -1,28 +1,14 @@
 """Where blocks go: the protocol between an outlet and a peer (a disk, a channel, a server).
 
-All calls but ``condition`` and ``figures`` come from the outlet's thread. A sink may block for as
-long as its peer does; it sees every gap as a jump of ``first_frame``.
+All calls come from the outlet's thread but where it says so. A sink may block for as long as its
+peer does, in a process of its own (``remote.py``) for 10 s; it sees every gap as a jump of
+``first_frame``.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from capstand.block import Block
-
-
-class Condition(NamedTuple):
-    """What ails a sink although it raises nothing, each in words for a person, or None.
-
-    ``concern``: blocks are taken, but something is wrong. ``hung``: a call to the peer's library
-    does not come back. ``spent``: that library can go on only in a new process.
-    """
-
-    concern: str | None = None
-    hung: str | None = None
-    spent: str | None = None
-
-
-WELL = Condition()
 
 
 class Mark(NamedTuple):
@@ -46,10 +32,17 @@ Event = tuple[str, dict[str, object]]
 
 
 class Sink(Protocol):
-    """A peer that takes blocks. ``open``, ``write`` and ``flush`` raise SinkError."""
+    """A peer that takes blocks. ``open``, ``write`` and ``flush`` raise SinkError; then the sink is
+    closed and opened again, in a new process where it has one of its own.
+    """
 
     inserted_frames: int = 0
     """Silence put in place of missing sound, in frames of the stream. Any thread."""
+
+    @property
+    def concern(self) -> str | None:
+        """What is wrong although blocks are taken, in words for a person. Any thread."""
+        return None
 
     @property
     def detail(self) -> str:
@@ -69,6 +62,10 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Ends cleanly; also after an error. Raises SinkError when what was written is in doubt."""
+
+    def abandon(self) -> None:
+        """The daemon ends and has waited long enough: what hangs is let go of. Main thread."""
+        return None
 
     def mark(self) -> Mark | None:
         """Outlet's thread, after any call that did not raise. None: what is written is delivered,
@@ -96,10 +93,6 @@ class Sink(Protocol):
     def events(self) -> Iterable[Event]:
         """What happened since the last call. Main thread."""
         return ()
-
-    def condition(self) -> Condition:
-        """Any thread."""
-        return WELL
 
     def figures(self, now_ns: int) -> dict[str, object]:
         """What else there is to know, for ``capstand status --json``. Any thread."""

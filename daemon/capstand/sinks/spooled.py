@@ -29,12 +29,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from capstand import bug
 from capstand.block import NS_PER_S, Block
 from capstand.errors import SinkBusy, SinkError
 from capstand.realtime import prepare_thread
 from capstand.sinks.outlet import FLUSH_S, RETRY_S
 from capstand.sinks.record import Record
-from capstand.sinks.sink import Account, Condition, Event, Mark, Sink
+from capstand.sinks.sink import Account, Event, Mark, Sink
 from capstand.sinks.spool import Spool
 
 CLOSE_S = 1.0
@@ -211,12 +212,9 @@ class Spooled(Sink):
     def account(self) -> Account:
         return Account(self.delivered, self.dropped)
 
-    def condition(self) -> Condition:
-        found = self.sink.condition()
-        if self._thread.ident and not self._thread.is_alive() and not self._closing:
-            return found._replace(hung="its thread has ended; the spool keeps the sound")
-        trouble = self._spool_trouble
-        return found if trouble is None else found._replace(concern=trouble)
+    @property
+    def concern(self) -> str | None:
+        return self._spool_trouble or self.sink.concern
 
     def figures(self, now_ns: int) -> dict[str, object]:
         return {
@@ -362,7 +360,7 @@ class Spooled(Sink):
                 self._catch_up()
             else:
                 return FLUSH_S - (now_ns - self._flushed_ns) / NS_PER_S
-        except SinkError as error:
+        except Exception as error:  # noqa: BLE001  of a sink anything may come
             self._fail(error)
         finally:
             self._call_ns = 0
@@ -480,14 +478,20 @@ class Spooled(Sink):
                     seconds = round((self._now_ns() - at_ns) / NS_PER_S, 1)
                     self._tell("spool_end", frames=self._end - position, seconds=seconds)
 
-    def _fail(self, error: SinkError) -> None:
+    def _said(self, error: Exception) -> str:
+        if isinstance(error, SinkError):
+            return str(error)
+        return f"unexpected {bug.tell(f'sink {self._name}', error, SINK=self._name)}; tried again"
+
+    def _fail(self, error: Exception) -> None:
         """What is not safe comes again; until then the sink waits."""
         self._opened = False
-        trouble = str(error)
+        trouble = self._said(error)
         try:
             self.sink.close()
-        except SinkError as also:
-            trouble += f"; {also}" if str(also) != trouble else ""
+        except Exception as also:  # noqa: BLE001
+            also_said = self._said(also)
+            trouble += f"; {also_said}" if also_said != trouble else ""
         with self._lock:
             self._window = deque(self._held())
             self._unsafe.clear()
@@ -503,7 +507,7 @@ class Spooled(Sink):
             return
         try:
             self.sink.close()
-        except SinkError as error:
+        except Exception as error:  # noqa: BLE001
             self._fail(error)
             return
         self._settle_closed()
