@@ -208,6 +208,7 @@ def test_periods_and_buffer_in_frames() -> None:
         period_ms=st.floats(1, 1000),
         buffer_ms=st.floats(4000, 10_000),
         priority=st.integers(0, 80),
+        reserve_priority=st.integers(-(2**31), 2**31 - 1),
         synthetic=st.none(),
     ),
     st.builds(
@@ -226,7 +227,7 @@ def test_periods_and_buffer_in_frames() -> None:
 def test_what_is_written_is_what_is_read(capture: Capture, sink: FileSink) -> None:
     """Every value within its bounds comes out as it was written."""
     lines = ['[[stream]]\nname = "mic"\n[stream.capture]']
-    for key in ("device", "rate_hz", "channels", "format", "period_ms", "buffer_ms", "priority"):
+    for key in capture._fields[:-1]:  # synthetic is a table of its own
         lines.append(f"{key} = {written(getattr(capture, key))}")
     lines.append("[[stream.sink]]")
     for key in ("type", "name", "path", "segment_s", "gaps", "min_free_mb", "queue_ms"):
@@ -442,7 +443,7 @@ def test_channels_and_app_ids_are_those_the_source_takes(text: str) -> None:
         (
             "zzz = 1",
             "zzz: unknown key; known here: device, rate_hz, channels, format, period_ms, "
-            "buffer_ms, priority, synthetic",
+            "buffer_ms, priority, reserve_priority, synthetic",
         ),
         (
             'synthetic = {signal = "noise"}',

@@ -90,6 +90,7 @@ class Capture(NamedTuple):
     period_ms: Annotated[float, Number(1, 1000)] = 10.0
     buffer_ms: Annotated[float, Number(20, 10_000)] = 500.0
     priority: Annotated[int, Whole(0, 80)] = 70
+    reserve_priority: Annotated[int, Whole(-(2**31), 2**31 - 1)] = 10
     synthetic: Synthetic | None = None
 
     @property

@@ -30,6 +30,7 @@ class View(NamedTuple):
 
     ``silent_ns`` counts from the last frame, ``unseen_ns`` from the capture thread's last sign of
     life beyond the pause it announced, ``push_still_ns`` from the last block taken while some wait.
+    ``released``: the device is left to another on purpose.
     """
 
     open: bool
@@ -41,6 +42,7 @@ class View(NamedTuple):
     push_still_ns: int
     loss_age_ns: int | None
     sinks: tuple["SinkView", ...]
+    released: str | None = None
 
 
 class SinkView(NamedTuple):
@@ -76,6 +78,8 @@ def judge(view: View) -> Verdict:
     for sink in view.sinks:
         if sink.hung is not None:
             return _stalled(f"sink {sink.name}: {sink.hung}")
+    if view.released is not None:
+        return _degraded(view.released)
     if view.refused:
         return Verdict(Health.FAILED, view.trouble, True)
     if view.trouble is not None:

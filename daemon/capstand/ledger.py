@@ -2,11 +2,12 @@
 
 ``start`` and ``stop`` of a run, ``grant`` when a device was opened, every ``gap`` with its first
 frame, length, time, cause and whether it was counted or estimated, every ``drop`` of sound that a
-sink missed, and ``total`` with the sums every few minutes. A file that has grown to ``LIMIT_BYTES``
-becomes ``.1`` and a new one begins. A disk that refuses is told once; the counting goes on in
-memory.
+sink missed, every ``release`` of a device to another program and its ``resume``, and ``total`` with
+the sums every few minutes. A file that has grown to ``LIMIT_BYTES`` becomes ``.1`` and a new one
+begins. A disk that refuses is told once; the counting goes on in memory.
 
-Threads: ``write`` is for main, which must not wait for a disk; a thread of its own writes.
+Threads: ``write`` is for those that must not wait for a disk, main above all; a thread of its own
+writes.
 """
 
 import contextlib

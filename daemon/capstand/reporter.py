@@ -27,6 +27,7 @@ class Reporter:
         self._opens = 0
         self._health = Health.STARTING.value
         self._trouble: str | None = None
+        self._released: str | None = None
         self._sink_states: dict[str, str | None] = {}
         self._dropped: dict[str, tuple[int, float]] = {}  # frames told, when the next are due
         self._inserted: dict[str, int] = {}
@@ -61,6 +62,7 @@ class Reporter:
             )
             self._write("grant", device=grant.device, exact=grant.exact)
         self._tell_gaps(stats)
+        self._tell_released(stats)
         self._tell_trouble(stats)
         if time.monotonic() >= self._total_due:
             self._total_due = time.monotonic() + TOTAL_S
@@ -93,6 +95,13 @@ class Reporter:
             )
         self._gaps = count
         self._write_total("total", stats)
+
+    def _tell_released(self, stats: StreamStats) -> None:
+        """Only to the journal: the books are told by those who release and resume."""
+        if stats.released != self._released:
+            self._released = stats.released
+            text = stats.released or "taking the device back"
+            say(logging.INFO, f"{stats.name}: {text}", **self._fields)
 
     def _tell_trouble(self, stats: StreamStats) -> None:
         trouble = self._stream.capturer.trouble

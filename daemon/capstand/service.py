@@ -19,11 +19,13 @@ from capstand.config import Config
 from capstand.control import NAME, ControlServer
 from capstand.display import LiveLine, status_line
 from capstand.errors import CapstandError
+from capstand.handover import Handover
 from capstand.health import Health
 from capstand.ledger import Ledger
 from capstand.logs import Repeats, say
 from capstand.notify import Notifier
 from capstand.reporter import Reporter
+from capstand.reserve import Reserver, session_address
 from capstand.stream import Stream
 
 TICK_S = 0.25
@@ -44,6 +46,8 @@ class Service:
         self._ledger = Ledger(state / "ledger")
         self._ledger_trouble: str | None = None
         self._reporters = {one.name: Reporter(one, self._ledger) for one in self._streams}
+        self._reserver = Reserver(lambda: self._streams, self._ledger, session_address)
+        self._handover = Handover(lambda: self._streams, self._ledger, self._reserver.wake)
         self._runtime = runtime
         self._live = live
         self._repeats = repeats
@@ -62,7 +66,10 @@ class Service:
         refused = realtime.prepare_process()
         try:
             self._control = ControlServer(
-                self._runtime / NAME, self._selector, {"status": self.answer_status}
+                self._runtime / NAME,
+                self._selector,
+                {"status": self.answer_status},
+                {"release": self._handover.release, "resume": self._handover.resume},
             )
         except CapstandError as error:
             return self._cannot_start(EADDRINUSE, str(error))
@@ -73,6 +80,7 @@ class Service:
             )
         if refused:
             say(logging.WARNING, refused)
+        self._reserver.start()
         for stream in self._streams:
             self._reporters[stream.name].begin()
             stream.start()
@@ -103,6 +111,7 @@ class Service:
 
     def _tick(self) -> None:
         now_ns = time.monotonic_ns()
+        self._handover.look(now_ns)
         all_stats = []
         alive = True
         for stream in self._streams:
@@ -160,6 +169,7 @@ class Service:
             hung[stream.name] += stream.close(deadline)
             stats = stream.stats(time.monotonic_ns())
             self._reporters[stream.name].end(stats, hung[stream.name])
+        self._reserver.stop()
         self._ledger.close(0.2)
         self._repeats.tell(all_now=True)
 

@@ -24,6 +24,7 @@ class Cause(IntEnum):
     SUSPENDED = 3
     REOPENED = 4
     RING_FULL = 5
+    RELEASED = 6
 
     @property
     def words(self) -> str:
@@ -37,6 +38,7 @@ _WORDS = {
     Cause.SUSPENDED: "the machine was suspended",
     Cause.REOPENED: "the device was away or stood still",
     Cause.RING_FULL: "ring full: the pusher was held up",
+    Cause.RELEASED: "the device was released to another program",
 }
 
 
@@ -153,7 +155,8 @@ class SinkStats(NamedTuple):
 
 
 class StreamStats(NamedTuple):
-    """One stream at one moment; the keys of ``capstand status --json``."""
+    """One stream at one moment; the keys of ``capstand status --json``. ``released`` says to whom
+    and until when the device is left, None while it is ours to open."""
 
     name: str
     health: str
@@ -174,6 +177,7 @@ class StreamStats(NamedTuple):
     peak_dbfs: float | None
     captured_at_ns: int
     sinks: tuple[SinkStats, ...]
+    released: str | None = None
 
     @property
     def balanced(self) -> bool:

@@ -141,6 +141,7 @@ class Stream:
                 )
                 for one, delivered, dropped, queued, state, trouble in sides
             ),
+            released=capturer.released,
         )
 
     def verdict(self, now_ns: int) -> Verdict:
@@ -158,6 +159,7 @@ class Stream:
                 push_still_ns=self._still("push", self.pusher.taken, waiting > 0, now_ns),
                 loss_age_ns=self._age("loss", count.lost_exact + count.lost_estimated, now_ns),
                 sinks=tuple(self._sink_view(one, now_ns) for one in self.outlets),
+                released=capturer.released,
             )
         )
 
