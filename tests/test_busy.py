@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import selectors
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from hypothesis import strategies as st
 
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.holder import card_number, holder_of, place_of
+from capstand.cli import main
 from capstand.config import Capture, FileSink
 from capstand.control import MAX_CLIENTS, ControlServer, Peer, ask
 from capstand.errors import CapstandError, DeviceError
@@ -294,9 +297,7 @@ def test_released_and_taken_back_with_exact_books(held: Held) -> None:
 def test_released_for_a_time(held: Held) -> None:
     """With a time it comes back by itself, and the books say why."""
     answer = held.order("release", stream="mic", for_s=0.2)
-    assert answer["released"].startswith("until ") and len(answer["released"]) == len(
-        "until 14:05:03"
-    )
+    assert re.fullmatch(r"until \d\d:\d\d:\d\d", answer["released"])
     held.flows()
     release, resume = held.events()
     assert release["until"] is not None
@@ -449,12 +450,13 @@ except CapstandError as error:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root is needed to become other users")
-def test_who_may(held: Held, tmp_path: Path) -> None:
+def test_who_may(held: Held) -> None:
     """Another user may ask, not order; as a member of the group audio he may do both."""
     import grp
 
-    for folder in (held.path.parent, *held.path.parents):
-        if folder.is_relative_to(tmp_path.parents[1]):
+    top = Path(tempfile.gettempdir())
+    for folder in held.path.parents:
+        if folder != top and folder.is_relative_to(top):
             folder.chmod(0o755)
 
     def run(question: str, groups: str) -> tuple[int, str]:
@@ -479,6 +481,22 @@ def test_who_may(held: Held, tmp_path: Path) -> None:
     assert held.stream.capturer.released is not None
     assert run("resume", f"4322,{audio}")[0] == 0
     held.flows()
+
+
+def test_on_the_command_line(held: Held, capsys: pytest.CaptureFixture[str]) -> None:
+    """`release` and `resume` say what is the case now; an error is one line and exit status 1."""
+    where = ["--runtime", str(held.path.parent)]
+    assert main(["release", "mic", *where]) == 0
+    assert main(["release", "mic", "--for", "3600", *where]) == 0
+    assert main(["resume", "mic", *where]) == 0
+    assert main(["resume", "mic", *where]) == 0
+    assert main(["release", "other", *where]) == 1
+    said, complained = capsys.readouterr()
+    lines = said.splitlines()
+    assert lines[0] == "mic: released until `capstand resume mic`"
+    assert re.fullmatch(r"mic: released until \d\d:\d\d:\d\d", lines[1])
+    assert lines[2:] == ["mic: taking the device back", "mic: it is not released"]
+    assert complained == "capstand: 'other' is no stream of this daemon; it has mic\n"
 
 
 def test_a_device_that_does_not_close_is_told(tmp_path: Path) -> None:
