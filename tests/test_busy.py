@@ -39,7 +39,7 @@ from capstand.sinks.outlet import Outlet
 from capstand.stats import Cause
 from capstand.stream import Stream
 from tests.fakecard import FakeCard, counter
-from tests.line import Keep, config
+from tests.line import Keep, capture, config
 
 PATIENCE_S = 20.0
 ROOT = Peer(pid=1, uid=0, groups=frozenset())
@@ -350,7 +350,11 @@ def test_eight_at_once(held: Held) -> None:
 
     def person(number: int) -> None:
         for _ in range(3):
-            answers.append(held.order("release", stream="mic", for_s=60 + number))
+            try:
+                answers.append(held.order("release", stream="mic", for_s=60 + number))
+            except CapstandError as error:
+                assert str(error) == "mic was taken back before its device was closed"
+                answers.append({"stream": "mic"})
             answers.append(held.order("resume", stream="mic"))
 
     people = [threading.Thread(target=person, args=(one,)) for one in range(MAX_CLIENTS)]
@@ -481,6 +485,21 @@ def test_who_may(held: Held) -> None:
     assert held.stream.capturer.released is not None
     assert run("resume", f"4322,{audio}")[0] == 0
     held.flows()
+
+
+def test_an_order_that_is_overtaken_is_told(tmp_path: Path) -> None:
+    """Who released hears so when another resumes before the device was closed; and a stream that
+    is configured away is forgotten, so that one of its name begins as its own."""
+    streams = [Stream(config(capture()))]
+    handover = Handover(lambda: streams, Ledger(tmp_path))
+    closed = handover.release({"stream": "mic"}, ROOT)
+    assert closed() is None
+    assert handover.resume({"stream": "mic"}, ROOT)["was_released"] is True
+    assert closed() == {"error": "mic was taken back before its device was closed"}
+    handover.release({"stream": "mic", "for_s": 1}, ROOT)
+    streams[0] = Stream(config(capture()))
+    handover.look(time.monotonic_ns() + 10**12)
+    assert handover.resume({"stream": "mic"}, ROOT)["was_released"] is False
 
 
 def test_on_the_command_line(held: Held, capsys: pytest.CaptureFixture[str]) -> None:

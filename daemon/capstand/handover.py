@@ -68,6 +68,8 @@ class Handover:
         self._changed()
 
         def closed() -> Answer | None:
+            if stream not in self._until_ns:
+                return {"error": f"{stream.name} was taken back before its device was closed"}
             resting = stream.capturer.resting.is_set()
             return {"stream": stream.name, "released": words} if resting else None
 
@@ -84,8 +86,9 @@ class Handover:
 
     def look(self, now_ns: int) -> None:
         """Takes back what was released until now; called now and then."""
-        for stream in self._streams():
-            until_ns = self._until_ns.get(stream)
+        for stream in self._until_ns.keys() - set(self._streams()):
+            del self._until_ns[stream]  # a configuration without it is in force
+        for stream, until_ns in list(self._until_ns.items()):
             if until_ns is not None and now_ns >= until_ns:
                 self._take_back(stream, reason="its time is over")
 
