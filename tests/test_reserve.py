@@ -323,6 +323,22 @@ def test_jack_gets_the_card_once_it_is_closed_and_gives_it_back(
     assert (resume["event"], resume["reason"]) == ("resume", "card 7 is free again")
 
 
+def test_who_waits_for_the_name_to_be_free_gets_it_too(
+    mic: Made, session: SessionBus, desktop: MakeDesktop
+) -> None:
+    """PipeWire's tools ask and then wait for a free name instead of replacing its owner: after our
+    yes nobody owns it."""
+    one = mic(session.address).start()
+    one.flows()
+    other = desktop(100, again=False)
+    assert other.ask_for_it()
+    assert other.bus.ask("NameHasOwner", "s", NAME) == (False,)
+    assert other.acquire()
+    until(lambda: "is reserved by" in one.released)
+    other.release()
+    one.flows()
+
+
 @pytest.mark.parametrize("priority", [PIPEWIRE, 10])
 def test_a_lower_or_equal_priority_gets_a_no(
     mic: Made, session: SessionBus, desktop: MakeDesktop, fakecard: FakeCard, priority: int

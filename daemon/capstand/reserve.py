@@ -2,7 +2,8 @@
 
 On the bus of a user's session whoever owns the name ``org.freedesktop.ReserveDevice1.AudioN`` may
 use card N. Another who wants it calls RequestRelease with his priority; an owner of a lower one
-closes the card, says yes, and the name is taken over. So capstand
+closes the card, drops the name and says yes. (An owner may also keep the name until it is replaced,
+but then PipeWire's own tools wait for ever.) So capstand
 
 - takes the name before it opens a card, asking an owner to let go first;
 - lets go when asked with a higher priority than ``reserve_priority``, once the card is closed;
@@ -44,7 +45,7 @@ OWNER, ALREADY_OWNER = 1, 4
 
 LOOK_S = 1.0  # how often cards that come and go are looked for
 CLOSE_S = 2.0  # how long closing one may take
-GRACE_S = 3.0  # how long one who was given a card may take to claim it
+GRACE_S = 3.0  # how long one who was given a card may take to own its name
 ASK_AGAIN_S = 10.0  # after what time an owner who keeps a card is asked again
 RECONNECT_S = 5.0
 
@@ -75,6 +76,7 @@ class Claim:
             return
         if now < self._lent_until:
             return
+        self._lent_until = 0.0
         if not self.owned and now >= self._ask_at:
             self._ask_at = now + ASK_AGAIN_S
             self._take()
@@ -97,17 +99,19 @@ class Claim:
         if not self._closed():
             self._open()
             return False
+        self._bus.ask("ReleaseName", "s", self.name)
         self._lend(who)
-        self._lent_until = time.monotonic() + GRACE_S
+        self.owned, self._lent_until = False, time.monotonic() + GRACE_S
         return True
 
     def owner_changed(self, owner: str) -> None:
         """The bus tells who owns the name now, "" for nobody."""
-        if owner == self._bus.unique_name:
-            return
         if owner == "":
             self._ask_at = 0.0
-        if self.owned and not self._is_ours():  # what is told may be old by now
+            return
+        if owner == self._bus.unique_name or (self.owned and self._is_ours()):
+            return  # what is told may be old by now
+        if self.owned or self._lent_until:
             self.owned, self._lent_until = False, 0.0
             self._ask_at = time.monotonic() + ASK_AGAIN_S
             who = self._owner()

@@ -17,7 +17,8 @@ from .conftest import CONFIGURATION, FIGURES, Machine
 
 pytestmark = pytest.mark.guest
 
-CARD = "hw:Loopback,1,0"
+CARD = "hw:CARD=Loopback,DEV=1,SUBDEV=0"  # the card has two, and a second program takes the other
+SETUP = CONFIGURATION.replace("hw:CARD=Loopback,DEV=1", CARD)
 ARECORD = f"arecord -q -D {CARD} -t raw -f S16_LE -r 48000 -c 2"
 DSNOOP = """
 pcm.shared {
@@ -60,27 +61,29 @@ def frames_file(folder: str = "/var/lib/capstand/mic") -> str:
 def test_the_holder_is_named_and_the_card_is_taken_when_it_is_free(machine: Machine) -> None:
     """While arecord has the card, STATUS names it with its unit; the service neither fails nor is
     started again, and has the card soon after arecord ends."""
-    machine.configure()
+    machine.configure(text=SETUP.format(buffer_ms=500))
     machine.guest.run(
-        f"systemd-run -q --unit=rival {ARECORD} /dev/null; "
+        f"systemd-run -q --unit=rival bash -c 'exec {ARECORD} >/dev/null'; "
         "until grep -q owner /proc/asound/Loopback/pcm1c/sub0/status; do sleep 0.05; done"
     )
-    machine.guest.run("date +%s.%N > /root/began; systemctl start --no-block capstand")
-    named_s = seconds_until(
-        machine, "systemctl show capstand -p StatusText | grep -q rival", "/root/began", 60
-    )
-    shown = machine.show("StatusText", "ActiveState", "NRestarts")
-    machine.guest.run("systemctl stop rival; date +%s.%N > /root/began")
+    try:
+        machine.guest.run("date +%s.%N > /root/began; systemctl start --no-block capstand")
+        named_s = seconds_until(
+            machine, "systemctl show capstand -p StatusText | grep -q rival", "/root/began", 60
+        )
+        shown = machine.show("StatusText", "ActiveState", "NRestarts")
+    finally:
+        machine.guest.run("systemctl stop rival; date +%s.%N > /root/began")
     taken_s = seconds_until(machine, frames_file(), "/root/began")
     machine.wait_for_frames(48000)
     machine.guest.run("systemctl stop capstand")
 
-    assert "DEGRADED: hw:CARD=Loopback,DEV=1 is in use by arecord (pid " in shown["StatusText"]
+    assert f"DEGRADED: {CARD} is in use by arecord (pid " in shown["StatusText"]
     assert ", rival.service); waiting until it lets go; stop it, or" in shown["StatusText"]
     assert (shown["ActiveState"], shown["NRestarts"]) == ("active", "0")
     assert machine.ledger()[-1]["balanced"] is True
     FIGURES.append(
-        f"busy: named {named_s:.1f} s after systemctl start, taken {taken_s:.1f} s after"
+        f"busy: named {named_s:.1f} s after the start, taken {taken_s:.1f} s after its end"
     )
     assert taken_s <= 2.0
 
@@ -88,7 +91,7 @@ def test_the_holder_is_named_and_the_card_is_taken_when_it_is_free(machine: Mach
 def test_released_to_arecord_and_taken_back(machine: Machine) -> None:
     """`capstand release mic --for 60 && arecord` just works, again and again; after `resume` sound
     goes on in the same file, and each absence is one gap with its cause."""
-    machine.configure(buffer_ms=2000)
+    machine.configure(text=SETUP.format(buffer_ms=2000))
     machine.start()
     machine.wait_for_frames(48000)
     record = f"{ARECORD} -d 1 /root/rival.raw && stat -c %s /root/rival.raw"
@@ -126,7 +129,7 @@ def test_two_programs_record_through_dsnoop(machine: Machine) -> None:
     says that losses are now estimated."""
     machine.guest.write_file("/etc/asound.conf", DSNOOP)
     try:
-        text = CONFIGURATION.format(buffer_ms=2000).replace("hw:CARD=Loopback,DEV=1", "shared")
+        text = SETUP.format(buffer_ms=2000).replace(CARD, "shared")
         machine.configure(text=text)
         machine.start()
         machine.wait_for_frames(48000)
@@ -176,9 +179,7 @@ def test_pipewire_gives_the_card_and_gets_it_back(machine: Machine, desktop: str
     name = "org.freedesktop.ReserveDevice1.Audio0"
     owner = f"{desktop} busctl --user status {name} 2>/dev/null | grep -q"
     guest.wait_until(f"{owner} Comm=wireplumber", timeout_s=60)
-    text = CONFIGURATION.format(buffer_ms=2000).replace(
-        "/var/lib/capstand/mic", "/home/desk/recordings"
-    )
+    text = SETUP.format(buffer_ms=2000).replace("/var/lib/capstand/mic", "/home/desk/recordings")
     guest.write_file("/home/desk/.config/capstand/capstand.toml", text)
     guest.run("chown -R desk: /home/desk")
     guest.run(f"{desktop} systemctl --user start capstand", timeout_s=60)
