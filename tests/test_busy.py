@@ -481,9 +481,11 @@ def test_who_may(held: Held) -> None:
         )
     assert held.stream.capturer.released is None
     audio = str(grp.getgrnam("audio").gr_gid)
-    assert run("release", audio)[0] == 0
+    status, said = run("release", audio)
+    assert status == 0, said
     assert held.stream.capturer.released is not None
-    assert run("resume", f"4322,{audio}")[0] == 0
+    status, said = run("resume", f"4322,{audio}")
+    assert status == 0, said
     held.flows()
 
 
