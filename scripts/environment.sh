@@ -50,6 +50,7 @@ make_environment() {
     local extra=${1:-} mark
     # shellcheck disable=SC2046
     install_packages $(build_packages)
+    [ "$extra" != test ] || install_packages dbus-daemon # a private bus for tests/test_reserve.py
     require_python
     mark=$(cat "$root/pyproject.toml" <(python3 -V) | sha256sum | cut -d' ' -f1)
     if [ "$(cat "$root/.venv/mark$extra" 2>/dev/null)" != "$mark" ]; then

@@ -210,6 +210,7 @@ def test_periods_and_buffer_in_frames() -> None:
         buffer_ms=st.floats(4000, 10_000),
         priority=st.integers(0, 80),
         silence_warn_s=st.floats(0, 86_400),
+        reserve_priority=st.integers(-(2**31), 2**31 - 1),
         synthetic=st.none(),
     ),
     st.builds(
@@ -445,7 +446,7 @@ def test_channels_and_app_ids_are_those_the_source_takes(text: str) -> None:
         (
             "zzz = 1",
             "zzz: unknown key; known here: device, rate_hz, channels, format, period_ms, "
-            "buffer_ms, priority, silence_warn_s, synthetic",
+            "buffer_ms, priority, silence_warn_s, reserve_priority, synthetic",
         ),
         (
             'synthetic = {signal = "noise"}',

@@ -1,10 +1,8 @@
 """The control socket: honest questions are answered, everything else is harmless."""
 
 import json
-import os
 import selectors
 import socket
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -86,40 +84,6 @@ def test_status_is_asked_and_answered(daemon: Daemon) -> None:
             key.data()
     client.join()
     assert got == [ANSWER]
-
-
-def test_an_order_is_for_root_and_the_daemons_own_user(tmp_path: Path) -> None:
-    """Another user of the machine is refused with a reason, and nothing happens."""
-    taken: list[str] = []
-
-    def order() -> dict[str, Any]:
-        taken.append("reload")
-        return {"reload": 1}
-
-    selector, path = selectors.DefaultSelector(), tmp_path / "control.sock"
-    server = ControlServer(path, selector, {"status": lambda: ANSWER}, {"reload": order})
-    said = []
-    for user in (os.geteuid(), 4711):
-        ours, theirs = socket.socketpair()
-        credentials = struct.pack("3i", os.getpid(), user, 4711)
-        with ours, Peer(theirs.detach(), credentials) as client:
-            said.append(server._answer(b'{"ask": "reload"}', client))
-    server.close()
-    selector.close()
-    assert said[0] == {"reload": 1}
-    assert "reload is for root and for the daemon's own user" in said[1]["error"]
-    assert taken == ["reload"]
-
-
-class Peer(socket.socket):
-    """A connection from a user of the test's choice."""
-
-    def __init__(self, descriptor: int, credentials: bytes) -> None:
-        super().__init__(fileno=descriptor)
-        self._credentials = credentials
-
-    def getsockopt(self, *_: object) -> bytes:  # type: ignore[override]
-        return self._credentials
 
 
 def test_anybody_may_ask(daemon: Daemon) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstand.block import SampleFormat
-from capstand.capture.kernel import owner_of
+from capstand.capture.holder import holder_of
 from capstand.config import Config, FileSink
 from capstand.decode import decode
 from capstand.devices import Device, default_configuration, find
@@ -199,19 +199,19 @@ def test_no_sound_card_is_no_error(tmp_path: Path, pcm: str | None) -> None:
 def test_the_holder_is_named_by_process(tmp_path: Path) -> None:
     """Who holds a device is told as program and process, though a thread of it opened it."""
     proc(tmp_path, HOLDER)
-    assert owner_of("0", 0, tmp_path) == "arecord (pid 812)"
-    assert owner_of("0", 1, tmp_path) is None
-    assert owner_of("1", 0, tmp_path) is None
+    assert holder_of("0", 0, tmp_path) == "arecord (pid 812)"
+    assert holder_of("0", 1, tmp_path) is None
+    assert holder_of("1", 0, tmp_path) is None
 
 
 def test_a_card_may_be_asked_for_by_its_id(tmp_path: Path) -> None:
     """A card's id leads to the holder as its number does."""
     proc(tmp_path, HOLDER)
     (tmp_path / "proc/asound/Mic").symlink_to("card0")
-    assert owner_of("Mic", 0, tmp_path) == "arecord (pid 812)"
+    assert holder_of("Mic", 0, tmp_path) == "arecord (pid 812)"
 
 
 def test_a_holder_that_is_gone_holds_nothing(tmp_path: Path) -> None:
     """A process that ended while it was looked up is not named."""
     proc(tmp_path, {name: text for name, text in HOLDER.items() if name.startswith("asound")})
-    assert owner_of("0", 0, tmp_path) is None
+    assert holder_of("0", 0, tmp_path) is None

@@ -59,6 +59,11 @@ TABLE = {
         Health.DEGRADED,
         "unplugged",
     ),
+    "the device is another's, by intent": (
+        WELL._replace(open=False, released="released to others", trouble="busy", refused=True),
+        Health.DEGRADED,
+        "released to others",
+    ),
     "the device refuses": (
         WELL._replace(open=False, trouble="no such rate", refused=True),
         Health.FAILED,

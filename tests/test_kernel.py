@@ -176,33 +176,6 @@ def test_a_descriptor_that_is_no_card(tmp_path: Path) -> None:
         os.close(descriptor)
 
 
-def card_folder(root: Path, status: str) -> None:
-    folder = root / "proc/asound/card1/pcm0c/sub0"
-    folder.mkdir(parents=True)
-    (folder / "status").write_text(status)
-
-
-def test_owner(tmp_path: Path) -> None:
-    """A card in use says by which program, and the number is that of the process."""
-    card_folder(tmp_path, "state: RUNNING\nowner_pid   : 815\ntrigger_time: 1.2\n")
-    for number in (812, 815):
-        (tmp_path / f"proc/{number}").mkdir()
-    (tmp_path / "proc/812/comm").write_text("arecord\n")
-    (tmp_path / "proc/815/status").write_text("Name:\tarecord\nTgid:\t812\nPid:\t815\n")
-    assert kernel.owner_of("1", 0, tmp_path) == "arecord (pid 812)"
-    (tmp_path / "proc/asound/Mic").symlink_to("card1")
-    assert kernel.owner_of("Mic", 0, tmp_path) == "arecord (pid 812)"
-
-
-def test_no_owner(tmp_path: Path) -> None:
-    """A closed card, one whose owner has just gone and one that is not there have no owner."""
-    card_folder(tmp_path, "closed\n")
-    assert kernel.owner_of("1", 0, tmp_path) is None
-    card_folder(tmp_path / "gone", "owner_pid   : 4194305\n")
-    assert kernel.owner_of("1", 0, tmp_path / "gone") is None
-    assert kernel.owner_of("2", 0, tmp_path) is None
-
-
 BUFFER = 9600  # 200 ms at 48 kHz
 BOUNDARY = BUFFER * 2**40
 

@@ -31,12 +31,16 @@ from capstand import config, handover, plan
 from capstand.block import Block
 from capstand.capture.synthetic import VirtualTime
 from capstand.config import AgoraSink, Capture, Config, Fault, FileSink, Sink, Stream, Synthetic
+from capstand.control import Peer
+from capstand.display import LiveLine
+from capstand.errors import CapstandError
 from capstand.handover import Leaving
 from capstand.ledger import Ledger
-from capstand.logs import log
+from capstand.logs import Repeats, log
 from capstand.notify import Notifier
 from capstand.reload import Reload
 from capstand.reporter import Reporter
+from capstand.service import Service
 from capstand.sinks.outlet import Outlet
 from capstand.stream import PATIENCE_MS
 from capstand.stream import Stream as RunningStream
@@ -800,3 +804,15 @@ def test_a_daemon_without_a_file_has_nothing_to_read_again(
     assert running.reload.refused == [
         "capstand runs without a configuration file; give it one by --config FILE"
     ]
+
+
+def test_reload_is_for_root_and_the_daemons_own_user(tmp_path: Path) -> None:
+    """Another user of the machine is refused with a reason, and nothing is read."""
+    setup = tmp_path / "capstand.toml"
+    setup.write_text(stream_text("mic", sink_text("disk", tmp_path)))
+    service = Service(
+        config.load(setup), tmp_path, tmp_path, LiveLine(wanted=False), Repeats(), setup
+    )
+    with pytest.raises(CapstandError, match="reload is for root and for the daemon's own user"):
+        service.answer_reload({}, Peer(1, 4321, frozenset()))
+    assert service.answer_reload({}, Peer(1, os.geteuid(), frozenset())) == {"reload": 1}

@@ -95,6 +95,7 @@ class Capture(NamedTuple):
     buffer_ms: Annotated[float, Number(20, 10_000)] = 500.0
     priority: Annotated[int, Whole(0, 80)] = 70
     silence_warn_s: Annotated[float, Number(0, 86_400)] = 60.0
+    reserve_priority: Annotated[int, Whole(-(2**31), 2**31 - 1)] = 10
     synthetic: Synthetic | None = None
 
     @property

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import alsaaudio
 
 from capstand.block import SampleFormat
-from capstand.capture import kernel
 from capstand.capture.alsa import refresh_configuration
+from capstand.capture.holder import holder_of
 
 KNOWN = [one.alsa_name for one in SampleFormat]
 LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 8000, 192_000, 32  # what a configuration may ask for
@@ -70,7 +70,7 @@ def _look(root: Path, card: int, number: int, pcm_name: str) -> Device:
         name = f"{alsaaudio.card_name(card)[1]}, {pcm_name}"
     except alsaaudio.ALSAAudioError:
         name = pcm_name
-    holder = kernel.owner_of(str(card), number, root)
+    holder = holder_of(str(card), number, root)
     trouble = None
     rates: list[int] = []
     channels: list[int] = []

@@ -34,6 +34,7 @@ class View(NamedTuple):
     life beyond the pause it announced, ``push_still_ns`` from the last block taken while some wait.
     ``patience_ns`` is how long the capture thread lets an open device be silent; ``concern`` is
     what seems wrong with the sound itself, which no restart mends.
+    ``released``: the device is left to another on purpose.
     """
 
     open: bool
@@ -47,6 +48,7 @@ class View(NamedTuple):
     sinks: tuple["SinkView", ...]
     patience_ns: int = 2 * NS_PER_S
     concern: str | None = None
+    released: str | None = None
 
 
 class SinkView(NamedTuple):
@@ -77,6 +79,8 @@ def judge(view: View) -> Verdict:
         return _stalled(f"the push thread has stood still for {_s(view.push_still_ns)} s")
     if view.open and view.silent_ns > view.patience_ns + SILENT_NS:
         return _stalled(f"no frame for {_s(view.silent_ns)} s from an open device")
+    if view.released is not None:
+        return _degraded(view.released)
     if view.refused:
         return Verdict(Health.FAILED, view.trouble, True)
     if view.trouble is not None:

@@ -3,13 +3,14 @@
 ``start`` and ``stop`` of a run, ``grant`` when a device was opened, ``join`` and ``leave`` of a
 sink that came or went meanwhile, every ``gap`` with its first frame, length, time, cause and
 whether it was counted or estimated, every ``drop`` of sound that a sink missed, ``spool_begin``,
-``spool_drop`` and ``spool_end`` where sound waits on disk for its sink, and ``total`` with the sums
-every few minutes. A file that has grown to ``LIMIT_BYTES`` becomes ``.1`` and a new one
-begins. A disk that refuses is told once; the lines wait in memory, up to ``BACKLOG`` of them, and
-are written when it takes them. What is written is on the disk at once, for a power cut; a line that
-one tore is ended by the next.
+``spool_drop`` and ``spool_end`` where sound waits on disk for its sink, every ``release`` of a
+device to another program and its ``resume``, and ``total`` with the sums every few minutes. A file
+that has grown to ``LIMIT_BYTES`` becomes ``.1`` and a new one begins. A disk that refuses is told
+once; the lines wait in memory, up to ``BACKLOG`` of them, and are written when it takes them. What
+is written is on the disk at once, for a power cut; a line that one tore is ended by the next.
 
-Threads: ``write`` is for main, which must not wait for a disk; a thread of its own writes.
+Threads: ``write`` is for those that must not wait for a disk, main above all; a thread of its own
+writes.
 """
 
 import contextlib

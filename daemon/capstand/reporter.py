@@ -44,6 +44,7 @@ class Reporter:
         self._health = Health.STARTING.value
         self._trouble: str | None = None
         self._told: dict[str, _Told] = defaultdict(_Told)
+        self._released: str | None = None
         self._parted: dict[str, _Told] = {}  # of sinks that leave; others may have their names
         self._refusals: list[str] = []
         self._total_due = time.monotonic() + TOTAL_S
@@ -76,6 +77,7 @@ class Reporter:
             )
             self._write("grant", device=grant.device, exact=grant.exact)
         self._tell_gaps(stats)
+        self._tell_released(stats)
         self._tell_trouble(stats)
         self._tell_sinks_own()
         if time.monotonic() >= self._total_due:
@@ -109,6 +111,13 @@ class Reporter:
             )
         self._gaps = count
         self._write_total("total", stats)
+
+    def _tell_released(self, stats: StreamStats) -> None:
+        """Only to the journal: the books are told by those who release and resume."""
+        if stats.released != self._released:
+            self._released = stats.released
+            text = stats.released or "taking the device back"
+            say(logging.INFO, f"{stats.name}: {text}", **self._fields)
 
     def _tell_trouble(self, stats: StreamStats) -> None:
         capturer = self._stream.capturer

@@ -12,20 +12,24 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from errno import EADDRINUSE
 from pathlib import Path
+from typing import Any
 
 from capstand import __version__, bug, realtime
 from capstand.config import Config
-from capstand.control import NAME, ControlServer
+from capstand.control import NAME, ControlServer, Peer
 from capstand.display import LiveLine, status_line
 from capstand.errors import CapstandError
 from capstand.health import Health
 from capstand.ledger import Ledger
+from capstand.lending import Lending
 from capstand.logs import Repeats, say
 from capstand.notify import Notifier
 from capstand.reload import BUSY_S, Reload
 from capstand.reporter import Reporter
+from capstand.reserve import Reserver, session_address
 from capstand.stats import StreamStats
 from capstand.stream import Stream
 
@@ -52,6 +56,8 @@ class Service:
         self._ledger = Ledger(state / "ledger")
         self._ledger_trouble: str | None = None
         self._reporters = {one.name: Reporter(one, self._ledger) for one in self._streams}
+        self._reserver = Reserver(lambda: self._streams, self._ledger, session_address)
+        self._lending = Lending(lambda: self._streams, self._ledger, self._reserver.wake)
         self._runtime = runtime
         self._live = live
         self._repeats = repeats
@@ -77,7 +83,11 @@ class Service:
                 self._runtime / NAME,
                 self._selector,
                 {"status": self.answer_status},
-                {"reload": self.answer_reload},
+                {
+                    "reload": self.answer_reload,
+                    "release": self._lending.release,
+                    "resume": self._lending.resume,
+                },
             )
         except CapstandError as error:
             return self._cannot_start(EADDRINUSE, str(error))
@@ -89,6 +99,7 @@ class Service:
         if refused:
             say(logging.WARNING, refused)
         threading.excepthook = self._thread_died
+        self._reserver.start()
         try:
             for stream in self._streams:
                 self._reporters[stream.name].begin()
@@ -148,6 +159,7 @@ class Service:
 
     def _tick(self) -> None:
         now_ns = time.monotonic_ns()
+        self._lending.look(now_ns)
         all_stats = []
         alive = True
         for stream in self._streams:
@@ -209,6 +221,7 @@ class Service:
             hung[stream.name] += stream.close(deadline)
             stats = stream.stats(time.monotonic_ns())
             self._reporters[stream.name].end(stats, hung[stream.name])
+        self._reserver.stop()
         self._ledger.close(0.2)
         self._repeats.tell(all_now=True)
 
@@ -221,8 +234,10 @@ class Service:
             "streams": [one.stats(now_ns).as_json() for one in self._streams],
         }
 
-    def answer_reload(self) -> dict[str, object]:
+    def answer_reload(self, request: Mapping[str, Any], peer: Peer) -> dict[str, object]:
         """The number of the request; `status` says when it is done, and what came of it."""
+        if peer.uid not in (0, os.geteuid()):
+            raise CapstandError("reload is for root and for the daemon's own user; try sudo")
         return {"reload": self._reload.ask()}
 
     def _catch_signals(self) -> socket.socket:

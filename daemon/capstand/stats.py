@@ -25,6 +25,7 @@ class Cause(IntEnum):
     REOPENED = 4
     RING_FULL = 5
     STALLED = 6
+    RELEASED = 7
 
     @property
     def words(self) -> str:
@@ -39,6 +40,7 @@ _WORDS = {
     Cause.REOPENED: "the device was away or stood still",
     Cause.STALLED: "the device stood still and its stream was started again",
     Cause.RING_FULL: "ring full: the pusher was held up",
+    Cause.RELEASED: "the device was released to another program",
 }
 
 
@@ -166,7 +168,8 @@ class SinkStats(NamedTuple):
 
 
 class StreamStats(NamedTuple):
-    """One stream at one moment; the keys of ``capstand status --json``."""
+    """One stream at one moment; the keys of ``capstand status --json``. ``released`` says to whom
+    and until when the device is left, None while it is ours to open."""
 
     name: str
     health: str
@@ -190,6 +193,7 @@ class StreamStats(NamedTuple):
     peak_dbfs: float | None
     captured_at_ns: int
     sinks: tuple[SinkStats, ...]
+    released: str | None = None
 
     @property
     def balanced(self) -> bool:

@@ -186,6 +186,7 @@ class Stream:
             peak_dbfs=meter.peak_dbfs if meter else None,
             captured_at_ns=capturer.captured_at_ns,
             sinks=tuple(one.books(count, audio.rate_hz, now_ns) for one in sides),
+            released=capturer.released,
         )
 
     def verdict(self, now_ns: int) -> Verdict:
@@ -213,6 +214,7 @@ class Stream:
                 sinks=tuple(self._sink_view(one, now_ns) for one in self.outlets),
                 patience_ns=capturer.patience_ns,
                 concern=self.only_zeros(),
+                released=capturer.released,
             )
         )
 

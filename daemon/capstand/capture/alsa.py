@@ -17,7 +17,6 @@ error carries no errno but only its text.
 import ctypes
 import errno
 import os
-import re
 import select
 import time
 import weakref
@@ -25,7 +24,7 @@ import weakref
 import alsaaudio
 
 from capstand.block import AudioFormat
-from capstand.capture import kernel, rebind
+from capstand.capture import holder, kernel, rebind
 from capstand.capture.source import UNKNOWN, Grant, Reading
 from capstand.config import Capture
 from capstand.errors import DeviceError
@@ -322,14 +321,12 @@ class AlsaSource:
         device = self._capture.device
         text = str(error).removesuffix(f" [{device}]")
         number = error.errno if isinstance(error, OSError) else _ERRNOS.get(text, 0)
+        if number == errno.EBUSY:
+            return DeviceError(self._busy(), number)
         reason = os.strerror(number) if number else text
         match number:
             case errno.ENOENT | errno.ENODEV | errno.ENXIO:
                 advice = "is it plugged in? `capstand devices` lists what is there"
-            case errno.EBUSY:
-                holder = self._holder()
-                advice = f"in use by {holder}" if holder else "another program has it open"
-                advice += "; waiting until it lets go"
             case errno.EACCES | errno.EPERM:
                 advice = "put the user into the group audio"
             case errno.EINVAL:
@@ -340,11 +337,20 @@ class AlsaSource:
                 advice = "opening it again"
         return DeviceError(f"{device} {what}: {reason}; {advice}", number or 0)
 
-    def _holder(self) -> str | None:
-        named = re.match(
-            r"[^:]*:(?:CARD=)?([^,]+)(?:,(?:DEV=)?(\d+))?(?:,|$)", self._capture.device
+    def _busy(self) -> str:
+        """Names who has the device, and what could be done about it."""
+        device = self._capture.device
+        place = holder.place_of(device)
+        name = holder.holder_of(*place) if place else None
+        if name is None:
+            return f"{device} is in use: another program has it open; waiting until it lets go"
+        advice = "stop it, or share the card through dsnoop"
+        if name.startswith(holder.SOUND_SERVERS):
+            advice = "have capstand reserve the card, as a service of that user"
+        return (
+            f"{device} is in use by {name}; waiting until it lets go; {advice} "
+            "(README: Sharing the card)"
         )
-        return kernel.owner_of(named[1], int(named[2] or 0)) if named else None
 
 
 def offers(pcm: "alsaaudio.PCM") -> str:

@@ -11,6 +11,9 @@ and started; then it is closed and opened; then a person is told what to do, whi
 again and again. It is asked several times first, because a process that was itself stopped must not
 take its own absence for the card's. An I/O error gets the first step too.
 
+Others may ask for the device (``release``): it is closed between two blocks and left closed until
+all who asked have given it back (``resume``). That is a declared wait, and a gap like any other.
+
 Thread: ``run`` is the capture thread; the attributes may be read from any.
 """
 
@@ -36,6 +39,9 @@ HASTY_NS = 1_000_000
 HASTY_PAUSE_S = 0.005
 RETRY_S = 0.5
 REFUSED_RETRY_S = 5.0
+REST_S = 1.0
+OPERATOR, RESERVATION = "operator", "reservation"
+"""Who may ask for the device: a person by `capstand release`, a program by D-Bus."""
 
 
 class Capturer:
@@ -71,7 +77,11 @@ class Capturer:
         self._ring = ring
         self._priority = priority
         self._now_ns = now_ns
+        self._released: dict[str, str] = {}  # who asked for the device: in words, for a person
+        self.resting = threading.Event()  # set while the device is closed because of that
+        self._absence = Cause.REOPENED  # why the device was away when it is open again
         self._stopped = threading.Event()  # waited for only while nothing can be captured
+        self._stirred = threading.Event()  # the same, when there may be something to do again
         self._stopping = False
         self._reopened = False
         self._empty = 0  # reads in a row that brought nothing
@@ -82,15 +92,19 @@ class Capturer:
         """The thread's body; ends after ``stop``."""
         self.refusal = prepare_thread("capture", self._priority)
         while not self._stopping:
-            self._stopped.wait(self.attempt())
+            self._stirred.wait(self.attempt())
+            self._stirred.clear()
         self._source.close()
         self.grant = None
 
     def attempt(self) -> float:
-        """Opens the device and captures until it fails or ``stop``; returns the pause to make."""
+        """Opens the device and captures until it fails, is released or ``stop``; returns the pause
+        to make."""
+        self.resting.clear()  # before the look: who releases now finds it set only once it is true
         try:
-            self.open()
-            while not self._stopping:
+            if not self._released:
+                self.open()
+            while not self._stopping and not self._released:
                 asked_ns = self._now_ns()
                 if self.step(POLL_MS) == 0 and self._now_ns() - asked_ns < HASTY_NS:
                     # A descriptor in error ends each wait at once; at real-time priority that
@@ -98,7 +112,17 @@ class Capturer:
                     self._stopped.wait(HASTY_PAUSE_S)
         except DeviceError as error:
             return self.fail(error)
-        return 0.0
+        return self.rest() if self._released else 0.0
+
+    def rest(self) -> float:
+        """The device is released: leave it closed; returns the pause to make in seconds."""
+        self._source.close()
+        self.grant = None
+        self._absence = Cause.RELEASED
+        self.pause_s = REST_S
+        self.seen_ns = self._now_ns()
+        self.resting.set()
+        return self.pause_s
 
     def open(self) -> None:
         self.seen_ns = self._now_ns()
@@ -202,7 +226,8 @@ class Capturer:
         if not exact:
             stamp_ns = stamp_ns or self._now_ns()
             if self._reopened:
-                cause = Cause.REOPENED if lost != UNKNOWN else cause
+                cause = self._absence if lost != UNKNOWN else cause
+                self._absence = Cause.REOPENED
             lost = 0
             if clock.started:
                 first_ns = stamp_ns - round(ahead * clock.ns_per_frame)
@@ -221,8 +246,28 @@ class Capturer:
         if not exact:
             clock.restart(tally.produced + ahead, stamp_ns)
 
+    @property
+    def released(self) -> str | None:
+        """To whom the device is left, in words; None while it is ours to open. Any thread."""
+        asked = self._released.copy()
+        return asked.get(OPERATOR) or next(iter(asked.values()), None)
+
+    def is_released_to(self, who: str) -> bool:
+        return who in self._released
+
+    def release(self, who: str, words: str) -> None:
+        """``who`` gets the device: it is closed once ``resting`` is set. Any thread."""
+        self._released[who] = words
+        self._stirred.set()
+
+    def resume(self, who: str) -> None:
+        """``who`` gives the device back: it is opened at once if no other has it. Any thread."""
+        if self._released.pop(who, None) is not None:
+            self._stirred.set()
+
     def stop(self) -> None:
         """Makes ``run`` end soon. Any thread."""
         self._stopping = True
         self._stopped.set()
+        self._stirred.set()
         self._source.wake()

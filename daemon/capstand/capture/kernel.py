@@ -206,28 +206,3 @@ class KernelPcm:
     def lapped(self, appl_ptr: int) -> bool:
         """Whether the device has by now overwritten what lay at ``appl_ptr``; after ``status``."""
         return (self.hw_ptr - appl_ptr) % self.boundary > self._buffer
-
-
-def owner_of(card: str, device: int, root: Path = Path("/")) -> str | None:
-    """Who has the capture side of a card open: "arecord (pid 812)"; None when nobody does.
-
-    ``card`` is its number or its id, as /proc/asound knows it.
-    """
-    folder = root / "proc/asound" / (f"card{card}" if card.isdigit() else card)
-    for status in sorted(folder.glob(f"pcm{device}c/sub*/status")):
-        try:
-            found = re.search(r"owner_pid\s*:\s*(\d+)", status.read_text())
-            if found:
-                pid = _process_of(root, found[1])
-                name = (root / f"proc/{pid}/comm").read_text(errors="replace").strip()
-                return f"{name} (pid {pid})"
-        except OSError:
-            continue
-    return None
-
-
-def _process_of(root: Path, thread: str) -> str:
-    """The process a thread belongs to."""
-    status = (root / f"proc/{thread}/status").read_text()
-    found = re.search(r"^Tgid:\s*(\d+)", status, re.MULTILINE)
-    return found[1] if found else thread

@@ -1,0 +1,361 @@
+"""Cards are shared with PipeWire, PulseAudio and JACK by org.freedesktop.ReserveDevice1.
+
+On the bus of a user's session whoever owns the name ``org.freedesktop.ReserveDevice1.AudioN`` may
+use card N. Another who wants it calls RequestRelease with his priority; an owner of a lower one
+closes the card, drops the name and says yes. (An owner may also keep the name until it is replaced,
+but then PipeWire's own tools wait for ever.) So capstand
+
+- takes the name before it opens a card, asking an owner to let go first;
+- lets go when asked with a higher priority than ``reserve_priority``, once the card is closed;
+- waits while another owns the name, and takes the card back as soon as the name is free.
+
+The capture thread knows nothing of this: it is told to release its device and to resume. A card may
+feed several streams, but a name is one per process: hence one ``Claim`` per card. Where this user
+has no session bus (the service's own user ``capstand``), nothing is reserved.
+
+Thread: ``reserve``; it may wait for the bus, for a bounded time, and a bus that fails sets all
+devices free.
+"""
+
+import logging
+import os
+import re
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from capstand.capture.capturer import OPERATOR, RESERVATION
+from capstand.capture.holder import card_number, place_of, process_name
+from capstand.ledger import Ledger
+from capstand.logs import say
+from capstand.stream import Stream
+
+if TYPE_CHECKING:
+    from capstand.bus import Bus, Incoming
+
+INTERFACE = "org.freedesktop.ReserveDevice1"
+FOLDER = "/org/freedesktop/ReserveDevice1"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+HIGHEST = 2**31 - 1
+ALLOW_REPLACEMENT, REPLACE_EXISTING, DO_NOT_QUEUE = 1, 2, 4
+OWNER, ALREADY_OWNER = 1, 4
+
+LOOK_S = 1.0  # how often cards that come and go are looked for
+CLOSE_S = 2.0  # how long closing one may take
+GRACE_S = 3.0  # how long one who was given a card may take to own its name
+ASK_AGAIN_S = 10.0  # after what time an owner who keeps a card is asked again
+RECONNECT_S = 5.0
+
+
+class Claim:
+    """Our claim to one card: its name on the bus, and the streams that want the card."""
+
+    def __init__(self, number: int, bus: "Bus", ledger: Ledger) -> None:
+        self.name = f"{INTERFACE}.Audio{number}"
+        self.path = f"{FOLDER}/Audio{number}"
+        self.streams: list[Stream] = []
+        self.owned = False
+        self._card = f"card {number}"
+        self._bus = bus
+        self._ledger = ledger
+        self._lent = False  # it was ours and another has it, or is about to
+        self._lent_until = 0.0  # so long the one we lent it to may take over the name
+        self._ask_at = 0.0
+
+    @property
+    def priority(self) -> int:
+        return max(one.config.capture.reserve_priority for one in self.streams)
+
+    def look(self, now: float) -> None:
+        """Takes the name where it is wanted, lets it go where it is not."""
+        if all(one.capturer.is_released_to(OPERATOR) for one in self.streams):
+            self.give_up()
+            return
+        if now < self._lent_until:
+            return
+        self._lent_until = 0.0
+        if not self.owned and now >= self._ask_at:
+            self._ask_at = now + ASK_AGAIN_S
+            self._take()
+        if self.owned:
+            self._open()
+
+    def give_up(self) -> None:
+        """Nobody wants the card any more: closes it, then the name is free."""
+        if self.owned:
+            self._close("is not reserved just now")
+            self._closed()
+            self._bus.ask("ReleaseName", "s", self.name)
+        self.owned, self._ask_at, self._lent_until = False, 0.0, 0.0
+
+    def requested(self, priority: int, who: str) -> bool:
+        """Another asks for the card: true once it is closed, false when we keep it."""
+        if not self.owned or priority <= self.priority:
+            return False
+        self._close(f"is lent to {who}, which asked with priority {priority}")
+        if not self._closed():
+            self._open()
+            return False
+        self._bus.ask("ReleaseName", "s", self.name)
+        self._lend(who)
+        self.owned, self._lent_until = False, time.monotonic() + GRACE_S
+        return True
+
+    def owner_changed(self, owner: str) -> None:
+        """The bus tells who owns the name now, "" for nobody."""
+        if owner == "":
+            self._ask_at = 0.0
+            return
+        if owner == self._bus.unique_name or (self.owned and self._is_ours()):
+            return  # what is told may be old by now
+        if self.owned or self._lent_until:
+            self.owned, self._lent_until = False, 0.0
+            self._ask_at = time.monotonic() + ASK_AGAIN_S
+            who = self._owner()
+            self._close(f"is reserved by {who}; waiting until it lets go")
+            self._lend(who)
+
+    def properties(self) -> dict[str, tuple[str, object]]:
+        return {
+            "Priority": ("i", self.priority),
+            "ApplicationName": ("s", "capstand"),
+            "ApplicationDeviceName": ("s", self.streams[0].config.capture.device),
+        }
+
+    def _take(self) -> None:
+        """Owns the name, if need be after its owner let go of the card; else says who has it."""
+        flags = DO_NOT_QUEUE | (ALLOW_REPLACEMENT if self.priority < HIGHEST else 0)
+        self.owned = self._request(flags)
+        if self.owned:
+            return
+        who = self._owner()
+        if self._asked_owner():
+            self.owned = self._request(flags | REPLACE_EXISTING)
+        if not self.owned:
+            self._close(f"is reserved by {who}; waiting until it lets go")
+
+    def _request(self, flags: int) -> bool:
+        return self._bus.ask("RequestName", "su", self.name, flags)[0] in (OWNER, ALREADY_OWNER)
+
+    def _is_ours(self) -> bool:
+        from capstand.bus import Refusal
+
+        try:
+            return bool(self._bus.ask("GetNameOwner", "s", self.name)[0] == self._bus.unique_name)
+        except Refusal:
+            return False
+
+    def _asked_owner(self) -> bool:
+        from capstand.bus import Refusal
+
+        try:
+            said = self._bus.call(
+                self.name, self.path, INTERFACE, "RequestRelease", "i", self.priority
+            )
+        except Refusal:
+            return False
+        return bool(said) and said[0] is True
+
+    def _owner(self) -> str:
+        return process_of(self._bus, self.name)
+
+    def _open(self) -> None:
+        for stream in self.streams:
+            stream.capturer.resume(RESERVATION)
+            if self._lent:
+                self._ledger.write(stream.name, "resume", reason=f"{self._card} is free again")
+        self._lent = False
+
+    def _close(self, words: str) -> None:
+        for stream in self.streams:
+            stream.capturer.release(RESERVATION, f"{self._card} {words}")
+
+    def _closed(self) -> bool:
+        """Waits for all devices of the card, at most CLOSE_S."""
+        end = time.monotonic() + CLOSE_S
+        rested = [
+            one.capturer.resting.wait(max(0.0, end - time.monotonic())) for one in self.streams
+        ]
+        return all(rested)
+
+    def _lend(self, who: str) -> None:
+        if not self._lent:
+            self._lent = True
+            for stream in self.streams:
+                self._ledger.write(stream.name, "release", to=who)
+
+
+class Reserver:
+    """Reserves the cards of ``streams()`` as long as there is a bus; ``root`` is for /proc."""
+
+    def __init__(
+        self,
+        streams: Callable[[], Sequence[Stream]],
+        ledger: Ledger,
+        address: Callable[[], str | None],
+        root: Path = Path("/"),
+    ) -> None:
+        self._streams = streams
+        self._ledger = ledger
+        self._address = address
+        self._root = root
+        self._claims: dict[int, Claim] = {}
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping = False
+        self._told: str | None = None
+        self._thread = threading.Thread(target=self._run, name="reserve", daemon=True)
+
+    def start(self) -> None:
+        """Before the streams start, so that none opens a card that is not reserved."""
+        if self._address() is not None:
+            for stream in self._streams():
+                if self._card_of(stream) is not None:
+                    stream.capturer.release(RESERVATION, "its card is not reserved yet")
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something changed: look at once. Any thread."""
+        os.eventfd_write(self._wake, 1)
+
+    def stop(self) -> None:
+        """Waits a moment only: whoever waits for the names gets them when the process ends."""
+        self._stopping = True
+        self.wake()
+        self._thread.join(0.5)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                address = self._address()
+                if address is None:
+                    self._tell(
+                        "cards are not reserved: this user has no session bus "
+                        "(README: Sharing the card)"
+                    )
+                else:
+                    self._serve(address)
+                self._let_all_open()
+                self._pause(RECONNECT_S)
+        finally:
+            self._let_all_open()
+
+    def _serve(self, address: str) -> None:
+        """Until the bus fails or ``stop``."""
+        from capstand.bus import Bus, BusError, Refusal
+
+        try:
+            bus = Bus(address)
+        except BusError as error:
+            self._tell(f"cards are not reserved: {error}")
+            return
+        try:
+            rule = "type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged'"
+            bus.ask("AddMatch", "s", f"{rule},arg0namespace='{INTERFACE}'")
+            while not self._stopping:
+                for message in bus.incoming():
+                    self._handle(bus, message)
+                self._look(bus)
+                self._tell("cards are reserved on the session bus")
+                self._pause(0.0 if bus.pending else LOOK_S, bus.fileno())
+        except (BusError, Refusal) as error:
+            self._tell(f"cards are not reserved any more: {error}")
+        finally:
+            bus.close()
+            self._claims.clear()
+
+    def _look(self, bus: "Bus") -> None:
+        """Which streams are on which card changes when one is plugged in."""
+        cards: dict[int, list[Stream]] = {}
+        for stream in self._streams():
+            number = self._card_of(stream)
+            if number is None:
+                stream.capturer.resume(RESERVATION)
+            else:
+                cards.setdefault(number, []).append(stream)
+        for number in self._claims.keys() - cards.keys():
+            gone = self._claims.pop(number)
+            gone.streams = []
+            gone.give_up()
+        for number, streams in cards.items():
+            if number not in self._claims:
+                self._claims[number] = Claim(number, bus, self._ledger)
+            self._claims[number].streams = streams
+            self._claims[number].look(time.monotonic())
+
+    def _handle(self, bus: "Bus", message: "Incoming") -> None:
+        if not message.is_call:
+            if message.member == "NameOwnerChanged" and (claim := self._named(message.body[0])):
+                claim.owner_changed(message.body[2])
+            return
+        claim = self._named(message.path.replace("/", ".").removeprefix("."))
+        if claim is None:
+            bus.refuse(message, "UnknownObject")
+            return
+        match message.interface, message.member, message.body:
+            case (("" | "org.freedesktop.ReserveDevice1"), "RequestRelease", (int(priority),)):
+                who = process_of(bus, message.sender)
+                bus.answer(message, "b", claim.requested(priority, who))
+            case (_, "Get", ("org.freedesktop.ReserveDevice1", name)):
+                known = claim.properties()
+                if name in known:
+                    bus.answer(message, "v", known[name])
+                else:
+                    bus.refuse(message, "UnknownProperty")
+            case (_, "GetAll", (_,)):
+                bus.answer(message, "a{sv}", claim.properties())
+            case _:
+                bus.refuse(message, "UnknownMethod")
+
+    def _named(self, name: object) -> Claim | None:
+        return next((one for one in self._claims.values() if one.name == name), None)
+
+    def _card_of(self, stream: Stream) -> int | None:
+        """None for a card that is away, and for what is no card."""
+        device = stream.config.capture.device
+        place = place_of(device) if _on_card(device) else None
+        return card_number(place[0], self._root) if place else None
+
+    def _let_all_open(self) -> None:
+        for stream in self._streams():
+            stream.capturer.resume(RESERVATION)
+
+    def _pause(self, timeout_s: float, *descriptors: int) -> None:
+        poll = select.poll()
+        for one in (self._wake, *descriptors):
+            poll.register(one, select.POLLIN)
+        if any(one == self._wake for one, _ in poll.poll(timeout_s * 1000)):
+            os.eventfd_read(self._wake)
+
+    def _tell(self, line: str) -> None:
+        """Each change once, if there is a card at all."""
+        on_cards = any(_on_card(one.config.capture.device) for one in self._streams())
+        if line != self._told and on_cards:
+            self._told = line
+            say(logging.INFO, line)
+
+
+def _on_card(device: str) -> bool:
+    """Whether a device is a card's own; what dsnoop shares is not to be had for one alone."""
+    return re.match(r"(plug)?hw:", device) is not None
+
+
+def process_of(bus: "Bus", name: str) -> str:
+    """Who owns a name on the bus, as a person knows it: "wireplumber (pid 812, …)"."""
+    from capstand.bus import Refusal
+
+    try:
+        (pid,) = bus.ask("GetConnectionUnixProcessID", "s", name)
+    except Refusal:
+        return "another program"
+    return process_name(str(pid)) or f"pid {pid}"
+
+
+def session_address() -> str | None:
+    """The bus of this user's session, also for a service of the system that runs as him."""
+    if given := os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
+        return given
+    own = Path(f"/run/user/{os.geteuid()}/bus")
+    return f"unix:path={own}" if own.exists() else None
