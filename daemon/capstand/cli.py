@@ -92,7 +92,7 @@ def _check(chosen: argparse.Namespace) -> int:
     from capstand import config
 
     setup = config.load(chosen.file)
-    streams = ", ".join(f"{one.name} from {one.capture.device}" for one in setup.stream)
+    streams = ", ".join(f"{one.name} from {one.capture.wanted}" for one in setup.stream)
     print(f"{chosen.file}: right; {len(setup.stream)} stream(s): {streams}")
     return 0
 

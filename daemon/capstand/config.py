@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from capstand.block import AudioFormat, SampleFormat
-from capstand.decode import Choice, Flag, Number, Tagged, Text, Whole, decode
+from capstand.decode import Choice, Flag, Number, OneOrSome, Prefixed, Tagged, Text, Whole, decode
 from capstand.errors import ConfigError
+from capstand.naming import SHAPES
 
 MAX_BYTES = 1_000_000
 FORMATS = tuple(one.alsa_name for one in SampleFormat)
@@ -51,6 +52,10 @@ AbsolutePath = Annotated[
     str, Text(r"/[^\0-\x1f\x7f]*", "an absolute path, such as /var/lib/capstand/mic")
 ]
 
+ALSA_NAME = Text(r"[^\0-\x20\x7f][^\0-\x1f\x7f]{0,255}", "a device, such as hw:CARD=Mic,DEV=0")
+DEVICE_NAME = Prefixed({prefix: Text(*shape) for prefix, shape in SHAPES.items()}, ALSA_NAME)
+MOST_DEVICES = 8
+
 
 class Fault(NamedTuple):
     """One thing that happens to the simulated card: when, for how long, how often again."""
@@ -81,9 +86,7 @@ class Synthetic(NamedTuple):
 class Capture(NamedTuple):
     """What to ask of the device."""
 
-    device: Annotated[
-        str, Text(r"[^\0-\x20\x7f][^\0-\x1f\x7f]{0,255}", "a device, such as hw:CARD=Mic,DEV=0")
-    ]
+    device: Annotated[str | tuple[str, ...], OneOrSome(DEVICE_NAME, MOST_DEVICES)]
     rate_hz: Annotated[int, Whole(8000, 192_000, COMMON_RATES)] = 48_000
     channels: Annotated[int, Whole(1, 32)] = 2
     format: Annotated[str, Choice(FORMATS)] = "S16_LE"
@@ -91,6 +94,16 @@ class Capture(NamedTuple):
     buffer_ms: Annotated[float, Number(20, 10_000)] = 500.0
     priority: Annotated[int, Whole(0, 80)] = 70
     synthetic: Synthetic | None = None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of the devices to take, the best one first."""
+        return (self.device,) if isinstance(self.device, str) else self.device
+
+    @property
+    def wanted(self) -> str:
+        """The same for people: "usb:0d8c:0014 or card:Device"."""
+        return " or ".join(self.devices)
 
     @property
     def audio(self) -> AudioFormat:
@@ -119,6 +132,11 @@ class Capture(NamedTuple):
             )
         if self.synthetic is not None and self.device != "synthetic":
             yield "synthetic", 'is for device = "synthetic" only; delete it or set that device'
+        if isinstance(self.device, tuple):
+            if "synthetic" in self.device:
+                yield "device", '"synthetic" is in a list; the simulated card is always there alone'
+            elif len(set(self.device)) < len(self.device):
+                yield "device", "a name stands in the list twice"
 
 
 class FileSink(NamedTuple):
@@ -298,7 +316,7 @@ class Config(NamedTuple):
         if not self.stream:
             yield "stream", "there is no [[stream]]; nothing would be captured"
         yield from _twice("stream", "name", [one.name for one in self.stream])
-        devices = [one.capture.device for one in self.stream]
+        devices = [one.capture.devices[0] for one in self.stream]
         yield from _twice(
             "stream",
             "capture.device",

@@ -20,6 +20,7 @@ from capstand.control import NAME, ControlServer
 from capstand.display import LiveLine, status_line
 from capstand.errors import CapstandError
 from capstand.health import Health
+from capstand.hotplug import Hotplug
 from capstand.ledger import Ledger
 from capstand.logs import Repeats, say
 from capstand.notify import Notifier
@@ -73,6 +74,7 @@ class Service:
             )
         if refused:
             say(logging.WARNING, refused)
+        self._listen()
         for stream in self._streams:
             self._reporters[stream.name].begin()
             stream.start()
@@ -81,6 +83,28 @@ class Service:
         self._control.close()
         wake.close()
         return 1 if self._failed else 0
+
+    def _listen(self) -> None:
+        """Where udev's word cannot be had, each stream's own poll finds a device a little later."""
+        try:
+            hotplug = Hotplug()
+        except OSError as error:
+            say(logging.INFO, f"no word from udev ({error.strerror}); devices are looked for")
+            return
+
+        def hear() -> None:
+            try:
+                heard = hotplug.heard()
+            except OSError as error:
+                say(logging.WARNING, f"no more word from udev: {error}; devices are looked for")
+                self._selector.unregister(hotplug)
+                hotplug.close()
+                return
+            if heard:
+                for stream in self._streams:
+                    stream.hasten()
+
+        self._selector.register(hotplug, selectors.EVENT_READ, hear)
 
     def _cannot_start(self, errno: int, why: str) -> int:
         say(logging.ERROR, f"cannot start: {why}")

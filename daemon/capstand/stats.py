@@ -24,6 +24,7 @@ class Cause(IntEnum):
     SUSPENDED = 3
     REOPENED = 4
     RING_FULL = 5
+    SWITCHED = 6
 
     @property
     def words(self) -> str:
@@ -36,6 +37,7 @@ _WORDS = {
     Cause.STOPPED: "the driver stopped the stream",
     Cause.SUSPENDED: "the machine was suspended",
     Cause.REOPENED: "the device was away or stood still",
+    Cause.SWITCHED: "another device was taken, one that is preferred",
     Cause.RING_FULL: "ring full: the pusher was held up",
 }
 

@@ -20,11 +20,12 @@ import os
 import re
 import select
 import time
+from pathlib import Path
 
 import alsaaudio
 
 from capstand.block import AudioFormat
-from capstand.capture import kernel
+from capstand.capture import identity, kernel
 from capstand.capture.source import UNKNOWN, Grant, Reading
 from capstand.config import Capture
 from capstand.errors import DeviceError
@@ -65,10 +66,15 @@ def refresh_configuration() -> None:
 
 
 class AlsaSource:
-    """The device that ``capture`` names, as it asks for it."""
+    """The device ``name``, by default the best that ``capture`` names, as that asks for it."""
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(
+        self, capture: Capture, name: str | None = None, root: Path = identity.ROOT
+    ) -> None:
         self._capture = capture
+        self._name = name or capture.devices[0]
+        self._root = root
+        self._device = self._label = self._name  # as ALSA knows it now; for people
         self._audio: AudioFormat = capture.audio
         self._reading = Reading()
         self._pcm: alsaaudio.PCM | None = None
@@ -83,8 +89,13 @@ class AlsaSource:
         self._look_ms = 0  # half a buffer: a look at least so often, so that no turn can hide
 
     def open(self) -> Grant:
-        capture, device = self._capture, self._capture.device
+        capture = self._capture
         self.close()
+        self._device = self._label = self._name
+        place = identity.locate(self._name, self._root)
+        if place is not None:
+            self._device, self._label = place.device, f"{self._name} at {place.device}"
+        device = self._device
         refresh_configuration()
         try:
             pcm = alsaaudio.PCM(
@@ -100,6 +111,11 @@ class AlsaSource:
         except alsaaudio.ALSAAudioError as error:
             raise self._failure(error, "cannot be opened") from None
         self._pcm = pcm
+        if place != identity.locate(self._name, self._root):
+            raise DeviceError(
+                f"{self._label} made way for another card while it was opened; opening it again",
+                errno.ENODEV,
+            )
         try:
             self._check(pcm)
         except alsaaudio.ALSAAudioError as error:
@@ -119,7 +135,7 @@ class AlsaSource:
             self._poll.register(descriptor, events)
         self._lost = 0
         self._drained = False
-        return Grant(device, self._audio, self._period, self._buffer, exact)
+        return Grant(self._label, self._audio, self._period, self._buffer, exact)
 
     def close(self) -> None:
         pcm, self._pcm, self._kernel = self._pcm, None, None
@@ -282,14 +298,14 @@ class AlsaSource:
             offer = offers(pcm)
             self.close()
             raise DeviceError(
-                f"{capture.device}: {'; '.join(wrong)}; the device offers {offer}; "
+                f"{self._label}: {'; '.join(wrong)}; the device offers {offer}; "
                 "set [stream.capture] to one of these",
                 errno.EINVAL,
                 refused=True,
             )
 
     def _failure(self, error: Exception, what: str) -> DeviceError:
-        device = self._capture.device
+        device = self._label
         text = str(error).rsplit(" [", 1)[0]
         number = error.errno if isinstance(error, OSError) else _ERRNOS.get(text, 0)
         reason = os.strerror(number) if number else text
@@ -309,9 +325,7 @@ class AlsaSource:
         return DeviceError(f"{device} {what}: {reason}; {advice}", number or 0)
 
     def _holder(self) -> str | None:
-        named = re.match(
-            r"[^:]*:(?:CARD=)?([^,]+)(?:,(?:DEV=)?(\d+))?(?:,|$)", self._capture.device
-        )
+        named = re.match(r"[^:]*:(?:CARD=)?([^,]+)(?:,(?:DEV=)?(\d+))?(?:,|$)", self._device)
         return kernel.owner_of(named[1], int(named[2] or 0)) if named else None
 
 

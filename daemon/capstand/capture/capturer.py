@@ -62,6 +62,7 @@ class Capturer:
         self._priority = priority
         self._now_ns = now_ns
         self._stopped = threading.Event()  # waited for only while nothing can be captured
+        self._roused = threading.Event()  # the same
         self._stopping = False
         self._reopened = False
         self._empty = 0  # reads in a row that brought nothing
@@ -70,7 +71,8 @@ class Capturer:
         """The thread's body; ends after ``stop``."""
         self.refusal = prepare_thread("capture", self._priority)
         while not self._stopping:
-            self._stopped.wait(self.attempt())
+            self._roused.wait(self.attempt())
+            self._roused.clear()
         self._source.close()
         self.grant = None
 
@@ -127,6 +129,9 @@ class Capturer:
         tally, clock = self.tally, self._clock
         lost = reading.lost
         if lost or self._reopened:
+            if reading.grant is not None:
+                self.grant = self.last_grant = reading.grant
+                self.opens, reading.grant = self.opens + 1, None
             self._account(lost, reading.cause, reading.stamp_ns, reading.ahead)
         first = tally.produced
         stamp_ns = reading.stamp_ns
@@ -180,4 +185,9 @@ class Capturer:
         """Makes ``run`` end soon. Any thread."""
         self._stopping = True
         self._stopped.set()
+        self._roused.set()
         self._source.wake()
+
+    def hasten(self) -> None:
+        """Makes a pause before the next attempt end now. Any thread."""
+        self._roused.set()
