@@ -201,8 +201,9 @@ def _parser() -> argparse.ArgumentParser:
     devices = commands.add_parser(
         "devices",
         help="list capture devices, what they offer and who holds them",
-        description="Lists every capture device as the line to put into the configuration, with "
-        "its rates, channels and formats, or the program that holds it.",
+        description="Lists every capture device as the line to put into the configuration, by the "
+        "name that lasts longest, with its rates, channels and formats, or the program that holds "
+        "it.",
     )
     devices.add_argument("--json", action="store_true", help="for programs")
     devices.set_defaults(act=_devices)

@@ -74,23 +74,25 @@ class Service:
             )
         if refused:
             say(logging.WARNING, refused)
-        self._listen()
+        hotplug = self._listen()
         for stream in self._streams:
             self._reporters[stream.name].begin()
             stream.start()
         self._watch(None if seconds is None else time.monotonic() + seconds)
         self._stop()
         self._control.close()
+        if hotplug is not None:
+            hotplug.close()
         wake.close()
         return 1 if self._failed else 0
 
-    def _listen(self) -> None:
+    def _listen(self) -> Hotplug | None:
         """Where udev's word cannot be had, each stream's own poll finds a device a little later."""
         try:
             hotplug = Hotplug()
         except OSError as error:
             say(logging.INFO, f"no word from udev ({error.strerror}); devices are looked for")
-            return
+            return None
 
         def hear() -> None:
             try:
@@ -105,6 +107,7 @@ class Service:
                     stream.hasten()
 
         self._selector.register(hotplug, selectors.EVENT_READ, hear)
+        return hotplug
 
     def _cannot_start(self, errno: int, why: str) -> int:
         say(logging.ERROR, f"cannot start: {why}")
