@@ -27,6 +27,7 @@ class Slots:
         self.root = root
         self.sound = root / "sys/class/sound"
         self.sound.mkdir(parents=True)
+        (root / "dev/snd").mkdir(parents=True)
         self._devices: dict[int, Path] = {}
         self._gone = count()
 
@@ -66,14 +67,21 @@ class Slots:
             pcm = card_folder / f"pcmC{number}D{device}c"
             pcm.mkdir()
             (self.sound / pcm.name).symlink_to(pcm)
+            self.node(number, device).touch()
         (self.sound / f"controlC{number}").symlink_to(card_folder)
         self._devices[number] = top
         if card is not None:
             self._link(number, f"{card.device}.ctl")
 
+    def node(self, number: int, device: int) -> Path:
+        """The capture device's file."""
+        return self.root / f"dev/snd/pcmC{number}D{device}c"
+
     def unplug(self, number: int) -> None:
         for link in self.sound.glob(f"*[dC]{number}*"):
             link.unlink()
+        for node in (self.root / "dev/snd").glob(f"pcmC{number}D*"):
+            node.unlink()
         # Kept, so that no inode is ever used again; sysfs sees to that by itself.
         self._devices.pop(number).rename(self.root / f"gone{next(self._gone)}")
         self._link(number, "nowhere/none.ctl")  # opening it fails with ENOENT

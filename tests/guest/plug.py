@@ -25,7 +25,9 @@ DRIVERS = Path("/sys/bus/platform/drivers")
 
 
 def status() -> dict[str, Any]:
-    stream: dict[str, Any] = ask(Path("/run/capstand/control.sock"), "status")["streams"][0]
+    stream: dict[str, Any] = ask(
+        Path("/run/capstand/control.sock"), "status", timeout_s=PATIENCE_S
+    )["streams"][0]
     return stream
 
 

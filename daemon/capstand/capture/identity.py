@@ -9,8 +9,9 @@ that card was there all the while, so it is the one that was opened.
 Nothing is kept between two calls. ``root`` is for tests. Thread: capture, and main for listing.
 """
 
+import os
 import re
-from errno import ENODEV
+from errno import EACCES, ENODEV
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,7 +77,8 @@ def cards(root: Path = ROOT) -> list[Card]:
 def locate(name: str, root: Path = ROOT) -> Place | None:
     """Where the device of that name is; None for a name of ALSA's own.
 
-    Raises DeviceError where it is not there, or where the name fits two.
+    Raises DeviceError where it is not there, where the name fits two, or where udev has not given
+    us its node yet: ALSA would find that out too, but by reading its whole configuration first.
     """
     wanted = parse(name)
     if wanted is None:
@@ -106,6 +108,12 @@ def locate(name: str, root: Path = ROOT) -> Place | None:
         device = "capture device" if number is None else f"capture device {number}"
         instead = f"; it has {', '.join(map(str, card.captures))}" if card.captures else ""
         raise DeviceError(f"waiting for {name}: {card} has no {device}{instead}", ENODEV)
+    node = root / f"dev/snd/pcmC{card.number}D{number}c"
+    if not os.access(node, os.R_OK | os.W_OK):
+        raise DeviceError(
+            f"waiting for {name}: {node} may not be opened; put the user into the group audio",
+            EACCES,
+        )
     return Place(f"hw:{card.number},{number}", card.birth)
 
 
