@@ -68,6 +68,7 @@ class Slots:
             pcm.mkdir()
             (self.sound / pcm.name).symlink_to(pcm)
             self.node(number, device).touch()
+        (self.root / f"dev/snd/controlC{number}").touch()
         (self.sound / f"controlC{number}").symlink_to(card_folder)
         self._devices[number] = top
         if card is not None:
@@ -80,7 +81,7 @@ class Slots:
     def unplug(self, number: int) -> None:
         for link in self.sound.glob(f"*[dC]{number}*"):
             link.unlink()
-        for node in (self.root / "dev/snd").glob(f"pcmC{number}D*"):
+        for node in (self.root / "dev/snd").glob(f"*C{number}*"):
             node.unlink()
         # Kept, so that no inode is ever used again; sysfs sees to that by itself.
         self._devices.pop(number).rename(self.root / f"gone{next(self._gone)}")

@@ -78,7 +78,7 @@ def locate(name: str, root: Path = ROOT) -> Place | None:
     """Where the device of that name is; None for a name of ALSA's own.
 
     Raises DeviceError where it is not there, where the name fits two, or where udev has not given
-    us its node yet: ALSA would find that out too, but by reading its whole configuration first.
+    us its nodes yet: ALSA would find that out too, but by reading its whole configuration first.
     """
     wanted = parse(name)
     if wanted is None:
@@ -108,12 +108,13 @@ def locate(name: str, root: Path = ROOT) -> Place | None:
         device = "capture device" if number is None else f"capture device {number}"
         instead = f"; it has {', '.join(map(str, card.captures))}" if card.captures else ""
         raise DeviceError(f"waiting for {name}: {card} has no {device}{instead}", ENODEV)
-    node = root / f"dev/snd/pcmC{card.number}D{number}c"
-    if not os.access(node, os.R_OK | os.W_OK):
-        raise DeviceError(
-            f"waiting for {name}: {node} may not be opened; put the user into the group audio",
-            EACCES,
-        )
+    for node in (f"pcmC{card.number}D{number}c", f"controlC{card.number}"):
+        path = root / "dev/snd" / node
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise DeviceError(
+                f"waiting for {name}: {path} may not be opened; put the user into the group audio",
+                EACCES,
+            )
     return Place(f"hw:{card.number},{number}", card.birth)
 
 
