@@ -8,6 +8,7 @@ the guest, by capstand's own Python, because a question through the agent takes 
 It prints one line of JSON.
 """
 
+import grp
 import json
 import random
 import re
@@ -36,8 +37,15 @@ def delivered() -> int:
     return int(sink["delivered_frames"])
 
 
-def sound_after(captured_frames: int) -> float:
-    """Seconds until the sink has frames beyond those; what can have come meanwhile is new sound."""
+def sound_after(captured_frames: int, card: str = "Loopback") -> float:
+    """Seconds from the card's nodes being there for the group audio, to the sink's having frames
+    beyond those: what can have come meanwhile is new sound.
+    """
+    number = Path(f"/proc/asound/{card}").readlink().name.removeprefix("card")
+    audio = grp.getgrnam("audio").gr_gid
+    for node in (f"pcmC{number}D1c", f"controlC{number}"):
+        while Path(f"/dev/snd/{node}").stat().st_gid != audio:
+            time.sleep(0.005)
     began = time.monotonic()
     while delivered() < captured_frames + SOUND_FRAMES:
         if time.monotonic() - began > PATIENCE_S:
@@ -118,7 +126,7 @@ def renumber(cycles: int, chance: random.Random) -> dict[str, Any]:
         for arguments in loads:
             subprocess.run(["modprobe", *arguments], check=True)
         if both:
-            back_s.append(sound_after(captured))
+            back_s.append(sound_after(captured, "Loopback_1"))
             number = Path("/proc/asound/Loopback_1").readlink().name.removeprefix("card")
             expected = [f"/dev/snd/pcmC{number}D1c"]
         else:

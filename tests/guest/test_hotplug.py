@@ -91,7 +91,8 @@ def told(what: str, back_s: list[float]) -> None:
 
 def test_a_card_that_is_pulled_and_plugged_in_again_sounds_at_once(plugs: Plugs) -> None:
     """Over many cycles with random pauses the process stays the same, sound is in the file within
-    two seconds of the node's return each time, and neither descriptors nor memory grow."""
+    two seconds of the node's return to the group audio each time, and neither descriptors nor
+    memory grow."""
     cycles = counts(5, 100)
     plugs.configure("card:Loopback,1")
     plugs.machine.start()
