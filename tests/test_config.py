@@ -578,6 +578,52 @@ def test_names_devices_and_directories_are_taken_once() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("usb:0d8c", "usb:VID:PID or usb:VID:PID:SERIAL, such as usb:0d8c:0014"),
+        ("usb:0d8c:14", "usb:VID:PID or usb:VID:PID:SERIAL"),
+        ("usb:0d8c:0014:A 1", "in a serial number _ stands for all but letters, digits"),
+        ("usb:0d8c:0014,x", "usb:VID:PID or usb:VID:PID:SERIAL"),
+        ("USB:0d8c:0014", "usb:VID:PID or usb:VID:PID:SERIAL"),
+        ("usb-port:1.4", "usb-port:PORT, such as usb-port:1-1.4"),
+        ("card:", "card:ID, such as card:Device"),
+        ("card:\u00d6ne", "card:ID, such as card:Device"),
+    ],
+)
+def test_a_name_of_wrong_shape_is_told_with_the_right_one(name: str, expected: str) -> None:
+    """A device named by what it is has to be named in full; the fault says how."""
+    (fault,) = faults(RIGHT.replace("hw:CARD=Mic,DEV=0", name))
+    assert fault.startswith(f'c.toml:4: stream.mic.capture.device: "{name}" is not ')
+    assert expected in fault
+
+
+def test_a_device_may_be_a_list_in_order_of_preference() -> None:
+    """One name or several, the best first; people read them with "or" between."""
+    several = RIGHT.replace('"hw:CARD=Mic,DEV=0"', '["usb:0d8c:0014:A1,2", "card:Mic", "hw:0"]')
+    capture = read(several).stream[0].capture
+    assert capture.devices == ("usb:0d8c:0014:A1,2", "card:Mic", "hw:0")
+    assert capture.wanted == "usb:0d8c:0014:A1,2 or card:Mic or hw:0"
+    assert read(RIGHT).stream[0].capture.devices == ("hw:CARD=Mic,DEV=0",)
+
+
+@pytest.mark.parametrize(
+    ("devices", "what"),
+    [
+        ("[]", "0 values are not 1 to 8"),
+        (str(["hw:0"] * 9), "9 values are not 1 to 8"),
+        ('["hw:0", 7]', "7 is not a device, such as hw:CARD=Mic,DEV=0"),
+        ('["hw:0", "card:"]', '"card:" is not card:ID'),
+        ('["hw:0", "hw:1", "hw:0"]', "a name stands in the list twice"),
+        ('["hw:0", "synthetic"]', '"synthetic" is in a list'),
+    ],
+)
+def test_a_list_of_devices_that_is_wrong_is_told(devices: str, what: str) -> None:
+    """A list has 1 to 8 names, each right and each once, and no simulated card."""
+    (fault,) = faults(RIGHT.replace('"hw:CARD=Mic,DEV=0"', devices))
+    assert fault.startswith(f"c.toml:4: stream.mic.capture.device: {what}")
+
+
 def test_simulated_cards_are_as_many_as_are_asked_for() -> None:
     """The simulated card may be the device of several streams."""
     one = RIGHT.replace("hw:CARD=Mic,DEV=0", "synthetic")

@@ -11,6 +11,7 @@ from capstand.capture.holder import holder_of
 from capstand.config import Config, FileSink
 from capstand.decode import decode
 from capstand.devices import Device, default_configuration, find
+from tests.soundcards import Slots
 
 MIC = Device(
     device="hw:CARD=Mic,DEV=0",
@@ -156,13 +157,22 @@ HOLDER = {
 
 
 def test_every_capture_device_is_found(tmp_path: Path) -> None:
-    """Each line of /proc/asound/pcm that captures is a device, by the card's id or else number."""
-    proc(tmp_path, {"asound/pcm": PCM, "asound/card0/id": "Mic\n"})
+    """Each line of /proc/asound/pcm that captures is a device, by the name that lasts longest; a
+    device that is not its card's first has its number in it."""
+    proc(tmp_path, {"asound/pcm": PCM + "01-02: Line : Line : capture 1\n"})
+    slots = Slots(tmp_path)
+    slots.plug(0, "0d8c:0014", port="1-1.4", identity="Mic")
+    slots.plug(1, identity="PCH", captures=(0, 2))
     found = find(tmp_path)
     assert [(one.device, one.card, one.id) for one in found] == [
-        ("hw:CARD=Mic,DEV=0", 0, "Mic"),
-        ("hw:CARD=1,DEV=0", 1, "1"),
+        ("usb-port:1-1.4", 0, "Mic"),
+        ("card:PCH", 1, "PCH"),
+        ("card:PCH,2", 1, "PCH"),
     ]
+    assert str(found[0]).endswith(
+        "it has no serial number: this names the port, leave it plugged in there"
+    )
+    assert found[1].note is None
     assert "USB Audio" in found[0].name
 
 

@@ -106,7 +106,7 @@ def _check(chosen: argparse.Namespace) -> int:
     from capstand import config
 
     setup = config.load(chosen.file)
-    streams = ", ".join(f"{one.name} from {one.capture.device}" for one in setup.stream)
+    streams = ", ".join(f"{one.name} from {one.capture.wanted}" for one in setup.stream)
     print(f"{chosen.file}: right; {len(setup.stream)} stream(s): {streams}")
     return 0
 
@@ -255,8 +255,9 @@ def _parser() -> argparse.ArgumentParser:
     devices = commands.add_parser(
         "devices",
         help="list capture devices, what they offer and who holds them",
-        description="Lists every capture device as the line to put into the configuration, with "
-        "its rates, channels and formats, or the program that holds it.",
+        description="Lists every capture device as the line to put into the configuration, by the "
+        "name that lasts longest, with its rates, channels and formats, or the program that holds "
+        "it.",
     )
     devices.add_argument("--json", action="store_true", help="for programs")
     devices.set_defaults(act=_devices)

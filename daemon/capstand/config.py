@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from capstand.block import AudioFormat, SampleFormat
-from capstand.decode import Choice, Flag, Number, Tagged, Text, Whole, decode
+from capstand.decode import Choice, Flag, Number, OneOrSome, Prefixed, Tagged, Text, Whole, decode
 from capstand.errors import ConfigError
+from capstand.naming import SHAPES
 
 MAX_BYTES = 1_000_000
 FORMATS = tuple(one.alsa_name for one in SampleFormat)
@@ -51,6 +52,10 @@ AbsolutePath = Annotated[
     str, Text(r"/[^\0-\x1f\x7f]*", "an absolute path, such as /var/lib/capstand/mic")
 ]
 
+ALSA_NAME = Text(r"[^\0-\x20\x7f][^\0-\x1f\x7f]{0,255}", "a device, such as hw:CARD=Mic,DEV=0")
+DEVICE_NAME = Prefixed({prefix: Text(*shape) for prefix, shape in SHAPES.items()}, ALSA_NAME)
+MOST_DEVICES = 8
+
 
 class Fault(NamedTuple):
     """One thing that happens to the simulated card: when, for how long, how often again."""
@@ -81,13 +86,7 @@ class Synthetic(NamedTuple):
 class Capture(NamedTuple):
     """What to ask of the device."""
 
-    device: Annotated[
-        str,
-        Text(
-            r"[^\0-\x20\x7f-\x9f][^\0-\x1f\x7f-\x9f]{0,255}",
-            "a device, such as hw:CARD=Mic,DEV=0",
-        ),
-    ]
+    device: Annotated[str | tuple[str, ...], OneOrSome(DEVICE_NAME, MOST_DEVICES)]
     rate_hz: Annotated[int, Whole(8000, 192_000, COMMON_RATES)] = 48_000
     channels: Annotated[int, Whole(1, 32)] = 2
     format: Annotated[str, Choice(FORMATS)] = "S16_LE"
@@ -97,6 +96,16 @@ class Capture(NamedTuple):
     silence_warn_s: Annotated[float, Number(0, 86_400)] = 60.0
     reserve_priority: Annotated[int, Whole(-(2**31), 2**31 - 1)] = 10
     synthetic: Synthetic | None = None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of the devices to take, the best one first."""
+        return (self.device,) if isinstance(self.device, str) else self.device
+
+    @property
+    def wanted(self) -> str:
+        """The same for people: "usb:0d8c:0014 or card:Device"."""
+        return " or ".join(self.devices)
 
     @property
     def audio(self) -> AudioFormat:
@@ -123,7 +132,7 @@ class Capture(NamedTuple):
                 f"{self.buffer_ms:g} is less than 4 periods of {self.period_ms:g} ms; "
                 f"take {4 * self.period_ms:g} or more (500 outlives most stalls)",
             )
-        if "|" in self.device or re.search(r"\b(file|tee)\s*:", self.device):
+        if any("|" in one or re.search(r"\b(file|tee)\s*:", one) for one in self.devices):
             yield (
                 "device",
                 "ALSA would run a command or write a file for this name; name a card, or a PCM of "
@@ -131,6 +140,11 @@ class Capture(NamedTuple):
             )
         if self.synthetic is not None and self.device != "synthetic":
             yield "synthetic", 'is for device = "synthetic" only; delete it or set that device'
+        if isinstance(self.device, tuple):
+            if "synthetic" in self.device:
+                yield "device", '"synthetic" is in a list; the simulated card is always there alone'
+            elif len(set(self.device)) < len(self.device):
+                yield "device", "a name stands in the list twice"
 
 
 class Spool(NamedTuple):
@@ -347,7 +361,7 @@ class Config(NamedTuple):
         if not self.stream:
             yield "stream", "there is no [[stream]]; nothing would be captured"
         yield from _twice("stream", "name", [one.name for one in self.stream])
-        devices = [one.capture.device for one in self.stream]
+        devices = [one.capture.devices[0] for one in self.stream]
         yield from _twice(
             "stream",
             "capture.device",

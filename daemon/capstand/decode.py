@@ -93,6 +93,32 @@ class Text(NamedTuple):
         raise _Fault(f"{_shown(value)} is not {self.shape}")
 
 
+class Prefixed(NamedTuple):
+    """A string whose beginning says what shape it must have; ``other`` is for all the rest."""
+
+    shapes: Mapping[str, Text]
+    other: Text
+
+    def check(self, value: object) -> str:
+        word = value.lower() if isinstance(value, str) else ""
+        rule = next((rule for start, rule in self.shapes.items() if word.startswith(start)), None)
+        return (rule or self.other).check(value)
+
+
+class OneOrSome(NamedTuple):
+    """A single value, or an array of up to ``most`` values in order of preference."""
+
+    rule: Prefixed | Text
+    most: int
+
+    def check(self, value: object) -> str | tuple[str, ...]:
+        if not isinstance(value, list):
+            return self.rule.check(value)
+        if not 1 <= len(value) <= self.most:
+            raise _Fault(f"{len(value)} values are not 1 to {self.most}")
+        return tuple(self.rule.check(one) for one in value)
+
+
 class Tagged:
     """A table of one of several kinds; the value of ``key`` says which."""
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import alsaaudio
 
 from capstand.block import SampleFormat
+from capstand.capture import identity
 from capstand.capture.alsa import refresh_configuration
 from capstand.capture.holder import holder_of
 
@@ -17,7 +18,8 @@ LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 8000, 192_000, 32  # what a configuration
 
 
 class Device(NamedTuple):
-    """A card's capture device. ``device`` is the line for the configuration.
+    """A card's capture device. ``device`` is the line for the configuration, the most lasting name
+    that means no other card; ``note`` is what to know of it.
 
     ``rates_hz`` is a list of single rates, or of two bounds where ``rates_continuous``; the lists
     are empty while another program holds the device (``holder``) or it cannot be opened
@@ -34,6 +36,7 @@ class Device(NamedTuple):
     formats: list[str]
     holder: str | None
     trouble: str | None
+    note: str | None = None
 
     def __str__(self) -> str:
         if self.holder or self.trouble:
@@ -42,7 +45,8 @@ class Device(NamedTuple):
             rates = (" to " if self.rates_continuous else ", ").join(map(str, self.rates_hz))
             channels = ", ".join(map(str, self.channels))
             can = f"{rates} Hz; {channels} channels; {', '.join(self.formats)}"
-        return f"{self.device}\n    {self.name}\n    {can}"
+        note = f"\n    {self.note}" if self.note else ""
+        return f"{self.device}\n    {self.name}\n    {can}{note}"
 
 
 def find(root: Path = Path("/")) -> list[Device]:
@@ -52,20 +56,24 @@ def find(root: Path = Path("/")) -> list[Device]:
     except OSError:
         return []
     refresh_configuration()
+    there = identity.cards(root)
     found = []
     for line in lines:
         match = re.match(r"(\d+)-(\d+): ([^:]*):", line)
         if match and ": capture" in line:
-            found.append(_look(root, int(match[1]), int(match[2]), match[3].strip()))
+            found.append(_look(root, there, int(match[1]), int(match[2]), match[3].strip()))
     return found
 
 
-def _look(root: Path, card: int, number: int, pcm_name: str) -> Device:
-    try:
-        identity = (root / f"proc/asound/card{card}/id").read_text(errors="replace").strip()
-    except OSError:
-        identity = str(card)
-    device = f"hw:CARD={identity},DEV={number}"
+def _look(root: Path, there: list[identity.Card], card: int, number: int, pcm_name: str) -> Device:
+    device, card_id, note = f"hw:{card},{number}", str(card), None
+    named = device
+    for one in there:
+        if one.number == card:
+            named, note = identity.name_of(one, there)
+            card_id = one.id
+            if number != min(one.captures, default=number):
+                named += f",{number}"
     try:
         name = f"{alsaaudio.card_name(card)[1]}, {pcm_name}"
     except alsaaudio.ALSAAudioError:
@@ -90,7 +98,17 @@ def _look(root: Path, card: int, number: int, pcm_name: str) -> Device:
         except alsaaudio.ALSAAudioError as error:
             trouble = f"cannot be opened: {str(error).rsplit(' [', 1)[0]}"
     return Device(
-        device, card, identity, name, rates, continuous, channels, formats, holder, trouble
+        device=named,
+        card=card,
+        id=card_id,
+        name=name,
+        rates_hz=rates,
+        rates_continuous=continuous,
+        channels=channels,
+        formats=formats,
+        holder=holder,
+        trouble=trouble,
+        note=note,
     )
 
 

@@ -48,14 +48,14 @@ class Reporter:
         self._parted: dict[str, _Told] = {}  # of sinks that leave; others may have their names
         self._refusals: list[str] = []
         self._total_due = time.monotonic() + TOTAL_S
-        self._fields = {"STREAM": stream.name, "DEVICE": stream.config.capture.device}
+        self._fields = {"STREAM": stream.name, "DEVICE": stream.config.capture.wanted}
 
     def _write(self, event: str, **what: object) -> None:
         self._ledger.write(self._stream.name, event, **what)
 
     def begin(self) -> None:
         capture = self._stream.config.capture
-        self._write("start", device=capture.device, format=str(capture.audio))
+        self._write("start", device=capture.wanted, format=str(capture.audio))
 
     def look(self, stats: StreamStats) -> None:
         stream, capturer = self._stream, self._stream.capturer
@@ -66,6 +66,7 @@ class Reporter:
         grant = capturer.last_grant
         if capturer.opens > self._opens and grant is not None:
             self._opens = capturer.opens
+            self._fields["DEVICE"] = grant.device
             counted = "to the frame" if grant.exact else "by estimate from time"
             rate = grant.format.rate_hz
             say(

@@ -29,8 +29,10 @@ from typing import TYPE_CHECKING
 
 from capstand.capture.capturer import OPERATOR, RESERVATION
 from capstand.capture.holder import card_number, place_of, process_name
+from capstand.capture.identity import card_of
 from capstand.ledger import Ledger
 from capstand.logs import say
+from capstand.naming import parse
 from capstand.stream import Stream
 
 if TYPE_CHECKING:
@@ -122,7 +124,7 @@ class Claim:
         return {
             "Priority": ("i", self.priority),
             "ApplicationName": ("s", "capstand"),
-            "ApplicationDeviceName": ("s", self.streams[0].config.capture.device),
+            "ApplicationDeviceName": ("s", self.streams[0].config.capture.wanted),
         }
 
     def _take(self) -> None:
@@ -313,9 +315,14 @@ class Reserver:
         return next((one for one in self._claims.values() if one.name == name), None)
 
     def _card_of(self, stream: Stream) -> int | None:
-        """None for a card that is away, and for what is no card."""
-        device = stream.config.capture.device
-        place = place_of(device) if _on_card(device) else None
+        """The best that is there; None for a card that is away, and for what is no card."""
+        numbers = (self._number(name) for name in stream.config.capture.devices)
+        return next((one for one in numbers if one is not None), None)
+
+    def _number(self, name: str) -> int | None:
+        if parse(name) is not None:
+            return card_of(name, self._root)
+        place = place_of(name) if _on_card(name) else None
         return card_number(place[0], self._root) if place else None
 
     def _let_all_open(self) -> None:
@@ -331,7 +338,9 @@ class Reserver:
 
     def _tell(self, line: str) -> None:
         """Each change once, if there is a card at all."""
-        on_cards = any(_on_card(one.config.capture.device) for one in self._streams())
+        on_cards = any(
+            _on_card(name) for one in self._streams() for name in one.config.capture.devices
+        )
         if line != self._told and on_cards:
             self._told = line
             say(logging.INFO, line)
@@ -339,7 +348,7 @@ class Reserver:
 
 def _on_card(device: str) -> bool:
     """Whether a device is a card's own; what dsnoop shares is not to be had for one alone."""
-    return re.match(r"(plug)?hw:", device) is not None
+    return parse(device) is not None or re.match(r"(plug)?hw:", device) is not None
 
 
 def process_of(bus: "Bus", name: str) -> str:

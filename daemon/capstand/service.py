@@ -23,6 +23,7 @@ from capstand.control import NAME, ControlServer, Peer
 from capstand.display import LiveLine, status_line
 from capstand.errors import CapstandError
 from capstand.health import Health
+from capstand.hotplug import Hotplug
 from capstand.ledger import Ledger
 from capstand.lending import Lending
 from capstand.logs import Repeats, say
@@ -100,6 +101,7 @@ class Service:
             say(logging.WARNING, refused)
         threading.excepthook = self._thread_died
         self._reserver.start()
+        hotplug = self._listen()
         try:
             for stream in self._streams:
                 self._reporters[stream.name].begin()
@@ -111,11 +113,36 @@ class Service:
             self._end_of("main", error)
         self._stop()
         self._control.close()
+        if hotplug is not None:
+            hotplug.close()
         wake.close()
         return 1 if self._failed else 0
 
     def _share_lock(self) -> None:
         realtime.share_lock(len(self._streams), any(one.hurry for one in self._streams))
+
+    def _listen(self) -> Hotplug | None:
+        """Where udev's word cannot be had, each stream's own poll finds a device a little later."""
+        try:
+            hotplug = Hotplug()
+        except OSError as error:
+            say(logging.INFO, f"no word from udev ({error.strerror}); devices are looked for")
+            return None
+
+        def hear() -> None:
+            try:
+                heard = hotplug.heard()
+            except OSError as error:
+                say(logging.WARNING, f"no more word from udev: {error}; devices are looked for")
+                self._selector.unregister(hotplug)
+                hotplug.close()
+                return
+            if heard:
+                for stream in self._streams:
+                    stream.hasten()
+
+        self._selector.register(hotplug, selectors.EVENT_READ, hear)
+        return hotplug
 
     def _cannot_start(self, errno: int, why: str) -> int:
         say(logging.ERROR, f"cannot start: {why}")

@@ -26,6 +26,7 @@ class Cause(IntEnum):
     RING_FULL = 5
     STALLED = 6
     RELEASED = 7
+    SWITCHED = 8
 
     @property
     def words(self) -> str:
@@ -39,6 +40,7 @@ _WORDS = {
     Cause.SUSPENDED: "the machine was suspended",
     Cause.REOPENED: "the device was away or stood still",
     Cause.STALLED: "the device stood still and its stream was started again",
+    Cause.SWITCHED: "another device was taken, one that is preferred",
     Cause.RING_FULL: "ring full: the pusher was held up",
     Cause.RELEASED: "the device was released to another program",
 }

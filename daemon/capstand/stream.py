@@ -17,6 +17,7 @@ from capstand import realtime
 from capstand.block import NS_PER_S, AudioFormat
 from capstand.capture.alsa import LARGEST_PERIOD, AlsaSource
 from capstand.capture.capturer import Capturer
+from capstand.capture.preference import Preference
 from capstand.capture.source import Source
 from capstand.clock import Clock
 from capstand.config import Capture, FileSink
@@ -85,6 +86,12 @@ class Stream:
             self._spawn(f"sink:{outlet.name}", outlet.run)
         self._spawn("push", self.pusher.run)
         self._spawn("capture", self.capturer.run)
+
+    def hasten(self) -> None:
+        """A sound device came or went: what waits for one tries again at once."""
+        if isinstance(self.source, Preference):
+            self.source.hasten()
+        self.capturer.hasten()
 
     def start_meter(self) -> None:
         """Once sound flows: loading numpy takes longer than opening a card would."""
@@ -167,7 +174,7 @@ class Stream:
             name=self.name,
             health=verdict.health.value,
             trouble=verdict.reason,
-            device=self.config.capture.device,
+            device=grant.device if grant and capturer.grant else self.config.capture.wanted,
             format=audio.sample.alsa_name,
             rate_hz=audio.rate_hz,
             channels=audio.channels,
@@ -318,7 +325,8 @@ def _spooled(
 
 def _source(capture: Capture) -> Source:
     if capture.device != "synthetic":
-        return AlsaSource(capture)
+        sources = [AlsaSource(capture, name) for name in capture.devices]
+        return sources[0] if len(sources) == 1 else Preference(sources, capture)
     from capstand.capture.synthetic import SyntheticSource  # brings numpy and libsndfile
 
     return SyntheticSource(capture)

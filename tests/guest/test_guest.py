@@ -225,7 +225,7 @@ def test_devices_names_the_card_and_who_holds_it(machine: Machine) -> None:
     held = machine.guest.run("capstand devices").out
     machine.guest.run("systemctl stop capstand")
 
-    assert "hw:CARD=Loopback,DEV=1" in free and "48000" in free and "S16_LE" in free
+    assert "card:Loopback,1" in free and "48000" in free and "S16_LE" in free
     assert "held by capstand (pid" in held or "held by capture (pid" in held
 
 

@@ -20,11 +20,12 @@ import os
 import select
 import time
 import weakref
+from pathlib import Path
 
 import alsaaudio
 
 from capstand.block import AudioFormat
-from capstand.capture import holder, kernel, rebind
+from capstand.capture import holder, identity, kernel, rebind
 from capstand.capture.source import UNKNOWN, Grant, Reading
 from capstand.config import Capture
 from capstand.errors import DeviceError
@@ -65,10 +66,15 @@ def refresh_configuration() -> None:
 
 
 class AlsaSource:
-    """The device that ``capture`` names, as it asks for it."""
+    """The device ``name``, by default the best that ``capture`` names, as that asks for it."""
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(
+        self, capture: Capture, name: str | None = None, root: Path = identity.ROOT
+    ) -> None:
         self._capture = capture
+        self._name = name or capture.devices[0]
+        self._root = root
+        self._device = self._label = self._name  # as ALSA knows it now; for people
         self._audio: AudioFormat = capture.audio
         self._reading = Reading()
         self._pcm: alsaaudio.PCM | None = None
@@ -88,8 +94,13 @@ class AlsaSource:
         self._look_ms = 0  # half a buffer: a look at least so often, so that no turn can hide
 
     def open(self) -> Grant:
-        capture, device = self._capture, self._capture.device
+        capture = self._capture
         self.close()
+        self._device = self._label = self._name
+        place = identity.locate(self._name, self._root)
+        if place is not None:
+            self._device, self._label = place.device, f"{self._name} at {place.device}"
+        device = self._device
         refresh_configuration()
         try:
             pcm = alsaaudio.PCM(
@@ -105,6 +116,11 @@ class AlsaSource:
         except alsaaudio.ALSAAudioError as error:
             raise self._failure(error, "cannot be opened") from None
         self._pcm = pcm
+        if place != identity.locate(self._name, self._root):
+            raise DeviceError(
+                f"{self._label} made way for another card while it was opened; opening it again",
+                errno.ENODEV,
+            )
         try:
             self._check(pcm)
         except alsaaudio.ALSAAudioError as error:
@@ -124,7 +140,7 @@ class AlsaSource:
             self._poll.register(descriptor, events)
         self._lost = 0
         self._drained = self._looked = False
-        return Grant(device, self._audio, self._period, self._buffer, exact)
+        return Grant(self._label, self._audio, self._period, self._buffer, exact)
 
     def restart(self) -> None:
         assert self._pcm is not None
@@ -136,7 +152,7 @@ class AlsaSource:
         self._drained = False
 
     def advice(self) -> str:
-        return rebind.advice(self._capture.device)
+        return rebind.advice(self._device)
 
     def close(self) -> None:
         pcm, self._pcm, self._kernel = self._pcm, None, None
@@ -225,7 +241,7 @@ class AlsaSource:
 
     def _let_come(self, timeout_ms: int) -> None:
         """Sound flows and nothing of it is left: the next period, or as many as patience allows."""
-        rest_ms = min(self.patience_ms, self._look_ms // 4)
+        rest_ms = min(self.patience_ms, self._look_ms // 4, timeout_ms)
         if rest_ms * self._capture.rate_hz > self._period * 1000:
             self._drained = False
             self._rest.poll(rest_ms)
@@ -311,15 +327,15 @@ class AlsaSource:
             offer = offers(pcm)
             self.close()
             raise DeviceError(
-                f"{capture.device}: {'; '.join(wrong)}; the device offers {offer}; "
+                f"{self._label}: {'; '.join(wrong)}; the device offers {offer}; "
                 "set [stream.capture] to one of these",
                 errno.EINVAL,
                 refused=True,
             )
 
     def _failure(self, error: Exception, what: str) -> DeviceError:
-        device = self._capture.device
-        text = str(error).removesuffix(f" [{device}]")
+        device = self._label
+        text = str(error).removesuffix(f" [{self._device}]")
         number = error.errno if isinstance(error, OSError) else _ERRNOS.get(text, 0)
         if number == errno.EBUSY:
             return DeviceError(self._busy(), number)
@@ -339,8 +355,7 @@ class AlsaSource:
 
     def _busy(self) -> str:
         """Names who has the device, and what could be done about it."""
-        device = self._capture.device
-        place = holder.place_of(device)
+        device, place = self._label, holder.place_of(self._device)
         name = holder.holder_of(*place) if place else None
         if name is None:
             return f"{device} is in use: another program has it open; waiting until it lets go"

@@ -167,6 +167,9 @@ class Capturer:
         tally, clock = self.tally, self._clock
         lost = reading.lost
         if lost or self._reopened:
+            if reading.grant is not None:
+                self.grant = self.last_grant = reading.grant
+                self.opens, reading.grant = self.opens + 1, None
             self._account(lost, reading.cause, reading.stamp_ns, reading.ahead)
         first = tally.produced
         stamp_ns = reading.stamp_ns
@@ -271,3 +274,7 @@ class Capturer:
         self._stopped.set()
         self._stirred.set()
         self._source.wake()
+
+    def hasten(self) -> None:
+        """Makes a pause before the next attempt end now. Any thread."""
+        self._stirred.set()

@@ -30,9 +30,11 @@ class Reading:
     ``lost``, ``cause``: frames lost right before those in the slot, and why.
     ``stamp_ns``, ``ahead``: at ``stamp_ns`` the device had produced ``ahead`` frames counted from
     the first one in the slot; ``stamp_ns`` 0 means there was no usable stamp.
+    ``grant``: where the frames come from another device than those before, what that one agreed to;
+    then ``lost`` is ``UNKNOWN``, and the reader sets it back to None.
     """
 
-    __slots__ = ("ahead", "cause", "frames", "lost", "stamp_ns")
+    __slots__ = ("ahead", "cause", "frames", "grant", "lost", "stamp_ns")
 
     def __init__(self) -> None:
         self.frames = 0
@@ -40,6 +42,7 @@ class Reading:
         self.cause = Cause.OVERRUN
         self.stamp_ns = 0
         self.ahead = 0
+        self.grant: Grant | None = None
 
 
 class Source(Protocol):

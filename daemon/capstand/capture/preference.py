@@ -1,0 +1,171 @@
+"""Several devices as one source, in order of preference: the first that is there is taken.
+
+While a lesser one is in use, better ones are tried now and then: at once when a sound device came
+(``hasten``), else after a pause that doubles. Trying takes nothing from the one in use. A better
+one is opened beside it, which a card that is away, busy or cannot do what is asked does not even
+get to, and then has to bring a period: only frames prove life. Only then is the lesser one read to
+its end, at a block boundary, and closed. What the better one brought so far was captured already,
+from the other; it is thrown away, and a period more, so that no moment is heard twice. The frames
+that fall between, at most two periods and what closing takes, are a gap by time, ``SWITCHED``.
+
+A device that was opened and brought nothing goes behind the others the next time.
+
+Thread: capture; ``hasten`` and ``wake`` are for any.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+from capstand.block import NS_PER_S
+from capstand.capture.alsa import LARGEST_PERIOD
+from capstand.capture.source import UNKNOWN, Grant, Reading, Source
+from capstand.config import Capture
+from capstand.errors import DeviceError
+from capstand.stats import Cause
+
+SHORTEST_PAUSE_NS = 10 * NS_PER_S
+LONGEST_PAUSE_NS = 300 * NS_PER_S
+TRIAL_NS = 2 * NS_PER_S
+"""So long a better device may take to bring its first period."""
+
+
+class Preference:
+    """``sources``, the best one first, all to be asked for the same."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        capture: Capture,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._sources = sources
+        self._now_ns = now_ns
+        frames = LARGEST_PERIOD * capture.period_frames
+        self._unheard = memoryview(bytearray(frames * capture.audio.frame_bytes))
+        self._at = 0  # the source in use
+        self._open = False
+        self._brought = False  # it has brought frames since it was opened
+        self._barren: set[int] = set()  # those that brought nothing when they were in use
+        self._better: tuple[int, Grant] | None = None  # on trial
+        self._proven = False  # it has brought frames
+        self._until_ns = 0  # the end of its trial
+        self._arrived: Grant | None = None  # of a source just taken over, until it brings frames
+        self._hastened = False
+        self._pause_ns = SHORTEST_PAUSE_NS
+        self._due_ns = 0
+
+    def open(self) -> Grant:
+        self.close()
+        self._hastened = False
+        errors = []
+        for at in sorted(range(len(self._sources)), key=lambda at: (at in self._barren, at)):
+            try:
+                grant = self._sources[at].open()
+            except DeviceError as error:
+                self._sources[at].close()
+                errors.append(error)
+                continue
+            self._at, self._open, self._brought = at, True, False
+            self._pause_ns = SHORTEST_PAUSE_NS
+            self._due_ns = self._now_ns() + self._pause_ns
+            return grant
+        raise DeviceError(
+            "; ".join(str(one) for one in errors),
+            errors[0].errno,
+            refused=all(one.refused for one in errors),
+        )
+
+    def close(self) -> None:
+        if self._open and not self._brought:
+            if len(self._barren) == len(self._sources) - 1:
+                self._barren.clear()
+            self._barren.add(self._at)
+        self._open = False
+        self._better = self._arrived = None
+        for source in self._sources:
+            source.close()
+
+    def wake(self) -> None:
+        for source in self._sources:
+            source.wake()
+
+    @property
+    def patience_ms(self) -> int:
+        return self._sources[0].patience_ms
+
+    @patience_ms.setter
+    def patience_ms(self, patience_ms: int) -> None:
+        for source in self._sources:
+            source.patience_ms = patience_ms
+
+    def restart(self) -> None:
+        self._sources[self._at].restart()
+
+    def advice(self) -> str:
+        return self._sources[self._at].advice()
+
+    def hasten(self) -> None:
+        """A sound device came or went: try the better ones now."""
+        self._hastened = True
+
+    def read(self, slot: memoryview, timeout_ms: int) -> Reading:
+        wait_ms = timeout_ms
+        if self._at:
+            if self._better is not None:
+                wait_ms = self._try_on(timeout_ms)
+            elif self._hastened or self._now_ns() >= self._due_ns:
+                self._open_better()
+        reading = self._sources[self._at].read(slot, wait_ms)
+        if reading.frames:
+            self._brought = True
+            if self._arrived is not None:
+                reading.lost, reading.cause = UNKNOWN, Cause.SWITCHED
+                reading.grant, self._arrived = self._arrived, None
+        elif self._better is not None and self._proven:
+            self._take_over(timeout_ms)
+        return reading
+
+    def _open_better(self) -> None:
+        pause_ns = SHORTEST_PAUSE_NS if self._hastened else 2 * self._pause_ns
+        self._hastened, self._pause_ns = False, min(pause_ns, LONGEST_PAUSE_NS)
+        self._due_ns = self._now_ns() + self._pause_ns
+        for at in range(self._at):
+            try:
+                self._better = at, self._sources[at].open()
+            except DeviceError:
+                self._sources[at].close()
+                continue
+            self._proven = False
+            self._until_ns = self._now_ns() + TRIAL_NS
+            return
+
+    def _try_on(self, timeout_ms: int) -> int:
+        """Reads from the better one and throws it away; how long the one in use may be waited for:
+        not at all once the better one has proved alive.
+        """
+        assert self._better is not None
+        source = self._sources[self._better[0]]
+        try:
+            self._proven = bool(source.read(self._unheard, 0).frames) or self._proven
+            if self._proven:
+                return 0
+            if self._now_ns() < self._until_ns:
+                return timeout_ms
+        except DeviceError:
+            pass
+        source.close()
+        self._better = None
+        return timeout_ms
+
+    def _take_over(self, timeout_ms: int) -> None:
+        """The one in use has been read to its end: closes it and goes on with the better one."""
+        assert self._better is not None
+        self._sources[self._at].close()
+        self._at, self._arrived = self._better
+        self._better, self._brought = None, False
+        self._barren.discard(self._at)
+        self._due_ns = self._now_ns() + self._pause_ns
+        source = self._sources[self._at]
+        while source.read(self._unheard, 0).frames:
+            pass
+        source.read(self._unheard, timeout_ms)

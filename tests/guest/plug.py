@@ -1,0 +1,152 @@
+"""Pulls and plugs the guest's sound cards, and measures how long sound takes to be back. It runs in
+the guest, by capstand's own Python, because a question through the agent takes longer than that.
+
+    plug.py replug CYCLES SEED      unbinds snd_aloop and binds it again
+    plug.py first                   loads snd_aloop into a machine without sound
+    plug.py renumber CYCLES SEED    loads two cards of one name and a third in another order
+
+It prints one line of JSON.
+"""
+
+import grp
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from capstand.control import ask
+
+SOUND_FRAMES = 4800
+PATIENCE_S = 30.0
+DRIVERS = Path("/sys/bus/platform/drivers")
+
+
+def status() -> dict[str, Any]:
+    stream: dict[str, Any] = ask(
+        Path("/run/capstand/control.sock"), "status", timeout_s=PATIENCE_S
+    )["streams"][0]
+    return stream
+
+
+def delivered() -> int:
+    (sink,) = status()["sinks"]
+    return int(sink["delivered_frames"])
+
+
+def sound_after(captured_frames: int, card: str = "Loopback") -> float:
+    """Seconds from the card's nodes being there for the group audio, to the sink's having frames
+    beyond those: what can have come meanwhile is new sound.
+    """
+    number = Path(f"/proc/asound/{card}").readlink().name.removeprefix("card")
+    audio = grp.getgrnam("audio").gr_gid
+    for node in (f"pcmC{number}D1c", f"controlC{number}"):
+        while Path(f"/dev/snd/{node}").stat().st_gid != audio:
+            time.sleep(0.005)
+    began = time.monotonic()
+    while delivered() < captured_frames + SOUND_FRAMES:
+        if time.monotonic() - began > PATIENCE_S:
+            raise SystemExit(f"no sound within {PATIENCE_S:g} s: {status()}")
+        time.sleep(0.02)
+    return round(time.monotonic() - began, 3)
+
+
+def process() -> tuple[int, int, int]:
+    """The daemon's id, its descriptors, its memory in kB."""
+    shown = subprocess.check_output(["systemctl", "show", "capstand", "-p", "MainPID", "--value"])
+    folder = Path(f"/proc/{int(shown)}")
+    found = re.search(r"VmRSS:\s*(\d+)", (folder / "status").read_text())
+    assert found
+    return int(shown), len(list((folder / "fd").iterdir())), int(found[1])
+
+
+def opened() -> list[str]:
+    """The capture devices that the daemon has open."""
+    links = []
+    for descriptor in Path(f"/proc/{process()[0]}/fd").iterdir():
+        try:
+            links.append(str(descriptor.readlink()))
+        except FileNotFoundError:
+            continue
+    return [one for one in links if one.startswith("/dev/snd/pcm")]
+
+
+def bind(driver: str, what: str, number: int = 0) -> None:
+    (DRIVERS / driver / what).write_text(f"{driver}.{number}")
+
+
+def unload() -> None:
+    """Takes all cards away, whoever listens to them."""
+    for driver in ("snd_aloop", "snd_dummy"):
+        for device in sorted((DRIVERS / driver).glob(f"{driver}.*")):
+            bind(driver, "unbind", int(device.name.rpartition(".")[2]))
+    deadline = time.monotonic() + PATIENCE_S
+    while subprocess.run(["modprobe", "-r", "snd-aloop", "snd-dummy"], check=False).returncode:
+        assert time.monotonic() < deadline, "a module stays in use"
+        time.sleep(0.1)
+
+
+def replug(cycles: int, chance: random.Random) -> dict[str, Any]:
+    back_s = []
+    before = process()
+    for cycle in range(cycles + 1):
+        bind("snd_aloop", "unbind")
+        time.sleep(chance.uniform(0.05, 2.5))
+        captured = status()["captured_frames"]
+        bind("snd_aloop", "bind")
+        back_s.append(sound_after(captured))
+        time.sleep(chance.uniform(0.0, 0.3))
+        if cycle == 0:  # what is needed once is there now
+            before = process()
+    return {"back_s": back_s[1:], "before": before, "after": process(), "status": status()}
+
+
+def first() -> dict[str, Any]:
+    captured = status()["captured_frames"]
+    subprocess.run(["modprobe", "snd-aloop"], check=True)
+    return {"back_s": [sound_after(captured)], "opened": opened()}
+
+
+def renumber(cycles: int, chance: random.Random) -> dict[str, Any]:
+    """The daemon wants ``card:Loopback_1,1``; where there is only Loopback, it has to wait."""
+    back_s, wrong, waited = [], [], 0
+    for _ in range(cycles):
+        unload()
+        captured = status()["captured_frames"]
+        one, two, three = chance.sample(range(8), 3)
+        both = chance.random() < 0.7
+        loads = [
+            ["snd-aloop", f"index={one},{two}", f"enable=1,{int(both)}", "id=Loopback,Loopback"],
+            ["snd-dummy", f"index={three}"],
+        ]
+        chance.shuffle(loads)
+        for arguments in loads:
+            subprocess.run(["modprobe", *arguments], check=True)
+        if both:
+            back_s.append(sound_after(captured, "Loopback_1"))
+            number = Path("/proc/asound/Loopback_1").readlink().name.removeprefix("card")
+            expected = [f"/dev/snd/pcmC{number}D1c"]
+        else:
+            time.sleep(1.5)
+            waited += 1
+            expected = []
+        if opened() != expected:
+            wrong.append((expected, opened(), status()["device"]))
+    return {"back_s": back_s, "wrong": wrong, "waited": waited}
+
+
+def main() -> None:
+    mode, *numbers = sys.argv[1:]
+    if mode == "first":
+        print(json.dumps(first()))
+        return
+    cycles, seed = map(int, numbers)
+    act = {"replug": replug, "renumber": renumber}[mode]
+    print(json.dumps(act(cycles, random.Random(seed))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Cards that come and go, on a real kernel with a real udev: sound is back at once, from the card
+that was meant, and the process never ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from . import HERE
+from .conftest import FIGURES, Machine, counts
+
+pytestmark = pytest.mark.guest
+
+SEED = 20261122
+BACK_S = 2.0
+CONFIGURATION = """
+[[stream]]
+name = "mic"
+[stream.capture]
+device = {device}
+[[stream.sink]]
+type = "file"
+path = "/var/lib/capstand/mic"
+"""
+
+
+class Plugs:
+    """The machine without a player, so that its cards can be pulled at will."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.guest = machine.guest
+        self.guest.write_file("/root/plug.py", (HERE / "plug.py").read_bytes())
+
+    def configure(self, *names: str) -> None:
+        self.machine.configure(text=CONFIGURATION.format(device=json.dumps(list(names))))
+
+    def plug(self, *arguments: object, timeout_s: float = 600) -> dict[str, Any]:
+        words = " ".join(str(one) for one in arguments)
+        python = "/opt/capstand/current/bin/python"
+        result = self.guest.run(f"{python} /root/plug.py {words}", timeout_s=timeout_s)
+        answer: dict[str, Any] = json.loads(result.out)
+        return answer
+
+    def without_cards(self) -> None:
+        """No card, and no module of ALSA's either: a machine that never had one."""
+        self.guest.run(
+            "for d in snd_aloop snd_dummy; do for n in /sys/bus/platform/drivers/$d/$d.*; do "
+            "[ -e $n ] && echo ${n##*/} > /sys/bus/platform/drivers/$d/unbind; done; done; true"
+        )
+        self.guest.wait_until("modprobe -r snd-aloop snd-dummy", timeout_s=30)
+        self.guest.run("modprobe -r snd-pcm snd-timer snd soundcore", check=False)
+
+    def reset(self) -> None:
+        self.without_cards()
+        self.guest.run("modprobe snd-aloop")
+
+    def status_text(self) -> str:
+        return self.machine.show("StatusText")["StatusText"]
+
+
+@pytest.fixture(scope="module")
+def module_plugs(machine: Machine) -> Iterator[Plugs]:
+    assert machine.player is not None
+    machine.player.stop()
+    plugs = Plugs(machine)
+    yield plugs
+    machine.guest.run("systemctl stop capstand", check=False)
+    plugs.reset()
+    machine.player = machine.guest.spawn("exec /root/player hw:Loopback,0,0 48000 4")
+
+
+@pytest.fixture
+def plugs(module_plugs: Plugs) -> Plugs:
+    module_plugs.guest.run("systemctl stop capstand", check=False)
+    module_plugs.reset()
+    return module_plugs
+
+
+def told(what: str, back_s: list[float]) -> None:
+    ordered = sorted(back_s)
+    FIGURES.append(
+        f"{what}: {len(ordered)} times, sound back after {ordered[len(ordered) // 2]:.2f} s "
+        f"(median), {ordered[-1]:.2f} s at most"
+    )
+
+
+def test_a_card_that_is_pulled_and_plugged_in_again_sounds_at_once(plugs: Plugs) -> None:
+    """Over many cycles with random pauses the process stays the same, sound is in the file within
+    two seconds of the node's return to the group audio each time, and neither descriptors nor
+    memory grow."""
+    cycles = counts(5, 100)
+    plugs.configure("card:Loopback,1")
+    plugs.machine.start()
+    plugs.machine.wait_for_frames(48000)
+    answer = plugs.plug("replug", cycles, SEED, timeout_s=120 + 8 * cycles)
+    restarts = plugs.machine.show("NRestarts")["NRestarts"]
+    told("replugged", answer["back_s"])
+
+    (pid, files, memory_kb), (pid_then, files_then, memory_then_kb) = (
+        answer["before"],
+        answer["after"],
+    )
+    assert (pid_then, restarts) == (pid, "0")
+    assert len(answer["back_s"]) == cycles
+    assert max(answer["back_s"]) < BACK_S, answer["back_s"]
+    assert files_then == files
+    assert memory_then_kb < memory_kb + 2000
+    assert answer["status"]["device"] == "card:Loopback,1 at hw:0,1"
+    assert answer["status"]["balanced"] is True
+    FIGURES.append(
+        f"replugged: {files} and {files_then} descriptors, {memory_kb} and {memory_then_kb} kB"
+    )
+
+
+def test_a_start_without_any_card_waits_and_says_so(plugs: Plugs) -> None:
+    """On a machine without a card, and without ALSA in its kernel, the unit becomes active and says
+    what it waits for, in one line; the first card that is plugged in sounds within two seconds."""
+    plugs.configure("card:Loopback,1")
+    plugs.without_cards()
+    assert "alsa" not in plugs.guest.run("cat /proc/devices").out
+    plugs.machine.start()
+    active = plugs.guest.run("systemctl is-active capstand").out.strip()
+    plugs.guest.wait_until(
+        "systemctl show capstand -p StatusText --value | grep -q waiting", timeout_s=20
+    )
+    text = plugs.status_text()
+    answer = plugs.plug("first")
+    lines = [str(one.get("MESSAGE")) for one in plugs.machine.journal()]
+    told("first card", answer["back_s"])
+
+    assert active == "active"
+    assert "waiting for card:Loopback,1 (not plugged in)" in text
+    assert any("mic: waiting for card:Loopback,1 (not plugged in)" in line for line in lines)
+    assert answer["opened"] == ["/dev/snd/pcmC0D1c"]
+    assert answer["back_s"][0] < BACK_S
+    assert plugs.machine.show("NRestarts")["NRestarts"] == "0"
+
+
+def test_cards_in_another_order_are_never_mistaken(plugs: Plugs) -> None:
+    """When two cards of one name and a third come back under other numbers and in another order,
+    the one that is named is opened; while it is not among them, none is."""
+    cycles = counts(5, 100)
+    plugs.configure("card:Loopback_1,1")
+    plugs.machine.start()
+    pid = plugs.machine.show("MainPID")["MainPID"]
+    answer = plugs.plug("renumber", cycles, SEED, timeout_s=120 + 12 * cycles)
+    told("renumbered", answer["back_s"])
+
+    assert answer["wrong"] == []
+    assert answer["waited"] > 0
+    assert max(answer["back_s"]) < BACK_S, answer["back_s"]
+    assert plugs.machine.show("MainPID", "NRestarts") == {"MainPID": pid, "NRestarts": "0"}
+
+
+def test_a_better_card_is_taken_when_it_comes(plugs: Plugs) -> None:
+    """From a list the first card that is there is taken; one that is preferred is taken over when
+    it is plugged in, with a short gap, and given up for the other when it is pulled."""
+    plugs.configure("card:Dummy", "card:Loopback,1")
+    plugs.machine.start()
+    plugs.machine.wait_for_frames(48000)
+    before = plugs.machine.status()["device"]
+    plugs.guest.run("modprobe snd-dummy index=7")
+    plugs.guest.wait_until(
+        'capstand status --json | grep -q \'"device": "card:Dummy at hw:7,0"\'', timeout_s=30
+    )
+    plugs.machine.wait_for_frames(48000)
+    plugs.guest.run("echo snd_dummy.0 > /sys/bus/platform/drivers/snd_dummy/unbind")
+    plugs.machine.wait_for_frames(48000)
+    after = plugs.machine.status()
+    gaps = [one for one in plugs.machine.ledger() if one["event"] == "gap"]
+    (switched,) = [one for one in gaps if one["cause"] == "switched"]
+    FIGURES.append(f"a better card taken over: {switched['frames']} frames missing")
+
+    assert before == after["device"] == "card:Loopback,1 at hw:0,1"
+    assert gaps.index(switched) < max(
+        number for number, one in enumerate(gaps) if one["cause"] == "reopened"
+    )
+    assert switched["frames"] < 24000
+    assert after["balanced"] is True

@@ -1,0 +1,364 @@
+"""A device is the one that its name means, at every open, whatever number it has got."""
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capstand.capture import alsa
+from capstand.capture.alsa import AlsaSource
+from capstand.capture.identity import cards, locate, name_of
+from capstand.config import Capture, Config
+from capstand.decode import decode
+from capstand.errors import ConfigError, DeviceError
+from tests.fakecard import FakeCard
+from tests.soundcards import Slots
+
+MIC = "0d8c:0014"
+SEED = 20261122
+
+
+@pytest.fixture
+def slots(tmp_path: Path) -> Slots:
+    return Slots(tmp_path)
+
+
+def device(slots: Slots, name: str) -> str:
+    place = locate(name, slots.root)
+    assert place is not None
+    return place.device
+
+
+def refusal(slots: Slots, name: str) -> DeviceError:
+    with pytest.raises(DeviceError) as refused:
+        locate(name, slots.root)
+    assert "\n" not in str(refused.value)
+    return refused.value
+
+
+# Where a name leads
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("usb:0d8c:0014", "hw:3,0"),
+        ("usb:0D8C:0014", "hw:3,0"),
+        ("usb:0d8c:0014:A_1", "hw:3,0"),
+        ("usb:0d8c:0014:A_1,2", "hw:3,2"),
+        ("usb:0d8c:0014,2", "hw:3,2"),
+        ("usb-port:1-1.4", "hw:3,0"),
+        ("usb-port:1-1.4,2", "hw:3,2"),
+        ("usb-port:1-1.4.2", "hw:1,0"),
+        ("usb:046d:0825", "hw:1,0"),
+        ("card:Device", "hw:3,0"),
+        ("card:Line", "hw:0,1"),
+        ("card:Line,6", "hw:0,6"),
+    ],
+)
+def test_a_name_leads_to_its_card(slots: Slots, name: str, found: str) -> None:
+    """Vendor and product, serial number, port and id each mean one card, behind hubs too; without
+    a number it is the first device of the card that captures."""
+    slots.plug(0, identity="Line", captures=(1, 6))
+    slots.plug(1, "046d:0825", port="1-1.4.2", identity="U0x46d0x825")
+    slots.plug(3, MIC, port="1-1.4", serial="A 1", captures=(0, 2))
+    assert device(slots, name) == found
+
+
+@pytest.mark.parametrize("name", ["hw:0", "hw:CARD=Device,DEV=0", "plughw:1", "default", "usbmic"])
+def test_a_name_of_alsas_own_is_left_to_alsa(slots: Slots, name: str) -> None:
+    """What has none of the prefixes is not looked up."""
+    slots.plug(0, MIC)
+    assert locate(name, slots.root) is None
+
+
+@pytest.mark.parametrize("name", ["usb:0d8c:0014", "usb-port:1-2", "card:Mic", "card:Mic,1"])
+def test_a_device_that_is_not_there_is_waited_for(slots: Slots, name: str) -> None:
+    """What is not plugged in is waited for by its name, in one line, and is no fault for good."""
+    slots.plug(0, "046d:0825", port="1-1")
+    error = refusal(slots, name)
+    assert str(error).startswith(f"waiting for {name} (not plugged in)")
+    assert not error.refused
+    slots.clear()
+    assert str(refusal(slots, name)) == str(error)
+    assert str(refusal(Slots(slots.root / "without"), name)) == str(error)
+
+
+def test_another_of_the_same_kind_is_named(slots: Slots) -> None:
+    """When the serial number that is asked for is away and another is there, the line says so."""
+    slots.plug(0, MIC, serial="B2")
+    error = refusal(slots, f"usb:{MIC}:A1")
+    assert f"waiting for usb:{MIC}:A1 (not plugged in; usb:{MIC}:B2 is)" in str(error)
+
+
+def test_a_card_without_the_device_says_what_it_has(slots: Slots) -> None:
+    """A card that is there and does not capture, or not with that number, is told apart."""
+    slots.plug(0, MIC, port="1-1", captures=())
+    slots.plug(1, MIC, port="1-2", captures=(0, 3))
+    assert str(refusal(slots, "usb-port:1-1")).endswith("card 0 (Device) has no capture device")
+    assert str(refusal(slots, "usb-port:1-2,1")).endswith("no capture device 1; it has 0, 3")
+
+
+def test_a_card_whose_node_is_not_ours_yet_is_waited_for(slots: Slots) -> None:
+    """Between the kernel's making a node and udev's giving it to the group audio, or without its
+    node, a card is waited for, and the line says what may be wrong if that goes on."""
+    slots.plug(1, MIC)
+    for node in (slots.node(1, 0), slots.root / "dev/snd/controlC1"):
+        node.unlink()
+        error = refusal(slots, f"usb:{MIC}")
+        assert f"{node} may not be opened; put the user into the group audio" in str(error)
+        assert not error.refused
+        node.touch()
+    assert device(slots, f"usb:{MIC}") == "hw:1,0"
+
+
+# Two of a kind
+
+
+@pytest.mark.parametrize(
+    ("serials", "names"),
+    [
+        (("A1", "B2"), (f"usb:{MIC}:A1", f"usb:{MIC}:B2")),
+        ((None, None), ("usb-port:1-1.3", "usb-port:1-1.4")),
+        (("X", "X"), ("usb-port:1-1.3", "usb-port:1-1.4")),
+        (("A1", None), (f"usb:{MIC}:A1", "usb-port:1-1.4")),
+    ],
+)
+def test_two_that_fit_are_an_error_that_tells_them_apart(
+    slots: Slots, serials: tuple[str | None, str | None], names: tuple[str, str]
+) -> None:
+    """Two devices of one model are never guessed at: both are named, with a name for each that
+    does tell them apart, and each of these leads to its own."""
+    slots.plug(1, MIC, port="1-1.3", serial=serials[0])
+    slots.plug(2, MIC, port="1-1.4", serial=serials[1], identity="Device_1")
+    error = refusal(slots, f"usb:{MIC}")
+    assert error.refused
+    assert "card 1 (Device) and card 2 (Device_1)" in str(error)
+    assert str(error).endswith(f"{names[0]} or {names[1]}")
+    assert [device(slots, name) for name in names] == ["hw:1,0", "hw:2,0"]
+
+
+def test_the_name_to_paste_says_what_it_depends_on(slots: Slots) -> None:
+    """A serial number of its own needs no note; a port and a numbered id come with one."""
+    slots.plug(0, MIC, port="1-1", serial="A1")
+    slots.plug(1, "046d:0825", port="1-2")
+    slots.plug(2, identity="Loopback")
+    slots.plug(3, identity="Loopback_1")
+    slots.plug(4, identity="PCH")
+    there = cards(slots.root)
+    named = dict(name_of(one, there) for one in there)
+    assert list(named) == [
+        *(f"usb:{MIC}:A1", "usb-port:1-2", "card:Loopback", "card:Loopback_1", "card:PCH")
+    ]
+    assert [bool(note) for note in named.values()] == [False, True, True, True, False]
+    assert "no serial number" in str(named["usb-port:1-2"])
+
+
+PORTS = ("1-1.1", "1-1.4", "1-2", "2-1", "2-2.1.3")
+KINDS = st.tuples(st.sampled_from([MIC, "046d:0825"]), st.sampled_from([None, "1", "A 1", "A_1"]))
+
+
+@given(st.dictionaries(st.sampled_from(PORTS), KINDS, max_size=5), st.randoms())
+@settings(max_examples=25, deadline=None)
+def test_the_name_to_paste_means_that_card_alone(
+    tmp_path_factory: pytest.TempPathFactory,
+    plugged: dict[str, tuple[str, str | None]],
+    chance: random.Random,
+) -> None:
+    """For any cards in any ports the name that is shown for each is right as a configuration, and
+    after they were all plugged in again in another order it still means the same one."""
+    slots = Slots(tmp_path_factory.mktemp("slots"))
+    for number, (port, (usb, serial)) in enumerate(plugged.items()):
+        slots.plug(number, usb, port=port, serial=serial, identity=f"Device_{number}")
+    there = cards(slots.root)
+    names = {str(one.port): name_of(one, there)[0] for one in there}
+    slots.clear()
+    order = chance.sample(sorted(plugged), len(plugged))
+    for number, port in enumerate(order):
+        usb, serial = plugged[port]
+        slots.plug(number, usb, port=port, serial=serial, identity=f"Device_{number}")
+    for port, name in names.items():
+        assert configured(name) == name
+        assert device(slots, name) == f"hw:{order.index(port)},0"
+
+
+# Opening
+
+
+def configured(name: str) -> object:
+    """The name, through a configuration."""
+    quoted = "".join(
+        f"\\U{ord(one):08x}" if one in '"\\' or not one.isprintable() else one for one in name
+    )
+    text = (
+        f'[[stream]]\nname = "m"\n[stream.capture]\ndevice = "{quoted}"\n'
+        '[[stream.sink]]\ntype = "file"\npath = "/rec"\n'
+    )
+    return decode(text, "c.toml", Config).stream[0].capture.device
+
+
+def source(slots: Slots, name: str) -> AlsaSource:
+    return AlsaSource(Capture(device=name, priority=0), root=slots.root)
+
+
+@pytest.fixture
+def three(
+    slots: Slots, fakecard_plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, FakeCard]:
+    """Three cards by the name that means each: two of one model, one without a serial number."""
+    made = {
+        name: FakeCard(slots.root, f"fake{number}", fakecard_plugin)
+        for number, name in enumerate((f"usb:{MIC}:A1", f"usb:{MIC}:B2", "usb-port:1-1.4"))
+    }
+    for key, value in slots.alsa(made["usb-port:1-1.4"]).items():
+        monkeypatch.setenv(key, value)
+    return made
+
+
+def shuffle(slots: Slots, three: dict[str, FakeCard], chance: random.Random) -> None:
+    """All are pulled and plugged in again: other numbers, those with serials in other ports; one
+    may be missing.
+    """
+    slots.clear()
+    numbers = chance.sample(range(8), 3)
+    ports = chance.sample(["1-1.1", "1-1.2", "1-2", "3-1"], 3)
+    missing = chance.choice([None, *three])
+    for (name, card), number, port in zip(three.items(), numbers, ports, strict=True):
+        serial = name.rpartition(":")[2] if name.startswith("usb:") else None
+        where = port if serial else "1-1.4"
+        if name != missing:
+            slots.plug(number, MIC, port=where, serial=serial, card=card)
+
+
+def test_fifty_renumberings_open_no_wrong_card(
+    slots: Slots, three: dict[str, FakeCard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over fifty rounds of pulling all cards and plugging them in under other numbers, sometimes in
+    the very moment of opening, each name opens its own card or none."""
+    chance = random.Random(SEED)
+    swaps = iter(chance.choice([False, False, True]) for _ in range(1000))
+    refresh = alsa.refresh_configuration
+
+    def meanwhile() -> None:  # between the look and the opening
+        if next(swaps):
+            shuffle(slots, three, chance)
+        refresh()
+
+    monkeypatch.setattr(alsa, "refresh_configuration", meanwhile)
+    opened = dict.fromkeys(three, 0)
+    for _ in range(50):
+        shuffle(slots, three, chance)
+        for name, card in three.items():
+            one = source(slots, name)
+            before = card.opens
+            try:
+                grant = one.open()
+            except DeviceError:
+                continue
+            finally:
+                one.close()
+            assert card.opens == before + 1, f"{name} opened another card, {grant.device}"
+            assert grant.device.startswith(f"{name} at hw:")
+            opened[name] += 1
+    assert all(opened.values())
+
+
+def test_a_card_that_was_replaced_while_it_was_opened_is_let_go(
+    slots: Slots, three: dict[str, FakeCard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When another card has taken the number between the look and the opening, it is closed again
+    and the opening fails with the reason; the next one finds the right card."""
+    wrong, right = three[f"usb:{MIC}:A1"], three[f"usb:{MIC}:B2"]
+    slots.plug(1, MIC, serial="B2", card=right)
+
+    def swap() -> None:
+        slots.unplug(1)
+        slots.plug(1, MIC, serial="A1", port="1-1", card=wrong)
+        slots.plug(2, MIC, serial="B2", port="1-2", card=right)
+
+    one = source(slots, f"usb:{MIC}:B2")
+    monkeypatch.setattr(alsa, "refresh_configuration", swap)
+    with pytest.raises(DeviceError, match="made way for another card") as replaced:
+        one.open()
+    assert not replaced.value.refused
+    one.close()
+    monkeypatch.undo()
+    for key, value in slots.alsa(right).items():
+        monkeypatch.setenv(key, value)
+    assert one.open().device == f"usb:{MIC}:B2 at hw:2,0"
+    one.close()
+    other = source(slots, f"usb:{MIC}:A1")
+    other.open()  # would be busy if it had been kept
+    other.close()
+
+
+def test_the_same_card_plugged_in_again_while_it_was_opened_is_opened_again(slots: Slots) -> None:
+    """A card that went and came back under its old number is another than the one looked up."""
+    slots.plug(1, MIC, serial="A1")
+    before = locate(f"usb:{MIC}:A1", slots.root)
+    slots.unplug(1)
+    slots.plug(1, MIC, serial="A1")
+    after = locate(f"usb:{MIC}:A1", slots.root)
+    assert before is not None and after is not None
+    assert before.device == after.device
+    assert before != after
+
+
+HOSTILE = st.sampled_from(
+    ["usb:", "usb-port:", "card:", "USB:", "Card:", "usb:0d8c:0014:"]
+).flatmap(lambda start: st.text(max_size=40).map(lambda rest: start + rest))
+
+
+@given(HOSTILE)
+@settings(max_examples=200, deadline=None)
+def test_a_hostile_name_is_refused_in_words(
+    tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    """Whatever follows a prefix, the configuration says what it should look like, or the device is
+    not there; there is no third way."""
+    try:
+        name.encode()
+        accepted = configured(name)
+    except UnicodeEncodeError:
+        return
+    except ConfigError as error:
+        assert all("such as" in fault for fault in error.faults)
+        return
+    assert accepted == name
+    slots = Slots(tmp_path_factory.mktemp("slots"))
+    slots.plug(0, MIC)
+    one = source(slots, name)
+    with pytest.raises(DeviceError, match="waiting for"):
+        one.open()
+    one.close()
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_hostile_descriptors_do_no_harm(
+    tmp_path_factory: pytest.TempPathFactory, serial: bytes, vendor: bytes
+) -> None:
+    """A device that calls itself anything at all is listed under a name that a configuration may
+    hold, and the cards beside it are found."""
+    slots = Slots(tmp_path_factory.mktemp("slots"))
+    slots.plug(0, MIC, port="1-1", serial="")
+    slots.plug(1, "046d:0825", port="1-2")
+    (serial_file,) = slots.root.rglob("1-1/serial")
+    serial_file.write_bytes(serial)
+    (vendor_file,) = slots.root.rglob("1-2/idVendor")
+    vendor_file.write_bytes(vendor)
+    there = cards(slots.root)
+    assert [one.number for one in there] == [0, 1]
+    for one in there:
+        name, _ = name_of(one, there)
+        assert configured(name) == name
+        assert device(slots, name) == f"hw:{one.number},0"
+
+
+def test_a_card_that_vanishes_while_it_is_looked_at_is_not_there(slots: Slots) -> None:
+    """A link in sysfs that leads nowhere any more is passed over."""
+    slots.plug(0, MIC)
+    (slots.sound / "card1").symlink_to(slots.root / "gone")
+    assert [one.number for one in cards(slots.root)] == [0]
