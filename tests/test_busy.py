@@ -194,7 +194,7 @@ class Held:
         self.sink = Keep()
         self.stream = Stream(config(setup, [FileSink(type="file", path=str(folder / "unused"))]))
         self.stream.outlets = [Outlet("keep", self.sink, 1 << 30)]
-        self.stream.pusher._outlets = self.stream.outlets
+        self.stream.pusher.exchange(self.stream.outlets, 0)
         self.ledger = Ledger(folder / "ledger")
         self.handover = Lending(lambda: [self.stream], self.ledger)
         self.path = folder / "run/control.sock"

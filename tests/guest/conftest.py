@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -134,11 +133,6 @@ class Machine:
         after = f"--after-cursor='{since}'" if since else ""
         lines = self.guest.run(f"journalctl -u capstand -o json --no-pager {after}").out
         return [json.loads(line) for line in lines.splitlines()]
-
-
-def counts(short: int, full: int) -> int:
-    """How often something is repeated: ``full`` times where CAPSTAND_FULL=1 is set."""
-    return full if os.environ.get("CAPSTAND_FULL") == "1" else short
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

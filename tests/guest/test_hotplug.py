@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.counts import counts
+
 from . import HERE
-from .conftest import FIGURES, Machine, counts
+from .conftest import FIGURES, Machine
 
 pytestmark = pytest.mark.guest
 
