@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from tests import fakecard
 from tests.agora import StandIn, build, place
@@ -263,11 +264,16 @@ def account(file: Path | None) -> tuple[int, int]:
     """
     if file is None:
         raise ValueError("no file")
-    numbers = np.frombuffer(_sound(file), "<u4")
+    numbers = frame_numbers(file)
     if not len(numbers):
         raise ValueError("no sound in the file")
     kept = len(np.unique(numbers))
     return int(numbers.max()) - int(numbers.min()) + 1 - kept, len(numbers) - kept
+
+
+def frame_numbers(file: Path) -> npt.NDArray[np.uint32]:
+    """What every frame of a WAV file sounds as: its number on the card."""
+    return np.frombuffer(_sound(file), "<u4")
 
 
 def sound_frames(file: Path) -> int:

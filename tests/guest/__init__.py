@@ -26,6 +26,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -107,12 +108,14 @@ class Guest:
     """One emulated machine and its disk. Leaves no qemu behind: not after close(), an exception, or
     our own death.
 
-    folder receives serial.log and the disk overlay. Start it from the main thread: qemu is killed
+    folder receives serial.log and the disk overlay; packages are Debian's, beside those that every
+    guest has, and make an image of their own. Start it from the main thread: qemu is killed
     when the thread that started it ends.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, packages: Sequence[str] = ()) -> None:
         self.folder = folder
+        self.packages = packages
         self.serial_log = folder / "serial.log"
         self.share = folder
         self.boot_s = 0.0
@@ -139,9 +142,18 @@ class Guest:
 
     # The machine
 
+    @property
+    def pid(self) -> int:
+        """qemu's."""
+        assert self._qemu is not None
+        return self._qemu.pid
+
     def start(self, share: Path, timeout_s: float = 240) -> None:
         """Boots a fresh machine; share is /mnt/host in it, writable from both sides."""
-        built = subprocess.run([HERE / "build"], stdout=subprocess.PIPE, text=True, check=True)
+        extra = ["--with", *self.packages] if self.packages else []
+        built = subprocess.run(
+            [str(HERE / "build"), *extra], stdout=subprocess.PIPE, text=True, check=True
+        )
         self._image = Path(built.stdout.strip())
         self.share = share
         share.mkdir(parents=True, exist_ok=True)
