@@ -100,7 +100,7 @@ def descriptors() -> int:
 def no_leak() -> Iterator[None]:
     before = descriptors()
     yield
-    assert descriptors() == before
+    assert descriptors() <= before  # those of earlier tests may be gone by now
 
 
 pytestmark = pytest.mark.usefixtures("no_leak")

@@ -614,8 +614,8 @@ def test_what_the_ring_dropped_before_is_not_the_new_sinks(
     (leave,) = running.events("mic", "leave")
     (stop,) = running.events("mic", "stop")
     (new,) = stop["sinks"]
-    assert leave["dropped_frames"] == dropped > 0
-    assert new["dropped_frames"] == tally.ring_dropped - dropped
+    assert leave["dropped_frames"] >= dropped > 0
+    assert leave["dropped_frames"] + new["dropped_frames"] == tally.ring_dropped
     assert leave["captured_frames"] + new["captured_frames"] == stop["captured_frames"]
 
 
