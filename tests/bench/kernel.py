@@ -140,6 +140,8 @@ class Figures:
         """(frames lost, repeated or silent) while the machine was idle."""
         self.loaded: list[tuple[int, int]] = []
         """The same beside the busy loops."""
+        self.torn_s: list[str] = []
+        """Where in their files frames are not followed by the next one, in seconds."""
         self.beside: list[float] = []
         """Share of the host's processors that others took meanwhile, in %."""
         self.trouble = ""
@@ -198,6 +200,7 @@ def once(guest: Guest, card: Card, program: Program, figures: Figures, seconds: 
         quiet, loaded = account(numbers[:border]), account(numbers[max(0, border - 1) :])
         figures.quiet.append(quiet)
         figures.loaded.append(loaded)
+        figures.torn_s += [f"{at / RATE_HZ:.2f}" for at in np.flatnonzero(np.diff(numbers) != 1)]
     figures.seen.append(seen)
     figures.beside.append(max(0.0, busy_s - own_s) / elapsed_s / machine.CORES * 100)
 
@@ -240,6 +243,11 @@ def losses(card: Card, found: dict[str, Figures], seconds: float) -> None:
         for name, one in found.items()
     ]
     show(["program", "frames lost", "repeated or silence put in"], rows)
+    for name, one in found.items():
+        if one.torn_s:
+            print(
+                f"  {name}: torn, alone or not, at second {', '.join(one.torn_s[:8])} of the file"
+            )
 
 
 def rounds(guest: Guest, number: int, seconds: float) -> dict[Card, dict[str, Figures]]:
@@ -284,7 +292,7 @@ def verdicts(found: dict[Card, dict[str, Figures]]) -> None:
 
 
 def main(folder: Path, long: bool) -> None:
-    number, seconds = (5, 20.0) if long else (2, 5.0)
+    number, seconds = (5, 20.0) if long else (2, 4.0)
     print(
         f"kernel PCMs of an emulated machine; CPU from {SETTLE_S:g} s after the first frame for "
         f"{seconds:g} s, {number} rounds; median (lowest to highest)"
@@ -299,7 +307,9 @@ def main(folder: Path, long: bool) -> None:
             return
         prepare(guest)
         shown = guest.run("uname -r; nproc; python3 -V; ffmpeg -version | head -1 | cut -c-30").out
-        print(f"  guest: {', '.join(shown.split(chr(10))[:4])}; booted in {guest.boot_s:.0f} s")
+        print(
+            f"  guest: {', '.join(shown.splitlines())}; booted in {guest.boot_s:.0f} s", flush=True
+        )
         player = guest.compile("player", "asound")
         playing = guest.spawn(f"exec {player} hw:Loopback,0,0 {RATE_HZ} 4")
         found = rounds(guest, number, seconds)
