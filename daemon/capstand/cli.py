@@ -230,10 +230,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Captures until SIGTERM or Ctrl-C, then drains and closes the files. In a "
         "terminal it shows a live line: level, drift against the clock of the machine, frames "
         "lost, files. Without a configuration it takes the first capture card, or the simulated "
-        "one, and records into ./recordings.",
+        "one, and records into ./recordings. SIGHUP makes it read its configuration again; in a "
+        "terminal it ends it.",
     )
     run.add_argument(
-        "--config", metavar="FILE", type=Path, help=f"configuration (default: {CONFIG})"
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help=f"configuration (default: {CONFIG}, if it is there)",
     )
     run.add_argument("--seconds", metavar="N", type=_seconds, help="stop after N seconds")
     run.add_argument("--quiet", action="store_true", help="no live line")
