@@ -25,14 +25,18 @@ its sinks, unattended, for months. What is lost is counted to the frame."""
 EPILOG = """\
 files:
   /etc/capstand/capstand.toml       the configuration; every key is explained in it
-  /run/capstand/control.sock        where `capstand status`, `release` and `resume` ask
+  /run/capstand/control.sock        where `status`, `reload`, `release` and `resume` ask
   /var/lib/capstand/ledger/*.jsonl  the books: every gap with first frame, length, time, cause
+  /var/lib/capstand/spool           sound that waits for its sink, where nothing else is configured
   /var/lib/capstand/agora/*/*/log   what Agora's SDK says
   /opt/capstand/agora               Agora's library, by `capstand agora install`
 
+  A user's own daemon has its socket in $XDG_RUNTIME_DIR/capstand (where there is no /run/capstand),
+  ledger and log below ~/.local/state/capstand.
+
 exit status:
   0   all is well
-  1   it could not be done; the reason is on stderr
+  1   it could not be done, or the daemon has to start anew; the reason is on stderr
   2   the command line is wrong
   78  the configuration is wrong; every fault is on stderr with file, line and key
 
@@ -42,8 +46,7 @@ examples:
   capstand run --seconds 10                    a first try, without a configuration
   systemctl enable --now capstand              for good
   systemctl reload capstand                    after a change of the configuration
-  capstand release mic --for 60 && arecord -D hw:Mic -d 50 test.wav
-                                               another program has the card for a minute"""
+  capstand release mic --for 60                another program has the card for a minute"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -227,10 +230,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Captures until SIGTERM or Ctrl-C, then drains and closes the files. In a "
         "terminal it shows a live line: level, drift against the clock of the machine, frames "
         "lost, files. Without a configuration it takes the first capture card, or the simulated "
-        "one, and records into ./recordings.",
+        "one, and records into ./recordings. SIGHUP makes it read its configuration again; in a "
+        "terminal it ends it.",
     )
     run.add_argument(
-        "--config", metavar="FILE", type=Path, help=f"configuration (default: {CONFIG})"
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help=f"configuration (default: {CONFIG}, if it is there)",
     )
     run.add_argument("--seconds", metavar="N", type=_seconds, help="stop after N seconds")
     run.add_argument("--quiet", action="store_true", help="no live line")
@@ -247,9 +254,10 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="check a configuration file",
-        description="Reads a configuration as `run` would and reports every fault at once.",
+        description="Reads a configuration as `run` would and reports every fault at once, each "
+        "with file, line and key; the status is then 78. No device is opened.",
     )
-    check.add_argument("file", metavar="FILE", type=Path)
+    check.add_argument("file", metavar="FILE", type=Path, help="the configuration")
     check.set_defaults(act=_check)
 
     devices = commands.add_parser(
@@ -257,17 +265,18 @@ def _parser() -> argparse.ArgumentParser:
         help="list capture devices, what they offer and who holds them",
         description="Lists every capture device as the line to put into the configuration, by the "
         "name that lasts longest, with its rates, channels and formats, or the program that holds "
-        "it.",
+        "it. Each that is free is opened for a moment.",
     )
-    devices.add_argument("--json", action="store_true", help="for programs")
+    devices.add_argument("--json", action="store_true", help="as JSON")
     devices.set_defaults(act=_devices)
 
     status = commands.add_parser(
         "status",
-        help="ask the running daemon",
-        description="Asks the running daemon for health, level, drift and books of every stream.",
+        help="ask the running daemon how it is",
+        description="Asks the running daemon for health, level, drift and books of every stream. "
+        "Anybody may ask.",
     )
-    status.add_argument("--json", action="store_true", help="for programs")
+    status.add_argument("--json", action="store_true", help="as JSON, with more figures")
     _add_runtime(status)
     status.set_defaults(act=_status)
 
@@ -278,7 +287,8 @@ def _parser() -> argparse.ArgumentParser:
         "done, and prints what changed. Streams and sinks that are the same go on untouched; other "
         "sinks take over between two blocks, without a frame lost; a stream whose capture changed "
         "starts anew. A wrong file changes nothing: every fault is printed, the status is 78. "
-        "`systemctl reload capstand` does the same; so does SIGHUP, without an answer.",
+        "`systemctl reload capstand` does the same; so does SIGHUP, without an answer. For root "
+        "and the daemon's own user.",
     )
     _add_runtime(reload)
     reload.set_defaults(act=_reload)
@@ -290,7 +300,12 @@ def _parser() -> argparse.ArgumentParser:
 Closes the device of a stream and leaves it closed, with the sinks still connected; returns once it
 is closed. What is missed meanwhile is a gap in the books, "released". Said again, the last counts.
 For root, the daemon's own user, and members of the groups audio and capstand.""",
-        epilog="A daemon that is started anew has forgotten it and captures.",
+        epilog="""\
+A daemon that is started anew has forgotten it and captures; so has a stream that is started anew
+because its capture changed.
+
+example:
+  capstand release mic --for 60 && arecord -D hw:CARD=Mic -f S16_LE -r 48000 -d 50 test.wav""",
     )
     release.add_argument("stream", metavar="STREAM", help="the stream's name")
     release.add_argument(
@@ -307,7 +322,7 @@ For root, the daemon's own user, and members of the groups audio and capstand.""
         "resume",
         help="take a released device back",
         description="Ends `capstand release`: the device is opened again, as soon as no other "
-        "program has it.",
+        "program has it. For those who may release it.",
     )
     resume.add_argument("stream", metavar="STREAM", help="the stream's name")
     _add_runtime(resume)

@@ -28,7 +28,7 @@ from capstand.block import NS_PER_S
 WINDOW_S = 0.25
 MIN_WINDOW = 5
 START_RATE_SD = 300e-6
-"""Standard deviation of a card's rate before we know it: field.md gives ±200 ppm as the rule."""
+"""Standard deviation of a card's rate before we know it: ±200 ppm is the rule."""
 RATE_WALK = 0.02e-6
 """Random walk of a crystal's rate, per square root of a second."""
 RATE_LIMIT = 0.01

@@ -2,7 +2,7 @@
 
 STARTING  nothing has come yet and nothing is wrong yet
 OK        frames advance, every sink takes them
-DEGRADED  sound is missing somewhere, and it is known why: a declared wait
+DEGRADED  sound is missing somewhere or looks wrong, and it is known why: a declared wait
 STALLED   a thread of ours stands still: only a restart helps, so the watchdog is not fed
 FAILED    the device cannot do what the configuration asks; a person must change one of them
 """

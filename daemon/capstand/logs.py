@@ -5,8 +5,8 @@ stream, sink and channel, and the line says how many there were.
 
 The journal is written to directly, as datagrams that are never waited for: systemd-python's journal
 module holds Python's lock while it blocks, so a stalled journald would stop capture. A line that
-cannot be sent is counted and the count goes with the next one. Threads: any but capture and push;
-mostly main, and those that look after a channel.
+cannot be sent is counted and the count goes with the next one. Threads: any but capture and push
+while they run; mostly main, and in a sink's process those that look after a channel.
 """
 
 import contextlib

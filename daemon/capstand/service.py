@@ -1,7 +1,8 @@
 """The daemon as a whole: start in order, watch, tell, stop in reverse order.
 
-Thread: main. It waits only for signals, the control socket and its own tick, and touches no
-samples.
+Thread: main. It waits only for signals, the control socket, udev's word and its own tick, and
+touches no samples. What may take longer has threads of its own: the ledger, the reservation of
+cards, each stream that a reload ends, and the loading of the level meter.
 """
 
 import logging

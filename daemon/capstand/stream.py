@@ -2,9 +2,15 @@
 
     source → Capturer → Ring → Pusher → Outlet → sink
 
+The sink is a Recording, maybe with a spool in front of it, or a RemoteSink, whose peer is in a
+process of its own.
+
 ``start`` goes from the sinks to the device, ``drain`` and ``close`` from the device to the sinks,
 so that nothing captured is left without a way on. ``exchange`` gives it other sinks while sound
-flows: the device, the clock and the frame index go on. Thread: main.
+flows: the device, the clock and the frame index go on.
+
+Thread: main; but ``start_meter`` is called by one that loads the meter and ends, ``drain`` and
+``close`` of a stream that a reload ends by one that waits for it.
 """
 
 import threading

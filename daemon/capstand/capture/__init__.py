@@ -1,1 +1,1 @@
-"""From a capture device to blocks in the ring: the source protocol, its two sources, the thread."""
+"""From a capture device to blocks in the ring: the source protocol, its sources, the thread."""

@@ -6,7 +6,8 @@ resolved at every open, to ``hw:N,D``, and again after it: a ``Place`` includes 
 in sysfs with its inode, which no later card under the same number has. If both places are the same,
 that card was there all the while, so it is the one that was opened.
 
-Nothing is kept between two calls. ``root`` is for tests. Thread: capture, and main for listing.
+Nothing is kept between two calls. ``root`` is for tests. Thread: any (capture, reserve, and main
+for listing).
 """
 
 import os

@@ -5,7 +5,7 @@ little more than the resampler itself. A gap is closed before the resampler: the
 away over ``FADE_MS``, silence follows, the new sound fades in; so nothing clicks, and the resampler
 runs on without noticing.
 
-Thread: the outlet's.
+Thread: the sink's.
 """
 
 import math

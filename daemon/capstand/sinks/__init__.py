@@ -1,1 +1,1 @@
-"""Where blocks go: the sink protocol, the outlet in front of each sink, the sinks."""
+"""Where blocks go: the sink protocol, the sinks, what stands in front of each."""

@@ -10,8 +10,8 @@ Gaps are filled with silence, so that the file's time stays true, or left out. A
 that has been set by as much since the segment began (or a machine that was suspended). The name
 carries the time (UTC) at which its first frame was sampled: ``mic-20261122T031500.250Z.wav``.
 
-Thread: the outlet's; libsndfile and numpy are loaded in it, so that they do not hold up the start
-of capture.
+Thread: the outlet's, behind a spool the forwarder's; libsndfile and numpy are loaded in it, so that
+they do not hold up the start of capture.
 """
 
 import contextlib

@@ -1,8 +1,9 @@
 """Where blocks go: the protocol between an outlet and a peer (a disk, a channel, a server).
 
-All calls come from the outlet's thread but where it says so. A sink may block for as long as its
-peer does, in a process of its own (``remote.py``) for 10 s; it sees every gap as a jump of
-``first_frame``.
+All calls come from one thread but where it says so: the outlet's; behind a spool (``spooled.py``)
+the forwarder's; in a process of its own (``remote.py``) always that process' main thread. A sink
+may block for as long as its peer does, in a process of its own for 10 s; it sees every gap as a
+jump of ``first_frame``.
 """
 
 from collections.abc import Iterable
@@ -68,8 +69,8 @@ class Sink(Protocol):
         return None
 
     def mark(self) -> Mark | None:
-        """Outlet's thread, after any call that did not raise. None: what is written is delivered,
-        and the sink cannot take anything back.
+        """After any call that did not raise. None: what is written is delivered, and the sink
+        cannot take anything back.
         """
         return None
 
