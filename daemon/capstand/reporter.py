@@ -26,6 +26,7 @@ class _Told:
 
     joined: bool = False
     trouble: str | None = None
+    concern: str | None = None
     dropped: int = 0
     drops_due: float = 0.0
     inserted: int = 0
@@ -202,10 +203,19 @@ class Reporter:
             self._write("insert", sink=sink.name, frames=inserted)
 
     def _tell_sinks_own(self) -> None:
-        """What the sinks have for the ledger, such as the begin and end of a spool."""
+        """What the sinks have for the ledger, such as the begin and end of a spool, and what ails
+        them although they take what comes.
+        """
         for outlet in self._stream.outlets:
             for event, what in outlet.sink.events():
                 self._write(event, sink=outlet.name, **what)
+            told, concern = self._told[outlet.name], outlet.sink.concern
+            if (concern is None) != (told.concern is None):
+                level = logging.INFO if concern is None else logging.WARNING
+                words = concern or "all is well again"
+                text = f"{self._stream.name}: sink {outlet.name}: {words}"
+                say(level, text, SINK=outlet.name, **self._fields)
+            told.concern = concern
 
     def _write_total(self, event: str, stats: StreamStats) -> None:
         self._write(

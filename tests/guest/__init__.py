@@ -209,16 +209,6 @@ class Guest:
         time.sleep(seconds)
         self._qemu.send_signal(signal.SIGCONT)
 
-    def wake_up(self, timeout_s: float = 60) -> None:
-        """Waits until the machine has suspended itself, and resumes it."""
-        deadline = time.monotonic() + timeout_s
-        while self.monitor("query-status")["status"] != "suspended":
-            if time.monotonic() > deadline:
-                raise self.error("the guest did not suspend itself")
-            time.sleep(0.1)
-        time.sleep(2)
-        self.monitor("system_wakeup")
-
     def power_cut(self) -> None:
         """Ends the machine without warning; what it had not yet written to its disk is lost."""
         for wire in (self._agent, self._monitor):

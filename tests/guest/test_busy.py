@@ -1,14 +1,11 @@
 """A card that others want too, on a real kernel: the holder is named, the card is taken when it is
-free, handed over by a person and by D-Bus, and shared through dsnoop.
+free, handed over by a person, and shared through dsnoop.
 
-The card is snd-aloop, whose capture side is held by arecord; the desktop is PipeWire with
-WirePlumber in the session of an ordinary user, who runs capstand as a service of his own.
+The card is snd-aloop, whose capture side is held by arecord.
 """
 
 from __future__ import annotations
 
-import json
-import time
 from typing import Any
 
 import pytest
@@ -36,10 +33,6 @@ pcm.shared {
     }
 }
 """
-AS_DESK = (
-    "setpriv --reuid desk --regid desk --init-groups "
-    "env HOME=/home/desk XDG_RUNTIME_DIR=/run/user/1000"
-)
 
 
 def ledger_gaps(machine: Machine) -> list[dict[str, Any]]:
@@ -151,57 +144,3 @@ def test_two_programs_record_through_dsnoop(machine: Machine) -> None:
     assert len(raw) == 3 * 48000 * 4
     assert theirs <= ours, "what arecord recorded, the daemon recorded too"
     assert machine.ledger()[-1]["balanced"] is True
-
-
-@pytest.fixture
-def desktop(machine: Machine) -> Any:
-    """PipeWire and WirePlumber in the session of the user desk, who may run services of his own."""
-    guest = machine.guest
-    guest.run("systemctl stop capstand")
-    guest.run(
-        "rm -f /etc/systemd/system/user.slice /etc/systemd/system/systemd-logind.service; "
-        "systemctl daemon-reload; systemctl start systemd-logind; "
-        "id desk >/dev/null 2>&1 || useradd -m -u 1000 -G audio desk; "
-        "loginctl enable-linger desk; systemctl start user@1000",
-        timeout_s=120,
-    )
-    guest.wait_until("test -S /run/user/1000/bus", timeout_s=60)
-    guest.run(f"{AS_DESK} systemctl --user start pipewire wireplumber", timeout_s=120)
-    yield f"{AS_DESK} DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus"
-    guest.run(f"{AS_DESK} systemctl --user stop capstand pipewire wireplumber", check=False)
-    guest.run("loginctl disable-linger desk; systemctl stop user@1000", check=False)
-
-
-def test_pipewire_gives_the_card_and_gets_it_back(machine: Machine, desktop: str) -> None:
-    """As a service of the desktop's user capstand asks WirePlumber for the card and gets it; what
-    asks with more gets it from capstand; when capstand stops, WirePlumber has it again."""
-    guest = machine.guest
-    name = "org.freedesktop.ReserveDevice1.Audio0"
-    owner = f"{desktop} busctl --user status {name} 2>/dev/null | grep -q"
-    guest.wait_until(f"{owner} Comm=wireplumber", timeout_s=60)
-    text = SETUP.format(buffer_ms=2000).replace("/var/lib/capstand/mic", "/home/desk/recordings")
-    guest.write_file("/home/desk/.config/capstand/capstand.toml", text)
-    guest.run("chown -R desk: /home/desk")
-    guest.run(f"{desktop} systemctl --user start capstand", timeout_s=60)
-    guest.wait_until(f"{owner} Comm=capstand", timeout_s=30)
-    guest.wait_until("ls /home/desk/recordings/*.part", timeout_s=30)
-
-    rival = guest.spawn(f"exec {desktop} pw-reserve -n Audio0 -r -p 100")
-    guest.wait_until(f"{owner} Comm=pw-reserve", timeout_s=30)
-    status = guest.run(f"{desktop} capstand status --json").out
-    (stream,) = json.loads(status)["streams"]
-    assert stream["health"] == "DEGRADED"
-    assert stream["trouble"].startswith("card 0 is reserved by pw-reserve (pid "), stream
-    guest.run("! grep -q owner /proc/asound/Loopback/pcm1c/sub0/status")
-
-    rival.stop()
-    guest.wait_until(f"{owner} Comm=capstand", timeout_s=30)
-    guest.wait_until("grep -q owner /proc/asound/Loopback/pcm1c/sub0/status", timeout_s=30)
-    time.sleep(1)
-    guest.run(f"{desktop} systemctl --user stop capstand", timeout_s=30)
-    guest.wait_until(f"{owner} Comm=wireplumber", timeout_s=30)
-    lines = guest.read_file("/home/desk/.local/state/capstand/ledger/mic.jsonl").decode()
-    books = [json.loads(line) for line in lines.splitlines()]
-    assert books[-1]["event"] == "stop" and books[-1]["balanced"] is True
-    assert [one["cause"] for one in books if one["event"] == "gap"] == ["released"]
-    assert "pw-reserve" in next(one["to"] for one in books if one["event"] == "release")

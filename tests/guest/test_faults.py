@@ -1,5 +1,6 @@
-"""Faults of the machine, on a real kernel: power cuts, a full disk, a clock that is set, a machine
-that is suspended. In each the card's frame counter says what is true.
+"""Faults of the machine, on a real kernel: power cuts, a full disk, a clock that is set.
+
+In each the card's frame counter says what is true.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def test_a_power_cut_costs_the_last_second(machine: Machine) -> None:
         cut_s = float(machine.guest.run("date +%s.%N").out)
         machine.guest.power_cut()
         machine.guest.boot()
+        machine.player = None  # it went with the machine
         machine.play_again()
         machine.wait_for_frames(SECOND)
 
@@ -74,7 +76,8 @@ def test_a_full_disk_holds_up_nothing_else(machine: Machine) -> None:
     try:
         machine.start()
         machine.guest.wait_until(
-            "systemctl show capstand -p StatusText --value | grep -q 'No space left'", timeout_s=60
+            "systemctl show capstand -p StatusText --value | grep -q 'small: .* MB free'",
+            timeout_s=60,
         )
         machine.wait_for_frames(5 * SECOND)
         machine.guest.run("mount -o remount,size=100m /mnt/small")
@@ -127,29 +130,3 @@ def test_a_clock_that_is_set_moves_nothing(machine: Machine) -> None:
     slewed = status["drift_ppm"] - before["drift_ppm"]
     FIGURES.append(f"clock ±1 h: 0 frames lost; slew of +500 ppm: drift {slewed:+.0f} ppm")
     assert -600 < slewed < -400  # the clock runs faster, so the card looks slower
-
-
-def test_a_suspended_machine_goes_on(machine: Machine) -> None:
-    """A machine that was suspended and resumed goes on capturing by itself; frames of before and
-    after are in their places, and no gap is longer than what the clock says."""
-    machine.configure()
-    machine.start()
-    machine.wait_for_frames(3 * SECOND)
-    pid = machine.show("MainPID")["MainPID"]
-    job = machine.guest.spawn("echo mem > /sys/power/state")
-    machine.guest.wake_up()
-    job.wait(60)
-    machine.play_again()
-    machine.wait_for_frames(3 * SECOND, timeout_s=60)
-    machine.guest.wait_until("""capstand status --json | grep -q '"health": "OK"'""", timeout_s=90)
-    assert machine.show("MainPID")["MainPID"] == pid
-    machine.guest.run("systemctl stop capstand")
-    books = machine.ledger()
-    gaps = [one for one in books if one["event"] == "gap"]
-    span_s = (books[-1]["monotonic_ns"] - books[0]["monotonic_ns"]) / 1e9
-    assert books[-1]["balanced"] is True
-    assert abs(books[-1]["produced_frames"] / SECOND - span_s) < 1.5
-    FIGURES.append(
-        f"suspended and resumed: {sum(one['frames'] for one in gaps)} frames lost, "
-        f"causes {sorted({one['cause'] for one in gaps})}"
-    )

@@ -214,8 +214,8 @@ class Recording(Sink):
         free_mb = disk.f_bavail * disk.f_frsize // MB
         if free_mb < wanted_mb:
             raise SinkError(
-                f"{self._folder}: {free_mb} MB free, {self._setup.min_free_mb} MB are kept in "
-                "reserve; recording waits; delete something or lower min_free_mb"
+                f"{self._folder}: {free_mb} MB free; recording waits until {wanted_mb} MB are "
+                f"(min_free_mb is {self._setup.min_free_mb}); delete something"
             )
 
     def _failure(self, error: Exception) -> SinkError:
