@@ -437,8 +437,8 @@ def test_the_reserve_is_kept_free(tmp_path: Path) -> None:
     assert words.startswith(f"{tmp_path}: ")
     assert abs(int(words.removeprefix(f"{tmp_path}: ").split()[0]) - free_mb) < 1000
     assert words.endswith(
-        f" MB free; recording waits until {10_000_000 + RESUME_MB} MB are (min_free_mb is 10000000); "
-        "delete something"
+        f" MB free; recording waits until {10_000_000 + RESUME_MB} MB are "
+        "(min_free_mb is 10000000); delete something"
     )
 
 
