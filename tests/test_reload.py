@@ -31,7 +31,17 @@ from hypothesis import strategies as st
 from capstand import config, handover, plan
 from capstand.block import Block
 from capstand.capture.synthetic import VirtualTime
-from capstand.config import AgoraSink, Capture, Config, Fault, FileSink, Sink, Stream, Synthetic
+from capstand.config import (
+    AgoraSink,
+    Capture,
+    Config,
+    Fault,
+    FileSink,
+    Sink,
+    Spool,
+    Stream,
+    Synthetic,
+)
 from capstand.control import Peer
 from capstand.display import LiveLine
 from capstand.errors import CapstandError
@@ -43,6 +53,7 @@ from capstand.reload import Reload
 from capstand.reporter import Reporter
 from capstand.service import Service
 from capstand.sinks.outlet import Outlet
+from capstand.sinks.sink import Event
 from capstand.stream import PATIENCE_MS
 from capstand.stream import Stream as RunningStream
 from tests.counts import counts
@@ -121,6 +132,20 @@ def test_a_sink_waits_for_the_one_that_leaves_its_place(old: Stream, new: Stream
                 else sink[2:4] == gone[2:4]  # channel and uid
             )
             assert (gone in change.before(sink)) == same
+
+
+def test_a_recording_that_moves_waits_for_its_spool() -> None:
+    """A sink whose directory changes keeps the folder of its spool, and two may not use it."""
+    there, other = Spool("/spool"), Spool("/other")
+    old = Stream("mic", Capture("hw:0"), (FileSink("file", "/a", "disk", spool=there),))
+    for sink, waits in (
+        (FileSink("file", "/b", "disk", spool=there._replace(path="/spool/")), True),
+        (FileSink("file", "/b", "disk", spool=other), False),
+        (FileSink("file", "/b", "more", spool=there), False),
+        (FileSink("file", "/b", "disk"), False),
+    ):
+        change = plan.sink_plan(old, old._replace(sink=(sink,)))
+        assert change.before(sink) == list(old.sink if waits else ())
 
 
 # The exchange of sinks, turn by turn
@@ -565,6 +590,41 @@ def test_a_removed_sink_that_hangs_is_given_up_and_told(
     (leave,) = running.events("mic", "leave")
     assert leave["balanced"] is True and leave["dropped_frames"] > 0
     assert whole(recorded(tmp_path / "keep"))
+
+
+class LastWord(Hanging):
+    """It can be let go of, and has something for the ledger when it closes."""
+
+    def abandon(self) -> None:
+        self.enough.set()
+
+    def close(self) -> None:
+        self.last = [("spool_begin", {"frames": 7})]
+
+    def events(self) -> list[Event]:
+        said, self.last = getattr(self, "last", []), []
+        return said
+
+
+def test_a_removed_sink_that_hangs_is_let_go_of(
+    run: Callable[[str], Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would hang in its process for ever ends, before another takes its place for long; what
+    a sink has to tell when it closes is in the ledger."""
+    monkeypatch.setattr(handover, "LEAVE_S", 0.2)
+    monkeypatch.setattr(handover, "ABANDON_S", PATIENCE_S)
+    keep = sink_text("keep", tmp_path / "keep")
+    running = run(stream_text("mic", keep, sink_text("hang", tmp_path / "hang")))
+    hanging = running["mic"].outlets[1].sink = LastWord()
+    running.until(hanging.held.is_set)
+    thread = running["mic"]._threads["sink:hang"]
+    running.change(stream_text("mic", keep))
+    assert not thread.is_alive()
+    running.end()
+    (leave,) = running.events("mic", "leave")
+    assert leave["balanced"] is True and leave["dropped_frames"] == leave["inside_frames"] == 0
+    (begin,) = running.events("mic", "spool_begin")
+    assert (begin["sink"], begin["frames"]) == ("hang", 7)
 
 
 def test_a_new_stream_waits_for_the_one_that_ends(

@@ -23,7 +23,7 @@ from capstand.clock import Clock
 from capstand.config import Capture, FileSink
 from capstand.config import Sink as SinkConfig
 from capstand.config import Stream as StreamConfig
-from capstand.handover import LEAVE_S, Leaving, Side
+from capstand.handover import ABANDON_S, LEAVE_S, Leaving, Side
 from capstand.health import SinkView, Verdict, View, judge
 from capstand.plan import sink_plan
 from capstand.pusher import Pusher
@@ -34,7 +34,6 @@ from capstand.sinks.sink import Sink
 from capstand.stats import StreamStats
 
 JOIN_S = 1.0
-ABANDON_S = 0.5
 GATHER_MS = 200
 PATIENCE_MS = 200
 CAPTURE_PATIENCE_MS = 50
@@ -150,14 +149,13 @@ class Stream:
 
     def close(self, deadline: float) -> list[str]:
         """Waits for the sinks to take what they have and to close; names those that hung."""
-        hung = []
-        for outlet in self.outlets:
-            if not self._join(f"sink:{outlet.name}", deadline):
-                hung.append(f"sink {outlet.name}")
-                outlet.sink.abandon()
-                if not self._join(f"sink:{outlet.name}", time.monotonic() + ABANDON_S):
-                    outlet.abandon()
-        return hung
+        hung = [one for one in self.outlets if not self._join(f"sink:{one.name}", deadline)]
+        for outlet in hung:
+            outlet.sink.abandon()
+        for outlet in hung:  # one time for all: systemd kills the daemon after TimeoutStopSec
+            if not self._join(f"sink:{outlet.name}", deadline + ABANDON_S):
+                outlet.abandon()
+        return [f"sink {one.name}" for one in hung]
 
     def release(self) -> None:
         """Gives back what it took of the system; none of its threads may have hung."""
