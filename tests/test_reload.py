@@ -723,6 +723,32 @@ def test_the_end_of_the_process_does_not_wait_for_a_reload(
     assert whole(recorded(*folders))
 
 
+def test_at_the_end_all_that_hang_are_let_go_of_together(
+    run: Callable[[str], Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share the time that is left, since systemd kills a daemon that takes too long."""
+    monkeypatch.setattr("capstand.stream.ABANDON_S", PATIENCE_S)
+    names = ["x", "y", "z"]
+    running = run(stream_text("mic", *(sink_text(one, tmp_path / one) for one in names)))
+    stream = running["mic"]
+    let_go: list[Hanging] = []
+
+    class Waiting(Hanging):
+        def abandon(self) -> None:
+            let_go.append(self)
+            if len(let_go) == len(names):
+                for one in let_go:
+                    one.enough.set()
+
+    sinks = [Waiting() for _ in names]
+    for outlet, sink in zip(stream.outlets, sinks, strict=True):
+        outlet.sink = sink
+    running.until(lambda: all(one.held.is_set() for one in sinks))
+    stream.drain(time.monotonic() + PATIENCE_S)
+    assert stream.close(time.monotonic()) == ["sink x", "sink y", "sink z"]
+    assert [one.abandoned for one in stream.outlets] == [0, 0, 0]
+
+
 def in_use() -> tuple[int, int]:
     """Threads and eventfds of this process."""
     return threading.active_count(), open_files().count("anon_inode:[eventfd]")
