@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -235,8 +235,16 @@ class Running:
         self.ledger = Ledger(state / "ledger")
         self.streams = [RunningStream(one, state) for one in loaded.stream]
         self.reporters = {one.name: Reporter(one, self.ledger) for one in self.streams}
+        self.begun: list[tuple[str, int]] = []
         self.reload = Reload(
-            self.path, loaded, self.streams, self.reporters, state, self.ledger, Notifier()
+            self.path,
+            loaded,
+            self.streams,
+            self.reporters,
+            state,
+            self.ledger,
+            Notifier(),
+            self.begins,
         )
         for stream in self.streams:
             self.reporters[stream.name].begin()
@@ -244,6 +252,10 @@ class Running:
 
     def __getitem__(self, name: str) -> RunningStream:
         return next(one for one in self.streams if one.name == name)
+
+    def begins(self, fresh: Sequence[RunningStream]) -> None:
+        assert set(fresh) <= set(self.streams)
+        self.begun += [(one.name, one.capturer.opens) for one in fresh]
 
     def turn(self) -> None:
         """What main does again and again."""
@@ -645,6 +657,7 @@ def test_a_new_stream_waits_for_the_one_that_ends(
     hanging.enough.set()
     running.until(lambda: running.reload.done == number)
     assert [one.name for one in running.streams] == ["mic", "room"]
+    assert running.begun == [("mic", 0)]  # whoever reserves cards knows it before it opens one
     running.hear("mic")
 
 

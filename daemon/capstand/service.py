@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from errno import EADDRINUSE
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,22 @@ class Service:
         self._ledger = Ledger(state / "ledger")
         self._ledger_trouble: str | None = None
         self._reporters = {one.name: Reporter(one, self._ledger) for one in self._streams}
-        self._reserver = Reserver(lambda: self._streams, self._ledger, session_address)
+        self._reserved = tuple(self._streams)
+        self._reserver = Reserver(lambda: self._reserved, self._ledger, session_address)
         self._lending = Lending(lambda: self._streams, self._ledger, self._reserver.wake)
         self._runtime = runtime
         self._live = live
         self._repeats = repeats
         self._notifier = Notifier()
         self._reload = Reload(
-            path, config, self._streams, self._reporters, state, self._ledger, self._notifier
+            path,
+            config,
+            self._streams,
+            self._reporters,
+            state,
+            self._ledger,
+            self._notifier,
+            self._begins,
         )
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
@@ -120,6 +128,13 @@ class Service:
 
     def _share_lock(self) -> None:
         realtime.share_lock(len(self._streams), any(one.hurry for one in self._streams))
+
+    def _begins(self, fresh: Sequence[Stream]) -> None:
+        """Streams of a new configuration are about to start. Until now the cards of those that
+        ended were kept, so that nobody took them in between."""
+        self._reserved = tuple(self._streams)
+        if fresh:
+            self._reserver.hold(fresh)
 
     def _listen(self) -> Hotplug | None:
         """Where udev's word cannot be had, each stream's own poll finds a device a little later."""
