@@ -114,8 +114,7 @@ class Service:
             for stream in self._streams:
                 self._reporters[stream.name].begin()
                 stream.start()
-            if any(one.config.capture.priority for one in self._streams):
-                realtime.be_real_time("main", realtime.LOWEST)  # a refusal is told by the others
+            self._keep_up()
             self._watch(None if seconds is None else time.monotonic() + seconds)
         except Exception as error:  # noqa: BLE001  files and books are closed even then
             self._end_of("main", error)
@@ -128,6 +127,11 @@ class Service:
 
     def _share_lock(self) -> None:
         realtime.share_lock(len(self._streams), any(one.hurry for one in self._streams))
+
+    def _keep_up(self) -> None:
+        """Main has a priority where a stream has one."""
+        if any(one.config.capture.priority for one in self._streams):
+            realtime.be_real_time("main", realtime.LOWEST)  # a refusal is told by the others
 
     def _begins(self, fresh: Sequence[Stream]) -> None:
         """Streams of a new configuration are about to start. Until now the cards of those that
@@ -192,6 +196,7 @@ class Service:
                 self._settled = all(one.pusher.meter is not None for one in self._streams)
                 self._notify_due_ns = 0
                 self._share_lock()
+                self._keep_up()
             now = time.monotonic()
             if end is not None and now >= end:
                 self._stopping = "the time asked for is over"

@@ -282,7 +282,7 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock:
         gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
         recording = Recording(stream, sink, audio)
         priority = realtime.below(capture.priority, capture.priority)
-        kept = _spooled(stream, recording, sink, audio, queue_frames)
+        kept = _spooled(stream, recording, sink, audio, queue_frames, priority)
         return Outlet(sink.name, kept, queue_frames, gather_frames, priority=priority)
     from capstand.sinks.remote import RemoteSink
     from capstand.sinks.wire import Plan
@@ -301,7 +301,12 @@ def _long(seconds: float) -> str:
 
 
 def _spooled(
-    stream: str, sink: Sink, setup: SinkConfig, audio: AudioFormat, queue_frames: int
+    stream: str,
+    sink: Sink,
+    setup: SinkConfig,
+    audio: AudioFormat,
+    queue_frames: int,
+    priority: int,
 ) -> Sink:
     """The sink itself, or with a spool in front of it."""
     if setup.spool is None:
@@ -318,6 +323,7 @@ def _spooled(
         rate_hz=audio.rate_hz,
         speed=setup.spool.speed,
         window_frames=queue_frames,
+        priority=priority,
     )
 
 

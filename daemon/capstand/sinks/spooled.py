@@ -45,7 +45,8 @@ EVENTS = 1000
 
 
 class Spooled(Sink):
-    """``sink`` with a ``spool`` of sound at ``rate_hz``; the window holds ``window_frames``."""
+    """``sink`` with a ``spool`` of sound at ``rate_hz``; the window holds ``window_frames``;
+    ``priority`` is that of the forwarder's thread."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Spooled(Sink):
         rate_hz: int,
         speed: float,
         window_frames: int,
+        priority: int = 0,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.sink = sink
@@ -66,6 +68,7 @@ class Spooled(Sink):
         self._rate_hz = rate_hz
         self._speed = speed
         self._limit = window_frames
+        self._priority = priority
         self._now_ns = now_ns
         self._lock = threading.Condition()
         self._thread = threading.Thread(target=self.run, name=f"forward:{name}", daemon=True)
@@ -328,7 +331,7 @@ class Spooled(Sink):
 
     def run(self) -> None:
         """The thread's body; ends after ``close``."""
-        prepare_thread(f"fwd:{self._name}", 0)
+        prepare_thread(f"fwd:{self._name}", self._priority)
         while not self._left:
             pause_s = self.turn()
             with self._lock:
