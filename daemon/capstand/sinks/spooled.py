@@ -71,8 +71,8 @@ class Spooled(Sink):
         self._priority = priority
         self._now_ns = now_ns
         self._lock = threading.Condition()
-        self._thread = threading.Thread(target=self.run, name=f"forward:{name}", daemon=True)
         self._name = name
+        self._thread = self._forwarder()
         # Under the lock:
         self._window: deque[Record] = deque()  # to be written next
         self._in_hand: Record | None = None  # being written
@@ -101,9 +101,21 @@ class Spooled(Sink):
     # What the outlet calls
 
     def open(self) -> None:
+        """Also after a ``close``, which an unforeseen error of our own brings."""
         self.load()
-        if not self._thread.ident:
-            self._thread.start()
+        with self._lock:
+            if self._thread.ident and not self._left:
+                return
+            if self._thread.is_alive():
+                raise SinkError("the sink still hangs in an earlier call")
+            if self._left:
+                self._hold_again()
+                self._opened = self._closing = self._left = False
+                self._thread = self._forwarder()
+        self._thread.start()
+
+    def _forwarder(self) -> threading.Thread:
+        return threading.Thread(target=self.run, name=f"forward:{self._name}", daemon=True)
 
     def load(self) -> None:
         """Opens the spool; what an earlier run left there comes first."""
@@ -184,6 +196,9 @@ class Spooled(Sink):
                 self._begin()
             if not self._spooling:
                 self.dropped += sum(one.block.frames for one in self._held())
+                self._window.clear()
+                self._unsafe.clear()
+                self._in_hand = None
             with self._watched():
                 self._spool.close()
 
@@ -404,6 +419,8 @@ class Spooled(Sink):
         self.sink.write(record.block)
         self._written += record.block.frames
         with self._lock:
+            if self._left:
+                return
             self._unsafe.append(record)
             self._in_hand = None
         self.trouble = None
@@ -496,14 +513,18 @@ class Spooled(Sink):
             also_said = self._said(also)
             trouble += f"; {also_said}" if also_said != trouble else ""
         with self._lock:
-            self._window = deque(self._held())
-            self._unsafe.clear()
-            self._in_hand = None
-            self._rewind = self._mark.place if self._rewind is None else self._rewind
+            self._hold_again()
             self.trouble = trouble
             self._failing = True
         self._retry_ns = self._now_ns() + round(self._retry_s * random.uniform(0.75, 1.25) * 1e9)
         self._retry_s = min(RETRY_S[1], self._retry_s * 2)
+
+    def _hold_again(self) -> None:
+        """What is not safe is to be written anew; under the lock."""
+        self._window = deque(self._held())
+        self._unsafe.clear()
+        self._in_hand = None
+        self._rewind = self._mark.place if self._rewind is None else self._rewind
 
     def _end_well(self) -> None:
         if not self._opened:
