@@ -440,6 +440,7 @@ def test_a_spool_that_fills_its_disk_drops_and_goes_on(
     assert rig.spooled.spooled_frames == 0
     rig.run(1)
     assert rig.outlet.trouble is None
+    assert rig.spooled.concern is None  # nothing waits for the disk any more
     numbers = rig.tape.numbers()
     assert numbers == sorted(set(numbers))
     assert rig.number - len(numbers) == rig.outlet.dropped

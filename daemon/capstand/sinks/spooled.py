@@ -179,8 +179,11 @@ class Spooled(Sink):
                 while (reason := self._spool.excess(0)) == "age":
                     self._drop(reason)
                 self._spool.sync()
-            elif self._usable and self._spool.position < self._spool.end:
-                self._spool.clear()  # the disk refused when it was due
+            elif self._usable and (
+                self._spool.position < self._spool.end
+                or (self._spool_trouble and not self._failing)
+            ):
+                self._spool.clear()  # the disk refused when it was due; it is not needed now
                 self._spool_trouble = None
 
     def close(self) -> None:
