@@ -768,7 +768,8 @@ def in_use() -> tuple[int, int]:
 
 
 def level(ground: tuple[int, int]) -> bool:
-    return in_use() == ground
+    """Fewer are no leak: some of an earlier test's may have been there at first."""
+    return all(now <= before for now, before in zip(in_use(), ground, strict=True))
 
 
 def test_reload_after_reload_under_sound(run: Callable[[str], Running], tmp_path: Path) -> None:
