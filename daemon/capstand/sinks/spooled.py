@@ -29,11 +29,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from capstand import bug
 from capstand.block import NS_PER_S, Block
 from capstand.errors import SinkBusy, SinkError
 from capstand.realtime import prepare_thread
-from capstand.sinks.outlet import FLUSH_S, RETRY_S
+from capstand.sinks.outlet import FLUSH_S, RETRY_S, in_words
 from capstand.sinks.record import Record
 from capstand.sinks.sink import Account, Event, Mark, Sink
 from capstand.sinks.spool import Spool
@@ -501,19 +500,14 @@ class Spooled(Sink):
                     seconds = round((self._now_ns() - at_ns) / NS_PER_S, 1)
                     self._tell("spool_end", frames=self._end - position, seconds=seconds)
 
-    def _said(self, error: Exception) -> str:
-        if isinstance(error, SinkError):
-            return str(error)
-        return f"unexpected {bug.tell(f'sink {self._name}', error, SINK=self._name)}; tried again"
-
     def _fail(self, error: Exception) -> None:
         """What is not safe comes again; until then the sink waits."""
         self._opened = False
-        trouble = self._said(error)
+        trouble = in_words(self._name, error)
         try:
             self.sink.close()
         except Exception as also:  # noqa: BLE001
-            also_said = self._said(also)
+            also_said = in_words(self._name, also)
             trouble += f"; {also_said}" if also_said != trouble else ""
         with self._lock:
             self._hold_again()
