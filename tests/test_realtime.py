@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +19,11 @@ from capstand.block import AudioFormat, SampleFormat
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import Grant, Reading
 from capstand.clock import Clock
+from capstand.config import Capture, FileSink, Spool
 from capstand.realtime import prepare_thread
 from capstand.ring import Ring
+from capstand.stream import Stream
+from tests.line import config
 
 NOBODY = 65534
 
@@ -259,3 +263,19 @@ def test_a_device_in_error_does_not_take_the_processor() -> None:
 
     assert not thread.is_alive()
     assert all(later > earlier for earlier, later in pairwise(source.blocked))
+
+
+def test_every_thread_of_a_stream_asks_for_a_priority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One ordinary thread that holds Python's lock on a busy machine would hold up capture."""
+    asked: dict[str, int] = {}
+    monkeypatch.setattr(realtime, "be_real_time", asked.__setitem__)
+    sink = FileSink("file", str(tmp_path / "disk"), "disk", spool=Spool(str(tmp_path / "spool")))
+    stream = Stream(config(Capture("synthetic", priority=70), [sink]))
+    stream.start()
+    deadline = time.monotonic() + 20
+    while len(asked) < 4 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert stream.drain(deadline) + stream.close(deadline) == []
+    assert asked == {"capture": 70, "push": 60, "sink:disk": 1, "fwd:disk": 1}

@@ -339,6 +339,35 @@ def test_who_waits_for_the_name_to_be_free_gets_it_too(
     one.flows()
 
 
+def test_a_stream_that_begins_later_waits_for_its_card_too(
+    mic: Made, session: SessionBus, desktop: MakeDesktop, fakecard: FakeCard
+) -> None:
+    """A stream that a reload brings does not open a card that another has reserved."""
+    owner = desktop(JACK)
+    assert owner.acquire()
+    owner.run()
+    one = mic(session.address)
+    fresh, one.streams = one.streams, []
+    one.reserver.start()
+    one.streams = fresh
+    one.reserver.hold(fresh)
+    one.stream.start()
+    until(lambda: "is reserved by" in one.released)
+    assert fakecard.opens == 0
+    owner.release()
+    one.flows()
+
+
+def test_the_card_of_a_stream_that_has_ended_is_given_away(
+    mic: Made, session: SessionBus, desktop: MakeDesktop
+) -> None:
+    """Its name is kept until the reload is over; who asks meanwhile need not wait to hear a no."""
+    one = mic(session.address).start()
+    one.flows()
+    assert one.stream.drain(time.monotonic() + PATIENCE_S) == []
+    assert desktop(JACK, again=False).ask_for_it()
+
+
 @pytest.mark.parametrize("priority", [PIPEWIRE, 10])
 def test_a_lower_or_equal_priority_gets_a_no(
     mic: Made, session: SessionBus, desktop: MakeDesktop, fakecard: FakeCard, priority: int

@@ -400,6 +400,14 @@ def test_systemd_that_cannot_be_told_is_told_later(
         notifier.ready()
         notifier.status("one")
         assert [systemd.recv(100) for _ in range(2)] == [b"READY=1", b"STATUS=one"]
+    path.unlink()
+    notifier.reloading()
+    notifier.reloaded()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(path))
+        systemd.settimeout(PATIENCE_S)
+        notifier.ready()
+        assert systemd.recv(100) == b"READY=1"
 
 
 @pytest.mark.parametrize("number", sorted(disk._ADVICE))

@@ -90,3 +90,15 @@ def test_the_channel_in_it_is_right_once_uncommented() -> None:
     (stream,) = decode(text, "shipped", Config).stream
     agora = stream.sink[1]
     assert isinstance(agora, AgoraSink) and isinstance(agora.token, ServerToken)
+
+
+def test_the_units_of_system_and_user_agree() -> None:
+    """A user's service is reloaded, watched, stopped and kept alive as the system's is."""
+    units = SHIPPED.parents[1] / "systemd"
+    system, user = (
+        (units / one).read_text().partition("[Service]")[2].splitlines()
+        for one in ("capstand.service", "user/capstand.service")
+    )
+    words = ("Type=", "NotifyAccess=", "ExecReload=", "Restart", "Watchdog", "Timeout", "KillMode=")
+    lines = [one for one in system if one.startswith((*words, "OOMPolicy=", "LimitRT"))]
+    assert len(lines) >= 11 and set(lines) <= set(user)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -439,6 +440,7 @@ def test_a_spool_that_fills_its_disk_drops_and_goes_on(
     assert rig.spooled.spooled_frames == 0
     rig.run(1)
     assert rig.outlet.trouble is None
+    assert rig.spooled.concern is None  # nothing waits for the disk any more
     numbers = rig.tape.numbers()
     assert numbers == sorted(set(numbers))
     assert rig.number - len(numbers) == rig.outlet.dropped
@@ -544,6 +546,44 @@ def test_a_sink_that_hangs_at_the_end_is_left_behind(
     assert rig.tape.numbers() == list(range(rig.number))
     leave.set()
     thread.join(PATIENCE_S)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_an_unforeseen_error_of_its_own_does_not_end_the_delivery(folder: Path, away: bool) -> None:
+    """The outlet closes it then, and opens it again; one block is missed, the others come once."""
+    rig = Rig(folder, unsafe=333)
+    rig.sink.away = away
+    spooled, outlet = rig.spooled, Outlet("file", rig.spooled, 1 << 30)
+    write, outlet._retry_s = spooled.write, 0.01
+
+    def stumble(block: Block) -> None:
+        spooled.write = write  # type: ignore[method-assign]
+        raise RuntimeError("unforeseen")
+
+    thread = threading.Thread(target=outlet.run)
+    thread.start()
+    for number in range(9):
+        if number == 3:
+            spooled.write = stumble  # type: ignore[method-assign]
+        first = number * FRAMES
+        numbers = np.arange(first, first + FRAMES, dtype="<i8")
+        outlet.put(Block(first, FRAMES, number + 1, numbers.tobytes()))
+        deadline = time.monotonic() + PATIENCE_S
+        while outlet.queued:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    rig.sink.away = False
+    deadline = time.monotonic() + PATIENCE_S
+    while 9 * FRAMES - 1 not in rig.tape.numbers():
+        assert time.monotonic() < deadline
+        rig.clock.ns += NS_PER_S // 20
+        time.sleep(0.005)
+    outlet.finish()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive() and outlet.failures == 1 and outlet.failed == FRAMES
+    rig.start()
+    rig.settle()
+    assert rig.tape.numbers() == [*range(3 * FRAMES), *range(4 * FRAMES, 9 * FRAMES)]
 
 
 @pytest.mark.parametrize("unsafe", [0, 777])

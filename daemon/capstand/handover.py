@@ -15,6 +15,8 @@ from capstand.stats import Count, SinkStats
 
 LEAVE_S = 3.0
 """So long a sink that was taken out, or another that takes its place, waits for its closing."""
+ABANDON_S = 0.5
+"""So long one that was let go of may take to end after all."""
 
 
 class Side(NamedTuple):
@@ -80,8 +82,15 @@ class Leaving:
             return True
         if deadline is None and time.monotonic() < self._deadline:
             return False
-        self.hung = True
-        self.outlet.abandon()
+        if not self.hung:
+            self.hung = True
+            self.outlet.sink.abandon()
+            self._deadline = time.monotonic() + ABANDON_S
+            if deadline is None:
+                return False
+            self.thread.join(max(0.0, deadline + ABANDON_S - time.monotonic()))
+        if self.thread.is_alive():
+            self.outlet.abandon()
         return True
 
     def books(self, rate_hz: int, now_ns: int) -> SinkStats:

@@ -24,11 +24,12 @@ class Notifier:
     def reloading(self) -> None:
         """Until ``reloaded``. Not during the start, which a second READY would seem to end."""
         if self._ready:
-            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self) -> None:
+        """Where it cannot be told now, the next ``ready`` does."""
         if self._ready:
-            notify("READY=1")
+            self._ready = _notify("READY=1")
 
     def status(self, line: str) -> None:
         if line != self._status:

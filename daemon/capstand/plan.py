@@ -30,7 +30,7 @@ class SinkPlan(NamedTuple):
 
     def before(self, sink: Sink) -> list[Sink]:
         """The removed sinks that have to be closed before the added ``sink`` may open."""
-        return [one for one in self.removed if _place(one) == _place(sink)]
+        return [one for one in self.removed if _places(one) & _places(sink)]
 
 
 def plan(old: Config, new: Config) -> Plan:
@@ -78,10 +78,13 @@ def words(old: Config, new: Config) -> list[str]:
     return lines
 
 
-def _place(sink: Sink) -> tuple[str, str]:
-    """Where only one sink of a stream can be at a time."""
+def _places(sink: Sink) -> set[tuple[str, str]]:
+    """Where only one sink of a stream can be at a time; a spool's folder has the sink's name."""
     match sink:
         case FileSink():
-            return "file", normpath(sink.path)
+            places = {("file", normpath(sink.path))}
+            if sink.spool is not None:
+                places.add(("spool", normpath(f"{sink.spool.path}/{sink.name}")))
+            return places
         case AgoraSink():
-            return "agora", f"{sink.uid} in {sink.channel}"
+            return {("agora", f"{sink.uid} in {sink.channel}")}

@@ -12,6 +12,7 @@ Thread: main, but for that of each stream that ends, which waits for the stream'
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from capstand import config, plan
@@ -44,6 +45,7 @@ class Reload:
         state: Path,
         ledger: Ledger,
         notifier: Notifier,
+        begins: Callable[[Sequence[Stream]], None] = lambda _: None,
     ) -> None:
         self.asked = 0
         self.done = 0
@@ -56,6 +58,7 @@ class Reload:
         self._state = state
         self._ledger = ledger
         self._notifier = notifier
+        self._begins = begins  # called before streams start
         self._dealt_with = 0
         self._ending: list[_Ending] = []
         self._to_start: list[Stream] = []
@@ -150,14 +153,17 @@ class Reload:
                 self.told += one.report()
         if self._ending:
             return False
-        for stream in self._to_start:
-            self._streams.append(stream)
+        fresh, self._to_start = self._to_start, []
+        order = [one.name for one in self._running.stream]
+        # In one step: other threads go through it, and sort() empties a list while it works.
+        self._streams[:] = sorted(
+            [*self._streams, *fresh], key=lambda stream: order.index(stream.name)
+        )
+        self._begins(fresh)
+        for stream in fresh:
             self._reporters[stream.name] = Reporter(stream, self._ledger)
             self._reporters[stream.name].begin()
             stream.start()
-        self._to_start = []
-        order = [one.name for one in self._running.stream]
-        self._streams.sort(key=lambda stream: order.index(stream.name))
         return not any(one.leaving for one in self._streams)
 
     def _see_sinks_off(self, deadline: float | None) -> None:

@@ -6,12 +6,14 @@ Thread: main.
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from capstand.handover import Leaving
 from capstand.health import Health
 from capstand.ledger import Ledger, wall_time
 from capstand.logs import say
+from capstand.sinks.outlet import Outlet
 from capstand.stats import Cause, SinkStats, StreamStats
 from capstand.stream import Stream
 
@@ -81,7 +83,8 @@ class Reporter:
         self._tell_gaps(stats)
         self._tell_released(stats)
         self._tell_trouble(stats)
-        self._tell_sinks_own()
+        self._tell_sinks_own(stream.outlets)
+        self._tell_concerns()
         if time.monotonic() >= self._total_due:
             self._total_due = time.monotonic() + TOTAL_S
             self._write_total("total", stats)
@@ -202,13 +205,15 @@ class Reporter:
             told.inserted = sink.inserted_frames
             self._write("insert", sink=sink.name, frames=inserted)
 
-    def _tell_sinks_own(self) -> None:
-        """What the sinks have for the ledger, such as the begin and end of a spool, and what ails
-        them although they take what comes.
-        """
-        for outlet in self._stream.outlets:
+    def _tell_sinks_own(self, outlets: Iterable[Outlet]) -> None:
+        """What the sinks have for the ledger, such as the begin and end of a spool."""
+        for outlet in outlets:
             for event, what in outlet.sink.events():
                 self._write(event, sink=outlet.name, **what)
+
+    def _tell_concerns(self) -> None:
+        """What ails a sink although it takes what comes: its begin and its end."""
+        for outlet in self._stream.outlets:
             told, concern = self._told[outlet.name], outlet.sink.concern
             if (concern is None) != (told.concern is None):
                 level = logging.INFO if concern is None else logging.WARNING
@@ -238,6 +243,7 @@ class Reporter:
         self._tell_join(sink, told)
         self._tell_drops(stats, sink, told, finally_=True)
         self._tell_inserts(sink, told)
+        self._tell_sinks_own([left.outlet])
         end_frame = left.outlet.until_frame
         self._write(
             "leave",
@@ -266,7 +272,7 @@ class Reporter:
         for sink in stats.sinks:
             self._tell_drops(stats, sink, self._told[sink.name], finally_=True)
             self._tell_inserts(sink, self._told[sink.name])
-        self._tell_sinks_own()
+        self._tell_sinks_own(self._stream.outlets)
         self._write_total("stop", stats)
         if hung:
             say(logging.ERROR, "%s: did not end in time: %s", stats.name, ", ".join(hung))

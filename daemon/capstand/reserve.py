@@ -212,11 +212,17 @@ class Reserver:
 
     def start(self) -> None:
         """Before the streams start, so that none opens a card that is not reserved."""
-        if self._address() is not None:
-            for stream in self._streams():
-                if self._card_of(stream) is not None:
-                    stream.capturer.release(RESERVATION, "its card is not reserved yet")
+        self.hold(self._streams())
         self._thread.start()
+
+    def hold(self, streams: Sequence[Stream]) -> None:
+        """The same for ``streams`` that begin later; they are among ours by now. Main thread."""
+        if self._address() is None:
+            return
+        for stream in streams:
+            if self._card_of(stream) is not None:
+                stream.capturer.release(RESERVATION, "its card is not reserved yet")
+        self.wake()
 
     def wake(self) -> None:
         """Something changed: look at once. Any thread."""

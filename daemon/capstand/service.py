@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from errno import EADDRINUSE
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,22 @@ class Service:
         self._ledger = Ledger(state / "ledger")
         self._ledger_trouble: str | None = None
         self._reporters = {one.name: Reporter(one, self._ledger) for one in self._streams}
-        self._reserver = Reserver(lambda: self._streams, self._ledger, session_address)
+        self._reserved = tuple(self._streams)
+        self._reserver = Reserver(lambda: self._reserved, self._ledger, session_address)
         self._lending = Lending(lambda: self._streams, self._ledger, self._reserver.wake)
         self._runtime = runtime
         self._live = live
         self._repeats = repeats
         self._notifier = Notifier()
         self._reload = Reload(
-            path, config, self._streams, self._reporters, state, self._ledger, self._notifier
+            path,
+            config,
+            self._streams,
+            self._reporters,
+            state,
+            self._ledger,
+            self._notifier,
+            self._begins,
         )
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
@@ -107,8 +115,7 @@ class Service:
             for stream in self._streams:
                 self._reporters[stream.name].begin()
                 stream.start()
-            if any(one.config.capture.priority for one in self._streams):
-                realtime.be_real_time("main", realtime.LOWEST)  # a refusal is told by the others
+            self._keep_up()
             self._watch(None if seconds is None else time.monotonic() + seconds)
         except Exception as error:  # noqa: BLE001  files and books are closed even then
             self._end_of("main", error)
@@ -121,6 +128,18 @@ class Service:
 
     def _share_lock(self) -> None:
         realtime.share_lock(len(self._streams), any(one.hurry for one in self._streams))
+
+    def _keep_up(self) -> None:
+        """Main has a priority where a stream has one."""
+        if any(one.config.capture.priority for one in self._streams):
+            realtime.be_real_time("main", realtime.LOWEST)  # a refusal is told by the others
+
+    def _begins(self, fresh: Sequence[Stream]) -> None:
+        """Streams of a new configuration are about to start. Until now the cards of those that
+        ended were kept, so that nobody took them in between."""
+        self._reserved = tuple(self._streams)
+        if fresh:
+            self._reserver.hold(fresh)
 
     def _listen(self) -> Hotplug | None:
         """Where udev's word cannot be had, each stream's own poll finds a device a little later."""
@@ -178,6 +197,7 @@ class Service:
                 self._settled = all(one.pusher.meter is not None for one in self._streams)
                 self._notify_due_ns = 0
                 self._share_lock()
+                self._keep_up()
             now = time.monotonic()
             if end is not None and now >= end:
                 self._stopping = "the time asked for is over"

@@ -29,7 +29,7 @@ from capstand.clock import Clock
 from capstand.config import Capture, FileSink
 from capstand.config import Sink as SinkConfig
 from capstand.config import Stream as StreamConfig
-from capstand.handover import LEAVE_S, Leaving, Side
+from capstand.handover import ABANDON_S, LEAVE_S, Leaving, Side
 from capstand.health import SinkView, Verdict, View, judge
 from capstand.plan import sink_plan
 from capstand.pusher import Pusher
@@ -40,7 +40,6 @@ from capstand.sinks.sink import Sink
 from capstand.stats import StreamStats
 
 JOIN_S = 1.0
-ABANDON_S = 0.5
 GATHER_MS = 200
 PATIENCE_MS = 200
 CAPTURE_PATIENCE_MS = 50
@@ -156,14 +155,13 @@ class Stream:
 
     def close(self, deadline: float) -> list[str]:
         """Waits for the sinks to take what they have and to close; names those that hung."""
-        hung = []
-        for outlet in self.outlets:
-            if not self._join(f"sink:{outlet.name}", deadline):
-                hung.append(f"sink {outlet.name}")
-                outlet.sink.abandon()
-                if not self._join(f"sink:{outlet.name}", time.monotonic() + ABANDON_S):
-                    outlet.abandon()
-        return hung
+        hung = [one for one in self.outlets if not self._join(f"sink:{one.name}", deadline)]
+        for outlet in hung:
+            outlet.sink.abandon()
+        for outlet in hung:  # one time for all: systemd kills the daemon after TimeoutStopSec
+            if not self._join(f"sink:{outlet.name}", deadline + ABANDON_S):
+                outlet.abandon()
+        return [f"sink {one.name}" for one in hung]
 
     def release(self) -> None:
         """Gives back what it took of the system; none of its threads may have hung."""
@@ -290,7 +288,7 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock:
         gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
         recording = Recording(stream, sink, audio)
         priority = realtime.below(capture.priority, capture.priority)
-        kept = _spooled(stream, recording, sink, audio, queue_frames)
+        kept = _spooled(stream, recording, sink, audio, queue_frames, priority)
         return Outlet(sink.name, kept, queue_frames, gather_frames, priority=priority)
     from capstand.sinks.remote import RemoteSink
     from capstand.sinks.wire import Plan
@@ -309,7 +307,12 @@ def _long(seconds: float) -> str:
 
 
 def _spooled(
-    stream: str, sink: Sink, setup: SinkConfig, audio: AudioFormat, queue_frames: int
+    stream: str,
+    sink: Sink,
+    setup: SinkConfig,
+    audio: AudioFormat,
+    queue_frames: int,
+    priority: int,
 ) -> Sink:
     """The sink itself, or with a spool in front of it."""
     if setup.spool is None:
@@ -326,6 +329,7 @@ def _spooled(
         rate_hz=audio.rate_hz,
         speed=setup.spool.speed,
         window_frames=queue_frames,
+        priority=priority,
     )
 
 

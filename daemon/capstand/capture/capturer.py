@@ -96,6 +96,7 @@ class Capturer:
             self._stirred.clear()
         self._source.close()
         self.grant = None
+        self.resting.set()  # for good
 
     def attempt(self) -> float:
         """Opens the device and captures until it fails, is released or ``stop``; returns the pause

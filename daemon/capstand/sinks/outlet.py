@@ -218,17 +218,12 @@ class Outlet:
 
     def _fail(self, error: Exception) -> None:
         self.failures += 1
-        self.trouble = self._words(error)
+        self.trouble = in_words(self.name, error)
         self.state = "waiting"
         try:
             self.sink.close()
         except Exception as also:  # noqa: BLE001
-            self.trouble = f"{self.trouble}; {self._words(also)}"
-
-    def _words(self, error: Exception) -> str:
-        if isinstance(error, SinkError):
-            return str(error)
-        return f"unexpected {bug.tell(f'sink {self.name}', error, SINK=self.name)}; tried again"
+            self.trouble = f"{self.trouble}; {in_words(self.name, also)}"
 
     def _drop_queued(self) -> None:
         ended = False
@@ -251,7 +246,7 @@ class Outlet:
         try:
             self.sink.close()
         except Exception as error:  # noqa: BLE001
-            self.trouble = self._words(error)
+            self.trouble = in_words(self.name, error)
         self.state = "closed"
 
     def finish(self) -> None:
@@ -263,6 +258,13 @@ class Outlet:
     def abandon(self) -> None:
         """The sink hangs and is given up: what it still holds counts as dropped."""
         self.abandoned = self.entered - self.overflowed - self.delivered - self.failed
+
+
+def in_words(sink: str, error: Exception) -> str:
+    """What a sink raised, for a person; what nobody foresaw is told with its traceback too."""
+    if isinstance(error, SinkError):
+        return str(error)
+    return f"unexpected {bug.tell(f'sink {sink}', error, SINK=sink)}; tried again"
 
 
 _NOTHING = Block(0, 0, 0, b"")

@@ -29,11 +29,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from capstand import bug
 from capstand.block import NS_PER_S, Block
 from capstand.errors import SinkBusy, SinkError
 from capstand.realtime import prepare_thread
-from capstand.sinks.outlet import FLUSH_S, RETRY_S
+from capstand.sinks.outlet import FLUSH_S, RETRY_S, in_words
 from capstand.sinks.record import Record
 from capstand.sinks.sink import Account, Event, Mark, Sink
 from capstand.sinks.spool import Spool
@@ -45,7 +44,8 @@ EVENTS = 1000
 
 
 class Spooled(Sink):
-    """``sink`` with a ``spool`` of sound at ``rate_hz``; the window holds ``window_frames``."""
+    """``sink`` with a ``spool`` of sound at ``rate_hz``; the window holds ``window_frames``;
+    ``priority`` is that of the forwarder's thread."""
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class Spooled(Sink):
         rate_hz: int,
         speed: float,
         window_frames: int,
+        priority: int = 0,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.sink = sink
@@ -66,10 +67,11 @@ class Spooled(Sink):
         self._rate_hz = rate_hz
         self._speed = speed
         self._limit = window_frames
+        self._priority = priority
         self._now_ns = now_ns
         self._lock = threading.Condition()
-        self._thread = threading.Thread(target=self.run, name=f"forward:{name}", daemon=True)
         self._name = name
+        self._thread = self._forwarder()
         # Under the lock:
         self._window: deque[Record] = deque()  # to be written next
         self._in_hand: Record | None = None  # being written
@@ -98,9 +100,21 @@ class Spooled(Sink):
     # What the outlet calls
 
     def open(self) -> None:
+        """Also after a ``close``, which an unforeseen error of our own brings."""
         self.load()
-        if not self._thread.ident:
-            self._thread.start()
+        with self._lock:
+            if self._thread.ident and not self._left:
+                return
+            if self._thread.is_alive():
+                raise SinkError("the sink still hangs in an earlier call")
+            if self._left:
+                self._hold_again()
+                self._opened = self._closing = self._left = False
+                self._thread = self._forwarder()
+        self._thread.start()
+
+    def _forwarder(self) -> threading.Thread:
+        return threading.Thread(target=self.run, name=f"forward:{self._name}", daemon=True)
 
     def load(self) -> None:
         """Opens the spool; what an earlier run left there comes first."""
@@ -164,8 +178,11 @@ class Spooled(Sink):
                 while (reason := self._spool.excess(0)) == "age":
                     self._drop(reason)
                 self._spool.sync()
-            elif self._usable and self._spool.position < self._spool.end:
-                self._spool.clear()  # the disk refused when it was due
+            elif self._usable and (
+                self._spool.position < self._spool.end
+                or (self._spool_trouble and not self._failing)
+            ):
+                self._spool.clear()  # the disk refused when it was due; it is not needed now
                 self._spool_trouble = None
 
     def close(self) -> None:
@@ -181,6 +198,9 @@ class Spooled(Sink):
                 self._begin()
             if not self._spooling:
                 self.dropped += sum(one.block.frames for one in self._held())
+                self._window.clear()
+                self._unsafe.clear()
+                self._in_hand = None
             with self._watched():
                 self._spool.close()
 
@@ -328,7 +348,7 @@ class Spooled(Sink):
 
     def run(self) -> None:
         """The thread's body; ends after ``close``."""
-        prepare_thread(f"fwd:{self._name}", 0)
+        prepare_thread(f"fwd:{self._name}", self._priority)
         while not self._left:
             pause_s = self.turn()
             with self._lock:
@@ -401,6 +421,8 @@ class Spooled(Sink):
         self.sink.write(record.block)
         self._written += record.block.frames
         with self._lock:
+            if self._left:
+                return
             self._unsafe.append(record)
             self._in_hand = None
         self.trouble = None
@@ -478,29 +500,28 @@ class Spooled(Sink):
                     seconds = round((self._now_ns() - at_ns) / NS_PER_S, 1)
                     self._tell("spool_end", frames=self._end - position, seconds=seconds)
 
-    def _said(self, error: Exception) -> str:
-        if isinstance(error, SinkError):
-            return str(error)
-        return f"unexpected {bug.tell(f'sink {self._name}', error, SINK=self._name)}; tried again"
-
     def _fail(self, error: Exception) -> None:
         """What is not safe comes again; until then the sink waits."""
         self._opened = False
-        trouble = self._said(error)
+        trouble = in_words(self._name, error)
         try:
             self.sink.close()
         except Exception as also:  # noqa: BLE001
-            also_said = self._said(also)
+            also_said = in_words(self._name, also)
             trouble += f"; {also_said}" if also_said != trouble else ""
         with self._lock:
-            self._window = deque(self._held())
-            self._unsafe.clear()
-            self._in_hand = None
-            self._rewind = self._mark.place if self._rewind is None else self._rewind
+            self._hold_again()
             self.trouble = trouble
             self._failing = True
         self._retry_ns = self._now_ns() + round(self._retry_s * random.uniform(0.75, 1.25) * 1e9)
         self._retry_s = min(RETRY_S[1], self._retry_s * 2)
+
+    def _hold_again(self) -> None:
+        """What is not safe is to be written anew; under the lock."""
+        self._window = deque(self._held())
+        self._unsafe.clear()
+        self._in_hand = None
+        self._rewind = self._mark.place if self._rewind is None else self._rewind
 
     def _end_well(self) -> None:
         if not self._opened:
