@@ -196,14 +196,14 @@ class Held:
         self.stream.outlets = [Outlet("keep", self.sink, 1 << 30)]
         self.stream.pusher.exchange(self.stream.outlets, 0)
         self.ledger = Ledger(folder / "ledger")
-        self.handover = Lending(lambda: [self.stream], self.ledger)
+        self.lending = Lending(lambda: [self.stream], self.ledger)
         self.path = folder / "run/control.sock"
         self._selector = selectors.DefaultSelector()
         self._server = ControlServer(
             self.path,
             self._selector,
             {"status": lambda: {"health": self.health}},
-            {"release": self.handover.release, "resume": self.handover.resume},
+            {"release": self.lending.release, "resume": self.lending.resume},
         )
         self._stopping = False
         self.trouble: BaseException | None = None
@@ -216,7 +216,7 @@ class Held:
             while not self._stopping:
                 for key, _ in self._selector.select(0.01):
                     key.data()
-                self.handover.look(time.monotonic_ns())
+                self.lending.look(time.monotonic_ns())
                 self._server.expire()
         except BaseException as error:
             self.trouble = error
@@ -493,15 +493,15 @@ def test_an_order_that_is_overtaken_is_told(tmp_path: Path) -> None:
     """Who released hears so when another resumes before the device was closed; and a stream that
     is configured away is forgotten, so that one of its name begins as its own."""
     streams = [Stream(config(capture()))]
-    handover = Lending(lambda: streams, Ledger(tmp_path))
-    closed = handover.release({"stream": "mic"}, ROOT)
+    lending = Lending(lambda: streams, Ledger(tmp_path))
+    closed = lending.release({"stream": "mic"}, ROOT)
     assert closed() is None
-    assert handover.resume({"stream": "mic"}, ROOT)["was_released"] is True
+    assert lending.resume({"stream": "mic"}, ROOT)["was_released"] is True
     assert closed() == {"error": "mic was taken back before its device was closed"}
-    handover.release({"stream": "mic", "for_s": 1}, ROOT)
+    lending.release({"stream": "mic", "for_s": 1}, ROOT)
     streams[0] = Stream(config(capture()))
-    handover.look(time.monotonic_ns() + 10**12)
-    assert handover.resume({"stream": "mic"}, ROOT)["was_released"] is False
+    lending.look(time.monotonic_ns() + 10**12)
+    assert lending.resume({"stream": "mic"}, ROOT)["was_released"] is False
 
 
 def test_on_the_command_line(held: Held, capsys: pytest.CaptureFixture[str]) -> None:

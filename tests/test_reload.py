@@ -292,7 +292,7 @@ class Running:
         for stream, hung in zip(self.streams, drained, strict=True):
             late = stream.close(deadline)
             self.reporters[stream.name].end(stream.stats(time.monotonic_ns()), hung + late)
-            stream.release()
+            stream.dispose()
         self.streams.clear()
         self.ledger.close(5.0)
 

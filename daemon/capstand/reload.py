@@ -207,6 +207,6 @@ class _Ending:
         stats = self._stream.stats(time.monotonic_ns())
         self._reporter.end(stats, self._hung)
         if not self._hung:
-            self._stream.release()
+            self._stream.dispose()
             return []
         return [f"{self._stream.name}: did not end in time: {', '.join(self._hung)}"]

@@ -163,7 +163,7 @@ class Stream:
                 outlet.abandon()
         return [f"sink {one.name}" for one in hung]
 
-    def release(self) -> None:
+    def dispose(self) -> None:
         """Gives back what it took of the system; none of its threads may have hung."""
         self.ring.close()
 
