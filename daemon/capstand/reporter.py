@@ -7,7 +7,6 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from capstand.handover import Leaving
 from capstand.health import Health
@@ -22,16 +21,16 @@ DROP_S = 10.0
 """A sink that is away misses sound all the time; the books get a line so often."""
 
 
-@dataclass
 class _Told:
     """What has been told of one sink."""
 
-    joined: bool = False
-    trouble: str | None = None
-    concern: str | None = None
-    dropped: int = 0
-    drops_due: float = 0.0
-    inserted: int = 0
+    def __init__(self) -> None:
+        self.joined = False
+        self.trouble: str | None = None
+        self.concern: str | None = None
+        self.dropped = 0
+        self.drops_due = 0.0
+        self.inserted = 0
 
 
 class Reporter:

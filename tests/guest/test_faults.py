@@ -105,17 +105,17 @@ def test_a_full_disk_holds_up_nothing_else(machine: Machine) -> None:
 
 def test_a_clock_that_is_set_moves_nothing(machine: Machine) -> None:
     """Setting the wall clock an hour forth and back, and slewing it by 500 ppm, costs no frame and
-    makes no gap, and the order of the books is kept; a slew shows as the drift that it is."""
+    makes no gap, and the order of the books is kept. (snd-aloop runs on the kernel's own clock, so
+    it is slewed too; that a slew shows as drift is in tests/test_time_faults.py.)"""
     machine.configure(buffer_ms=2000)
     machine.start()
     machine.wait_for_frames(10 * SECOND)
     for shift in ("1 hour", "1 hour ago"):
         machine.guest.run(f'date -s "{shift}"')
         machine.wait_for_frames(3 * SECOND)
-    before = machine.status()
     machine.guest.run("busybox adjtimex -t 10005")
     try:
-        status = machine.wait_for_frames(20 * SECOND, timeout_s=180)
+        machine.wait_for_frames(20 * SECOND, timeout_s=180)
     finally:
         machine.guest.run("busybox adjtimex -t 10000")
     machine.guest.run("systemctl stop capstand")
@@ -127,6 +127,4 @@ def test_a_clock_that_is_set_moves_nothing(machine: Machine) -> None:
     assert not [one for one in books if one["event"] == "gap"]
     stamps = [one["monotonic_ns"] for one in books]
     assert stamps == sorted(stamps)
-    slewed = status["drift_ppm"] - before["drift_ppm"]
-    FIGURES.append(f"clock ±1 h: 0 frames lost; slew of +500 ppm: drift {slewed:+.0f} ppm")
-    assert -600 < slewed < -400  # the clock runs faster, so the card looks slower
+    FIGURES.append(f"clock ±1 h and a slew of 500 ppm: 0 of {len(recorded.counter)} frames lost")

@@ -49,13 +49,18 @@ class Plugs:
         return answer
 
     def without_cards(self) -> None:
-        """No card, and no module of ALSA's either: a machine that never had one."""
+        """No card, and of ALSA's modules only what capstand's installation has loaded at each boot:
+        a machine that never had one."""
         self.guest.run(
             "for d in snd_aloop snd_dummy; do for n in /sys/bus/platform/drivers/$d/$d.*; do "
             "[ -e $n ] && echo ${n##*/} > /sys/bus/platform/drivers/$d/unbind; done; done; true"
         )
         self.guest.wait_until("modprobe -r snd-aloop snd-dummy", timeout_s=30)
-        self.guest.run("modprobe -r snd-pcm snd-timer snd soundcore", check=False)
+        self.guest.run(
+            "modprobe -r snd-pcm snd-timer snd soundcore; "
+            "cat /etc/modules-load.d/capstand.conf | xargs modprobe -a",
+            check=False,
+        )
 
     def reset(self) -> None:
         self.without_cards()
