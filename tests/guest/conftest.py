@@ -166,7 +166,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         machine.player = guest.spawn(f"exec {player} hw:Loopback,0,0 48000 4")
         yield machine
         ended = machine.player.stop()
-        assert ended.rc == 0, f"the player itself tore the signal: {ended.err}"
+        assert ended.rc in (0, 143), f"the player itself tore the signal: {ended.err}"
 
 
 def first_frame_at(name: str) -> str:
