@@ -1,6 +1,7 @@
 """Fixtures that more than one file of tests uses."""
 
 import os
+import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -46,3 +47,19 @@ def fakecard(tmp_path: Path, fakecard_plugin: Path, monkeypatch: pytest.MonkeyPa
     for name, value in card.env.items():
         monkeypatch.setenv(name, value)
     return card
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 20 MB of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("a small disk needs the right to mount: run as root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=20m", "none", folder], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {made.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

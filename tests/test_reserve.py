@@ -24,13 +24,14 @@ from typing import Any
 import pytest
 
 from capstand import bus as bus_module
-from capstand import reserve
+from capstand import claim, reserve
 from capstand.bus import Bus, BusError, Refusal
 from capstand.capture.capturer import OPERATOR
+from capstand.claim import HIGHEST, INTERFACE
 from capstand.config import Capture, FileSink
 from capstand.health import Health
 from capstand.ledger import Ledger
-from capstand.reserve import HIGHEST, INTERFACE, Reserver, session_address
+from capstand.reserve import Reserver, session_address
 from capstand.sinks.outlet import Outlet
 from capstand.stats import Cause
 from capstand.stream import Stream
@@ -40,7 +41,7 @@ from tests.line import Keep, config
 PATIENCE_S = 20.0
 NAME, PATH = f"{INTERFACE}.Audio7", "/org/freedesktop/ReserveDevice1/Audio7"
 PIPEWIRE, JACK = -20, HIGHEST
-REPLACE = reserve.REPLACE_EXISTING
+REPLACE = claim.REPLACE_EXISTING
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -95,8 +96,8 @@ class Desktop:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def acquire(self) -> bool:
-        flags = reserve.DO_NOT_QUEUE
-        flags |= reserve.ALLOW_REPLACEMENT if self.priority < HIGHEST else 0
+        flags = claim.DO_NOT_QUEUE
+        flags |= claim.ALLOW_REPLACEMENT if self.priority < HIGHEST else 0
         if not self._request(flags) and self.ask_for_it():
             self._request(flags | REPLACE)
         return self.owned
@@ -114,7 +115,7 @@ class Desktop:
             return False
 
     def take_by_force(self) -> None:
-        self._request(reserve.DO_NOT_QUEUE | REPLACE)
+        self._request(claim.DO_NOT_QUEUE | REPLACE)
 
     def release(self) -> None:
         self.again = False
@@ -430,7 +431,7 @@ def test_an_owner_who_says_no_is_asked_again(
     mic: Made, session: SessionBus, desktop: MakeDesktop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A no need not be for ever; after a while he is asked anew."""
-    monkeypatch.setattr(reserve, "ASK_AGAIN_S", 0.1)
+    monkeypatch.setattr(claim, "ASK_AGAIN_S", 0.1)
     monkeypatch.setattr(reserve, "LOOK_S", 0.05)
     owner = desktop(PIPEWIRE, yields=False, again=False)
     assert owner.acquire()
@@ -461,7 +462,7 @@ def test_who_asks_and_does_not_come_loses_the_card(
     mic: Made, session: SessionBus, desktop: MakeDesktop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A yes that is not followed by the name being taken over holds for a moment only."""
-    monkeypatch.setattr(reserve, "GRACE_S", 0.2)
+    monkeypatch.setattr(claim, "GRACE_S", 0.2)
     monkeypatch.setattr(reserve, "LOOK_S", 0.05)
     one = mic(session.address).start()
     one.flows()

@@ -114,21 +114,6 @@ class Place:
         return books, log
 
 
-@pytest.fixture
-def disk_20mb(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("a small disk needs the right to mount: run as root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=20m", "none", folder], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {made.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def fill(folder: Path) -> Path:
     """Takes all there is of a disk."""
     ballast = folder / "ballast"
@@ -147,16 +132,16 @@ def places() -> Iterator[list[Place]]:
 
 
 def test_a_disk_that_fills_up_and_is_emptied(
-    tmp_path: Path, disk_20mb: Path, places: list[Place]
+    tmp_path: Path, small_disk: Path, places: list[Place]
 ) -> None:
     """Recordings and ledger on a disk that is full: STATUS says so and what to do, the other sink
     misses nothing; when there is room recording goes on by itself, and no line of the ledger is
     missing or torn."""
-    (tmp_path / "state").symlink_to(disk_20mb)
-    place = Place(tmp_path, disk_20mb / "rec")
+    (tmp_path / "state").symlink_to(small_disk)
+    place = Place(tmp_path, small_disk / "rec")
     places.append(place)
     place.hear_well()
-    ballast = fill(disk_20mb)
+    ballast = fill(small_disk)
     line = place.hear("sink bad: ")
     assert re.search(r"No space left on device; recording waits; check that|0 MB free", line)
     ballast.unlink()
@@ -166,18 +151,18 @@ def test_a_disk_that_fills_up_and_is_emptied(
     assert "error: mic: sink bad: " in log and "mic: sink bad works again" in log
 
 
-def test_a_disk_that_is_read_only(tmp_path: Path, disk_20mb: Path, places: list[Place]) -> None:
+def test_a_disk_that_is_read_only(tmp_path: Path, small_disk: Path, places: list[Place]) -> None:
     """On a read-only disk neither recording nor ledger can be written; STATUS says how to mend it,
     and once it is mounted for writing both go on, with every line since the start."""
-    (disk_20mb / "rec").mkdir()
-    subprocess.run(["mount", "-o", "remount,ro", disk_20mb], check=True)
-    (tmp_path / "state").symlink_to(disk_20mb)
-    place = Place(tmp_path, disk_20mb / "rec")
+    (small_disk / "rec").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    (tmp_path / "state").symlink_to(small_disk)
+    place = Place(tmp_path, small_disk / "rec")
     places.append(place)
     line = place.hear("sink bad: ")
     assert "Read-only file system" in line and "mount -o remount,rw" in line
     place.hear("ledger: ")
-    subprocess.run(["mount", "-o", "remount,rw", disk_20mb], check=True)
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     place.hear_well()
     books, log = place.end()
     assert books["sinks"][0]["delivered_frames"] > 0
@@ -363,13 +348,13 @@ def test_a_bug_is_told_once_with_its_traceback(
     assert [one.getMessage().count("Traceback") for one in caplog.records] == [1, 1]
 
 
-def test_a_ledger_line_is_whole_or_not_there(tmp_path: Path, disk_20mb: Path) -> None:
+def test_a_ledger_line_is_whole_or_not_there(tmp_path: Path, small_disk: Path) -> None:
     """A disk that fills up in the midst of a line takes none of it; the line waits for room."""
-    ledger = Ledger(disk_20mb)
+    ledger = Ledger(small_disk)
     ledger.write("mic", "start")
     while not ledger.path("mic").exists():
         time.sleep(0.01)
-    ballast = fill(disk_20mb)
+    ballast = fill(small_disk)
     for number in range(100):  # the page at the end of the file still has room for some
         ledger.write("mic", "gap", frames=number)
     deadline = time.monotonic() + PATIENCE_S

@@ -20,25 +20,14 @@ from capstand.errors import SinkError
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Mark, Sink
 from capstand.sinks.spool import Spool
-from capstand.sinks.spooled import Spooled, span
+from capstand.sinks.spooled import Spooled
+from capstand.stats import span
+from tests.test_spool import Clock
 
 AUDIO = AudioFormat(1000, 2, SampleFormat.S32_LE)  # eight bytes a frame: room for its number
 FRAMES = 200
 TICK_NS = FRAMES * NS_PER_S // AUDIO.rate_hz
 PATIENCE_S = 10.0
-
-
-class Clock:
-    """Monotonic time that passes when the test says so."""
-
-    def __init__(self) -> None:
-        self.ns = 10 * NS_PER_S
-
-    def now_ns(self) -> int:
-        return self.ns
-
-    def wall_ns(self) -> int:
-        return 1_795_317_300_000_000_000 + self.ns
 
 
 class Tape:

@@ -207,3 +207,10 @@ class StreamStats(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         sinks = [one._asdict() for one in self.sinks]
         return self._asdict() | {"sinks": sinks, "balanced": self.balanced}
+
+
+def span(seconds: float) -> str:
+    """A length of time for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -37,7 +37,7 @@ from capstand.ring import Ring
 from capstand.sinks.file import Recording
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Sink
-from capstand.stats import StreamStats
+from capstand.stats import StreamStats, span
 
 JOIN_S = 1.0
 GATHER_MS = 200
@@ -234,7 +234,7 @@ class Stream:
         limit_s, meter = self.config.capture.silence_warn_s, self.pusher.meter
         if not limit_s or meter is None or meter.zeros_s < limit_s:
             return None
-        return f"only zeros for {_long(meter.zeros_s)}: is the microphone muted, the cable in?"
+        return f"only zeros for {span(meter.zeros_s)}: is the microphone muted, the cable in?"
 
     def _sink_view(self, outlet: Outlet, now_ns: int) -> SinkView:
         slow = outlet.overflowed - outlet.overflowed_shut if outlet.state == "open" else 0
@@ -300,10 +300,6 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock:
     remote = RemoteSink(stream, sink.name, plan, clock)
     priority = realtime.below(capture.priority, 20)
     return Outlet(sink.name, remote, queue_frames, gather_frames, live=True, priority=priority)
-
-
-def _long(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min"
 
 
 def _spooled(

@@ -149,7 +149,7 @@ class AlsaSource:
         except alsaaudio.ALSAAudioError as error:
             raise self._failure(error, "cannot be started again") from None
         self._lose(UNKNOWN, Cause.STALLED)
-        self._drained = False
+        self._drained = self._looked = False
 
     def advice(self) -> str:
         return rebind.advice(self._device)

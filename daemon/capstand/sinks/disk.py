@@ -1,6 +1,8 @@
-"""What to do about a disk that refuses, by errno. Thread: any."""
+"""What to do about a disk that refuses, by errno, and how a file's name lasts. Thread: any."""
 
 import errno
+import os
+from pathlib import Path
 
 _ADVICE = {
     errno.EROFS: "the disk is read-only: look at dmesg, then mount -o remount,rw",
@@ -16,3 +18,12 @@ _ADVICE = {
 def advice(error: Exception) -> str:
     number = error.errno if isinstance(error, OSError) else None
     return _ADVICE.get(number or 0, "check that the directory exists, is writable and has room")
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes safe which files there are. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from capstand.block import NS_PER_S, AudioFormat, Block
+from capstand.sinks.disk import sync_folder
 from capstand.sinks.record import HEAD_BYTES, Reader, Record, packed
 
 SEGMENT_BYTES = 4_000_000
@@ -162,7 +163,7 @@ class Spool:
         self._tail = os.open(
             path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o640
         )
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         while self._segments and self._segments[-1].begin >= position:
             self._bytes -= self._segments.pop().bytes  # it could take no record
         segment = _Segment(path, position, 0, now_ns, now_ns)
@@ -307,11 +308,3 @@ class _Segment:
 def _boot() -> bytes:
     text = Path("/proc/sys/kernel/random/boot_id").read_text()
     return bytes.fromhex(text.replace("-", "").strip())[:8]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -36,6 +36,7 @@ from capstand.sinks.outlet import FLUSH_S, RETRY_S, in_words
 from capstand.sinks.record import Record
 from capstand.sinks.sink import Account, Event, Mark, Sink
 from capstand.sinks.spool import Spool
+from capstand.stats import span
 
 CLOSE_S = 1.0
 SLOW_NS = NS_PER_S
@@ -532,10 +533,3 @@ class Spooled(Sink):
             self._fail(error)
             return
         self._settle_closed()
-
-
-def span(seconds: float) -> str:
-    """A length of time for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
