@@ -33,6 +33,17 @@ priority = 70
 type = "file"
 path = "/var/lib/capstand/mic"
 """
+SPOOLED = """
+min_free_mb = 0
+[[stream.sink]]
+type = "file"
+name = "far"
+path = "{path}"
+min_free_mb = 0
+[stream.sink.spool]
+path = "/var/lib/capstand/spool"
+speed = 100
+"""
 
 
 @dataclass
@@ -105,9 +116,9 @@ class Machine:
         listed = self.guest.run(f"cd {RECORDINGS} && ls -1 -- {kind} 2>/dev/null", check=False).out
         return sorted(listed.split())
 
-    def fetch(self, name: str) -> Recorded:
+    def fetch(self, name: str, folder: str = RECORDINGS) -> Recorded:
         """A segment, whole or still `.part`, brought here and decoded."""
-        self.guest.run(f"cp {RECORDINGS}/{name} /mnt/host/")
+        self.guest.run(f"cp {folder}/{name} /mnt/host/")
         path = self.guest.share / name
         samples, _ = soundfile.read(path, dtype="int16", always_2d=True)
         path.unlink()
@@ -133,6 +144,40 @@ class Machine:
         after = f"--after-cursor='{since}'" if since else ""
         lines = self.guest.run(f"journalctl -u capstand -o json --no-pager {after}").out
         return [json.loads(line) for line in lines.splitlines()]
+
+
+class Far:
+    """A second sink, whose directory is away: its sound waits in the spool, across whatever
+    happens to the machine, until ``comes_back``."""
+
+    FOLDER = "/mnt/far"
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        machine.guest.run(f"rm -rf {self.FOLDER} /var/lib/capstand/spool; echo > {self.FOLDER}")
+
+    def configuration(self) -> str:
+        return CONFIGURATION.format(buffer_ms=500) + SPOOLED.format(path=self.FOLDER)
+
+    def comes_back(self) -> str:
+        """The directory is back: what waited is delivered, run by run, each frame once, in order,
+        and to the last second before each crash. The service is stopped. The figures."""
+        guest = self.machine.guest
+        guest.run(f"rm {self.FOLDER} && mkdir -m 777 {self.FOLDER}")
+        guest.wait_until("capstand status --json | grep -q '\"spooled_frames\": 0'", timeout_s=300)
+        guest.run("systemctl stop capstand")
+        ours = self.machine.files()
+        theirs = guest.run(f"ls -1 {self.FOLDER}").out.split()
+        assert len(theirs) == len(ours)
+        less_s = []
+        for name, other in zip(ours, sorted(theirs), strict=True):
+            well = self.machine.fetch(name)
+            spooled = self.machine.fetch(other, self.FOLDER)
+            assert spooled.origin() == well.origin()
+            less_s.append((len(well.counter) - len(spooled.counter)) / 48000)
+        assert max(less_s) < 1.0, less_s
+        guest.run(f"rm -r {self.FOLDER}")
+        return f"of {len(ours)} spooled runs at most {max(0, *less_s):.2f} s missing beyond that"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -94,7 +94,7 @@ def replug(cycles: int, chance: random.Random) -> dict[str, Any]:
     before = process()
     for cycle in range(cycles + 1):
         bind("snd_aloop", "unbind")
-        time.sleep(chance.uniform(0.05, 2.5))
+        time.sleep(0.1 * 200 ** chance.random())  # 0.1 to 20 s, the short ones as often
         captured = status()["captured_frames"]
         bind("snd_aloop", "bind")
         back_s.append(sound_after(captured))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.counts import counts
 
-from .conftest import CONFIGURATION, FIGURES, Machine, first_frame_at
+from .conftest import CONFIGURATION, FIGURES, Far, Machine, first_frame_at
 
 pytestmark = pytest.mark.guest
 
@@ -33,12 +33,13 @@ min_free_mb = 0
 
 def test_a_power_cut_costs_the_last_second(machine: Machine) -> None:
     """After the machine lost its power at a random moment, it boots into sound; the file of before
-    is readable up to its last second, every line of the books can be read, and what they say
-    balances."""
+    is readable up to its last second, and so is what waited in the spool; every line of the books
+    can be read, and what they say balances."""
     chance = random.Random(SEED)
     rounds = counts(1, 20)
     missing_s = []
-    machine.configure()
+    far = Far(machine)
+    machine.configure(text=far.configuration())
     machine.guest.run("systemctl enable capstand", timeout_s=60)
     machine.start()
     for _ in range(rounds):
@@ -61,10 +62,11 @@ def test_a_power_cut_costs_the_last_second(machine: Machine) -> None:
         books = machine.ledger()
         assert [one["event"] for one in books].count("start") == len(missing_s) + 1
         assert all(one.get("balanced", True) for one in books)
-    machine.guest.run("systemctl disable capstand; systemctl stop capstand", timeout_s=60)
+    machine.guest.run("systemctl disable capstand", timeout_s=60)
+    spooled = far.comes_back()
     FIGURES.append(
         f"power cut {rounds} times: {max(missing_s):.2f} s missing at worst, "
-        f"{sorted(missing_s)[rounds // 2]:.2f} s in the median"
+        f"{sorted(missing_s)[rounds // 2]:.2f} s in the median; {spooled}"
     )
 
 

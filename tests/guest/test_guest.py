@@ -11,7 +11,7 @@ import pytest
 
 from tests.counts import counts
 
-from .conftest import FIGURES, Machine, first_frame_at
+from .conftest import FIGURES, Far, Machine, first_frame_at
 
 pytestmark = pytest.mark.guest
 
@@ -48,15 +48,17 @@ def test_every_frame_of_a_minute_is_recorded_once_and_in_order(machine: Machine)
 
 
 def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
-    """Frames reported lost are the frames truly lost, exactly, each gap at its place."""
+    """Frames reported lost are the frames truly lost, exactly, each gap at its place, whether
+    overruns come one by one or in bursts."""
     machine.configure(buffer_ms=40)
     machine.start()
     machine.wait_for_frames(48000)
-    lengths = random.Random(SEED)
+    chance = random.Random(SEED)
+    pauses_s = ((0.2, 0.4), (0.2, 0.4), (0.005, 0.05))  # the last is within a burst
     script = "".join(
-        f"kill -STOP $p; sleep {lengths.uniform(0.05, 0.6):.3f}; kill -CONT $p; "
-        f"sleep {lengths.uniform(0.2, 0.4):.3f}; "
-        for _ in range(counts(50, 200))
+        f"kill -STOP $p; sleep {chance.uniform(0.05, 0.6):.3f}; kill -CONT $p; "
+        f"sleep {chance.uniform(*chance.choice(pauses_s)):.3f}; "
+        for _ in range(counts(50, 250))
     )
     machine.guest.run(f"p=$(systemctl show capstand -p MainPID --value); {script}", timeout_s=720)
     machine.wait_for_frames(48000)
@@ -67,7 +69,7 @@ def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
     events = machine.ledger()
     reported = [(one["first_frame"], one["frames"]) for one in events if one["event"] == "gap"]
     recorded.origin()
-    assert len(reported) >= counts(40, 160), "most of these stops are longer than the buffer"
+    assert len(reported) >= counts(40, 200), "most of these stops are longer than the buffer"
     assert all(one["exact"] for one in events if one["event"] == "gap")
     assert joined(reported) == recorded.gaps()
     assert events[-1]["lost_frames"] == recorded.silent > 0
@@ -119,20 +121,22 @@ def joined(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def test_after_kill_9_sound_is_back_and_the_old_file_is_whole(machine: Machine) -> None:
     """After kill -9 systemd starts it again, sound is back in under 3 s (the median, for
-    the speed of an emulated machine changes with its host's), and the file of the time before is
-    readable up to its last second."""
-    machine.configure()
+    the speed of an emulated machine changes with its host's), the file of the time before is
+    readable up to its last second, and so is what waited in the spool."""
+    far = Far(machine)
+    machine.configure(text=far.configuration())
     machine.start()
     machine.wait_for_frames(8 * 48000)
     chance = random.Random(SEED)
     back_s = []
     missing_s = []
-    for _ in range(counts(3, 100)):
+    rounds = counts(3, 100)
+    for _ in range(rounds):
         (part,) = machine.files("*.part")
         machine.guest.run("systemctl kill -s KILL capstand; date +%s.%N > /root/killed")
         killed_s = float(machine.guest.read_file("/root/killed"))
         machine.guest.wait_until("capstand status", timeout_s=30)
-        machine.wait_for_frames(round(chance.uniform(1.5, 3) * 48000))
+        machine.wait_for_frames(round(chance.uniform(0.5, 4) * 48000))
         (new,) = machine.files("*.part")
 
         old = part.removesuffix(".part")
@@ -143,12 +147,16 @@ def test_after_kill_9_sound_is_back_and_the_old_file_is_whole(machine: Machine) 
         recorded.origin()
         assert missing_s[-1] < 1.0
         back_s.append(datetime.fromisoformat(first_frame_at(new)).timestamp() - killed_s)
+    spooled = far.comes_back()
+    books = machine.ledger()
     middle = len(back_s) // 2
     FIGURES.append(
         f"kill -9, {len(back_s)} times: back after {sorted(back_s)[middle]:.2f} s (median), "
         f"{max(back_s):.2f} s at worst; missing in the old file {sorted(missing_s)[middle]:.3f}, "
-        f"{max(missing_s):.3f} s"
+        f"{max(missing_s):.3f} s; {spooled}"
     )
+    assert [one["event"] for one in books].count("start") == rounds + 1
+    assert all(one.get("balanced", True) for one in books)
     assert sorted(back_s)[middle] < 3.0
 
 

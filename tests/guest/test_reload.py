@@ -7,6 +7,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.counts import counts
+
 from .conftest import CONFIGURATION, FIGURES, RECORDINGS, Machine
 
 pytestmark = pytest.mark.guest
@@ -17,7 +19,7 @@ type = "file"
 name = "second"
 path = "/var/lib/capstand/{place}"
 """
-PLACES = ("a", "b", "c", "d")
+CONFIGURED = "/etc/capstand/capstand.toml"
 
 
 def text(place: str) -> str:
@@ -25,25 +27,33 @@ def text(place: str) -> str:
 
 
 def test_reloads_good_and_bad_cost_no_frame(machine: Machine) -> None:
-    """While one sink moves from directory to directory, and wrong files are refused in between,
-    `systemctl reload` succeeds and fails as it should, the process stays the same, the other
-    recording is one whole file, and those of the moving sink hold every frame once."""
-    machine.guest.run(f"cd /var/lib/capstand && rm -rf {' '.join(PLACES)}", check=False)
-    machine.configure(text=text(PLACES[0]))
+    """On a busy machine, while one sink moves from directory to directory, and wrong files are
+    refused in between, `systemctl reload` succeeds and fails as it should, the process stays the
+    same, the other recording is one whole file, and those of the moving sink hold every frame
+    once."""
+    good = counts(3, 67)
+    places = [f"place{number}" for number in range(good + 1)]
+    machine.guest.run("rm -rf /var/lib/capstand/place*")
+    machine.configure(text=text(places[0]))
     machine.start()
     machine.wait_for_frames(2 * 48000)
     pid = machine.show("MainPID")["MainPID"]
-    for place in PLACES[1:]:
-        machine.guest.write_file("/etc/capstand/capstand.toml", text(place) + "pth = 1\n")
-        refused = machine.guest.run("systemctl reload capstand", check=False, timeout_s=60)
-        shown = machine.show("StatusText", "ActiveState", "SubState")
-        assert refused.rc != 0
-        assert (shown["ActiveState"], shown["SubState"]) == ("active", "running")
-        assert shown["StatusText"].startswith("reload refused: /etc/capstand/capstand.toml:")
+    busy = machine.guest.spawn("exec nice bash -c 'while :; do :; done'")
+    refusals = 0
+    for number, place in enumerate(places[1:]):
+        if number % 2 == 0:
+            refusals += 1
+            machine.guest.write_file(CONFIGURED, text(place) + "pth = 1\n")
+            refused = machine.guest.run("systemctl reload capstand", check=False, timeout_s=60)
+            shown = machine.show("StatusText", "ActiveState", "SubState")
+            assert refused.rc != 0
+            assert (shown["ActiveState"], shown["SubState"]) == ("active", "running")
+            assert shown["StatusText"].startswith(f"reload refused: {CONFIGURED}:")
 
-        machine.guest.write_file("/etc/capstand/capstand.toml", text(place))
+        machine.guest.write_file(CONFIGURED, text(place))
         machine.guest.run("systemctl reload capstand", timeout_s=60)
-        machine.wait_for_frames(2 * 48000)
+        machine.wait_for_frames(48000)
+    busy.stop()
     shown = machine.show("MainPID", "NRestarts", "StatusText")
     told = [str(one.get("MESSAGE")) for one in machine.journal()]
     machine.guest.run("systemctl stop capstand")
@@ -58,7 +68,7 @@ def test_reloads_good_and_bad_cost_no_frame(machine: Machine) -> None:
     (kept,) = machine.files()
     untouched = machine.fetch(kept)
     moved = []
-    for place in PLACES:
+    for place in places:
         machine.guest.run(f"cd /var/lib/capstand/{place} && mv *.wav {RECORDINGS}/{place}.wav")
         moved.append(machine.fetch(f"{place}.wav").counter)
     untouched.origin()
@@ -67,5 +77,6 @@ def test_reloads_good_and_bad_cost_no_frame(machine: Machine) -> None:
     assert len(untouched.counter) == books["captured_frames"]
     assert np.array_equal(np.concatenate(moved), untouched.counter)
     FIGURES.append(
-        f"{len(PLACES) - 1} reloads, as many refused: {len(untouched.counter)} frames, 0 lost"
+        f"{good} reloads and {refusals} that were refused, beside a busy loop: "
+        f"{len(untouched.counter)} frames, 0 lost"
     )
