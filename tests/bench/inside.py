@@ -142,7 +142,9 @@ def main() -> None:
     outlet.put_late_ns = []
     stream.outlets = [Outlet("nothing", Nothing(), 48_000)] if kind == "nothing" else [outlet]
     if kind == "busy":
-        busy = RemoteSink("mic", "busy", Plan("tests.bench.inside:Busy"), stream.clock)
+        busy = RemoteSink(
+            "mic", "busy", Plan("tests.bench.inside:Busy"), stream.clock, priority=LOWEST
+        )
         stream.outlets.append(Outlet("busy", busy, 48_000, priority=50))
     frame_bytes, priority = capture.audio.frame_bytes, capture.priority
     stream.pusher = Pusher(stream.ring, frame_bytes, None, stream.outlets, priority)

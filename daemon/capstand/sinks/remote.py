@@ -39,14 +39,18 @@ NOT_TOLD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 class RemoteSink(Sink):
-    """The sink that ``plan`` makes, for sink ``name`` of ``stream``, in a process of its own."""
+    """The sink that ``plan`` makes, for sink ``name`` of ``stream``, in a process of its own, which
+    has real-time ``priority`` once the sink is open.
+    """
 
     detail = "not started yet"
     concern: str | None = None
 
-    def __init__(self, stream: str, name: str, plan: Plan, pace: Pace) -> None:
+    def __init__(
+        self, stream: str, name: str, plan: Plan, pace: Pace, *, priority: int = 0
+    ) -> None:
         self.inserted_frames = 0
-        self._names = stream, name
+        self._arguments = stream, name, str(priority)
         self._plan = plan
         self._pace = pace
         self._process: subprocess.Popen[bytes] | None = None
@@ -99,7 +103,7 @@ class RemoteSink(Sink):
             self._channel, its = socket.socketpair()
             with its:
                 self._process = subprocess.Popen(
-                    [*command, str(its.fileno()), *self._names],
+                    [*command, str(its.fileno()), *self._arguments],
                     env=kept | {"PYTHONPATH": path},
                     stdin=subprocess.DEVNULL,
                     pass_fds=[its.fileno()],
