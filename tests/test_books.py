@@ -367,11 +367,15 @@ def test_a_stall_is_opened_again() -> None:
     assert line.stats().balanced
 
 
-def test_refused_devices_are_asked_less_often() -> None:
-    """A device that cannot do what is asked is tried every 5 s, any other every half second."""
+def test_devices_are_tried_soon_and_then_less_often() -> None:
+    """A device that is away is tried again soon, then every half second, and soon again when there
+    is news of it; one that cannot do what is asked is tried every 5 s."""
     card = capture()
     line = Line(card, [Keep()])
     capturer = line.stream.capturer
-    assert capturer.fail(DeviceError("away", errno.ENODEV)) == 0.5
+    away = DeviceError("away", errno.ENODEV)
+    assert [capturer.fail(away) for _ in range(5)] == [0.05, 0.1, 0.2, 0.5, 0.5]
+    capturer.hasten()
+    assert capturer.fail(away) == 0.05
     assert capturer.fail(DeviceError("cannot", errno.EINVAL, refused=True)) == 5.0
     assert capturer.grant is None

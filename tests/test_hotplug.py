@@ -143,7 +143,7 @@ def test_a_stream_that_waits_tries_at_once(
 ) -> None:
     """A service whose device is away says so, is ready all the same, and looks again the moment
     udev speaks, however long the pause would have been."""
-    monkeypatch.setattr(capturer, "RETRY_S", 3600.0)
+    monkeypatch.setattr(capturer, "RETRY_S", (3600.0,))
     status = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     status.settimeout(20)
     status.bind(str(tmp_path / "notify"))

@@ -259,7 +259,7 @@ def test_a_pusher_that_hangs_starves_the_watchdog() -> None:
 def heard(fakecard: FakeCard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     """A line from the fake card in real time, whose patience is a tenth of a second."""
     monkeypatch.setattr("capstand.capture.capturer.STALL_S", 0.1)
-    monkeypatch.setattr("capstand.capture.capturer.RETRY_S", 0.0)
+    monkeypatch.setattr("capstand.capture.capturer.RETRY_S", (0.0,))
     setup = Capture(device=fakecard.device, format="S32_LE", channels=1, priority=0)
     line = Line(setup, [Keep()], source=AlsaSource(setup), poll_ms=10)
     line.stream.capturer._now_ns = real_time.monotonic_ns

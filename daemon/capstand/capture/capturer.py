@@ -37,7 +37,7 @@ STALL_READS = 5
 POLL_MS = 200
 HASTY_NS = 1_000_000
 HASTY_PAUSE_S = 0.005
-RETRY_S = 0.5
+RETRY_S = (0.05, 0.1, 0.2, 0.5)  # a device that comes or is let go is often a moment late
 REFUSED_RETRY_S = 5.0
 REST_S = 1.0
 OPERATOR, RESERVATION = "operator", "reservation"
@@ -87,6 +87,7 @@ class Capturer:
         self._empty = 0  # reads in a row that brought nothing
         self._observed = -1  # the newest frame of which the clock knows
         self._healing = 0  # steps taken against a silence that goes on
+        self._failures = 0  # attempts in a row
 
     def run(self) -> None:
         """The thread's body; ends after ``stop``."""
@@ -121,6 +122,7 @@ class Capturer:
         self.grant = None
         self._absence = Cause.RELEASED
         self.pause_s = REST_S
+        self._failures = 0
         self.seen_ns = self._now_ns()
         self.resting.set()
         return self.pause_s
@@ -132,7 +134,7 @@ class Capturer:
         self._reopened = True
         self.last_frame_ns = self._now_ns()
         self.pause_s = 0.0
-        self._empty = 0
+        self._empty = self._failures = 0
         period_ns = grant.period_frames * NS_PER_S // grant.format.rate_hz
         self.patience_ns = max(round(STALL_S * NS_PER_S), STALL_PERIODS * period_ns)
         self.grant = self.last_grant = grant
@@ -142,7 +144,9 @@ class Capturer:
         self._source.close()
         self.grant = None
         self.trouble = error
-        self.pause_s = REFUSED_RETRY_S if error.refused else RETRY_S
+        pause_s = RETRY_S[min(self._failures, len(RETRY_S) - 1)]
+        self.pause_s = REFUSED_RETRY_S if error.refused else pause_s
+        self._failures += 1
         self.seen_ns = self._now_ns()
         return self.pause_s
 
@@ -277,5 +281,7 @@ class Capturer:
         self._source.wake()
 
     def hasten(self) -> None:
-        """Makes a pause before the next attempt end now. Any thread."""
+        """There is news of the device: tries at once, and begins again with short pauses. Any
+        thread."""
+        self._failures = 0
         self._stirred.set()
