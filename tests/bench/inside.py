@@ -3,6 +3,7 @@
     python -m tests.bench.inside nothing CARD BUFFER_FRAMES 0        to nowhere, until SIGINT
     python -m tests.bench.inside probe CARD BUFFER_FRAMES SECONDS    prints times of hand-over, ns
     python -m tests.bench.inside busy CARD BUFFER_FRAMES SECONDS     the same beside a busy sink
+    python -m tests.bench.inside dead CARD BUFFER_FRAMES SECONDS     the same beside dead sinks
     python -m tests.bench.inside timer - 0 SECONDS                   how late a bare timer wakes
 
 Threads, priorities and settings are the daemon's; the card's name is found by ALSA_CONFIG_PATH.
@@ -15,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 from capstand.block import Block
 from capstand.capture.alsa import AlsaSource
@@ -23,6 +25,7 @@ from capstand.capture.source import Reading
 from capstand.clock import Pace
 from capstand.config import Capture, FileSink
 from capstand.config import Stream as StreamConfig
+from capstand.errors import SinkError
 from capstand.pusher import Pusher
 from capstand.realtime import (
     LOWEST,
@@ -81,6 +84,23 @@ class Busy(Nothing):
             sum(range(500))
 
 
+class Refused(Nothing):
+    """Cannot be opened, like a server that is away."""
+
+    def open(self) -> None:
+        raise SinkError("connection refused")
+
+
+class Hung(Nothing):
+    """Never comes back from its first block, like a disk that is gone."""
+
+    def __init__(self, pace: Pace | None = None) -> None:
+        pass
+
+    def write(self, block: Block) -> None:
+        threading.Event().wait()
+
+
 class ProbedOutlet(Outlet):
     """Notes when each block was put into the queue, too."""
 
@@ -124,6 +144,21 @@ def timer(seconds: float) -> list[int]:
     return late_ns
 
 
+def _beside(kind: str, stream: Stream) -> Iterator[tuple[str, Sink]]:
+    """Sinks that the measured one is to know nothing of."""
+
+    def far(name: str) -> RemoteSink:
+        plan = Plan(f"tests.bench.inside:{name}")
+        return RemoteSink("mic", name.lower(), plan, stream.clock, priority=LOWEST)
+
+    if kind == "busy":
+        yield "busy", far("Busy")
+    if kind == "dead":
+        yield "refused", Refused()
+        yield "hung", Hung()
+        yield "far", far("Hung")
+
+
 def main() -> None:
     kind, card, buffer, seconds = sys.argv[1:5]
     if kind == "timer":
@@ -141,11 +176,8 @@ def main() -> None:
     )
     outlet.put_late_ns = []
     stream.outlets = [Outlet("nothing", Nothing(), 48_000)] if kind == "nothing" else [outlet]
-    if kind == "busy":
-        busy = RemoteSink(
-            "mic", "busy", Plan("tests.bench.inside:Busy"), stream.clock, priority=LOWEST
-        )
-        stream.outlets.append(Outlet("busy", busy, 48_000, priority=50))
+    for name, sink in _beside(kind, stream):
+        stream.outlets.append(Outlet(name, sink, 48_000, priority=50))
     frame_bytes, priority = capture.audio.frame_bytes, capture.priority
     stream.pusher = Pusher(stream.ring, frame_bytes, None, stream.outlets, priority)
     stop = threading.Event()
