@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import contextlib
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -209,6 +210,34 @@ class Guest:
         time.sleep(seconds)
         self._qemu.send_signal(signal.SIGCONT)
 
+    def suspend(self, seconds: float) -> float:
+        """The machine suspends to idle, and a key wakes it; the time when it was awake."""
+        with self._without_share():
+            self.run("echo enabled > /sys/devices/platform/i8042/serio0/power/wakeup")
+            asleep = self.spawn("echo freeze > /sys/power/state; date +%s.%N")
+            time.sleep(seconds)
+            self.human_monitor("sendkey a")
+            return float(asleep.wait(60).out)
+
+    def suspend_to_memory(self) -> float:
+        """The machine suspends its devices and its clocks, for five seconds, as in S3; the time
+        when it was awake. The last step, the firmware's, is left out: this one does not come back
+        from it."""
+        with self._without_share():
+            self.run("echo core > /sys/power/pm_test")
+            awake = self.run("echo mem > /sys/power/state; date +%s.%N", timeout_s=90).out
+            self.run("echo none > /sys/power/pm_test")
+            return float(awake)
+
+    @contextlib.contextmanager
+    def _without_share(self) -> Iterator[None]:
+        """The driver of the shared folder does not survive that its device is suspended."""
+        self.run("umount /mnt/host && modprobe -r 9p 9pnet_virtio")
+        try:
+            yield
+        finally:
+            self.run("modprobe 9pnet_virtio && mount /mnt/host")
+
     def power_cut(self) -> None:
         """Ends the machine without warning; what it had not yet written to its disk is lost."""
         for wire in (self._agent, self._monitor):
@@ -297,7 +326,8 @@ class Guest:
         """Compiles NAME.c of this folder in the guest; the program's path there."""
         self.write_file(f"/root/{name}.c", (HERE / f"{name}.c").read_bytes())
         linked = " ".join(f"-l{library}" for library in libraries)
-        self.run(f"gcc -O1 -Wall -Werror -o /root/{name} /root/{name}.c {linked}", timeout_s=120)
+        build = f"gcc -O1 -Wall -Werror -o /root/{name} /root/{name}.c {linked}"
+        self.run(f"{build} && sync", timeout_s=120)  # it is to survive a power cut
         return f"/root/{name}"
 
     # The ways in
@@ -376,6 +406,7 @@ class Guest:
             -device virtserialport,chardev=agent,name=org.qemu.guest_agent.0
             -chardev socket,id=monitor,path={self._sockets}/monitor,server=on,wait=off
             -mon chardev=monitor,mode=control
+            -audiodev none,id=quiet
         """.split()
         options += [
             "-kernel",

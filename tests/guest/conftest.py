@@ -18,6 +18,7 @@ from . import Guest, Job
 
 RECORDINGS = "/var/lib/capstand/mic"
 LEDGER = "/var/lib/capstand/ledger/mic.jsonl"
+PYTHON = "/opt/capstand/current/bin/python"
 CONFIGURATION = """
 [[stream]]
 name = "mic"

@@ -3,6 +3,9 @@ the guest, by capstand's own Python, because a question through the agent takes 
 
     plug.py replug CYCLES SEED      unbinds snd_aloop and binds it again
     plug.py first                   loads snd_aloop into a machine without sound
+    plug.py arrival CARD            waits for a card that somebody else plugs in
+    plug.py contended               takes the released device back, which another program has
+    plug.py taken SOCKET            the same, from a program that lets go when it is asked
     plug.py renumber CYCLES SEED    loads two cards of one name and a third in another order
 
 It prints one line of JSON.
@@ -25,10 +28,11 @@ PATIENCE_S = 30.0
 DRIVERS = Path("/sys/bus/platform/drivers")
 
 
-def status() -> dict[str, Any]:
-    stream: dict[str, Any] = ask(
-        Path("/run/capstand/control.sock"), "status", timeout_s=PATIENCE_S
-    )["streams"][0]
+CONTROL = Path("/run/capstand/control.sock")
+
+
+def status(control: Path = CONTROL) -> dict[str, Any]:
+    stream: dict[str, Any] = ask(control, "status", timeout_s=PATIENCE_S)["streams"][0]
     return stream
 
 
@@ -104,6 +108,38 @@ def replug(cycles: int, chance: random.Random) -> dict[str, Any]:
     return {"back_s": back_s[1:], "before": before, "after": process(), "status": status()}
 
 
+def arrival(card: str) -> dict[str, Any]:
+    captured = status()["captured_frames"]
+    print("waiting", file=sys.stderr, flush=True)
+    while not Path(f"/proc/asound/{card}").exists():
+        time.sleep(0.01)
+    return {"back_s": [sound_after(captured, card)], "process": process(), "status": status()}
+
+
+def contended() -> dict[str, Any]:
+    """Seconds until STATUS names the holder, by its unit."""
+    began = time.monotonic()
+    ask(CONTROL, "resume", stream="mic")
+    show = ["systemctl", "show", "capstand", "-p", "StatusText"]
+    while b"rival.service" not in (shown := subprocess.check_output(show)):
+        if time.monotonic() - began > PATIENCE_S:
+            raise SystemExit(f"nobody is named: {shown!r}")
+        time.sleep(0.02)
+    return {"named_s": round(time.monotonic() - began, 3)}
+
+
+def taken(control: Path) -> dict[str, Any]:
+    """Seconds until there is new sound."""
+    captured = status(control)["captured_frames"]
+    began = time.monotonic()
+    ask(control, "resume", stream="mic")
+    while status(control)["captured_frames"] == captured:
+        if time.monotonic() - began > PATIENCE_S:
+            raise SystemExit(f"not taken within {PATIENCE_S:g} s: {status(control)}")
+        time.sleep(0.02)
+    return {"taken_s": round(time.monotonic() - began, 3)}
+
+
 def first() -> dict[str, Any]:
     captured = status()["captured_frames"]
     subprocess.run(["modprobe", "snd-aloop"], check=True)
@@ -139,13 +175,17 @@ def renumber(cycles: int, chance: random.Random) -> dict[str, Any]:
 
 
 def main() -> None:
-    mode, *numbers = sys.argv[1:]
-    if mode == "first":
-        print(json.dumps(first()))
-        return
-    cycles, seed = map(int, numbers)
-    act = {"replug": replug, "renumber": renumber}[mode]
-    print(json.dumps(act(cycles, random.Random(seed))))
+    mode, *words = sys.argv[1:]
+    if mode in ("replug", "renumber"):
+        cycles, seed = map(int, words)
+        answer = {"replug": replug, "renumber": renumber}[mode](cycles, random.Random(seed))
+    elif mode == "arrival":
+        answer = arrival(*words)
+    elif mode == "taken":
+        answer = taken(Path(*words))
+    else:
+        answer = {"first": first, "contended": contended}[mode]()
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

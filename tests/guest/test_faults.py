@@ -1,4 +1,4 @@
-"""Faults of the machine, on a real kernel: power cuts, a full disk, a clock that is set.
+"""Faults of the machine, on a real kernel: power cuts, a full disk, a clock that is set, sleep.
 
 In each the card's frame counter says what is true.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from datetime import datetime
 
+import numpy as np
 import pytest
 
 from tests.counts import counts
@@ -130,3 +131,40 @@ def test_a_clock_that_is_set_moves_nothing(machine: Machine) -> None:
     stamps = [one["monotonic_ns"] for one in books]
     assert stamps == sorted(stamps)
     FIGURES.append(f"clock ±1 h and a slew of 500 ppm: 0 of {len(recorded.counter)} frames lost")
+
+
+def test_a_machine_that_slept_goes_on_when_it_wakes(machine: Machine) -> None:
+    """After the machine was suspended to idle, and after a sleep in which its clocks stood still,
+    the same process has sound again at once; each sleep is one gap that says why, and there is no
+    other; the timeline is as long as the clock went on."""
+    machine.configure(buffer_ms=2000)
+    machine.start()
+    machine.wait_for_frames(2 * SECOND)
+    chance = random.Random(SEED)
+    lengths_s = [chance.uniform(1, 8) for _ in range(counts(1, 20))]
+    back_s = []
+    for seconds in [*lengths_s, None]:
+        guest = machine.guest
+        woken_s = guest.suspend(seconds) if seconds else guest.suspend_to_memory()
+        machine.play_again()  # the player ends when its card is suspended
+        machine.wait_for_frames(2 * SECOND)
+        gaps = [one for one in machine.ledger() if one["event"] == "gap"]
+        back_s.append(datetime.fromisoformat(gaps[-1]["at"]).timestamp() - woken_s)
+    machine.guest.run("systemctl stop capstand")
+    books = machine.ledger()
+    recorded = np.concatenate([machine.fetch(name).counter for name in machine.files()])
+    ordered = sorted(back_s)
+    FIGURES.append(
+        f"slept {len(gaps)} times: sound back {ordered[len(gaps) // 2]:.2f} s after the machine "
+        f"(median), {ordered[-1]:.2f} s at most"
+    )
+
+    assert [one["cause"] for one in gaps] == ["suspended"] * (len(lengths_s) + 1)
+    assert ordered[-1] < 2.0
+    assert machine.show("NRestarts")["NRestarts"] == "0"
+    assert [one["event"] for one in books].count("start") == 1
+    assert books[-1]["balanced"] is True
+    assert len(recorded) == books[-1]["produced_frames"]
+    (granted,) = [one for one in books if one["event"] == "grant"]
+    lived_s = (books[-1]["monotonic_ns"] - granted["monotonic_ns"]) / 1e9
+    assert abs(books[-1]["produced_frames"] / SECOND - lived_s) < 1.0

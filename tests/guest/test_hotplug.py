@@ -5,7 +5,10 @@ that was meant, and the process never ends.
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +16,13 @@ import pytest
 from tests.counts import counts
 
 from . import HERE
-from .conftest import FIGURES, Machine
+from .conftest import FIGURES, PYTHON, Machine
 
 pytestmark = pytest.mark.guest
 
 SEED = 20261122
 BACK_S = 2.0
+CARDS_AT_BOOT = "/etc/modules-load.d/capstand-guest.conf"
 CONFIGURATION = """
 [[stream]]
 name = "mic"
@@ -43,8 +47,7 @@ class Plugs:
 
     def plug(self, *arguments: object, timeout_s: float = 600) -> dict[str, Any]:
         words = " ".join(str(one) for one in arguments)
-        python = "/opt/capstand/current/bin/python"
-        result = self.guest.run(f"{python} /root/plug.py {words}", timeout_s=timeout_s)
+        result = self.guest.run(f"{PYTHON} /root/plug.py {words}", timeout_s=timeout_s)
         answer: dict[str, Any] = json.loads(result.out)
         return answer
 
@@ -124,20 +127,71 @@ def test_a_card_that_is_pulled_and_plugged_in_again_sounds_at_once(plugs: Plugs)
     )
 
 
-def test_a_start_without_any_card_waits_and_says_so(plugs: Plugs) -> None:
-    """On a machine without a card the unit becomes active and says what it waits for, in one line;
-    the first card that is plugged in sounds within two seconds."""
+def test_a_pci_card_that_is_taken_out_and_put_back_sounds_at_once(plugs: Plugs) -> None:
+    """The same with a PCI sound card, which vanishes with its driver while it captures."""
+    cycles = counts(2, 50)
+    guest, machine = plugs.guest, plugs.machine
+    insert = "device_add ES1370,id=card,audiodev=quiet"
+    guest.human_monitor(insert)
+    plugs.configure("card:AudioPCI")
+    machine.start()
+    machine.wait_for_frames(48000)
+    chance = random.Random(SEED)
+    back_s = []
+    processes = []
+    for _ in range(cycles + 1):
+        guest.human_monitor("device_del card")
+        guest.wait_until("! test -e /proc/asound/AudioPCI", timeout_s=20)
+        guest.wait_until(
+            "systemctl show capstand -p StatusText --value | grep -q 'not plugged in'", timeout_s=20
+        )
+        time.sleep(chance.uniform(0, 2))
+        watcher = guest.spawn(f"{PYTHON} /root/plug.py arrival AudioPCI")
+        time.sleep(3)  # it is slow to start
+        guest.human_monitor(insert)
+        result = watcher.wait(90)
+        assert result.rc == 0, result.err
+        answer = json.loads(result.out)
+        back_s += answer["back_s"]
+        processes.append(answer["process"])
+    restarts = machine.show("NRestarts")["NRestarts"]
+    guest.run("systemctl stop capstand")
+    guest.human_monitor("device_del card")
+    guest.wait_until("! test -e /proc/asound/AudioPCI", timeout_s=20)
+    told("PCI card taken out and put back", back_s[1:])
+
+    (pid, files, memory_kb), (pid_then, files_then, memory_then_kb) = processes[0], processes[-1]
+    assert (pid_then, restarts) == (pid, "0")
+    assert max(back_s[1:]) < BACK_S, back_s
+    assert files_then == files
+    assert memory_then_kb < memory_kb + 2000
+    books = machine.ledger()
+    assert [one["cause"] for one in books if one["event"] == "gap"] == ["reopened"] * (cycles + 1)
+    assert books[-1]["balanced"] is True
+
+
+def test_a_boot_without_any_card_waits_and_says_so(plugs: Plugs) -> None:
+    """On a machine that boots without a card the unit becomes active and says what it waits for, in
+    one line; the first card that is plugged in, minutes later, sounds within two seconds."""
     plugs.configure("card:Loopback,1")
-    plugs.without_cards()
-    assert "no soundcards" in plugs.guest.run("cat /proc/asound/cards").out
-    plugs.machine.start()
-    active = plugs.guest.run("systemctl is-active capstand").out.strip()
-    plugs.guest.wait_until(
-        "systemctl show capstand -p StatusText --value | grep -q waiting", timeout_s=20
-    )
-    text = plugs.status_text()
-    answer = plugs.plug("first")
-    lines = [str(one.get("MESSAGE")) for one in plugs.machine.journal()]
+    plugs.guest.run(f"systemctl enable capstand; mv {CARDS_AT_BOOT} /root/", timeout_s=60)
+    try:
+        plugs.guest.shutdown()
+        plugs.guest.boot()
+        assert "no soundcards" in plugs.guest.run("cat /proc/asound/cards").out
+        active = plugs.guest.run("systemctl is-active capstand").out.strip()
+        plugs.guest.wait_until(
+            "systemctl show capstand -p StatusText --value | grep -q waiting", timeout_s=20
+        )
+        time.sleep(counts(2, 600))
+        text = plugs.status_text()
+        answer = plugs.plug("first")
+        lines = [str(one.get("MESSAGE")) for one in plugs.machine.journal()]
+    finally:
+        plugs.guest.run(
+            f"mv /root/{Path(CARDS_AT_BOOT).name} {CARDS_AT_BOOT}; systemctl disable capstand",
+            timeout_s=60,
+        )
     told("first card", answer["back_s"])
 
     assert active == "active"
