@@ -7,13 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from tests import figures
 from tests.fakecard import FakeCard, build, missing
+
+
+def pytest_configure() -> None:
+    figures.begin()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """In CI a test that was skipped is a failure: what was not run was not shown."""
+    """What was measured; and in CI a test that was skipped is a failure: what was not run was not
+    shown."""
     yield
+    if lines := figures.table():
+        terminalreporter.section("measured")
+        for line in lines:
+            terminalreporter.write_line(line)
     skipped = terminalreporter.stats.get("skipped", [])
     session = terminalreporter._session
     if skipped and os.environ.get("CI") and session is not None:

@@ -22,6 +22,7 @@ from capstand.sinks.sink import Mark, Sink
 from capstand.sinks.spool import Spool
 from capstand.sinks.spooled import Spooled
 from capstand.stats import span
+from tests.figures import figure
 from tests.test_spool import Clock
 
 AUDIO = AudioFormat(1000, 2, SampleFormat.S32_LE)  # eight bytes a frame: room for its number
@@ -278,6 +279,7 @@ def test_the_sound_of_an_outage_follows(folder: Path, away_s: int, unsafe: int) 
     assert str(told["spool_begin"]["reason"]).endswith(" refused")
     assert int(str(told["spool_end"]["frames"])) >= away_s * AUDIO.rate_hz
     assert rig.outlet.dropped == 0 and rig.balanced
+    figure(f"sink away for {away_s} s", "0 frames lost, all delivered, in order (virtual time)")
 
 
 def test_tries_follow_each_other_with_growing_pauses(folder: Path) -> None:

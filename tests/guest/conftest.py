@@ -14,6 +14,8 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
+from tests.figures import figure
+
 from . import Guest, Job
 
 RECORDINGS = "/var/lib/capstand/mic"
@@ -178,23 +180,13 @@ class Far:
             less_s.append((len(well.counter) - len(spooled.counter)) / 48000)
         assert max(less_s) < 1.0, less_s
         guest.run(f"rm -r {self.FOLDER}")
-        return f"of {len(ours)} spooled runs at most {max(0, *less_s):.2f} s missing beyond that"
+        worst_s = max(0.0, *less_s)
+        return f"spool: {len(ours)} runs whole, each frame once, {worst_s:.2f} s less at worst"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes capstand off the machine comes last, whatever its file is called."""
     items.sort(key=lambda item: item.name.startswith("test_uninstall"))
-
-
-FIGURES: list[str] = []
-"""What the tests measured, for the end of the run."""
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("measured in the guest")
-        for line in FIGURES:
-            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
@@ -205,7 +197,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         guest.push_source()
         began = time.monotonic()
         guest.run("/root/capstand/scripts/install", timeout_s=400)
-        FIGURES.append(f"boot {guest.boot_s:.0f} s, install {time.monotonic() - began:.0f} s")
+        install_s = time.monotonic() - began
+        figure("(the emulated machine)", f"boot {guest.boot_s:.0f} s, install {install_s:.0f} s")
         machine = Machine(guest)
         player = guest.compile("player", "asound")
         guest.compile("freeze")

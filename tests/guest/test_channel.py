@@ -14,8 +14,9 @@ import pytest
 
 from capstand.agora import token
 from tests.agora import StandIn, build, missing, place
+from tests.figures import figure
 
-from .conftest import FIGURES, Machine
+from .conftest import Machine
 
 pytestmark = pytest.mark.guest
 
@@ -160,9 +161,10 @@ def test_a_card_is_heard_in_the_channel_frame_by_frame(channel: Channel) -> None
     assert seen.names()[-2:] == ["agora_service_release", "agora_media_node_factory_destroy"]
     told = "\n".join(str(one.get("MESSAGE")) for one in machine.journal())
     assert str(first.args["token"])[5:40] not in told
-    FIGURES.append(
-        f"channel: {len(counter)} frames in {len(pushes)} pushes, {missing_frames[0]} missed while "
-        f"it was lost; stop took {stopped.split()[1]} s"
+    figure(
+        "channel",
+        f"{len(counter)} frames in {len(pushes)} pushes, each once; {missing_frames[0]} missed "
+        f"while it was lost; stop took {stopped.split()[1]} s",
     )
 
 
@@ -192,14 +194,14 @@ def test_what_hangs_or_dies_in_the_library_costs_only_its_own_sink(channel: Chan
         )
         channel.wait_joined()
         pids.append(machine.status()["sinks"][0]["figures"]["pid"])
-        FIGURES.append(f"{words}: in the channel again after {time.monotonic() - began:.0f} s")
+        figure(words, f"in the channel again after {time.monotonic() - began:.0f} s")
     assert len(set(pids)) == 3
     assert machine.show("NRestarts", "MainPID") == main
     machine.wait_for_frames(5 * 48000)
     channel.tell("set hang_push_ms 600000")
     machine.wait_for_frames(48000)
     stopped = guest.run("time -p systemctl stop capstand").err
-    FIGURES.append(f"stop with a library that hangs took {stopped.split()[1]} s")
+    figure("stop with a library that hangs", f"{stopped.split()[1]} s")
     assert machine.show("Result")["Result"] == "success"
     books = machine.ledger()[-1]
     assert books["event"] == "stop" and books["balanced"] is True and books["lost_frames"] == 0

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tests.counts import counts
+from tests.figures import figure, spread
 
-from .conftest import CONFIGURATION, FIGURES, Far, Machine, first_frame_at
+from .conftest import CONFIGURATION, Far, Machine, first_frame_at
 
 pytestmark = pytest.mark.guest
 
@@ -65,10 +66,7 @@ def test_a_power_cut_costs_the_last_second(machine: Machine) -> None:
         assert all(one.get("balanced", True) for one in books)
     machine.guest.run("systemctl disable capstand", timeout_s=60)
     spooled = far.comes_back()
-    FIGURES.append(
-        f"power cut {rounds} times: {max(missing_s):.2f} s missing at worst, "
-        f"{sorted(missing_s)[rounds // 2]:.2f} s in the median; {spooled}"
-    )
+    figure("power cut: missing at the end", f"{spread(missing_s)}; {spooled}")
 
 
 def test_a_full_disk_holds_up_nothing_else(machine: Machine) -> None:
@@ -100,9 +98,10 @@ def test_a_full_disk_holds_up_nothing_else(machine: Machine) -> None:
     well, small = books["sinks"]
     assert (well["dropped_frames"], well["delivered_frames"]) == (0, len(whole.counter))
     assert 0 < small["dropped_frames"] < small["delivered_frames"] + small["dropped_frames"]
-    FIGURES.append(
-        f"disk full: 0 of {len(whole.counter)} frames lost or dropped elsewhere, "
-        f"{small['dropped_frames']} there"
+    figure(
+        "disk full, then freed",
+        f"0 of {len(whole.counter)} frames lost or dropped elsewhere, {small['dropped_frames']} "
+        "there",
     )
 
 
@@ -130,7 +129,7 @@ def test_a_clock_that_is_set_moves_nothing(machine: Machine) -> None:
     assert not [one for one in books if one["event"] == "gap"]
     stamps = [one["monotonic_ns"] for one in books]
     assert stamps == sorted(stamps)
-    FIGURES.append(f"clock ±1 h and a slew of 500 ppm: 0 of {len(recorded.counter)} frames lost")
+    figure("wall clock ±1 h, slew of 500 ppm", f"0 of {len(recorded.counter)} frames lost")
 
 
 def test_a_machine_that_slept_goes_on_when_it_wakes(machine: Machine) -> None:
@@ -153,14 +152,10 @@ def test_a_machine_that_slept_goes_on_when_it_wakes(machine: Machine) -> None:
     machine.guest.run("systemctl stop capstand")
     books = machine.ledger()
     recorded = np.concatenate([machine.fetch(name).counter for name in machine.files()])
-    ordered = sorted(back_s)
-    FIGURES.append(
-        f"slept {len(gaps)} times: sound back {ordered[len(gaps) // 2]:.2f} s after the machine "
-        f"(median), {ordered[-1]:.2f} s at most"
-    )
+    figure("suspend: sound back after the machine by", spread(back_s))
 
     assert [one["cause"] for one in gaps] == ["suspended"] * (len(lengths_s) + 1)
-    assert ordered[-1] < 2.0
+    assert max(back_s) < 2.0
     assert machine.show("NRestarts")["NRestarts"] == "0"
     assert [one["event"] for one in books].count("start") == 1
     assert books[-1]["balanced"] is True

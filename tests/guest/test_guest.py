@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import random
 from datetime import datetime
+from statistics import median
 
 import pytest
 
 from tests.counts import counts
+from tests.figures import figure, spread
 
-from .conftest import FIGURES, Far, Machine, first_frame_at
+from .conftest import Far, Machine, first_frame_at
 
 pytestmark = pytest.mark.guest
 
@@ -42,9 +44,7 @@ def test_every_frame_of_a_minute_is_recorded_once_and_in_order(machine: Machine)
     assert sink["delivered_frames"] == books["captured_frames"]
     assert sink["dropped_frames"] == sink["inside_frames"] == 0
     assert float(stopped.split()[1]) < 2.5, stopped
-    FIGURES.append(
-        f"60 s: {len(recorded.counter)} frames, 0 lost; stop took {stopped.split()[1]} s"
-    )
+    figure("60 s", f"{len(recorded.counter)} frames, 0 lost; stop took {stopped.split()[1]} s")
 
 
 def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
@@ -75,8 +75,9 @@ def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
     assert events[-1]["lost_frames"] == recorded.silent > 0
     assert events[-1]["produced_frames"] == len(recorded.counter)
     assert events[-1]["balanced"] is True
-    FIGURES.append(
-        f"{len(reported)} overruns: reported {events[-1]['lost_frames']} = {recorded.silent}"
+    figure(
+        f"{len(reported)} overruns, single and in bursts",
+        f"reported {events[-1]['lost_frames']} = {recorded.silent}",
     )
 
 
@@ -102,9 +103,9 @@ def test_a_machine_that_stood_still_is_counted_to_the_frame(machine: Machine) ->
     assert books["lost_frames"] > 0
     assert books["lost_frames"] + sink["dropped_frames"] == recorded.silent
     assert books["produced_frames"] == len(recorded.counter)
-    FIGURES.append(
-        f"machine held {len(stops_s)} times: reported {books['lost_frames']} "
-        f"+ {sink['dropped_frames']} dropped = {recorded.silent}"
+    figure(
+        f"machine held {len(stops_s)} times",
+        f"reported {books['lost_frames']} + {sink['dropped_frames']} dropped = {recorded.silent}",
     )
 
 
@@ -149,15 +150,11 @@ def test_after_kill_9_sound_is_back_and_the_old_file_is_whole(machine: Machine) 
         back_s.append(datetime.fromisoformat(first_frame_at(new)).timestamp() - killed_s)
     spooled = far.comes_back()
     books = machine.ledger()
-    middle = len(back_s) // 2
-    FIGURES.append(
-        f"kill -9, {len(back_s)} times: back after {sorted(back_s)[middle]:.2f} s (median), "
-        f"{max(back_s):.2f} s at worst; missing in the old file {sorted(missing_s)[middle]:.3f}, "
-        f"{max(missing_s):.3f} s; {spooled}"
-    )
+    figure("kill -9: sound back after", spread(back_s))
+    figure("kill -9: missing at the end", f"{spread(missing_s)}; {spooled}")
     assert [one["event"] for one in books].count("start") == rounds + 1
     assert all(one.get("balanced", True) for one in books)
-    assert sorted(back_s)[middle] < 3.0
+    assert median(back_s) < 3.0
 
 
 def test_the_watchdog_fires_when_the_capture_thread_is_frozen(machine: Machine) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from tests.counts import counts
+from tests.figures import figure, spread
 
 from . import HERE
-from .conftest import FIGURES, PYTHON, Machine
+from .conftest import PYTHON, Machine
 
 pytestmark = pytest.mark.guest
 
@@ -91,14 +92,6 @@ def plugs(module_plugs: Plugs) -> Plugs:
     return module_plugs
 
 
-def told(what: str, back_s: list[float]) -> None:
-    ordered = sorted(back_s)
-    FIGURES.append(
-        f"{what}: {len(ordered)} times, sound back after {ordered[len(ordered) // 2]:.2f} s "
-        f"(median), {ordered[-1]:.2f} s at most"
-    )
-
-
 def test_a_card_that_is_pulled_and_plugged_in_again_sounds_at_once(plugs: Plugs) -> None:
     """Over many cycles with random pauses the process stays the same, sound is in the file within
     two seconds of the node's return to the group audio each time, and neither descriptors nor
@@ -109,7 +102,7 @@ def test_a_card_that_is_pulled_and_plugged_in_again_sounds_at_once(plugs: Plugs)
     plugs.machine.wait_for_frames(48000)
     answer = plugs.plug("replug", cycles, SEED, timeout_s=120 + 15 * cycles)
     restarts = plugs.machine.show("NRestarts")["NRestarts"]
-    told("replugged", answer["back_s"])
+    figure("replugged: sound back after", spread(answer["back_s"]))
 
     (pid, files, memory_kb), (pid_then, files_then, memory_then_kb) = (
         answer["before"],
@@ -122,8 +115,9 @@ def test_a_card_that_is_pulled_and_plugged_in_again_sounds_at_once(plugs: Plugs)
     assert memory_then_kb < memory_kb + 2000
     assert answer["status"]["device"] == "card:Loopback,1 at hw:0,1"
     assert answer["status"]["balanced"] is True
-    FIGURES.append(
-        f"replugged: {files} and {files_then} descriptors, {memory_kb} and {memory_then_kb} kB"
+    figure(
+        "replugged: before and after all",
+        f"{files} and {files_then} descriptors, {memory_kb} and {memory_then_kb} kB",
     )
 
 
@@ -158,7 +152,7 @@ def test_a_pci_card_that_is_taken_out_and_put_back_sounds_at_once(plugs: Plugs) 
     guest.run("systemctl stop capstand")
     guest.human_monitor("device_del card")
     guest.wait_until("! test -e /proc/asound/AudioPCI", timeout_s=20)
-    told("PCI card taken out and put back", back_s[1:])
+    figure("PCI card put back: sound back after", spread(back_s[1:]))
 
     (pid, files, memory_kb), (pid_then, files_then, memory_then_kb) = processes[0], processes[-1]
     assert (pid_then, restarts) == (pid, "0")
@@ -192,7 +186,7 @@ def test_a_boot_without_any_card_waits_and_says_so(plugs: Plugs) -> None:
             f"mv /root/{Path(CARDS_AT_BOOT).name} {CARDS_AT_BOOT}; systemctl disable capstand",
             timeout_s=60,
         )
-    told("first card", answer["back_s"])
+    figure("boot without a card: sound after it came", spread(answer["back_s"]))
 
     assert active == "active"
     assert "waiting for card:Loopback,1 (not plugged in)" in text
@@ -210,7 +204,7 @@ def test_cards_in_another_order_are_never_mistaken(plugs: Plugs) -> None:
     plugs.machine.start()
     pid = plugs.machine.show("MainPID")["MainPID"]
     answer = plugs.plug("renumber", cycles, SEED, timeout_s=120 + 15 * cycles)
-    told("renumbered", answer["back_s"])
+    figure("renumbered: sound back after", f"{spread(answer['back_s'])}; 0 wrong opens")
 
     assert answer["wrong"] == []
     assert answer["waited"] > 0
@@ -235,7 +229,7 @@ def test_a_better_card_is_taken_when_it_comes(plugs: Plugs) -> None:
     after = plugs.machine.status()
     gaps = [one for one in plugs.machine.ledger() if one["event"] == "gap"]
     (switched,) = [one for one in gaps if one["cause"] == "switched"]
-    FIGURES.append(f"a better card taken over: {switched['frames']} frames missing")
+    figure("a better card taken over", f"{switched['frames']} frames missing")
 
     assert before == after["device"] == "card:Loopback,1 at hw:0,1"
     assert gaps.index(switched) < max(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.counts import counts
+from tests.figures import figure
 
-from .conftest import CONFIGURATION, FIGURES, RECORDINGS, Machine
+from .conftest import CONFIGURATION, RECORDINGS, Machine
 
 pytestmark = pytest.mark.guest
 
@@ -76,7 +77,7 @@ def test_reloads_good_and_bad_cost_no_frame(machine: Machine) -> None:
     assert untouched.silent == books["lost_frames"] == 0
     assert len(untouched.counter) == books["captured_frames"]
     assert np.array_equal(np.concatenate(moved), untouched.counter)
-    FIGURES.append(
-        f"{good} reloads and {refusals} that were refused, beside a busy loop: "
-        f"{len(untouched.counter)} frames, 0 lost"
+    figure(
+        f"{good} reloads, {refusals} refused, beside a busy loop",
+        f"0 of {len(untouched.counter)} frames lost",
     )
