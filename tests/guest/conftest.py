@@ -49,6 +49,13 @@ speed = 100
 """
 
 
+# `capstand status --json`, in a tenth of the time: most of what the tests ask is this.
+ASK_STATUS = r"""perl -MIO::Socket::UNIX -e '
+$daemon = IO::Socket::UNIX->new("/run/capstand/control.sock") or die "no capstand answers: $!\n";
+print $daemon "{\"ask\": \"status\"}\n"; print <$daemon>'
+"""
+
+
 @dataclass
 class Recorded:
     """A finished segment: the frame counter in it (0 where it is silent), its name."""
@@ -100,7 +107,7 @@ class Machine:
         self.player = self.guest.spawn("exec /root/player hw:Loopback,0,0 48000 4")
 
     def status(self) -> dict[str, Any]:
-        answer = json.loads(self.guest.run("capstand status --json", timeout_s=60).out)
+        answer = json.loads(self.guest.run(ASK_STATUS, timeout_s=60).out)
         stream: dict[str, Any] = answer["streams"][0]
         return stream
 

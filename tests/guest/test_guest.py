@@ -58,7 +58,7 @@ def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
     script = "".join(
         f"kill -STOP $p; sleep {chance.uniform(0.05, 0.6):.3f}; kill -CONT $p; "
         f"sleep {chance.uniform(*chance.choice(pauses_s)):.3f}; "
-        for _ in range(counts(50, 250))
+        for _ in range(counts(30, 250))
     )
     machine.guest.run(f"p=$(systemctl show capstand -p MainPID --value); {script}", timeout_s=720)
     machine.wait_for_frames(48000)
@@ -69,7 +69,7 @@ def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
     events = machine.ledger()
     reported = [(one["first_frame"], one["frames"]) for one in events if one["event"] == "gap"]
     recorded.origin()
-    assert len(reported) >= counts(40, 200), "most of these stops are longer than the buffer"
+    assert len(reported) >= counts(22, 200), "most of these stops are longer than the buffer"
     assert all(one["exact"] for one in events if one["event"] == "gap")
     assert joined(reported) == recorded.gaps()
     assert events[-1]["lost_frames"] == recorded.silent > 0
