@@ -46,9 +46,9 @@ def sound_after(captured_frames: int, card: str = "Loopback") -> float:
     beyond those: what can have come meanwhile is new sound.
     """
     number = Path(f"/proc/asound/{card}").readlink().name.removeprefix("card")
-    audio = grp.getgrnam("audio").gr_gid
-    for node in (f"pcmC{number}D1c", f"controlC{number}"):
-        while Path(f"/dev/snd/{node}").stat().st_gid != audio:
+    device = 1 if card.startswith("Loopback") else 0
+    for node in (f"pcmC{number}D{device}c", f"controlC{number}"):
+        while not _is_for_audio(Path(f"/dev/snd/{node}")):
             time.sleep(0.005)
     began = time.monotonic()
     while delivered() < captured_frames + SOUND_FRAMES:
@@ -56,6 +56,13 @@ def sound_after(captured_frames: int, card: str = "Loopback") -> float:
             raise SystemExit(f"no sound within {PATIENCE_S:g} s: {status()}")
         time.sleep(0.02)
     return round(time.monotonic() - began, 3)
+
+
+def _is_for_audio(node: Path) -> bool:
+    try:
+        return node.stat().st_gid == grp.getgrnam("audio").gr_gid
+    except FileNotFoundError:
+        return False
 
 
 def process() -> tuple[int, int, int]:

@@ -116,7 +116,7 @@ def frames_file(folder: str = "/var/lib/capstand/mic") -> str:
 
 
 RIVAL = (
-    f"systemd-run -q --unit=rival bash -c 'exec {ARECORD} >/dev/null'; "
+    f"systemd-run -q --collect --unit=rival bash -c 'exec {ARECORD} >/dev/null'; "
     "until grep -q owner /proc/asound/Loopback/pcm1c/sub0/status; do sleep 0.05; done"
 )
 
