@@ -116,7 +116,7 @@ def test_any_configuration_is_right_or_refused_line_by_line() -> None:
                 assert line.isprintable(), line
                 assert len(line) < 2000, line
     assert right > 50 and refused > 1000
-    figure("fuzzed configurations", f"{refused} refused with 78, {right} right, no traceback")
+    figure("fuzzed configurations", f"{refused} refused line by line, {right} right")
 
 
 @pytest.mark.usefixtures("no_hang")
