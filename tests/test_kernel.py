@@ -318,6 +318,24 @@ def test_a_late_stamp_right_before_a_stop_hides_no_turn() -> None:
     assert card.misplaced == []
 
 
+def test_a_stop_in_the_midst_of_a_doubt_hides_no_turn() -> None:
+    """The look that would settle a doubt settles nothing when the machine stood still right before
+    it: its pointer is of before that second stop."""
+    card = Card()
+    card.look()
+    card.hold(250)
+    assert card.look() == 0 and card.turns.doubtful
+    card.now_ns += 10_000_000
+    card.drive()
+    card.stamp_ns = card.now_ns
+    card.hold(210)
+    card.see()
+    found = [card.look() for _ in range(100)]
+    assert sum(found) == 2 * BUFFER
+    assert card.misplaced == [] and card.unknown == 0
+    assert card.hw_ptr + card.lost == card.made
+
+
 LEFTOVER = (  # stamp, pointer, clock, as recorded when an emulated machine was held for 600 ms
     (551_264316000, 3_797_952, 551_264697000),
     (551_264316000, 3_797_952, 551_264938000),

@@ -53,8 +53,9 @@ class Turns:
     of whole buffers they are even equal in every number, while what lies unread is new in the one
     case and old in the other. A leftover is seen at most once, though: a pointer that then moves
     again is up to date. So two looks at a moving pointer in a row have to find the same number of
-    turns, and until then what lies unread is of unknown age and must be left behind. What follows
-    it was written after the stop in either case, and that makes the count exact.
+    turns, the second of them soon after the first, and until then what lies unread is of unknown
+    age and must be left behind. What follows it was written after the stop in either case, and that
+    makes the count exact.
 
     A doubt that finds no whole turns while the pointer goes on for ``PATIENCE_S`` was a device
     that stood still too, and how much is missing only the clock can estimate: ``UNKNOWN``.
@@ -91,7 +92,8 @@ class Turns:
             self._refer(stamp_ns, hw_ptr)
             return 0
         moved = (hw_ptr - self._hw_ptr) % self._boundary
-        if away > self._suspicious and not self.doubtful:
+        long_away = away > self._suspicious
+        if long_away and not self.doubtful:
             behind = (now_ns - self._stamp_ns) * self._frames_per_ns - moved
             if behind > self._suspicious:
                 self.doubtful, self._turns, self._odd_ptr = True, -1, -1
@@ -106,7 +108,7 @@ class Turns:
         before, self._turns = self._turns, max(0, round(lag / self._buffer))
         if abs(lag - self._turns * self._buffer) > self._tolerance:
             self._turns = -1
-        if self._turns == before != -1:
+        if self._turns == before != -1 and not long_away:
             self._refer(stamp_ns, hw_ptr)
             return before * self._buffer
         if self._turns == -1 and self._out_of_patience(hw_ptr):
