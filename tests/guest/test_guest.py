@@ -180,34 +180,6 @@ def test_the_watchdog_fires_when_the_capture_thread_is_frozen(machine: Machine) 
     )  # not at once: what a slow host lost meanwhile is told for ten seconds
 
 
-def test_an_unplugged_card_is_taken_up_again(machine: Machine) -> None:
-    """While the card is away the service stays up and says what it waits for; when it is back
-    sound goes on and the gap is in the books as estimated."""
-    machine.configure()
-    machine.start()
-    machine.wait_for_frames(48000)
-    driver = "/sys/bus/platform/drivers/snd_aloop"
-    assert machine.player is not None
-    machine.player.stop()
-    machine.guest.run(f"echo snd_aloop.0 > {driver}/unbind")
-    machine.guest.wait_until(
-        "systemctl show capstand -p StatusText --value | grep -q 'plugged in'", timeout_s=20
-    )
-    active = machine.guest.run("systemctl is-active capstand").out.strip()
-    machine.guest.run(f"echo snd_aloop.0 > {driver}/bind")
-    machine.player = machine.guest.spawn("exec /root/player hw:Loopback,0,0 48000 4")
-    status = machine.wait_for_frames(2 * 48000)
-
-    assert active == "active"
-    assert status["lost_exact"] is False and status["lost_estimated_frames"] > 0
-    assert status["produced_frames"] == status["captured_frames"] + status["lost_frames"]
-    gaps = [one for one in machine.ledger() if one["event"] == "gap"]
-    assert [one["exact"] for one in gaps if one["cause"] == "reopened"] == [False]
-    restarts = machine.show("NRestarts")["NRestarts"]
-    machine.guest.run("systemctl stop capstand")
-    assert restarts == "0"
-
-
 def test_a_wrong_configuration_is_refused_once_with_every_fault(machine: Machine) -> None:
     """A wrong file ends the daemon with status 78, systemd does not try again, and the journal has
     every fault with its line."""
