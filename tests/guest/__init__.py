@@ -210,6 +210,20 @@ class Guest:
         time.sleep(seconds)
         self._qemu.send_signal(signal.SIGCONT)
 
+    def insert_card(self) -> None:
+        """A PCI sound card, AudioPCI, is put into its slot."""
+        deadline = time.monotonic() + 20
+        # Refused while the machine has not quite let go of the card that was there before.
+        while said := self.human_monitor("device_add ES1370,id=card,audiodev=quiet"):
+            if time.monotonic() > deadline:
+                raise self.error(f"the card cannot be inserted: {said}")
+            time.sleep(0.1)
+
+    def remove_card(self) -> None:
+        """It is taken out again, whoever uses it."""
+        self.human_monitor("device_del card")
+        self.wait_until("! test -e /proc/asound/AudioPCI", timeout_s=20)
+
     def suspend(self, seconds: float) -> float:
         """The machine suspends to idle, and a key wakes it; the time when it was awake."""
         with self._without_share():

@@ -69,7 +69,7 @@ class Desktop:
             f"setpriv --reuid desk --regid desk --init-groups env HOME={self.HOME} USER=desk "
             f"XDG_RUNTIME_DIR={self.RUNTIME} DBUS_SESSION_BUS_ADDRESS={address}"
         )
-        guest.human_monitor("device_add ES1370,id=card,audiodev=quiet")
+        guest.insert_card()
         guest.wait_until("test -e /proc/asound/AudioPCI", timeout_s=20)
         bus = self.spawn(f"dbus-daemon --session --address={address} --nofork --nopidfile")
         guest.wait_until(f"test -S {self.RUNTIME}/bus", timeout_s=20)
@@ -89,7 +89,7 @@ class Desktop:
     def close(self) -> None:
         for job in self.jobs:
             job.stop()
-        self.guest.human_monitor("device_del card")
+        self.guest.remove_card()
 
 
 @pytest.fixture

@@ -125,8 +125,7 @@ def test_a_pci_card_that_is_taken_out_and_put_back_sounds_at_once(plugs: Plugs) 
     """The same with a PCI sound card, which vanishes with its driver while it captures."""
     cycles = counts(2, 50)
     guest, machine = plugs.guest, plugs.machine
-    insert = "device_add ES1370,id=card,audiodev=quiet"
-    guest.human_monitor(insert)
+    guest.insert_card()
     plugs.configure("card:AudioPCI")
     machine.start()
     machine.wait_for_frames(48000)
@@ -134,15 +133,14 @@ def test_a_pci_card_that_is_taken_out_and_put_back_sounds_at_once(plugs: Plugs) 
     back_s = []
     processes = []
     for _ in range(cycles + 1):
-        guest.human_monitor("device_del card")
-        guest.wait_until("! test -e /proc/asound/AudioPCI", timeout_s=20)
+        guest.remove_card()
         guest.wait_until(
             "systemctl show capstand -p StatusText --value | grep -q 'not plugged in'", timeout_s=20
         )
         time.sleep(chance.uniform(0, 2))
         watcher = guest.spawn(f"{PYTHON} /root/plug.py arrival AudioPCI")
         time.sleep(3)  # it is slow to start
-        guest.human_monitor(insert)
+        guest.insert_card()
         result = watcher.wait(90)
         assert result.rc == 0, result.err
         answer = json.loads(result.out)
@@ -150,8 +148,7 @@ def test_a_pci_card_that_is_taken_out_and_put_back_sounds_at_once(plugs: Plugs) 
         processes.append(answer["process"])
     restarts = machine.show("NRestarts")["NRestarts"]
     guest.run("systemctl stop capstand")
-    guest.human_monitor("device_del card")
-    guest.wait_until("! test -e /proc/asound/AudioPCI", timeout_s=20)
+    guest.remove_card()
     figure("PCI card put back: sound back after", spread(back_s[1:]))
 
     (pid, files, memory_kb), (pid_then, files_then, memory_then_kb) = processes[0], processes[-1]
