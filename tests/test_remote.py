@@ -43,8 +43,8 @@ class Place(NamedTuple):
         plan = Plan("tests.peer:Peer", (self.file.with_suffix(f".{name}"), acts or {}, SECRET))
         return self.of(plan, name)
 
-    def of(self, plan: Plan, name: str = "far", priority: int = 0) -> RemoteSink:
-        one = RemoteSink("mic", name, plan, Clock(48000, FRAMES), priority=priority)
+    def of(self, plan: Plan, name: str = "far") -> RemoteSink:
+        one = RemoteSink("mic", name, plan, Clock(48000, FRAMES))
         self.made.append(one)
         return one
 
@@ -279,25 +279,6 @@ def test_the_process_is_told_nothing_it_need_not_know(
     assert not any(name.encode() in shown for name in remote.NOT_TOLD)
     assert (process / "comm").read_text() == "sink:far\n"
     assert b"capstand.worker" in shown and b"mic\0far" in shown
-
-
-@pytest.mark.parametrize("priority", [0, 1])
-def test_its_thread_is_real_time_once_it_is_open(place: Place, priority: int) -> None:
-    """The thread that answers has the priority it was made with, by turns with its equals; what it
-    starts does not inherit it."""
-    before = os.sched_getscheduler(0)
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        os.sched_setscheduler(0, before, os.sched_param(0))
-    except OSError:
-        pytest.skip("real-time priority is not allowed here")
-    sink = place.of(Plan("tests.peer:Peer", (place.file, {}, "")), priority=priority)
-    sink.open()
-    pid = pid_of(sink)
-    assert pid is not None
-    wanted = os.SCHED_RR | os.SCHED_RESET_ON_FORK if priority else os.SCHED_OTHER
-    assert os.sched_getscheduler(pid) == wanted
-    assert os.sched_getparam(pid).sched_priority == priority
 
 
 def test_only_the_daemon_ends_it(place: Place) -> None:

@@ -68,9 +68,8 @@ def prepare_thread(name: str, priority: int) -> str | None:
     return be_real_time(name, priority)
 
 
-def be_real_time(name: str, priority: int, policy: int = os.SCHED_FIFO) -> str | None:
-    """Gives the calling thread SCHED_FIFO, or SCHED_RR, which shares the processor with its equals;
-    nothing that it starts inherits it.
+def be_real_time(name: str, priority: int) -> str | None:
+    """Gives the calling thread SCHED_FIFO, which nothing that it starts inherits.
 
     Every thread of ours that takes Python's lock often has it: an ordinary one that holds the lock
     while a busy machine does not let it run keeps the capture thread waiting, however high that is.
@@ -79,7 +78,8 @@ def be_real_time(name: str, priority: int, policy: int = os.SCHED_FIFO) -> str |
     if priority == 0:
         return None
     try:
-        os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+        policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(priority))
     except OSError as error:
         return (
             f"thread {name} has no real-time priority {priority}: {error.strerror}; a busy "

@@ -284,12 +284,12 @@ def _patience_ms(config: StreamConfig) -> int:
 def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock: Clock) -> Outlet:
     audio = capture.audio
     queue_frames = sink.queue_ms * audio.rate_hz // 1000
-    lowest = realtime.below(capture.priority, capture.priority)
     if isinstance(sink, FileSink):
         gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
         recording = Recording(stream, sink, audio)
-        kept = _spooled(stream, recording, sink, audio, queue_frames, lowest)
-        return Outlet(sink.name, kept, queue_frames, gather_frames, priority=lowest)
+        priority = realtime.below(capture.priority, capture.priority)
+        kept = _spooled(stream, recording, sink, audio, queue_frames, priority)
+        return Outlet(sink.name, kept, queue_frames, gather_frames, priority=priority)
     from capstand.sinks.remote import RemoteSink
     from capstand.sinks.wire import Plan
 
@@ -297,7 +297,7 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock:
     gather_frames = LIVE_GATHER_MS * audio.rate_hz // 1000 if short else 0
     folder = state / "agora" / stream / sink.name
     plan = Plan("capstand.sinks.agora:AgoraChannel", (sink, audio, folder))
-    remote = RemoteSink(stream, sink.name, plan, clock, priority=lowest)
+    remote = RemoteSink(stream, sink.name, plan, clock)
     priority = realtime.below(capture.priority, 20)
     return Outlet(sink.name, remote, queue_frames, gather_frames, live=True, priority=priority)
 

@@ -1,4 +1,4 @@
-"""The process of one sink: ``python -m capstand.worker DESCRIPTOR STREAM SINK PRIORITY``.
+"""The process of one sink: ``python -m capstand.worker DESCRIPTOR STREAM SINK``.
 
 The other end of the socket is a RemoteSink (``sinks/remote.py``) in the daemon, which says what
 sink to make, opens it, and sends blocks; each question is answered before the next is read. What
@@ -10,11 +10,7 @@ nobody is left to ask, and a thread of its own ends the process at once, whateve
 
 It is the first to go when memory is short: native code is more likely to leak than the daemon.
 
-Threads: main, which is the sink's, and real-time once that is open, as the thread in the daemon is
-that waits for its answers (on a loaded machine they came within 5 ms in 99 of 100 cases before, and
-within 1 ms so); not before, because loading a library computes for longer than LimitRTTIME allows,
-and by turns with its equals, because a sink may be busy for ever. "parent", which waits for the
-daemon's end.
+Threads: main, which is the sink's; "parent", which waits for the daemon's end.
 """
 
 import contextlib
@@ -43,10 +39,9 @@ TELL_S = 0.2
 class Worker:
     """Makes a sink and does with it what comes over ``channel``."""
 
-    def __init__(self, channel: socket.socket, repeats: logs.Repeats, priority: int) -> None:
+    def __init__(self, channel: socket.socket, repeats: logs.Repeats) -> None:
         self._channel = channel
         self._repeats = repeats
-        self._priority = priority
         self._pace = CarriedPace()
         self._sink: Sink | None = None
         self._told_s = 0.0
@@ -82,7 +77,6 @@ class Worker:
             case Question.OPEN:
                 sink.open()
                 realtime.freeze_heap()
-                realtime.be_real_time("main", self._priority, os.SCHED_RR)
             case Question.FLUSH:
                 self._repeats.tell()
                 sink.flush()
@@ -116,7 +110,7 @@ class _Named(logging.Filter):
 
 
 def main() -> None:
-    descriptor, stream, name, priority = sys.argv[1:]
+    descriptor, stream, name = sys.argv[1:]
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -130,7 +124,7 @@ def main() -> None:
     channel.set_inheritable(False)
     threading.Thread(target=_end_with_parent, args=(channel,), name="parent", daemon=True).start()
     with contextlib.suppress(EOFError, ConnectionError):
-        Worker(channel, repeats, int(priority)).serve()
+        Worker(channel, repeats).serve()
     repeats.tell(all_now=True)
 
 

@@ -148,8 +148,7 @@ def _beside(kind: str, stream: Stream) -> Iterator[tuple[str, Sink]]:
     """Sinks that the measured one is to know nothing of."""
 
     def far(name: str) -> RemoteSink:
-        plan = Plan(f"tests.bench.inside:{name}")
-        return RemoteSink("mic", name.lower(), plan, stream.clock, priority=LOWEST)
+        return RemoteSink("mic", name.lower(), Plan(f"tests.bench.inside:{name}"), stream.clock)
 
     if kind == "busy":
         yield "busy", far("Busy")

@@ -39,18 +39,14 @@ NOT_TOLD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 class RemoteSink(Sink):
-    """The sink that ``plan`` makes, for sink ``name`` of ``stream``, in a process of its own, which
-    has real-time ``priority`` once the sink is open.
-    """
+    """The sink that ``plan`` makes, for sink ``name`` of ``stream``, in a process of its own."""
 
     detail = "not started yet"
     concern: str | None = None
 
-    def __init__(
-        self, stream: str, name: str, plan: Plan, pace: Pace, *, priority: int = 0
-    ) -> None:
+    def __init__(self, stream: str, name: str, plan: Plan, pace: Pace) -> None:
         self.inserted_frames = 0
-        self._arguments = stream, name, str(priority)
+        self._names = stream, name
         self._plan = plan
         self._pace = pace
         self._process: subprocess.Popen[bytes] | None = None
@@ -103,7 +99,7 @@ class RemoteSink(Sink):
             self._channel, its = socket.socketpair()
             with its:
                 self._process = subprocess.Popen(
-                    [*command, str(its.fileno()), *self._arguments],
+                    [*command, str(its.fileno()), *self._names],
                     env=kept | {"PYTHONPATH": path},
                     stdin=subprocess.DEVNULL,
                     pass_fds=[its.fileno()],
