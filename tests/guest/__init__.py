@@ -218,6 +218,11 @@ class Guest:
             if time.monotonic() > deadline:
                 raise self.error(f"the card cannot be inserted: {said}")
             time.sleep(0.1)
+        # One insertion in some forty does not reach the kernel by itself.
+        self.run(
+            "for n in {1..25}; do test -e /proc/asound/AudioPCI && exit; sleep 0.2; done; "
+            "echo 1 > /sys/bus/pci/rescan"
+        )
 
     def remove_card(self) -> None:
         """It is taken out again, whoever uses it."""
