@@ -35,8 +35,8 @@ def spread(values: Sequence[float]) -> str:
 
 
 def table() -> list[str]:
-    """All lines so far, aligned, sorted by fault."""
+    """All lines so far, each once, aligned, sorted by fault."""
     lines = Path(os.environ[PLACE]).read_text().splitlines()
-    rows = sorted((json.loads(line) for line in lines), key=lambda row: row[0])
+    rows = sorted(json.loads(line) for line in dict.fromkeys(lines))
     width = max((len(fault) for fault, _ in rows), default=0)
     return [f"{fault.ljust(width)}  {measured}" for fault, measured in rows]
