@@ -10,7 +10,7 @@ from statistics import median
 
 import pytest
 
-from tests.counts import counts
+from tests.counts import FULL, counts
 from tests.figures import figure, spread
 
 from .conftest import Far, Machine, first_frame_at
@@ -124,9 +124,10 @@ def joined(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def test_after_kill_9_sound_is_back_and_the_old_file_is_whole(machine: Machine) -> None:
     """After kill -9 systemd starts it again, sound is back in under 3 s (the median, for
     the speed of an emulated machine changes with its host's), the file of the time before is
-    readable up to its last second, and so is what waited in the spool."""
-    far = Far(machine)
-    machine.configure(text=far.configuration())
+    readable up to its last second, and so is what waited in the spool (in the full size; that of
+    power cuts has it always)."""
+    far = Far(machine) if FULL else None  # an emulated machine takes a second longer with it
+    machine.configure(text=far.configuration() if far else None)
     machine.start()
     machine.wait_for_frames(8 * 48000)
     chance = random.Random(SEED)
@@ -149,7 +150,8 @@ def test_after_kill_9_sound_is_back_and_the_old_file_is_whole(machine: Machine) 
         recorded.origin()
         assert missing_s[-1] < 1.0
         back_s.append(datetime.fromisoformat(first_frame_at(new)).timestamp() - killed_s)
-    spooled = far.comes_back()
+    spooled = far.comes_back() if far else "without a spool"
+    machine.guest.run("systemctl stop capstand")
     books = machine.ledger()
     figure("kill -9: sound back after", spread(back_s))
     figure("kill -9: missing at the end", f"{spread(missing_s)}; {spooled}")
