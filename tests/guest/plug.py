@@ -28,6 +28,7 @@ PATIENCE_S = 30.0
 DRIVERS = Path("/sys/bus/platform/drivers")
 
 
+WATCHING = Path("/run/plug-watches")
 CONTROL = Path("/run/capstand/control.sock")
 
 
@@ -117,7 +118,7 @@ def replug(cycles: int, chance: random.Random) -> dict[str, Any]:
 
 def arrival(card: str) -> dict[str, Any]:
     captured = status()["captured_frames"]
-    print("waiting", file=sys.stderr, flush=True)
+    WATCHING.touch()
     while not Path(f"/proc/asound/{card}").exists():
         time.sleep(0.01)
     return {"back_s": [sound_after(captured, card)], "process": process(), "status": status()}

@@ -138,8 +138,9 @@ def test_a_pci_card_that_is_taken_out_and_put_back_sounds_at_once(plugs: Plugs) 
             "systemctl show capstand -p StatusText --value | grep -q 'not plugged in'", timeout_s=20
         )
         time.sleep(chance.uniform(0, 2))
+        guest.run("rm -f /run/plug-watches")
         watcher = guest.spawn(f"{PYTHON} /root/plug.py arrival AudioPCI")
-        time.sleep(3)  # it is slow to start
+        guest.wait_until("test -e /run/plug-watches", timeout_s=30)
         guest.insert_card()
         result = watcher.wait(90)
         assert result.rc == 0, result.err
