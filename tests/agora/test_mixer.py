@@ -65,12 +65,31 @@ def test_a_lane_begins_with_two_frames() -> None:
     mixer = Mixer(1, heard.send)
     for put, waiting, sent in [
         ([frame(1)], 1, 0),
-        ([], 1, 0),
         ([frame(2)], 1, 1),
         ([], 0, 2),
         ([frame(3)], 0, 3),  # it still sounds: one frame a turn is enough
         ([], 0, 3),
         ([frame(4)], 1, 3),  # it ran dry
+        ([frame(5)], 1, 4),
+    ]:
+        mixer.put(0, put)
+        mixer.step()
+        assert (mixer.waiting(0), len(heard.frames)) == (waiting, sent)
+    assert heard.values == [1, 2, 3, 4]
+
+
+def test_a_last_frame_is_not_left_behind() -> None:
+    """One frame alone waits a single turn: what came late, with nothing after it, is heard too."""
+    heard = Heard()
+    mixer = Mixer(1, heard.send)
+    for put, waiting, sent in [
+        ([frame(1), frame(2)], 1, 1),
+        ([], 0, 2),
+        ([], 0, 2),
+        ([frame(3)], 1, 2),
+        ([], 0, 3),
+        ([], 0, 3),
+        ([frame(4)], 1, 3),  # and begins anew the next time
         ([frame(5)], 1, 4),
     ]:
         mixer.put(0, put)

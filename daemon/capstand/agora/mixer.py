@@ -1,8 +1,8 @@
 """Several sources into one track: every 10 ms one frame of each, added.
 
-Each source has a lane; one that has nothing is silent, and begins again when it holds two frames,
-so that pushes which come a little late leave no holes. Times are CLOCK_MONOTONIC on an absolute
-schedule. Sums beyond full scale are held there.
+Each source has a lane; one that has nothing is silent, and begins again when it holds two frames
+or has held one for a turn, so that pushes which come a little late leave no holes. Times are
+CLOCK_MONOTONIC on an absolute schedule. Sums beyond full scale are held there.
 
 Threads: each lane is filled by one pushing thread and emptied by the mixer's own.
 """
@@ -31,7 +31,7 @@ class Mixer:
     def __init__(self, lanes: int, send: Callable[[Frame], None]) -> None:
         self.dropped = 0
         self._lanes: list[deque[Frame]] = [deque() for _ in range(lanes)]
-        self._sounding = [False] * lanes
+        self._holding = [True] * lanes
         self._send = send
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.run, name="agora mix", daemon=True)
@@ -63,11 +63,13 @@ class Mixer:
         """One turn: mixes what there is; where no lane has anything, nothing is sent."""
         taken = []
         for number, lane in enumerate(self._lanes):
-            if len(lane) >= (1 if self._sounding[number] else BEGIN_FRAMES):
-                self._sounding[number] = True
-                taken.append(lane.popleft())
+            if not lane:
+                self._holding[number] = True
+            elif self._holding[number] and len(lane) < BEGIN_FRAMES:
+                self._holding[number] = False  # for this turn only: no second frame may come
             else:
-                self._sounding[number] = False
+                self._holding[number] = False
+                taken.append(lane.popleft())
         if not taken:
             return
         try:
