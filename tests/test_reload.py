@@ -53,6 +53,7 @@ from capstand.reload import Reload
 from capstand.reporter import Reporter
 from capstand.service import Service
 from capstand.sinks.outlet import Outlet
+from capstand.sinks.segment import Segment
 from capstand.sinks.sink import Event
 from capstand.stream import PATIENCE_MS
 from capstand.stream import Stream as RunningStream
@@ -715,7 +716,7 @@ def test_a_sink_that_cannot_open_harms_no_other(
 
 
 def test_the_end_of_the_process_does_not_wait_for_a_reload(
-    run: Callable[[str], Running], tmp_path: Path
+    run: Callable[[str], Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop in the middle of a reload closes what was about to end and what goes on, and starts
     nothing any more."""
@@ -727,8 +728,17 @@ def test_the_end_of_the_process_does_not_wait_for_a_reload(
         stream_text("mic", sink_text("disk", tmp_path / "b"))
         + stream_text("hall", sink_text("disk", tmp_path / "hall"))
     )
+    ending, told_to_stop = running["room"], threading.Event()
+    drain = ending.drain
+
+    def slowly(deadline: float) -> list[str]:
+        told_to_stop.wait(PATIENCE_S)
+        return drain(deadline)
+
+    monkeypatch.setattr(ending, "drain", slowly)
     running.reload.ask()
     running.reload.look()
+    told_to_stop.set()
     running.end()
     assert not (tmp_path / "hall").exists()
     assert [one["balanced"] for one in running.events("room", "stop")] == [True]
@@ -761,6 +771,40 @@ def test_at_the_end_all_that_hang_are_let_go_of_together(
     stream.drain(time.monotonic() + PATIENCE_S)
     assert stream.close(time.monotonic()) == ["sink x", "sink y", "sink z"]
     assert [one.abandoned for one in stream.outlets] == [0, 0, 0]
+
+
+def test_at_the_end_a_slow_disk_is_waited_for_longer_than_a_channel(
+    run: Callable[[str], Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a channel beside it hangs, and is let go of, a disk that takes seconds to write goes on
+    to the last frame, though the time of the stop is over."""
+    sinks = [sink_text(one, tmp_path / one) for one in ("x", "y")]
+    running = run(stream_text("mic", *sinks))
+    stream = running["mic"]
+    let_go = threading.Event()
+
+    class Channel(Hanging):
+        def abandon(self) -> None:
+            let_go.set()
+            self.enough.set()
+
+    def slowly(segment: Segment) -> None:
+        assert let_go.wait(PATIENCE_S)
+        finish(segment)
+
+    channel = Channel()
+    stream.outlets[0].sink = channel
+    running.hear("mic")
+    finish = Segment.finish
+    monkeypatch.setattr(Segment, "finish", slowly)
+    running.until(channel.held.is_set)
+    stream.drain(time.monotonic() + PATIENCE_S)
+    assert stream.close(time.monotonic()) == ["sink x"]
+    taken = stream.stats(time.monotonic_ns())
+    assert taken.balanced
+    assert [one.dropped_frames for one in taken.sinks] == [0, 0]
+    numbers = recorded(tmp_path / "y")
+    assert whole(numbers) and len(numbers) == taken.captured_frames
 
 
 def in_use() -> tuple[int, int]:

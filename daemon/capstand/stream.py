@@ -15,7 +15,7 @@ Thread: main; but ``start_meter`` is called by one that loads the meter and ends
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +40,8 @@ from capstand.sinks.sink import Sink
 from capstand.stats import StreamStats, span
 
 JOIN_S = 1.0
+DISK_S = 6.0
+"""A memory card may take seconds to write; what is not on it by then is lost and booked."""
 GATHER_MS = 200
 PATIENCE_MS = 200
 CAPTURE_PATIENCE_MS = 50
@@ -154,8 +156,14 @@ class Stream:
         return hung
 
     def close(self, deadline: float) -> list[str]:
-        """Waits for the sinks to take what they have and to close; names those that hung."""
-        hung = [one for one in self.outlets if not self._join(f"sink:{one.name}", deadline)]
+        """Waits for the sinks to take what they have and to close, for a disk ``DISK_S`` longer;
+        names those that hung."""
+        disks = [one for one in self.outlets if one.sink.on_disk]
+        others = [one for one in self.outlets if one not in disks]
+        return self._see_off(others, deadline) + self._see_off(disks, deadline + DISK_S)
+
+    def _see_off(self, outlets: Sequence[Outlet], deadline: float) -> list[str]:
+        hung = [one for one in outlets if not self._join(f"sink:{one.name}", deadline)]
         for outlet in hung:
             outlet.sink.abandon()
         for outlet in hung:  # one time for all: systemd kills the daemon after TimeoutStopSec

@@ -42,6 +42,7 @@ class Recording(Sink):
     """Writes one stream's blocks into segments as ``setup`` says."""
 
     detail = "no segment yet"
+    on_disk = True
 
     def __init__(
         self,

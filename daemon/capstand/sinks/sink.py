@@ -39,6 +39,8 @@ class Sink(Protocol):
 
     inserted_frames: int = 0
     """Silence put in place of missing sound, in frames of the stream. Any thread."""
+    on_disk: bool = False
+    """What it takes is kept on a disk: at the end it is waited for longer than a channel."""
 
     @property
     def concern(self) -> str | None:

@@ -48,6 +48,8 @@ class Spooled(Sink):
     """``sink`` with a ``spool`` of sound at ``rate_hz``; the window holds ``window_frames``;
     ``priority`` is that of the forwarder's thread."""
 
+    on_disk = True
+
     def __init__(
         self,
         name: str,
