@@ -5,8 +5,8 @@ memory: it counts, and the main thread tells. A device that fails is closed and 
 ever; the frames that it would have produced meanwhile are a gap, measured by the clock, so the
 frame index and the timeline go on.
 
-Only frames that arrive prove life. A device that is open and brings none for ``STALL_S`` (or three
-of its periods, if they are long) is healed by the mildest step that helps: its stream is stopped
+Only frames that arrive prove life. A device that is open and brings none for ``STALL_S`` (or two
+and a half periods, if they are long) is healed by the mildest step that helps: its stream is stopped
 and started; then it is closed and opened; then a person is told what to do, while it is opened
 again and again. It is asked several times first, because a process that was itself stopped must not
 take its own absence for the card's. An I/O error gets the first step too.
@@ -32,7 +32,7 @@ from capstand.ring import Ring
 from capstand.stats import Cause, Tally
 
 STALL_S = 2.0
-STALL_PERIODS = 3
+STALL_PERIODS = 2.5
 STALL_READS = 5
 POLL_MS = 200
 HASTY_NS = 1_000_000
@@ -136,7 +136,7 @@ class Capturer:
         self.pause_s = 0.0
         self._empty = self._failures = 0
         period_ns = grant.period_frames * NS_PER_S // grant.format.rate_hz
-        self.patience_ns = max(round(STALL_S * NS_PER_S), STALL_PERIODS * period_ns)
+        self.patience_ns = round(max(STALL_S * NS_PER_S, STALL_PERIODS * period_ns))
         self.grant = self.last_grant = grant
 
     def fail(self, error: DeviceError) -> float:
