@@ -74,6 +74,13 @@ class Recorded:
         starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
         return [(int(a), int(b - a)) for a, b in zip(starts, ends, strict=True)]
 
+    def shifts(self) -> list[tuple[int, int]]:
+        """(place, change) where counter minus place is not what it was before."""
+        place = np.flatnonzero(self.counter)
+        origins = self.counter[place] - place
+        at = np.flatnonzero(np.diff(origins)) + 1
+        return [(int(place[one]), int(origins[one] - origins[one - 1])) for one in at]
+
     def origin(self) -> int:
         """Counter minus place, which must be the same for every frame that sounds."""
         place = np.flatnonzero(self.counter)

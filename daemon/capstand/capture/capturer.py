@@ -6,10 +6,10 @@ ever; the frames that it would have produced meanwhile are a gap, measured by th
 frame index and the timeline go on.
 
 Only frames that arrive prove life. A device that is open and brings none for ``STALL_S`` (or two
-and a half periods, if they are long) is healed by the mildest step that helps: its stream is stopped
-and started; then it is closed and opened; then a person is told what to do, while it is opened
-again and again. It is asked several times first, because a process that was itself stopped must not
-take its own absence for the card's. An I/O error gets the first step too.
+and a half periods, if they are long) is healed by the mildest step that helps: its stream is
+stopped and started; then it is closed and opened; then a person is told what to do, while it is
+opened again and again. It is asked several times first, because a process that was itself stopped
+must not take its own absence for the card's. An I/O error gets the first step too.
 
 Others may ask for the device (``release``): it is closed between two blocks and left closed until
 all who asked have given it back (``resume``). That is a declared wait, and a gap like any other.
