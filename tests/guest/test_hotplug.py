@@ -123,7 +123,7 @@ def test_a_card_that_is_pulled_and_plugged_in_again_sounds_at_once(plugs: Plugs)
 
 def test_a_pci_card_that_is_taken_out_and_put_back_sounds_at_once(plugs: Plugs) -> None:
     """The same with a PCI sound card, which vanishes with its driver while it captures."""
-    cycles = counts(2, 50)
+    cycles = counts(2, 100)
     guest, machine = plugs.guest, plugs.machine
     guest.insert_card()
     plugs.configure("card:AudioPCI")
