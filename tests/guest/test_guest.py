@@ -51,7 +51,7 @@ def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
     """Frames reported lost are the frames truly lost, exactly, each gap at its place, whether
     overruns come one by one or in bursts. A host that is overloaded may stop the clock of the
     emulated driver by itself; what is said to be exact is exact then too, and the rest, a few gaps
-    at most, is off by 10 ms at most and says that it is estimated."""
+    at most, is off by half a buffer at most and says that it is estimated."""
     machine.configure(buffer_ms=40)
     machine.start()
     machine.wait_for_frames(48000)
@@ -82,7 +82,7 @@ def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
         if any(first <= one < first + frames for one, _ in estimated)
     }
     assert {place for place, _ in shifts} <= doubtful, (shifts, estimated)
-    assert all(abs(change) <= 480 for _, change in shifts), shifts
+    assert all(abs(change) <= 960 for _, change in shifts), shifts
     assert events[-1]["lost_frames"] == recorded.silent > 0
     assert events[-1]["produced_frames"] == len(recorded.counter)
     assert events[-1]["balanced"] is True
