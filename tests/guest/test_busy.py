@@ -151,7 +151,7 @@ def test_the_holder_is_named_within_a_second(machine: Machine) -> None:
     """When a running service finds the card with another program, STATUS names that program, by its
     unit, within a second, and the card is back within two seconds of its end; again and again.
     (The median, here and below: an emulated machine is as slow as its host lets it be.)"""
-    rounds = counts(2, 20)
+    rounds = counts(1, 20)
     machine.guest.write_file("/root/plug.py", (HERE / "plug.py").read_bytes())
     machine.configure(text=SETUP.format(buffer_ms=500))
     machine.start()
@@ -181,7 +181,7 @@ def test_released_to_arecord_and_taken_back(machine: Machine) -> None:
     machine.start()
     machine.wait_for_frames(48000)
     record = f"{ARECORD} -d 1 /root/rival.raw && stat -c %s /root/rival.raw"
-    rounds = counts(3, 20)
+    rounds = counts(1, 20)
     for _ in range(rounds):
         said = machine.guest.run(f"capstand release mic --for 60 && {record}").out
         assert said.startswith("mic: released until "), said

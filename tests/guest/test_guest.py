@@ -20,13 +20,14 @@ pytestmark = pytest.mark.guest
 SEED = 20261122
 
 
-def test_every_frame_of_a_minute_is_recorded_once_and_in_order(machine: Machine) -> None:
-    """Sixty seconds are captured without a frame lost, repeated or out of place, from a thread
+def test_every_frame_is_recorded_once_and_in_order(machine: Machine) -> None:
+    """Sound is captured without a frame lost, repeated or out of place, from a thread
     with real-time priority, and `systemctl stop` leaves whole files and closed books.
     (Its buffer is longer than what the host of an emulated machine may take from it.)"""
+    seconds = counts(20, 60)
     machine.configure(buffer_ms=2000)
     machine.start()
-    status = machine.wait_for_frames(60 * 48000, timeout_s=180)
+    status = machine.wait_for_frames(seconds * 48000, timeout_s=180)
     threads = machine.guest.run("ps -Leo cls,rtprio,comm | grep -E 'capture|push'").out
     stopped = machine.guest.run("time -p systemctl stop capstand").err
 
@@ -44,7 +45,9 @@ def test_every_frame_of_a_minute_is_recorded_once_and_in_order(machine: Machine)
     assert sink["delivered_frames"] == books["captured_frames"]
     assert sink["dropped_frames"] == sink["inside_frames"] == 0
     assert float(stopped.split()[1]) < 2.5, stopped
-    figure("60 s", f"{len(recorded.counter)} frames, 0 lost; stop took {stopped.split()[1]} s")
+    figure(
+        f"{seconds} s", f"{len(recorded.counter)} frames, 0 lost; stop took {stopped.split()[1]} s"
+    )
 
 
 def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
@@ -60,7 +63,7 @@ def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
     script = "".join(
         f"kill -STOP $p; sleep {chance.uniform(0.05, 0.6):.3f}; kill -CONT $p; "
         f"sleep {chance.uniform(*chance.choice(pauses_s)):.3f}; "
-        for _ in range(counts(30, 250))
+        for _ in range(counts(20, 250))
     )
     machine.guest.run(f"p=$(systemctl show capstand -p MainPID --value); {script}", timeout_s=720)
     machine.wait_for_frames(48000)
@@ -72,7 +75,7 @@ def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
     gaps = [one for one in events if one["event"] == "gap"]
     reported = [(one["first_frame"], one["frames"]) for one in gaps]
     estimated = [gap for gap, one in zip(reported, gaps, strict=True) if not one["exact"]]
-    assert len(reported) >= counts(22, 200), "most of these stops are longer than the buffer"
+    assert len(reported) >= counts(14, 200), "most of these stops are longer than the buffer"
     assert len(estimated) <= len(reported) // 10
     assert joined(reported) == recorded.gaps()
     shifts = recorded.shifts()
@@ -100,7 +103,7 @@ def test_a_machine_that_stood_still_is_counted_to_the_frame(machine: Machine) ->
     machine.configure(buffer_ms=200)
     machine.start()
     machine.wait_for_frames(48000)
-    stops_s = (0.3, 0.7, 1.2, 0.5, 0.9, 0.4, 0.6, 1.0)
+    stops_s = (0.3, 0.7, 1.2, 0.4, 0.5, 0.9, 0.6, 1.0)[: counts(4, 8)]
     for seconds in stops_s:
         machine.guest.hold(seconds)
         machine.wait_for_frames(48000)
