@@ -14,6 +14,13 @@ from typing import Any
 
 import pytest
 
+from capstand import config
+from capstand.block import NS_PER_S
+from capstand.display import LiveLine
+from capstand.errors import DeviceError
+from capstand.logs import Repeats
+from capstand.service import Service
+
 CONFIGURATION = """
 [[stream]]
 name = "mic"
@@ -125,6 +132,27 @@ def test_a_device_that_is_not_there_is_a_declared_wait(daemon: Daemon) -> None:
 
     assert line.startswith("STATUS=mic: DEGRADED: hw:CARD=NotThere,DEV=0 cannot be opened: No such")
     assert daemon.end() == 0
+
+
+def test_what_is_wrong_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """STATUS does not wait for its next turn when a stream falls into trouble or out of it."""
+    monkeypatch.setattr("capstand.service.NOTIFY_NS", 3600 * NS_PER_S)
+    setup = tmp_path / "capstand.toml"
+    setup.write_text(CONFIGURATION.format(device="hw:CARD=NotThere,DEV=0", folder=tmp_path))
+    service = Service(
+        config.load(setup), tmp_path, tmp_path, LiveLine(wanted=False), Repeats(), setup
+    )
+    told: list[str] = []
+    monkeypatch.setattr(service._notifier, "status", told.append)
+    service._settled = True
+    (stream,) = service._streams
+    service._reporters["mic"].begin()
+    for trouble in (None, "hw:1 is busy: arecord (pid 812) has it", "unplugged", None):
+        stream.capturer.trouble = DeviceError(trouble) if trouble else None
+        for _ in range(3):
+            service._tick()
+    assert ["busy" in one for one in told] == [False, True, False, False]
+    assert ["unplugged" in one for one in told] == [False, False, True, False]
 
 
 def test_a_wrong_configuration_ends_it_with_its_errno(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ class Service:
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
         self._notify_due_ns = 0
+        self._told: list[tuple[str, str | None]] = []  # how each stream was, when STATUS was told
         self._settled = False
         self._settle_due = 0.0
         self._stopping = ""
@@ -217,8 +218,9 @@ class Service:
             alive = alive and stats.health != Health.STALLED.value
         if all_stats and all(one.health != Health.STARTING.value for one in all_stats):
             self._notifier.ready()
-        if now_ns >= self._notify_due_ns:
-            self._notify_due_ns = now_ns + NOTIFY_NS
+        how = [(one.health, one.trouble) for one in all_stats]
+        if now_ns >= self._notify_due_ns or how != self._told:
+            self._notify_due_ns, self._told = now_ns + NOTIFY_NS, how
             trouble = self._ledger.trouble
             ledger = f" | ledger: {trouble}" if trouble else ""
             self._notifier.status(self._reload.words + status_line(all_stats) + ledger)
