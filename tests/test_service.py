@@ -21,6 +21,7 @@ from capstand.errors import DeviceError
 from capstand.logs import Repeats
 from capstand.service import Service
 
+PATIENCE_S = 30.0
 CONFIGURATION = """
 [[stream]]
 name = "mic"
@@ -64,7 +65,7 @@ class Daemon:
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(10)
+        return self.process.wait(PATIENCE_S)
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -160,7 +161,7 @@ def test_a_wrong_configuration_ends_it_with_its_errno(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, "[[stream]]\n")
     said = daemon.hear("ERRNO=")
     assert said.startswith("ERRNO=22\nSTATUS=configuration refused: ")
-    assert daemon.process.wait(10) == 78
+    assert daemon.process.wait(PATIENCE_S) == 78
     daemon.close()
 
 
@@ -173,7 +174,7 @@ def test_a_second_daemon_is_refused_and_the_first_goes_on(daemon: Daemon, tmp_pa
     second = Daemon(folder, CONFIGURATION.format(device="synthetic", folder=folder))
     said = second.hear("ERRNO=")
     assert "ERRNO=98" in said and "another capstand answers there" in said
-    assert second.process.wait(10) == 1
+    assert second.process.wait(PATIENCE_S) == 1
     second.close()
     daemon.hear("WATCHDOG=1")
 
@@ -209,5 +210,5 @@ def test_a_directory_it_may_not_use_is_told(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, CONFIGURATION.format(device="synthetic", folder=tmp_path))
     said = daemon.hear("ERRNO=")
     assert f"{tmp_path}/run: File exists; --runtime names a directory" in said
-    assert daemon.process.wait(10) == 1
+    assert daemon.process.wait(PATIENCE_S) == 1
     daemon.close()

@@ -163,7 +163,7 @@ class Machine:
 
     def end(self, number: int) -> int:
         self._runs[-1].send_signal(number)
-        return self._runs[-1].wait(10)
+        return self._runs[-1].wait(PATIENCE_S)
 
     def close(self) -> None:
         for one in self._runs:
