@@ -182,6 +182,40 @@ def test_busy_is_one_line_that_says_what_to_do(
     assert failure.errno == errno.EBUSY and not failure.refused
 
 
+@pytest.mark.parametrize(
+    ("device", "number"),
+    [
+        ("hw:CARD=Away", errno.ENODEV),
+        ("hw:9,0", errno.ENODEV),
+        ("hw:CARD=Mic,DEV=7", errno.ENOENT),
+        ("hw:3,1", errno.EBUSY),
+    ],
+)
+def test_what_the_kernel_refuses_is_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, number: int
+) -> None:
+    """A card that is away or busy, for months if it must be, is asked for at its node: each opening
+    through pyalsaaudio that fails keeps some memory."""
+    asound, node = tmp_path / "proc/asound", tmp_path / "dev/snd/pcmC3D1c"
+    (asound / "card3").mkdir(parents=True)
+    (asound / "Mic").symlink_to("card3")
+    really = os.open
+
+    def busy(path: Any, *arguments: Any, **keys: Any) -> int:
+        if path == node:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return really(path, *arguments, **keys)
+
+    def never(**_: object) -> None:
+        raise AssertionError("an opening that must fail")
+
+    monkeypatch.setattr(os, "open", busy)
+    monkeypatch.setattr("alsaaudio.PCM", never)
+    with pytest.raises(DeviceError) as failure:
+        AlsaSource(Capture(device=device), root=tmp_path).open()
+    assert failure.value.errno == number and not failure.value.refused
+
+
 # Handing over
 
 

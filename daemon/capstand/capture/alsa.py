@@ -103,6 +103,7 @@ class AlsaSource:
         device = self._device
         refresh_configuration()
         try:
+            self._knock(device)
             pcm = alsaaudio.PCM(
                 type=alsaaudio.PCM_CAPTURE,
                 mode=alsaaudio.PCM_NONBLOCK,
@@ -113,7 +114,7 @@ class AlsaSource:
                 periodsize=capture.period_frames,
                 periods=max(2, capture.buffer_frames // capture.period_frames),
             )
-        except alsaaudio.ALSAAudioError as error:
+        except (alsaaudio.ALSAAudioError, OSError) as error:
             raise self._failure(error, "cannot be opened") from None
         self._pcm = pcm
         if place != identity.locate(self._name, self._root):
@@ -141,6 +142,18 @@ class AlsaSource:
         self._lost = 0
         self._drained = self._looked = False
         return Grant(self._label, self._audio, self._period, self._buffer, exact)
+
+    def _knock(self, device: str) -> None:
+        """Raises OSError where the kernel would not open a ``hw:`` device. pyalsaaudio 0.11 keeps
+        some memory of each opening that fails, and a card may be busy or away for months."""
+        place = holder.place_of(device) if device.startswith("hw:") else None
+        if place is None or not (self._root / "proc/asound").exists():
+            return
+        number = holder.card_number(place[0], self._root)
+        if number is None:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        node = self._root / f"dev/snd/pcmC{number}D{place[1]}c"
+        os.close(os.open(node, os.O_RDWR | os.O_NONBLOCK))
 
     def restart(self) -> None:
         assert self._pcm is not None
