@@ -336,7 +336,8 @@ def test_released_for_a_time(held: Held) -> None:
     release, resume = held.events()
     assert release["until"] is not None
     assert resume["reason"] == "its time is over"
-    assert resume["monotonic_ns"] - release["monotonic_ns"] >= 0.2e9
+    away_ns = resume["monotonic_ns"] - release["monotonic_ns"]
+    assert away_ns > 0.19e9  # the order is written down a moment after it was taken
 
 
 def test_both_orders_may_be_repeated(held: Held) -> None:

@@ -31,6 +31,7 @@ from tests.line import Keep
 from tests.test_service import Daemon
 
 PATIENCE_S = 20.0
+BYTES_PER_S = 48000 * 2 * 2
 CONFIGURATION = """
 [[stream]]
 name = "mic"
@@ -90,11 +91,14 @@ class Place:
         (stream,) = json.loads(got)["streams"]
         return dict(stream)
 
-    def record(self, times: int) -> None:
-        """Until the good sink's file has grown so often (once a second), or the daemon ended."""
-        deadline, seen = time.monotonic() + PATIENCE_S, set[int]()
-        while len(seen) <= times and self.daemon.process.poll() is None:
-            seen.add(sum(one.stat().st_size for one in (self.folder / "good").iterdir()))
+    def recorded(self) -> int:
+        """Bytes that the good sink has."""
+        return sum(one.stat().st_size for one in (self.folder / "good").iterdir())
+
+    def record(self, seconds: float) -> None:
+        """Until the good sink has so much more sound, or the daemon ended."""
+        deadline, enough = time.monotonic() + PATIENCE_S, self.recorded() + seconds * BYTES_PER_S
+        while self.recorded() < enough and self.daemon.process.poll() is None:
             time.sleep(0.02)
             assert time.monotonic() < deadline, "deaf"
 
@@ -220,10 +224,10 @@ def test_no_memory_is_free(tmp_path: Path, places: list[Place]) -> None:
     places.append(place)
     place.hear_well()
     place.limit(resource.RLIMIT_AS, 1 << 20)
-    place.record(2)
+    place.record(0.4)
     if place.daemon.process.poll() is None:
         place.limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
-        place.record(2)
+        place.record(0.4)
         place.hear_well()
         assert place.status()["balanced"] is True
     else:

@@ -162,7 +162,9 @@ def test_a_pci_card_that_is_taken_out_and_put_back_sounds_at_once(plugs: Plugs) 
     assert memory_then_kb < memory_kb + 2000
     books = machine.ledger()
     gaps = [one for one in books if one["event"] == "gap"]
-    assert [(one["cause"], one["exact"]) for one in gaps] == [("reopened", False)] * (cycles + 1)
+    # Where the emulated machine itself stood still for longer than the buffer, that is told too.
+    absences = [one for one in gaps if (one["cause"], one["exact"]) != ("overrun", True)]
+    assert [one["cause"] for one in absences] == ["reopened"] * (cycles + 1)
     assert books[-1]["balanced"] is True
 
 
