@@ -123,7 +123,7 @@ def test_a_card_that_is_pulled_and_plugged_in_again_sounds_at_once(plugs: Plugs)
 
 def test_a_pci_card_that_is_taken_out_and_put_back_sounds_at_once(plugs: Plugs) -> None:
     """The same with a PCI sound card, which vanishes with its driver while it captures."""
-    cycles = counts(1, 100)
+    cycles = counts(3, 100)
     guest, machine = plugs.guest, plugs.machine
     guest.insert_card()
     plugs.configure("card:AudioPCI")
@@ -152,8 +152,8 @@ def test_a_pci_card_that_is_taken_out_and_put_back_sounds_at_once(plugs: Plugs) 
     guest.remove_card()
     figure("PCI card put back: sound back after", spread(back_s[1:]))
 
-    # What is needed once, or now and then, is there after some cycles.
-    pid, files, memory_kb = processes[cycles // 4]
+    # What is needed once, or now and then, is there after some cycles; the first two bring most.
+    pid, files, memory_kb = processes[max(2, cycles // 4)]
     _, files_then, memory_then_kb = processes[-1]
     figure("PCI card: after a quarter and after all", f"{memory_kb} and {memory_then_kb} kB")
     assert {one[0] for one in processes} == {pid} and restarts == "0"
