@@ -224,10 +224,11 @@ def test_no_memory_is_free(tmp_path: Path, places: list[Place]) -> None:
     places.append(place)
     place.hear_well()
     place.limit(resource.RLIMIT_AS, 1 << 20)
-    place.record(0.4)  # in more time main can hang in starting a thread: the watchdog's turn
+    place.record(2)
     if place.daemon.process.poll() is None:
         place.limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
         place.record(0.4)
+        place.daemon.forget()
         place.hear_well()
         assert place.status()["balanced"] is True
     else:

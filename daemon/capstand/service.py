@@ -7,6 +7,7 @@ cards, each stream that a reload ends, and the loading of the level meter.
 
 import logging
 import os
+import queue
 import selectors
 import signal
 import socket
@@ -81,6 +82,7 @@ class Service:
         self._told: list[tuple[str, str | None]] = []  # how each stream was, when STATUS was told
         self._settled = False
         self._settle_due = 0.0
+        self._to_settle: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = ""
         self._failed = False
 
@@ -113,6 +115,7 @@ class Service:
         self._reserver.start()
         hotplug = self._listen()
         try:
+            threading.Thread(target=self._settle, name="settle", daemon=True).start()
             for stream in self._streams:
                 self._reporters[stream.name].begin()
                 stream.start()
@@ -240,23 +243,25 @@ class Service:
         if all(one.captured_frames or one.trouble for one in all_stats):
             self._settled = True
             self._settle_due = time.monotonic() + SETTLE_RETRY_S
-            try:
-                threading.Thread(target=self._settle, name="settle", daemon=True).start()
-            except RuntimeError:  # no room for a thread: sound goes on without a level
-                self._settled = False
+            self._to_settle.put(None)
 
     def _settle(self) -> None:
-        """Once sound flows: what takes long to load, and the end of start-up's garbage.
+        """Each time that sound begins to flow: what takes long to load, and the end of start-up's
+        garbage.
 
-        In a thread of its own that ends, because main must go on answering meanwhile.
+        In a thread of its own, because main must go on answering meanwhile; it is there from the
+        start, because a thread that finds no memory to begin with leaves its starter waiting for
+        ever (CPython 3.11).
         """
-        try:
-            for stream in tuple(self._streams):
-                stream.start_meter()
-            realtime.freeze_heap()
-        except Exception as error:  # noqa: BLE001  the level is not worth the sound
-            bug.tell("the level meter cannot be loaded", error)
-            self._settled = False
+        while True:
+            self._to_settle.get()
+            try:
+                for stream in tuple(self._streams):
+                    stream.start_meter()
+                realtime.freeze_heap()
+            except Exception as error:  # noqa: BLE001  the level is not worth the sound
+                bug.tell("the level meter cannot be loaded", error)
+                self._settled = False
 
     def _stop(self) -> None:
         self._notifier.stopping()
