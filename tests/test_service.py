@@ -104,6 +104,20 @@ def test_it_is_ready_when_frames_flow_and_says_how_they_are(daemon: Daemon) -> N
     assert ", lost 0; file: mic-" in line and "\n" not in line
 
 
+def test_it_hears_signals_that_its_parent_had_blocked(tmp_path: Path) -> None:
+    """A daemon inherits which signals are blocked, and ends on SIGTERM all the same."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        daemon = Daemon(tmp_path, CONFIGURATION.format(device="synthetic", folder=tmp_path))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        daemon.hear("READY=1")
+        assert daemon.end() == 0
+    finally:
+        daemon.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_stops_with_whole_files_and_closed_books(daemon: Daemon, number: int) -> None:
     """A signal is answered with STOPPING, and nothing that was captured stays inside."""

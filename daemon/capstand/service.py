@@ -297,7 +297,8 @@ class Service:
 
     def _catch_signals(self) -> socket.socket:
         """SIGTERM and SIGINT end the watch at once; a second one is not needed. SIGHUP is a
-        reload, but in a terminal, where it says that the terminal is gone."""
+        reload, but in a terminal, where it says that the terminal is gone. What started us may
+        have blocked them, and children inherit that."""
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -309,6 +310,7 @@ class Service:
             signal.signal(number, stop)
         at_terminal = sys.stderr.isatty()
         signal.signal(signal.SIGHUP, stop if at_terminal else lambda *_: self._reload.ask())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         self._selector.register(reader, selectors.EVENT_READ, lambda: reader.recv(64))
         self._writer = writer
         return reader
