@@ -1,13 +1,20 @@
 """The example program: sound from another program's pipe, pushed as the documentation says."""
 
+import argparse
 import os
+import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from capstand.agora import CustomAudioSource
+from capstand.agora.frames import Cutter
 from tests.agora import StandIn
+from tests.agora.test_source import Choosy
 
 PIPE = Path(__file__).parents[2] / "scripts/agora-pipe"
 APP_ID = "0123456789abcdef0123456789abcdef"
@@ -54,3 +61,22 @@ def test_what_is_wrong_is_said(standin: StandIn, tmp_path: Path) -> None:
     told = piped(standin, tmp_path, bytes(9600))
     assert "the app id is invalid; compare app_id with Agora's console" in told
     assert "4800 frames could not be sent" in told
+
+
+@pytest.mark.parametrize("refused", [{0}, {1}, {0, 1, 3, 4, 5}, {3, 5, 9}])
+def test_a_push_taken_in_part_goes_on_where_it_ended(
+    refused: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the SDK takes 10 of 20 ms and then has no room, the other 10 follow, once."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    push = runpy.run_path(str(PIPE))["push"]
+    source = CustomAudioSource(APP_ID, Path("unused"))
+    source.set_external_audio_source(True, 48000, 1)
+    channel = Choosy(refused)
+    source._connection = channel  # type: ignore[assignment]
+    source._cutters = [Cutter(48000, 1)]
+    ramp = np.arange(960 * 4, dtype="<i2").tobytes()
+    chosen = argparse.Namespace(rate=48000, channels=1)
+    missed = [push(source, ramp[at : at + 1920], chosen, 0) for at in range(0, len(ramp), 1920)]
+    assert b"".join(channel.sent) == ramp
+    assert sum(missed) == 0

@@ -336,12 +336,12 @@ def mixed(folder: str) -> None:
         if 5 <= number < 15:
             push(source, loud, 1, 5000 + 10 * number)
         time.sleep(0.01)
-    time.sleep(0.3)
     source.leave_channel()
 
 
 def test_several_sources_are_mixed(standin: StandIn, tmp_path: Path) -> None:
-    """What is pushed to several source ids is added, held at full scale; each may be silent."""
+    """What is pushed to several source ids is added, held at full scale; each may be silent, and
+    leaving waits for what is still to be mixed."""
     run(mixed, standin, str(tmp_path / "agora"))
     pushes = standin.pushes()
     values = [set(np.frombuffer(one.data, "<i2").tolist()) for one in pushes]
@@ -414,6 +414,23 @@ def test_pushing_too_often_loses_nothing(standin: StandIn, tmp_path: Path) -> No
     assert seen["storm"] == [-12, -12, -12, 0]
     sent = [one.pts_ms for one in standin.pushes() if one.ret == 0]
     assert sent == [*range(1, 101), 1003]
+
+
+def left_while_full(folder: str) -> bool:
+    source = make(folder)
+    source.set_external_audio_source(True, 48000, 1)
+    source.join_channel("", "studio")
+    push(source, tone(600))
+    native_command("set push_ret -12 3")
+    return source.leave_channel()
+
+
+def test_the_last_frames_wait_for_room(standin: StandIn, tmp_path: Path) -> None:
+    """What was held because its 10 ms were not full is sent at leaving, once there is room."""
+    assert run(left_while_full, standin, str(tmp_path / "agora"))
+    sent = b"".join(one.data for one in standin.pushes() if one.ret == 0)
+    assert sent == tone(600) + bytes(2 * 360)
+    assert [one.ret for one in standin.pushes()] == [0, -12, -12, -12, 0]
 
 
 class Choosy:

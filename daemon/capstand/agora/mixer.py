@@ -39,6 +39,11 @@ class Mixer:
     def start(self) -> None:
         self._thread.start()
 
+    def drain(self, until_s: float) -> None:
+        """Waits until all lanes are empty, but not beyond ``until_s`` (time.monotonic)."""
+        while any(self._lanes) and time.monotonic() < until_s and self._thread.is_alive():
+            time.sleep(PERIOD_NS / NS_PER_S)
+
     def stop(self) -> None:
         self._stop.set()
         if self._thread.ident is not None:

@@ -212,22 +212,36 @@ class CustomAudioSource:
         connection = self._connection
         if connection is None:
             return True
+        if connection.state is State.JOINED:
+            self._send_rest(connection, timeout_s / 2)
         if self._mixer is not None:
             self._mixer.stop()
             self._mixer = None
-        elif connection.state is State.JOINED:
-            assert self._declared is not None
-            for frame in self._cutters[0].finish():
-                try:
-                    _send(connection, self._declared, frame)
-                except AgoraError:
-                    break
         if connection.state is State.JOINED:
             time.sleep(min(timeout_s / 2, connection.depth_ms() / 1000))
         if not connection.leave(timeout_s):
             return False
         self._connection = None
         return True
+
+    def _send_rest(self, connection: Connection, timeout_s: float) -> None:
+        """What waits for its 10 ms to be full, or to be mixed; for room in the buffer it waits."""
+        declared = self._need_declared()
+        until_s = time.monotonic() + timeout_s
+        if self._mixer is not None:
+            for number, cutter in enumerate(self._cutters):
+                self._mixer.put(number, cutter.finish())
+            self._mixer.drain(until_s)
+            return
+        for frame in self._cutters[0].finish():
+            while True:
+                try:
+                    _send(connection, declared, frame)
+                    break
+                except AgoraError as error:
+                    if error.retry_after_ms is None or time.monotonic() >= until_s:
+                        return
+                    time.sleep(error.retry_after_ms / 1000)
 
     def push_external_audio_frame_raw_data(
         self, data: bytes | bytearray | memoryview, source_id: int = 0, timestamp: int = 0
