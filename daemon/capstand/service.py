@@ -2,7 +2,7 @@
 
 Thread: main. It waits only for signals, the control socket, udev's word and its own tick, and
 touches no samples. What may take longer has threads of its own: the ledger, the reservation of
-cards, each stream that a reload ends, and the loading of the level meter.
+cards, each stream that a reload ends, and what loads the level meter.
 """
 
 import logging
@@ -253,6 +253,7 @@ class Service:
         start, because a thread that finds no memory to begin with leaves its starter waiting for
         ever (CPython 3.11).
         """
+        realtime.prepare_thread("settle", 0)
         while True:
             self._to_settle.get()
             try:

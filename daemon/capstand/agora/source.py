@@ -212,22 +212,23 @@ class CustomAudioSource:
         connection = self._connection
         if connection is None:
             return True
+        until_s = time.monotonic() + timeout_s / 2
         if connection.state is State.JOINED:
-            self._send_rest(connection, timeout_s / 2)
+            self._send_rest(connection, until_s)
         if self._mixer is not None:
             self._mixer.stop()
             self._mixer = None
         if connection.state is State.JOINED:
-            time.sleep(min(timeout_s / 2, connection.depth_ms() / 1000))
+            left_s = max(0.0, until_s - time.monotonic())
+            time.sleep(min(left_s, connection.depth_ms() / 1000))
         if not connection.leave(timeout_s):
             return False
         self._connection = None
         return True
 
-    def _send_rest(self, connection: Connection, timeout_s: float) -> None:
+    def _send_rest(self, connection: Connection, until_s: float) -> None:
         """What waits for its 10 ms to be full, or to be mixed; for room in the buffer it waits."""
         declared = self._need_declared()
-        until_s = time.monotonic() + timeout_s
         if self._mixer is not None:
             for number, cutter in enumerate(self._cutters):
                 self._mixer.put(number, cutter.finish())
