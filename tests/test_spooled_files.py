@@ -268,7 +268,8 @@ def test_a_stop_in_the_middle_of_an_outage_keeps_what_waits(
     assert first["sinks"][0]["inside_frames"] == first["captured_frames"]
     machine.sound.unlink()
     machine.start()
-    machine.wait_for(lambda sink: sink["delivered_frames"] > 0)
+    machine.wait_for(lambda sink: sink["delivered_frames"])
+    machine.wait_for(lambda sink: sink["figures"]["spool"]["spooled_frames"] == 0)
     assert machine.end(signal.SIGTERM) == 0
     last = machine.ledger()[-1]
     assert last["sinks"][0]["spool"]["inherited_delivered_frames"] == first["captured_frames"]
