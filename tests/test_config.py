@@ -101,7 +101,7 @@ def test_a_short_file_is_completed_by_defaults() -> None:
                         segment_s=3600.0,
                         gaps="silence",
                         min_free_mb=200,
-                        queue_ms=5000,
+                        queue_ms=20_000,
                     ),
                 ),
             ),

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from capstand import bug
@@ -28,8 +29,10 @@ from capstand.notify import Notifier
 from capstand.sinks import disk
 from capstand.sinks.outlet import Outlet
 from tests.counts import counts
+from tests.fakecard import FakeCard
 from tests.figures import figure
 from tests.line import Keep
+from tests.test_recording import heard
 from tests.test_service import Daemon
 
 PATIENCE_S = 20.0
@@ -51,6 +54,19 @@ queue_ms = 500
 type = "file"
 name = "good"
 path = "{good}"
+min_free_mb = 0
+"""
+CAPTURED = """
+[[stream]]
+name = "mic"
+[stream.capture]
+device = "{device}"
+format = "S32_LE"
+channels = 1
+buffer_ms = 2000
+[[stream.sink]]
+type = "file"
+path = "{folder}"
 min_free_mb = 0
 """
 
@@ -217,6 +233,43 @@ def test_no_descriptor_is_free(tmp_path: Path, places: list[Place]) -> None:
 def cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+SLOW = """
+import sys, time
+
+class Slow:
+    def find_spec(self, name, *rest):
+        if name == "soundfile":
+            sys.meta_path.remove(self)
+            time.sleep(8)
+
+sys.meta_path.insert(0, Slow())
+"""
+
+
+def test_a_machine_slow_to_start_loses_nothing(
+    tmp_path: Path, fakecard: FakeCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sound that comes while the machine takes 8 s to load what writes recordings is in them."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    daemon = Daemon(tmp_path, CAPTURED.format(device=fakecard.device, folder=tmp_path / "rec"))
+    try:
+        daemon.hear("READY=1")
+        assert not list((tmp_path / "rec").iterdir())
+        daemon.hear("file has taken nothing for ")
+        daemon.hear("file: mic-")
+        assert daemon.end() == 0
+    finally:
+        daemon.close()
+    books = daemon.ledger()[-1]
+    (sink,) = books["sinks"]
+    assert (books["balanced"], books["lost_frames"], sink["dropped_frames"]) == (True, 0, 0)
+    (path,) = (tmp_path / "rec").glob("*.wav")
+    sound = heard(path)
+    assert len(sound) == sink["delivered_frames"] == books["captured_frames"] > 8 * 48000
+    assert (np.diff(sound) == 1).all()
 
 
 def test_no_memory_is_free(tmp_path: Path, places: list[Place]) -> None:

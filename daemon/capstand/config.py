@@ -157,7 +157,9 @@ class Spool(NamedTuple):
 
 
 class FileSink(NamedTuple):
-    """Recordings in segments, in a directory."""
+    """Recordings in segments, in a directory. The queue outlasts a slow machine's start, too: what
+    writes a recording took up to 10 s to load on one (docs/measured.md).
+    """
 
     type: Annotated[str, Choice(("file",))]
     path: AbsolutePath
@@ -166,7 +168,7 @@ class FileSink(NamedTuple):
     segment_s: Annotated[float, Number(1, 86_400)] = 3600.0
     gaps: Annotated[str, Choice(("silence", "skip"))] = "silence"
     min_free_mb: Annotated[int, Whole(0, 10_000_000)] = 200
-    queue_ms: Annotated[int, Whole(100, 60_000)] = 5000
+    queue_ms: Annotated[int, Whole(100, 60_000)] = 20_000
     spool: Spool | None = None
 
     @property

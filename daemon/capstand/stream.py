@@ -46,6 +46,8 @@ GATHER_MS = 200
 PATIENCE_MS = 200
 CAPTURE_PATIENCE_MS = 50
 LIVE_GATHER_MS = 10
+WINDOW_MS = 5000
+"""A sink that is slower than that is spooled: what is in memory, a crash takes along."""
 AWAY_NS = 2 * NS_PER_S
 """So long between two looks the process itself stood still, and what it saw says nothing."""
 STATE = Path("/var/lib/capstand")
@@ -296,7 +298,7 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock:
         gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
         recording = Recording(stream, sink, audio)
         priority = realtime.below(capture.priority, capture.priority)
-        kept = _spooled(stream, recording, sink, audio, queue_frames, priority)
+        kept = _spooled(stream, recording, sink, audio, priority)
         return Outlet(sink.name, kept, queue_frames, gather_frames, priority=priority)
     from capstand.sinks.remote import RemoteSink
     from capstand.sinks.wire import Plan
@@ -315,7 +317,6 @@ def _spooled(
     sink: Sink,
     setup: SinkConfig,
     audio: AudioFormat,
-    queue_frames: int,
     priority: int,
 ) -> Sink:
     """The sink itself, or with a spool in front of it."""
@@ -325,6 +326,7 @@ def _spooled(
     from capstand.sinks.spooled import Spooled
 
     folder = Path(setup.spool.path) / stream / setup.name
+    window_ms = min(WINDOW_MS, setup.queue_ms)
     spool = Spool(folder, audio, setup.spool.max_mb * 1_000_000, setup.spool.max_age_s)
     return Spooled(
         setup.name,
@@ -332,7 +334,7 @@ def _spooled(
         spool,
         rate_hz=audio.rate_hz,
         speed=setup.spool.speed,
-        window_frames=queue_frames,
+        window_frames=window_ms * audio.rate_hz // 1000,
         priority=priority,
     )
 
