@@ -29,6 +29,7 @@ type = "file"
 name = "small"
 path = "/mnt/small/mic"
 min_free_mb = 0
+queue_ms = 1000
 """
 )
 
