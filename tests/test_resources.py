@@ -257,7 +257,6 @@ def test_a_machine_slow_to_start_loses_nothing(
     daemon = Daemon(tmp_path, CAPTURED.format(device=fakecard.device, folder=tmp_path / "rec"))
     try:
         daemon.hear("READY=1")
-        assert not list((tmp_path / "rec").iterdir())
         daemon.hear("file has taken nothing for ")
         daemon.hear("file: mic-")
         assert daemon.end() == 0

@@ -17,9 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from capstand.block import AudioFormat, SampleFormat
+from capstand.block import AudioFormat, Block, SampleFormat
+from capstand.config import Capture, FileSink, Spool
 from capstand.control import NAME, ask
 from capstand.errors import CapstandError
+from capstand.sinks.spooled import Spooled
+from capstand.stream import Stream
+from tests.line import config
 from tests.test_recording import S16, Desk, expected, heard
 
 PATIENCE_S = 30.0
@@ -97,6 +101,27 @@ def test_a_mark_follows_the_files(tmp_path: Path) -> None:
     desk.recording().rewind(place)
     assert desk.names() == [first.name]
     desk.sink._segment = None
+
+
+@pytest.mark.parametrize(("queue_ms", "kept_s"), [(60_000, 5.0), (20_000, 5.0), (1000, 1.0)])
+def test_what_waits_for_more_than_five_seconds_is_spooled(
+    tmp_path: Path, queue_ms: int, kept_s: float
+) -> None:
+    """However long the queue: when a sink takes nothing for 5 s, all that waits for it in memory
+    goes to the disk, where a crash does not reach it."""
+    spool = Spool(path=str(tmp_path / "spool"))
+    setup = FileSink(type="file", path=str(tmp_path / "sound"), queue_ms=queue_ms, spool=spool)
+    card = Capture(device="hw:CARD=NotThere", channels=2, priority=0)
+    sink = Stream(config(card, [setup]), tmp_path).outlets[0].sink
+    assert isinstance(sink, Spooled)
+    sink.load()
+    period = card.period_frames
+    held = round(kept_s * card.rate_hz)
+    for first in range(0, held, period):
+        sink.write(Block(first, period, first + 1, bytes(period * card.audio.frame_bytes)))
+        assert sink.spooled_frames == 0
+    sink.write(Block(held, period, held + 1, bytes(period * card.audio.frame_bytes)))
+    assert sink.spooled_frames == held + period
 
 
 # The daemon as a whole
