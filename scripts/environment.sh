@@ -38,6 +38,12 @@ build_packages() {
     echo "${names[@]}"
 }
 
+# constrained PIP ARGUMENT...: of every package, for building too, the release that was tested.
+constrained() {
+    local list="file://${root// /%20}/scripts/constraints.txt"
+    PIP_CONSTRAINT=$list PIP_BUILD_CONSTRAINT=$list "$@"
+}
+
 require_python() {
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
         echo "capstand: python3 is $(python3 -V 2>&1); expected Python 3.11 or newer" >&2
@@ -52,11 +58,11 @@ make_environment() {
     install_packages $(build_packages)
     [ "$extra" != test ] || install_packages dbus-daemon # a private bus for tests/test_reserve.py
     require_python
-    mark=$(cat "$root/pyproject.toml" <(python3 -V) | sha256sum | cut -d' ' -f1)
+    mark=$(cat "$root/pyproject.toml" "$root/scripts/constraints.txt" <(python3 -V) | sha256sum | cut -d' ' -f1)
     if [ "$(cat "$root/.venv/mark$extra" 2>/dev/null)" != "$mark" ]; then
         echo "capstand: preparing .venv (once)" >&2
         [ -x "$root/.venv/bin/python" ] || python3 -m venv "$root/.venv"
-        "$root/.venv/bin/pip" install -q --use-pep517 --disable-pip-version-check \
+        constrained "$root/.venv/bin/pip" install -q --use-pep517 --disable-pip-version-check \
             -e "$root${extra:+[$extra]}" 2> >(grep -v '^WARNING: Location' >&2)
         echo "$mark" >"$root/.venv/mark$extra"
     fi

@@ -1,5 +1,6 @@
 """Fixtures that more than one file of tests uses."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -10,6 +11,9 @@ import pytest
 
 from tests import figures
 from tests.fakecard import FakeCard, build, missing
+from tests.timing import NOT_JUDGED, bare_timer
+
+__all__ = ["bare_timer"]
 
 
 def pytest_configure() -> None:
@@ -18,13 +22,15 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """What was measured; and in CI a test that was skipped is a failure: what was not run was not
-    shown."""
+    """What was measured, and what could not be judged; and in CI a test that was skipped is a
+    failure: what was not run was not shown."""
     yield
     if lines := figures.table():
         terminalreporter.section("measured")
         for line in lines:
             terminalreporter.write_line(line)
+        if late := sum(line.startswith(NOT_JUDGED) for line in lines):
+            terminalreporter.write_line(f"{late} durations were not judged: the machine was late")
     skipped = terminalreporter.stats.get("skipped", [])
     session = terminalreporter._session
     if skipped and os.environ.get("CI") and session is not None:
@@ -45,10 +51,16 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
     """A test that runs a thread's body in its own thread leaves no signal blocked, which the
-    processes of the tests after it would inherit."""
+    processes of the tests after it would inherit; and what it forgot to close is found here, not
+    in a test after it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    gc.collect()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is loaded by now is no garbage: a collection takes a millisecond
 
 
 @pytest.fixture(scope="session")

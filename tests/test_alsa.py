@@ -26,6 +26,7 @@ from capstand.ring import Ring
 from capstand.stats import Cause
 from tests.fakecard import FORMATS, FakeCard, counter
 from tests.line import Counters
+from tests.patience import PATIENCE_S
 
 PERIOD = 480
 
@@ -67,10 +68,10 @@ class Reader:
 
     def run(self, frames: int) -> None:
         """Until that many frames more have come; ten seconds of nothing are a failure."""
-        wanted, deadline = len(self.indices) + frames, time.monotonic() + 10
+        wanted, deadline = len(self.indices) + frames, time.monotonic() + PATIENCE_S
         while len(self.indices) < wanted:
             if self.step(200):
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + PATIENCE_S
             assert time.monotonic() < deadline, "the card kept silent"
 
     def offsets(self) -> Counters:
@@ -396,7 +397,7 @@ def test_wake_ends_a_read(fakecard: FakeCard, readers: list[Reader]) -> None:
     waiting = threading.Thread(target=one.capturer.step, args=(3_600_000,), daemon=True)
     waiting.start()
     one.source.wake()
-    waiting.join(20)
+    waiting.join(PATIENCE_S)
     assert not waiting.is_alive()
     assert one.step(3_600_000) == 0
 
@@ -408,7 +409,7 @@ def test_stop_ends_the_thread(fakecard: FakeCard, readers: list[Reader]) -> None
     thread = threading.Thread(target=one.capturer.run, daemon=True)
     thread.start()
     one.capturer.stop()
-    thread.join(20)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
     assert one.capturer.grant is None
     reader(readers, asked(fakecard)).open()

@@ -25,6 +25,7 @@ from capstand.sinks.outlet import Outlet
 from capstand.stats import Cause, Count, GapTable, StreamStats, Tally
 from capstand.stream import Stream
 from tests.line import Keep, Line, Script, capture, config, counters
+from tests.patience import PATIENCE_S
 
 FAULTS = st.builds(
     Fault,
@@ -230,7 +231,7 @@ class Slow(Keep):
 def watched(stream: Stream, until: Callable[[StreamStats], bool]) -> list[StreamStats]:
     """Starts the stream, looks at its books all the time, stops it; at most for 30 s."""
     looks = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     stream.start()
     try:
         while True:
@@ -239,7 +240,11 @@ def watched(stream: Stream, until: Callable[[StreamStats], bool]) -> list[Stream
                 break
             time.sleep(0)
     finally:
-        assert stream.drain(time.monotonic() + 20) + stream.close(time.monotonic() + 20) == []
+        assert (
+            stream.drain(time.monotonic() + PATIENCE_S)
+            + stream.close(time.monotonic() + PATIENCE_S)
+            == []
+        )
     looks.append(stream.stats(time.monotonic_ns()))
     stream.ring.close()
     return looks

@@ -40,8 +40,8 @@ from capstand.stats import Cause
 from capstand.stream import Stream
 from tests.fakecard import FakeCard, counter
 from tests.line import Keep, capture, config
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 20.0
 ROOT = Peer(pid=1, uid=0, groups=frozenset())
 
 

@@ -14,8 +14,8 @@ import pytest
 import soundfile
 
 from capstand import __version__, cli
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 20.0
 CONFIG = """\
 [[stream]]
 name = "mic"

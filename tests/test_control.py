@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from capstand import control
 from capstand.control import MAX_CLIENTS, MAX_REQUEST, ControlServer, ask
 from capstand.errors import CapstandError
+from tests.patience import PATIENCE_S
 
 ANSWER = {"version": "1", "streams": [{"name": "mic"}]}
-PATIENCE_S = 10.0
 
 
 class Daemon:

@@ -24,6 +24,7 @@ from capstand.decode import decode
 from capstand.errors import ConfigError
 from tests.counts import counts
 from tests.figures import figure
+from tests.patience import PATIENCE_S
 from tests.test_control import ANSWER, Daemon, honest
 from tests.test_service import CONFIGURATION
 from tests.test_service import Daemon as Service
@@ -160,7 +161,7 @@ def test_run_refuses_with_78(tmp_path: Path) -> None:
             [sys.executable, "-m", "capstand", "run", "--config", str(path), "--seconds", "1"],
             capture_output=True,
             check=False,
-            timeout=60,
+            timeout=PATIENCE_S,
         )
         assert done.returncode == 78, done.stderr
         assert b"Traceback" not in done.stderr
@@ -333,7 +334,7 @@ def test_a_crowd_of_silent_clients_locks_nobody_out(daemon: Daemon) -> None:
             if number % 5 == 0:
                 assert honest(daemon)
         asked = stack.enter_context(socket.socket(socket.AF_UNIX))
-        asked.settimeout(10)
+        asked.settimeout(PATIENCE_S)
         asked.connect(str(daemon.path))
         asked.sendall(b'{"ask": "status"}\n')
         for _ in range(MAX_CLIENTS):

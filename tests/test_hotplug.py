@@ -21,6 +21,7 @@ from capstand.display import LiveLine
 from capstand.hotplug import NETLINK_KOBJECT_UEVENT, UDEV_GROUP, Hotplug, about_sound, from_root
 from capstand.logs import Repeats
 from tests.line import config
+from tests.patience import PATIENCE_S
 
 SOUND = {"ACTION": "add", "DEVPATH": "/devices/x/sound/card1", "SUBSYSTEM": "sound"}
 
@@ -145,7 +146,7 @@ def test_a_stream_that_waits_tries_at_once(
     udev speaks, however long the pause would have been."""
     monkeypatch.setattr(capturer, "RETRY_S", (3600.0,))
     status = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    status.settimeout(20)
+    status.settimeout(PATIENCE_S)
     status.bind(str(tmp_path / "notify"))
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     setup = config(Capture(device="usb:dead:beef", priority=0))
@@ -159,7 +160,7 @@ def test_a_stream_that_waits_tries_at_once(
         try:
             while "STATUS=mic: DEGRADED" not in "".join(said[-1:]):
                 said.append(status.recv(65536).decode())
-            watched, deadline = one._streams[0].capturer, time.monotonic() + 20
+            watched, deadline = one._streams[0].capturer, time.monotonic() + PATIENCE_S
             seen.append(watched.seen_ns)
             while watched.seen_ns == seen[0] and time.monotonic() < deadline:
                 send(message(SOUND))

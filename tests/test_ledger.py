@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 from capstand.ledger import LIMIT_BYTES, Ledger
-
-PATIENCE_S = 10.0
+from tests.patience import PATIENCE_S
 
 
 def test_events_are_lines_in_order(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from capstand.errors import SinkBusy, SinkError
 from capstand.sinks import outlet as outlet_module
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Sink
+from tests.patience import PATIENCE_S
 
 FRAMES = 10
-PATIENCE_S = 10.0
 
 
 class Peer(Sink):

@@ -16,6 +16,7 @@ from capstand.errors import DeviceError
 from capstand.ring import Ring
 from capstand.stats import Cause
 from tests.fakecard import FakeCard, counter
+from tests.patience import PATIENCE_S
 
 PERIOD = 480
 
@@ -54,14 +55,14 @@ class Listener:
 
     def run(self, periods: int) -> None:
         """Until so many periods more have come; ten seconds without one are a failure."""
-        wanted, deadline = len(self.blocks) + periods, time.monotonic() + 10
+        wanted, deadline = len(self.blocks) + periods, time.monotonic() + PATIENCE_S
         while len(self.blocks) < wanted:
             if self.step():
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + PATIENCE_S
             assert time.monotonic() < deadline, "no sound"
 
     def run_until(self, device: str) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while self.device != device:
             self.step()
             assert time.monotonic() < deadline, f"still {self.device}"

@@ -24,6 +24,7 @@ from capstand.realtime import prepare_thread
 from capstand.ring import Ring
 from capstand.stream import Stream
 from tests.line import config
+from tests.patience import PATIENCE_S
 
 NOBODY = 65534
 
@@ -87,7 +88,7 @@ def unprivileged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     told: dict[str, object] = json.loads(done.stdout)
@@ -210,7 +211,7 @@ locked = [line.split()[1] for line in open("/proc/self/status") if line.startswi
 print(refused, locked[0])
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
     )
     refused, locked = done.stdout.rsplit(maxsplit=1)
     if refused.strip() != "None":
@@ -259,7 +260,7 @@ def test_a_device_in_error_does_not_take_the_processor() -> None:
     source.stop = capturer.stop
     thread = threading.Thread(target=capturer.run)
     thread.start()
-    thread.join(20)
+    thread.join(PATIENCE_S)
 
     assert not thread.is_alive()
     assert all(later > earlier for earlier, later in pairwise(source.blocked))

@@ -61,10 +61,10 @@ from tests.counts import counts
 from tests.fakecard import FakeCard
 from tests.figures import figure
 from tests.line import Keep, Line, capture
+from tests.patience import PATIENCE_S
 from tests.test_service import Daemon
 
 APP_ID = "0123456789abcdef0123456789abcdef"
-PATIENCE_S = 20.0
 
 
 # The plan
@@ -288,7 +288,7 @@ class Running:
         self.until(lambda: pusher.taken >= enough)
 
     def end(self) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         drained = [stream.drain(deadline) for stream in self.streams]
         self.reload.close(deadline)
         for stream, hung in zip(self.streams, drained, strict=True):
@@ -919,7 +919,7 @@ def test_capstand_reload_waits_and_answers(daemon: Daemon) -> None:
             [sys.executable, "-m", "capstand", command, "--runtime", str(daemon.folder / "run")],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
         return done.returncode, done.stdout, done.stderr

@@ -27,8 +27,8 @@ from capstand.sinks.wire import ANSWER, Outcome, Plan, receive_answer
 from capstand.stream import Stream
 from capstand.worker import _Named
 from tests import line, peer
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 20.0
 FRAMES = 10
 SECRET = "0df1ad5e7c9b4e8aa2f0c1d3b5e79a6c"
 

@@ -37,8 +37,8 @@ from capstand.stats import Cause
 from capstand.stream import Stream
 from tests.fakecard import FakeCard
 from tests.line import Keep, config
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 20.0
 NAME, PATH = f"{INTERFACE}.Audio7", "/org/freedesktop/ReserveDevice1/Audio7"
 PIPEWIRE, JACK = -20, HIGHEST
 REPLACE = claim.REPLACE_EXISTING

@@ -32,10 +32,10 @@ from tests.counts import counts
 from tests.fakecard import FakeCard
 from tests.figures import figure
 from tests.line import Keep
+from tests.patience import PATIENCE_S
 from tests.test_recording import heard
 from tests.test_service import Daemon
 
-PATIENCE_S = 20.0
 BYTES_PER_S = 48000 * 2 * 2
 CONFIGURATION = """
 [[stream]]
@@ -335,7 +335,7 @@ def dying(tmp_path: Path, thread: str) -> subprocess.CompletedProcess[str]:
         ],
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=PATIENCE_S,
         check=False,
     )
 

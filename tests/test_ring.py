@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from capstand.ring import Ring, Slot
+from tests.patience import PATIENCE_S
 
 FRAME_BYTES = 4
 SLOT_FRAMES = 8
@@ -220,7 +221,7 @@ def test_two_threads() -> None:
     for one in threads:
         one.start()
     for one in threads:
-        one.join(60)
+        one.join(PATIENCE_S)
     assert not any(one.is_alive() for one in threads)
     assert torn == []
     assert all(first < second for first, second in itertools.pairwise(read))

@@ -21,8 +21,8 @@ from capstand.display import LiveLine
 from capstand.errors import DeviceError
 from capstand.logs import Repeats
 from capstand.service import Service
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 30.0
 CONFIGURATION = """
 [[stream]]
 name = "mic"
@@ -43,7 +43,7 @@ class Daemon:
         path = folder / "notify"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
-        self._socket.settimeout(20)
+        self._socket.settimeout(PATIENCE_S)
         setup = folder / "capstand.toml"
         setup.write_text(configuration)
         self.process = subprocess.Popen(

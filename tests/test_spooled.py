@@ -23,12 +23,12 @@ from capstand.sinks.spool import Spool
 from capstand.sinks.spooled import Spooled
 from capstand.stats import span
 from tests.figures import figure
+from tests.patience import PATIENCE_S
 from tests.test_spool import Clock
 
 AUDIO = AudioFormat(1000, 2, SampleFormat.S32_LE)  # eight bytes a frame: room for its number
 FRAMES = 200
 TICK_NS = FRAMES * NS_PER_S // AUDIO.rate_hz
-PATIENCE_S = 10.0
 
 
 class Tape:

@@ -24,9 +24,9 @@ from capstand.errors import CapstandError
 from capstand.sinks.spooled import Spooled
 from capstand.stream import Stream
 from tests.line import config
+from tests.patience import PATIENCE_S
 from tests.test_recording import S16, Desk, expected, heard
 
-PATIENCE_S = 30.0
 CONTAINERS = [
     ("wav", "S16_LE", 3600.0),
     ("wav", "S24_3LE", 3600.0),

@@ -30,6 +30,7 @@ from tests.counts import FULL
 from tests.fakecard import FakeCard
 from tests.figures import figure
 from tests.line import Keep, Line, capture
+from tests.patience import PATIENCE_S
 
 S = NS_PER_S
 
@@ -274,7 +275,7 @@ def heard(fakecard: FakeCard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]
 
 def advance(line: Line, until: int) -> None:
     """Captures until the books show so many frames captured."""
-    deadline = real_time.monotonic() + 20
+    deadline = real_time.monotonic() + PATIENCE_S
     while line.stream.capturer.tally.captured < until:
         line.capture()
         line.push()

@@ -20,6 +20,7 @@ from capstand.dsp.level import Meter
 from capstand.errors import DeviceError
 from capstand.stats import Cause
 from tests.line import Keep, Line, capture, counters
+from tests.patience import PATIENCE_S
 
 FORMATS = tuple(one.alsa_name for one in SampleFormat)
 S = 1_000_000_000
@@ -251,7 +252,7 @@ def test_wake_ends_a_wait_on_real_time() -> None:
     )
     waiting.start()
     source.wake()
-    waiting.join(20)
+    waiting.join(PATIENCE_S)
     assert not waiting.is_alive()
 
 

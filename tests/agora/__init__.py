@@ -45,6 +45,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from tests.patience import PATIENCE_S
+
 WRAPPER = "2.4.10"
 
 _SHA256 = "f02cae825be2986435ef5b9a0ab3de30eaa9bf692a9be37a3f5f90fe338788cd"
@@ -55,7 +57,6 @@ _CACHE = Path.home() / ".cache" / "capstand"
 _FLAGS = ["-shared", "-fPIC", "-pthread", "-O2", "-Wall", "-Wextra", "-Werror"]
 _RECORD = struct.Struct("<qqIIIIIiQ")
 _MACHINES = {"x86_64": 62, "aarch64": 183, "armv7l": 40}
-_COMMAND_TIMEOUT_S = 20.0
 
 # The wrapper finds no library, "downloads" it, and writes its own version.txt.
 _PLACE = """
@@ -347,7 +348,7 @@ class StandIn:
         """Have the process that loaded the library carry out commands; wait until it has."""
         before = len(self.lines())
         last = line.replace("\n", ";").split(";")[-1].strip()
-        deadline = time.monotonic() + _COMMAND_TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         fifo = self._opened(deadline)
         try:
             os.write(fifo, line.encode() + b"\n")
@@ -385,7 +386,7 @@ def run(
     *arguments: Any,
     script: str = "",
     env: Mapping[str, str] | None = None,
-    timeout_s: float = 60,
+    timeout_s: float = PATIENCE_S,
 ) -> Any:
     """Run a top-level function of a module in a process of its own; return its result.
 
@@ -409,7 +410,7 @@ def run(
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)  # faulthandler writes every thread's stack
         try:
-            output, _ = process.communicate(timeout=5)
+            output, _ = process.communicate(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             output, _ = process.communicate()

@@ -24,12 +24,13 @@ from capstand.agora import token as tokens
 from capstand.agora.codes import AgoraError, Code
 from capstand.agora.token_source import LocalTokens, TokenFile, TokenSource
 from tests.agora import StandIn, native_command, native_get, run
+from tests.patience import PATIENCE_S
 
 APP_ID = "0123456789abcdef0123456789abcdef"
 CERTIFICATE = "fedcba9876543210fedcba9876543210"
 CHANNEL, UID = "studio", 1001
 SILENCE = bytes(960)
-WAIT_S = 20.0
+WAIT_S = PATIENCE_S
 CONNECT, DISCONNECT = "agora_rtc_conn_connect", "agora_rtc_conn_disconnect"
 DESTROY, RENEW = "agora_rtc_conn_destroy", "agora_rtc_conn_renew_token"
 PUBLISH, RELEASE = "agora_local_user_publish_audio", "agora_service_release"

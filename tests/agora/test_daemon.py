@@ -19,10 +19,10 @@ import soundfile
 
 from capstand.agora import token
 from tests.agora import StandIn
+from tests.patience import PATIENCE_S
 
 APP_ID = "0123456789abcdef0123456789abcdef"
 CERTIFICATE = "fedcba9876543210fedcba9876543210"
-PATIENCE_S = 40.0
 CONFIG = """\
 [[stream]]
 name = "mic"

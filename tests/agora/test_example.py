@@ -15,6 +15,7 @@ from capstand.agora import CustomAudioSource
 from capstand.agora.frames import Cutter
 from tests.agora import StandIn
 from tests.agora.test_source import Choosy
+from tests.patience import PATIENCE_S
 
 PIPE = Path(__file__).parents[2] / "scripts/agora-pipe"
 APP_ID = "0123456789abcdef0123456789abcdef"
@@ -30,7 +31,7 @@ def piped(standin: StandIn, folder: Path, sound: bytes, *options: str) -> str:
         input=sound,
         env={**os.environ, **standin.env},
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr.decode()

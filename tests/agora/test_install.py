@@ -27,6 +27,7 @@ import trustme
 from capstand.agora import install, native
 from capstand.errors import CapstandError
 from tests.agora import build, sdist
+from tests.patience import PATIENCE_S
 
 HOST = "download.agora.io"
 LOAD = "from capstand.agora import native; print(native.load().build)"
@@ -67,7 +68,7 @@ class Agora:
             except OSError:
                 return
             with connection, contextlib.suppress(OSError):
-                connection.settimeout(10)
+                connection.settimeout(PATIENCE_S)
                 self.asked.append(_head(connection).split()[1])
                 connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 with self._context.wrap_socket(connection, server_side=True) as tunnel:
@@ -117,7 +118,7 @@ class Machine:
             env=self.env,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=PATIENCE_S,
             check=False,
             umask=umask,
         )

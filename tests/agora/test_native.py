@@ -11,6 +11,7 @@ import pytest
 
 from capstand.agora import native
 from tests.agora import build, wrong_architecture
+from tests.patience import PATIENCE_S
 
 LOAD = """
 from capstand.agora import native
@@ -33,7 +34,7 @@ def python(code: str, folder: Path | None, **env: str) -> str:
         env={**given, **env},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

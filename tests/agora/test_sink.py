@@ -15,6 +15,7 @@ from capstand.sinks.outlet import Outlet
 from capstand.stream import Stream
 from tests import line
 from tests.agora import Push, StandIn, run
+from tests.patience import PATIENCE_S
 
 APP_ID = "0123456789abcdef0123456789abcdef"
 CHANNEL = AgoraSink(
@@ -50,8 +51,8 @@ def sound(keys: dict[str, Any], state: str, script: str, seconds: float) -> dict
             script = ""
     live = stream.stats(time.monotonic_ns()).as_json()
     depth_ms = standin.report()["depth_ms"]
-    stream.drain(time.monotonic() + 3)
-    stream.close(time.monotonic() + 3)
+    stream.drain(time.monotonic() + PATIENCE_S)
+    stream.close(time.monotonic() + PATIENCE_S)
     stats = stream.stats(time.monotonic_ns())
     (agora, _) = stats.sinks
     return {

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 from . import (
     StandIn,
     build,
@@ -32,7 +34,6 @@ from . import (
 
 MS = 1_000_000
 TOKEN = "007ePROBE+token/with==signs"
-EVENT_TIMEOUT_S = 30
 CONNECTION_EVENTS = (
     "on_connecting",
     "on_connected",
@@ -95,7 +96,7 @@ class Session:
     def wait(self, name: str) -> tuple[Any, ...]:
         """The arguments of the next callback of this name, past any other."""
         while True:
-            found, arguments, self.tid = self.events.get(timeout=EVENT_TIMEOUT_S)
+            found, arguments, self.tid = self.events.get(timeout=PATIENCE_S)
             if found == name:
                 return tuple(arguments)
 
@@ -367,7 +368,7 @@ def renew_in_callback() -> int:
         conn.renew_token("again")
     )
     session.connect()
-    result = results.get(timeout=EVENT_TIMEOUT_S)
+    result = results.get(timeout=PATIENCE_S)
     session.leave()
     return result
 
@@ -412,7 +413,7 @@ def leave_under_a_callback(obstinate: bool) -> None:
     type(session.observers[1]).on_audio_track_publish_success = hold
     session.join()
     assert session.conn.publish_audio() == 0
-    assert entered.wait(EVENT_TIMEOUT_S)
+    assert entered.wait(PATIENCE_S)
     assert session.conn.disconnect() == 0
     left.set()
     session.wait("on_disconnected")
@@ -638,7 +639,7 @@ def plays() -> list[Any]:
     session.join()
     seen: list[Any] = []
     while not seen or seen[-1][0] != "on_connection_failure":
-        name, arguments, _ = session.events.get(timeout=EVENT_TIMEOUT_S)
+        name, arguments, _ = session.events.get(timeout=PATIENCE_S)
         plain = [a for a in arguments[1:] if isinstance(a, (int, str))]
         seen.append([name, plain, getattr(arguments[-1], "sent_bitrate", None)])
     assert session.conn.connect(TOKEN, "room", "1") == 0
@@ -703,7 +704,7 @@ def ai_server() -> list[Any]:
 
     setattr(type(session.observers[0]), missing, answer)
     native_command("play capabilities=1:0,capabilities=0:1")
-    kind = int(asked.get(timeout=EVENT_TIMEOUT_S))
+    kind = int(asked.get(timeout=PATIENCE_S))
     results = [session.push(1000), native_get("depth_ms")]
     session.leave()
     return [kind, asked.qsize(), *results]

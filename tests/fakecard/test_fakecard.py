@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.patience import PATIENCE_S
+
 from . import FORMATS, FakeCard, breaks, build, counter, missing
 
 alsaaudio = pytest.importorskip("alsaaudio", reason="pyalsaaudio is missing")
@@ -80,8 +82,8 @@ def events(pcm: Any, timeout_ms: int) -> int:
 
 
 def wait(pcm: Any) -> int:
-    """Wait until the PCM has something to say; ten seconds of silence are a failure."""
-    deadline_s = time.monotonic() + 10
+    """Wait until the PCM has something to say; silence is a failure."""
+    deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s:
         if said := events(pcm, 1000):
             return said
