@@ -36,6 +36,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -1080,6 +1081,8 @@ static void *control(void *path)
 	prctl(PR_SET_NAME, "standin-ctl");
 	if (!file)
 		perror("standin: STANDIN_CONTROL");
+	else /* exit() of glibc 2.41 waits for the lock that a reader holds */
+		__fsetlocking(file, FSETLOCKING_BYCALLER);
 	while (file && getline(&line, &size, file) >= 0)
 		standin_command(line);
 	return NULL;
