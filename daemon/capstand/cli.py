@@ -31,12 +31,13 @@ files:
   /var/lib/capstand/agora/*/*/log   what Agora's SDK says
   /opt/capstand/agora               Agora's library, by `capstand agora install`
 
-  A user's own daemon has its socket in $XDG_RUNTIME_DIR/capstand (where there is no /run/capstand),
-  ledger and log below ~/.local/state/capstand.
+  A user's own daemon has its socket in $XDG_RUNTIME_DIR/capstand, ledger and log below
+  ~/.local/state/capstand. Root's takes the rights of the user who owns the state directory.
 
 exit status:
   0   all is well
-  1   it could not be done, or the daemon has to start anew; the reason is on stderr
+  1   it could not be done, nothing was recorded, or the daemon has to start anew; the reason is on
+      stderr
   2   the command line is wrong
   78  the configuration is wrong; every fault is on stderr with file, line and key
 
@@ -74,20 +75,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from capstand import config, logs
+    from capstand import config, logs, rights
     from capstand.display import LiveLine
     from capstand.notify import Notifier
     from capstand.service import Service
 
+    runtime = rights.believe(chosen.runtime or _runtime_directory(), make=True)
+    if note := rights.settle_into(chosen.state, runtime):
+        print(f"capstand: {note}", file=sys.stderr)
     live = LiveLine(wanted=not chosen.quiet)
     repeats = logs.setup(before=live.clear)
-    path = chosen.config or (CONFIG if CONFIG.exists() else None)
+    path = chosen.config or (CONFIG if CONFIG.exists() and not chosen.no_config else None)
+    if path and not chosen.config:
+        print(f"capstand: running {path}; --no-config takes the first card instead", file=sys.stderr)
     try:
         setup = config.load(path) if path else _without_configuration()
     except ConfigError as error:
         Notifier().failed(22, f"configuration refused: {error.faults[0]}")
         raise
-    service = Service(setup, chosen.state, chosen.runtime, live, repeats, path)
+    rights.refuse_the_services(config.folders(setup), chosen.state)
+    service = Service(setup, chosen.state, runtime, live, repeats, path)
     return service.run(chosen.seconds)
 
 
@@ -132,7 +139,7 @@ def _devices(chosen: argparse.Namespace) -> int:
 def _status(chosen: argparse.Namespace) -> int:
     from capstand import control, display
 
-    answer = control.ask(chosen.runtime / control.NAME, "status")
+    answer = control.ask(_socket(chosen), "status")
     if chosen.json:
         print(json.dumps(answer, indent=2))
     else:
@@ -145,7 +152,7 @@ def _status(chosen: argparse.Namespace) -> int:
 def _reload(chosen: argparse.Namespace) -> int:
     from capstand import control
 
-    path = chosen.runtime / control.NAME
+    path = _socket(chosen)
     answer = control.ask(path, "reload")
     deadline = time.monotonic() + RELOAD_S
     while (outcome := control.ask(path, "status")["reload"])["done"] < answer["reload"]:
@@ -165,7 +172,7 @@ def _release(chosen: argparse.Namespace) -> int:
     from capstand import control
 
     answer = control.ask(
-        chosen.runtime / control.NAME, "release", 10.0, stream=chosen.stream, for_s=chosen.seconds
+        _socket(chosen), "release", 10.0, stream=chosen.stream, for_s=chosen.seconds
     )
     print(f"{answer['stream']}: released {answer['released']}")
     return 0
@@ -174,7 +181,7 @@ def _release(chosen: argparse.Namespace) -> int:
 def _resume(chosen: argparse.Namespace) -> int:
     from capstand import control
 
-    answer = control.ask(chosen.runtime / control.NAME, "resume", stream=chosen.stream)
+    answer = control.ask(_socket(chosen), "resume", stream=chosen.stream)
     told = "taking the device back" if answer["was_released"] else "it is not released"
     print(f"{answer['stream']}: {told}")
     return 0
@@ -191,13 +198,25 @@ def _agora_install(chosen: argparse.Namespace) -> int:
 
 
 def _runtime_directory() -> Path:
-    """Where the socket is: systemd's, root's, or the user's own."""
+    """Where a daemon that is started here has its socket: systemd's, root's, or the user's own."""
+    from capstand import rights
+
     if given := os.environ.get("RUNTIME_DIRECTORY"):
         return Path(given.split(":")[0])
-    if os.geteuid() == 0 or Path("/run/capstand").exists():
-        return Path("/run/capstand")
-    own = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(own) / "capstand" if own else Path(f"/tmp/capstand-{os.getuid()}")
+    return rights.SYSTEM_RUNTIME if os.geteuid() == 0 else rights.own_runtime()
+
+
+def _socket(chosen: argparse.Namespace) -> Path:
+    """Where to ask: the service, or where that does not run, the user's own daemon."""
+    from capstand import control, rights
+
+    if chosen.runtime:
+        return Path(chosen.runtime) / control.NAME
+    own = rights.believe(_runtime_directory()) / control.NAME
+    service = rights.SYSTEM_RUNTIME / control.NAME
+    if control.answers(service) or (service.exists() and not own.exists()):
+        return service
+    return own
 
 
 def _state_directory() -> Path:
@@ -238,6 +257,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         type=Path,
         help=f"configuration (default: {CONFIG}, if it is there)",
+    )
+    run.add_argument(
+        "--no-config",
+        action="store_true",
+        help=f"without --config: take the first capture card, even where {CONFIG} is there",
     )
     run.add_argument("--seconds", metavar="N", type=_seconds, help="stop after N seconds")
     run.add_argument("--quiet", action="store_true", help="no live line")
@@ -380,6 +404,5 @@ def _add_runtime(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         metavar="DIR",
         type=Path,
-        default=_runtime_directory(),
-        help="where the control socket is (default: %(default)s)",
+        help=f"where the control socket is (default: {_runtime_directory()})",
     )

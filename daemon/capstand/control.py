@@ -67,7 +67,7 @@ class ControlServer:
         self._listening = True
         self._waiting: dict[socket.socket, tuple[Callable[[], Answer | None], float]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if _answers_already(path):
+        if answers(path):
             raise CapstandError(
                 f"{path}: another capstand answers there; stop it (systemctl stop capstand) "
                 "or give this one its own --runtime directory"
@@ -75,8 +75,14 @@ class ControlServer:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._server.bind(str(path))
-        path.chmod(0o666)  # asking is harmless; who gives orders is looked at
+        # Asking is harmless; who gives orders is looked at. A chmod of the path would follow a link
+        # that took the socket's place.
+        os.fchmod(self._server.fileno(), 0o666)
+        umask = os.umask(0)
+        try:
+            self._server.bind(str(path))
+        finally:
+            os.umask(umask)
         self._server.listen(MAX_CLIENTS)
         selector.register(self._server, selectors.EVENT_READ, self._accept)
 
@@ -219,7 +225,7 @@ def ask(path: Path, question: str, timeout_s: float = 5.0, **what: Any) -> dict[
     return answer
 
 
-def _answers_already(path: Path) -> bool:
+def answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:

@@ -95,7 +95,8 @@ def _append(path: Path, line: bytes, sync: bool) -> None:
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size > LIMIT_BYTES:
             path.replace(path.with_suffix(".jsonl.1"))
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o644)
     try:
         length = os.fstat(descriptor).st_size
         if length and os.pread(descriptor, 1, length - 1) != b"\n":
