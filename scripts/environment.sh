@@ -87,6 +87,9 @@ cause() {
     unreachable+='|connection (refused|timed out|reset)|cannot initiate the connection|proxyerror'
     if grep -qiE "$unreachable" "$1"; then
         echo "the package server cannot be reached; is there a network, or is a proxy missing?"
+    elif grep -qiE 'certificate.verify|certificate verification' "$1"; then
+        echo "the package server's certificate is not trusted; behind a proxy that replaces" \
+            "certificates, PIP_CERT names a file with the right ones"
     elif grep -qi 'no space left' "$1"; then
         echo "the disk is full"
     elif grep -qiE 'could not get lock|unable to acquire the dpkg' "$1"; then
@@ -96,7 +99,7 @@ cause() {
     elif grep -qiE 'no matching distribution' "$1"; then
         echo "the package index that is configured does not have what is needed"
     else
-        (grep -iE '^ *(error|e:|fatal)' "$1" || tail -n 1 "$1") | head -n 1 | tr -dc '[:print:]' | cut -c1-200
+        (grep -iE '^ *(error|e:|fatal)' "$1" || cat "$1") | tail -n 1 | tr -dc '[:print:]' | cut -c1-200
     fi
 }
 

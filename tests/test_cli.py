@@ -304,11 +304,13 @@ def test_a_wrong_configuration_does_not_run(place: Place) -> None:
 
 
 def test_a_disk_that_takes_nothing_does_not_end_it(place: Place) -> None:
-    """Where nothing can be recorded the daemon runs on, says so, and counts what it dropped."""
+    """Where nothing can be recorded the daemon runs on, says so, counts what it dropped, and does
+    not end as if all were well."""
     (place.folder / "rec").write_text("no directory")
     status, _, err = place.call("run", "--seconds", 1, "--config", place.config)
-    assert status == 0
+    assert status == 1
     assert "error: mic: sink file: " in err
+    assert "error: mic: nothing was recorded: file: " in err
     last = place.ledger()[-1]
     (sink,) = last["sinks"]
     assert last["balanced"] is True

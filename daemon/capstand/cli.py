@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,15 +88,24 @@ def _run(chosen: argparse.Namespace) -> int:
     repeats = logs.setup(before=live.clear)
     path = chosen.config or (CONFIG if CONFIG.exists() and not chosen.no_config else None)
     if path and not chosen.config:
-        print(f"capstand: running {path}; --no-config takes the first card instead", file=sys.stderr)
+        print(f"capstand: running {path}; --no-config takes the first card", file=sys.stderr)
     try:
         setup = config.load(path) if path else _without_configuration()
     except ConfigError as error:
         Notifier().failed(22, f"configuration refused: {error.faults[0]}")
         raise
-    rights.refuse_the_services(config.folders(setup), chosen.state)
+    rights.refuse_the_services(_folders(setup), chosen.state)
     service = Service(setup, chosen.state, runtime, live, repeats, path)
     return service.run(chosen.seconds)
+
+
+def _folders(setup: "Config") -> Iterator[Path]:
+    """Where the sinks of a configuration write."""
+    for stream in setup.stream:
+        for sink in stream.sink:
+            for one in (sink, sink.spool):
+                if isinstance(path := getattr(one, "path", None), str):
+                    yield Path(path)
 
 
 def _without_configuration() -> "Config":
@@ -192,6 +202,7 @@ def _agora_install(chosen: argparse.Namespace) -> int:
 
     from capstand.agora import install
 
+    os.umask(0o022)  # the service's user reads what root installs
     folder = chosen.into or install.default_folder()
     install.install(folder, partial(print, flush=True), again=chosen.again)
     return 0
@@ -214,7 +225,7 @@ def _socket(chosen: argparse.Namespace) -> Path:
         return Path(chosen.runtime) / control.NAME
     own = rights.believe(_runtime_directory()) / control.NAME
     service = rights.SYSTEM_RUNTIME / control.NAME
-    if control.answers(service) or (service.exists() and not own.exists()):
+    if control.is_served(service) or (service.exists() and not own.exists()):
         return service
     return own
 

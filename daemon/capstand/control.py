@@ -67,7 +67,7 @@ class ControlServer:
         self._listening = True
         self._waiting: dict[socket.socket, tuple[Callable[[], Answer | None], float]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if answers(path):
+        if is_served(path):
             raise CapstandError(
                 f"{path}: another capstand answers there; stop it (systemctl stop capstand) "
                 "or give this one its own --runtime directory"
@@ -225,7 +225,7 @@ def ask(path: Path, question: str, timeout_s: float = 5.0, **what: Any) -> dict[
     return answer
 
 
-def answers(path: Path) -> bool:
+def is_served(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:

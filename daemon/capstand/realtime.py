@@ -22,6 +22,8 @@ SWITCH_INTERVAL_S = (0.0001, 0.005)
 LOWEST = 1
 """Priority of threads that need not be on time, but must not be kept from giving up the lock."""
 STACK_BYTES = 512 * 1024
+announced: set[str] = set()
+"""What the daemon has told for all threads, so that each need not."""
 
 
 def prepare_process() -> str | None:
@@ -36,6 +38,20 @@ def prepare_process() -> str | None:
     return (
         f"memory is not locked: {os.strerror(ctypes.get_errno())}; a swapping machine may lose "
         "frames; grant it with LimitMEMLOCK=infinity in the unit, or run as root"
+    )
+
+
+def in_one_line(memory: str | None, priority: str | None) -> str | None:
+    """What ``prepare_process`` and the main thread were refused, told once for all threads."""
+    if priority is None:
+        return memory
+    announced.add("priority")
+    if memory is None:
+        return priority
+    return (
+        "no real-time priority and memory is not locked: a busy or swapping machine may lose"
+        " frames; grant both with LimitRTPRIO=80 and LimitMEMLOCK=infinity in the unit, or to a"
+        " user with rtprio and memlock in /etc/security/limits.d"
     )
 
 

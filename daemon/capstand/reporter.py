@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 
+from capstand import realtime
 from capstand.handover import Leaving
 from capstand.health import Health
 from capstand.ledger import Ledger, wall_time
@@ -64,7 +65,8 @@ class Reporter:
         for text in stream.refusals():
             if text not in self._refusals:
                 self._refusals.append(text)
-                say(logging.WARNING, text, **self._fields)
+                if "priority" not in realtime.announced:
+                    say(logging.WARNING, text, **self._fields)
         grant = capturer.last_grant
         if capturer.opens > self._opens and grant is not None:
             self._opens = capturer.opens

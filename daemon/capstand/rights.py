@@ -43,7 +43,7 @@ def user(uid: int, gid: int = NOBODY) -> User:
 
 
 def harmless_user() -> User:
-    """Whom root has foreign code tried out by: the service's user, or where there is none, nobody."""
+    """Who tries out foreign code for root: the service's user, or where there is none, nobody."""
     with contextlib.suppress(KeyError):
         entry = pwd.getpwnam(SERVICE_USER)
         return User(entry.pw_uid, entry.pw_gid, entry.pw_name)

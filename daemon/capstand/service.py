@@ -109,8 +109,8 @@ class Service:
                 error.errno or EADDRINUSE,
                 f"{self._runtime}: {error.strerror}; --runtime names a directory it may write to",
             )
-        if refused:
-            say(logging.WARNING, refused)
+        if refusal := realtime.in_one_line(refused, self._keep_up()):
+            say(logging.WARNING, refusal)
         threading.excepthook = self._thread_died
         self._reserver.start()
         hotplug = self._listen()
@@ -119,7 +119,6 @@ class Service:
             for stream in self._streams:
                 self._reporters[stream.name].begin()
                 stream.start()
-            self._keep_up()
             self._watch(None if seconds is None else time.monotonic() + seconds)
         except Exception as error:  # noqa: BLE001  files and books are closed even then
             self._end_of("main", error)
@@ -133,10 +132,10 @@ class Service:
     def _share_lock(self) -> None:
         realtime.share_lock(len(self._streams), any(one.hurry for one in self._streams))
 
-    def _keep_up(self) -> None:
-        """Main has a priority where a stream has one."""
-        if any(one.config.capture.priority for one in self._streams):
-            realtime.be_real_time("main", realtime.LOWEST)  # a refusal is told by the others
+    def _keep_up(self) -> str | None:
+        """Main has a priority where a stream has one; returns what was refused."""
+        wanted = any(one.config.capture.priority for one in self._streams)
+        return realtime.be_real_time("main", realtime.LOWEST) if wanted else None
 
     def _begins(self, fresh: Sequence[Stream]) -> None:
         """Streams of a new configuration are about to start. Until now the cards of those that
@@ -269,6 +268,8 @@ class Service:
         self._live.clear()
         say(logging.INFO, "stopping: %s", self._stopping)
         deadline = time.monotonic() + STOP_S
+        # With a supervisor a stop is no failure, whatever was there to record.
+        at_hand = "NOTIFY_SOCKET" not in os.environ and not self._failed
         for stream in self._streams:
             stream.capturer.stop()
         hung = {stream.name: stream.drain(deadline) for stream in self._streams}
@@ -277,6 +278,9 @@ class Service:
             hung[stream.name] += stream.close(deadline)
             stats = stream.stats(time.monotonic_ns())
             self._reporters[stream.name].end(stats, hung[stream.name])
+            if at_hand and not any(one.delivered_frames for one in stats.sinks):
+                say(logging.ERROR, "%s: nothing was recorded: %s", stream.name, _why(stats))
+                self._failed = True
         self._reserver.stop()
         self._ledger.close(0.2)
         self._repeats.tell(all_now=True)
@@ -315,3 +319,11 @@ class Service:
         self._selector.register(reader, selectors.EVENT_READ, lambda: reader.recv(64))
         self._writer = writer
         return reader
+
+
+def _why(stats: StreamStats) -> str:
+    troubles = [
+        stats.trouble,
+        *(f"{one.name}: {one.trouble}" for one in stats.sinks if one.trouble),
+    ]
+    return "; ".join(filter(None, troubles)) or f"it was {stats.health} when it was stopped"

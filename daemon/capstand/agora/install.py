@@ -10,7 +10,7 @@ The daemon never fetches anything. This does, step by step, in a folder beside t
    ``urlretrieve`` is one that stays on HTTPS, checks the certificate, and looks into the archive
    before the wrapper unpacks it.
 3. The result is verified: the libraries are for this machine, the wrapper's functions are all in
-   them (imported in a fresh process).
+   them. For that a fresh process loads them, under root with the rights of an ordinary user.
 4. What was fetched is written down in INSTALLED.json with all its sums, and the folder takes the
    place of the old one by a rename. Until then the old one is untouched.
 
@@ -19,6 +19,7 @@ source names an MD5 sum, but the wrapper no longer compares it (its authors went
 addresses), so it may be out of date: a difference is told, and is no error.
 """
 
+import ast
 import contextlib
 import datetime
 import hashlib
@@ -43,6 +44,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from capstand import rights
 from capstand.agora import native
 from capstand.errors import CapstandError
 
@@ -85,7 +87,9 @@ def install(folder: Path, tell: Tell, *, again: bool = False) -> None:
     library for this system; then the folder is as it was.
     """
     native.check_platform()
-    folder = Path(os.path.realpath(folder.expanduser()))
+    folder = folder.expanduser().absolute()
+    rights.refuse_others(folder, "capstand agora install --into DIR")
+    folder = Path(os.path.realpath(folder))
     try:
         old = _old(folder)
         if not again and (folder / native.RECORD).is_file():
@@ -131,6 +135,8 @@ def _build(work: Path, tell: Tell) -> Path:
         native.check(tree)
     except native.NativeUnavailable as error:
         raise _unfit(error, tree) from error
+    for path in (tree, *tree.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # for the service's user, whatever the umask
     _own_process(work, tell, "load", tree)
     library = tree / "agora/agora_sdk" / native.NEEDED[-1]
     promised = native.promise(tree)
@@ -154,8 +160,7 @@ def _build(work: Path, tell: Tell) -> Path:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     (tree / native.RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    for path in (tree, *tree.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # for the service's user, whatever the umask
+    (tree / native.RECORD).chmod(0o644)
     return tree
 
 
@@ -170,12 +175,14 @@ def _sdist(work: Path) -> Path:
     (backend / "build_meta.py").write_text(_BACKEND)
     wanted = work / "wanted.txt"
     wanted.write_text(f"{WRAPPER}=={VERSION} --hash=sha256:{SDIST_SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
+    command = [sys.executable, "-I", "-m", "pip", "--isolated", "download", "--quiet", "--no-input"]
+    command += ["--no-deps", *_pip_options()]
     command += ["--disable-pip-version-check", "--no-cache-dir", "--no-build-isolation"]
     command += ["--no-binary", WRAPPER, "--dest", str(work / "sdist"), "-r", str(wanted)]
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": str(backend.parent)},
+        env=_environment() | {"PYTHONPATH": str(backend.parent)},  # for what pip itself starts
+        cwd=work,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -187,6 +194,23 @@ def _sdist(work: Path) -> Path:
     if (found := _sum(path, hashlib.sha256())) != SDIST_SHA256:
         raise InstallError(f"{path.name} is not the one known: SHA-256 {found}")
     return path
+
+
+def _environment() -> dict[str, str]:
+    """Without what would bring other code into Python or pip."""
+    kept = os.environ.items()
+    return {name: value for name, value in kept if not name.startswith(("PYTHON", "PIP_", "LD_"))}
+
+
+def _pip_options() -> list[str]:
+    """Where packages come from may be said in pip's own way; what pip does with them may not."""
+    options = []
+    for name in ("index-url", "extra-index-url", "find-links", "trusted-host", "cert", "proxy"):
+        for value in os.environ.get(f"PIP_{name.replace('-', '_').upper()}", "").split():
+            options += [f"--{name}", value]
+    if os.environ.get("PIP_NO_INDEX", "0").lower() not in ("0", "false", "no", "off", "n", "f", ""):
+        options.append("--no-index")
+    return options
 
 
 def _pip_said(text: str) -> str:
@@ -225,10 +249,16 @@ def _unpack(sdist: Path, tree: Path) -> None:
 
 def _own_process(work: Path, tell: Tell, *arguments: object) -> None:
     """One of the two below; its lines are told, its error is raised as InstallError."""
-    command = [sys.executable, "-P", "-m", "capstand.agora.install", *map(str, arguments)]
+    command = [sys.executable, "-I", "-m", "capstand.agora.install", *map(str, arguments)]
     with (work / "errors").open("w+") as errors:
         with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            env=_environment(),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         ) as process:
             assert process.stdout is not None
             for line in process.stdout:
@@ -244,12 +274,37 @@ def _own_process(work: Path, tell: Tell, *arguments: object) -> None:
 
 
 def _load(tree: Path) -> None:
-    """Are all functions there? Raises InstallError."""
+    """Are all functions there? Raises InstallError.
+
+    Loading runs what is in the library. Root gives up its rights before; the way to the folder,
+    which may lead through one of root's, is opened before that.
+    """
+    if os.geteuid() == 0:
+        _preload(tree)
+        opened = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
+        rights.become(rights.harmless_user())
+        tree = Path(f"/proc/self/fd/{opened}")
     os.environ["CAPSTAND_AGORA"] = str(tree)
     try:
         native.load()
     except native.NativeUnavailable as error:
         raise _unfit(error, tree) from error
+
+
+def _preload(tree: Path) -> None:
+    """What the wrapper takes of Python's own, and native of it, while a Python that is root's alone
+    can still be read."""
+    for path in (*tree.rglob("*.py"), Path(native.__file__)):
+        try:
+            nodes = list(ast.walk(ast.parse(path.read_bytes())))
+        except (SyntaxError, ValueError):
+            continue  # loading it will tell
+        names = [one.name for node in nodes if isinstance(node, ast.Import) for one in node.names]
+        names += [one.module or "" for one in nodes if isinstance(one, ast.ImportFrom)]
+        for name in names:
+            if name.partition(".")[0] in sys.stdlib_module_names:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
 
 
 def _unfit(error: native.NativeUnavailable, tree: Path) -> InstallError:
