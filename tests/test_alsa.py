@@ -391,6 +391,27 @@ def test_a_card_that_stands_still(fakecard: FakeCard, readers: list[Reader]) -> 
     assert one.numbers == list(range(2 * PERIOD))
 
 
+@pytest.mark.parametrize("numbers", [(1,), (3,), (1, 4, 2)])
+def test_a_plug_in_gets_all_of_its_descriptors(
+    numbers: tuple[int, ...], fakecard: FakeCard, readers: list[Reader]
+) -> None:
+    """Whatever woke a read, or nothing at all, a plug-in is handed all of its descriptors in their
+    order, also when their number changes; else it would end the process."""
+    one = reader(readers, asked(fakecard))
+    fakecard.describe(numbers[0])
+    one.open()
+    for number in numbers:
+        fakecard.describe(number)
+        one.run(3 * PERIOD)
+        fakecard.stall()
+        while one.step(1):
+            pass
+        fakecard.stall(False)
+    one.source.wake()
+    one.step(1)
+    assert one.indices == list(range(len(one.indices)))
+
+
 def test_wake_ends_a_read(fakecard: FakeCard, readers: list[Reader]) -> None:
     """A read that waits for a silent card returns when it is woken, and so does every later one."""
     one = held(fakecard, readers)

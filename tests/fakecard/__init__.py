@@ -54,6 +54,7 @@ class _Control(ctypes.Structure):
     channels_min: int
     channels_max: int
     format_mask: int
+    extra_descriptors: int
     ppm: float
     changed_ns: int
     opens: int
@@ -218,6 +219,13 @@ class FakeCard:
         self._control.rate_min_hz, self._control.rate_max_hz = rates
         self._control.channels_min, self._control.channels_max = channels
         self._control.format_mask = mask
+
+    def describe(self, descriptors: int) -> None:
+        """From now on have so many poll descriptors; only the first of them tells of frames.
+
+        Whoever does not hand back all of them, in their order, is ended by SIGABRT.
+        """
+        self._control.extra_descriptors = descriptors - 1
 
     # Counters, since construction
 

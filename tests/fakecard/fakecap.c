@@ -18,6 +18,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/timerfd.h>
@@ -43,6 +44,7 @@ struct control {
 	int64_t rate_min_hz, rate_max_hz; /* the limits: 0 = as the card is built, read at open */
 	int64_t channels_min, channels_max;
 	int64_t format_mask; /* bit i = formats[i] */
+	int64_t extra_descriptors; /* beside the one that tells of frames; may change at any time */
 	double ppm;
 	int64_t changed_ns; /* since when ppm, stalled and virtual_on are what they are */
 	/* written by the card */
@@ -64,7 +66,7 @@ static const unsigned int formats[] = {SND_PCM_FORMAT_S16_LE, SND_PCM_FORMAT_S24
 struct card {
 	snd_pcm_ioplug_t io;
 	volatile struct control *ctl;
-	int ctl_fd;
+	int ctl_fd, idle_fd;
 	snd_pcm_uframes_t avail_min;
 	int64_t base;	  /* the frame at ring index 0 */
 	int64_t reported; /* frames below this one may be read */
@@ -275,12 +277,35 @@ static int fakecap_sw_params(snd_pcm_ioplug_t *io, snd_pcm_sw_params_t *params)
 	return snd_pcm_sw_params_get_avail_min(params, &card->avail_min);
 }
 
-/* As the kernel answers: silent in PREPARED, an error in every state that cannot run. */
+static int fakecap_poll_descriptors_count(snd_pcm_ioplug_t *io)
+{
+	struct card *card = io->private_data;
+
+	return 1 + card->ctl->extra_descriptors;
+}
+
+static int fakecap_poll_descriptors(snd_pcm_ioplug_t *io, struct pollfd *pfd, unsigned int space)
+{
+	struct card *card = io->private_data;
+
+	for (unsigned int i = 0; i < space; i++) {
+		pfd[i].fd = i ? card->idle_fd : io->poll_fd;
+		pfd[i].events = POLLIN;
+	}
+	return space;
+}
+
+/* Wants all of its descriptors in their order, or ends the process, as PipeWire's plug-in does.
+ * As the kernel answers: silent in PREPARED, an error in every state that cannot run. */
 static int fakecap_poll_revents(snd_pcm_ioplug_t *io, struct pollfd *pfd, unsigned int nfds, unsigned short *revents)
 {
 	struct card *card = io->private_data;
 
-	(void)pfd, (void)nfds;
+	if (nfds != (unsigned int)fakecap_poll_descriptors_count(io) || pfd[0].fd != io->poll_fd)
+		abort();
+	for (unsigned int i = 1; i < nfds; i++)
+		if (pfd[i].fd != card->idle_fd)
+			abort();
 	look(card);
 	if (io->state == SND_PCM_STATE_RUNNING)
 		*revents = unread(card) >= (int64_t)card->avail_min ? POLLIN : 0;
@@ -297,6 +322,8 @@ static void release(struct card *card)
 		close(card->ctl_fd);
 	if (card->io.poll_fd >= 0)
 		close(card->io.poll_fd);
+	if (card->idle_fd >= 0)
+		close(card->idle_fd);
 	free(card);
 }
 
@@ -313,6 +340,8 @@ static const snd_pcm_ioplug_callback_t callbacks = {
 	.transfer = fakecap_transfer,
 	.prepare = fakecap_prepare,
 	.sw_params = fakecap_sw_params,
+	.poll_descriptors_count = fakecap_poll_descriptors_count,
+	.poll_descriptors = fakecap_poll_descriptors,
 	.poll_revents = fakecap_poll_revents,
 	.close = fakecap_close,
 };
@@ -389,7 +418,8 @@ SND_PCM_PLUGIN_DEFINE_FUNC(fakecap)
 	card->io.callback = &callbacks;
 	card->io.private_data = card;
 	card->io.poll_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-	err = card->io.poll_fd < 0 ? -errno : admit(card, path);
+	card->idle_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	err = card->io.poll_fd < 0 || card->idle_fd < 0 ? -errno : admit(card, path);
 	if (!err)
 		err = snd_pcm_ioplug_create(&card->io, name, stream, mode);
 	if (err < 0) {

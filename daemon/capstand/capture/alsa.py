@@ -82,6 +82,7 @@ class AlsaSource:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         weakref.finalize(self, os.close, self._wake).atexit = False
         self._poll = select.poll()
+        self._descriptors: list[tuple[int, int]] = []  # as the PCM named them last
         self._rest = select.poll()
         self._rest.register(self._wake, select.POLLIN)
         self._lost = 0
@@ -135,10 +136,7 @@ class AlsaSource:
                 )
             except OSError:
                 exact = False
-        self._poll = select.poll()
-        self._poll.register(self._wake, select.POLLIN)
-        for descriptor, events in descriptors:
-            self._poll.register(descriptor, events)
+        self._watch(descriptors)
         self._lost = 0
         self._drained = self._looked = False
         return Grant(self._label, self._audio, self._period, self._buffer, exact)
@@ -268,8 +266,24 @@ class AlsaSource:
             self._poll.poll(min(timeout_ms, self._look_ms))
             return
         assert self._pcm is not None
-        events = self._poll.poll(timeout_ms)
-        self._pcm.polldescriptors_revents([one for one in events if one[0] != self._wake])
+        descriptors = self._pcm.polldescriptors()  # some plug-ins change theirs while they run
+        if descriptors != self._descriptors:
+            self._watch(descriptors)
+        happened = dict(self._poll.poll(timeout_ms))
+        if descriptors:  # a plug-in may end the process unless it gets all of them, in order
+            self._pcm.polldescriptors_revents(
+                [(descriptor, happened.get(descriptor, 0)) for descriptor, _ in descriptors]
+            )
+
+    def _watch(self, descriptors: list[tuple[int, int]]) -> None:
+        self._descriptors = descriptors
+        self._poll = select.poll()
+        self._poll.register(self._wake, select.POLLIN)
+        wanted: dict[int, int] = {}  # a descriptor may be named twice
+        for descriptor, events in descriptors:
+            wanted[descriptor] = wanted.get(descriptor, 0) | events
+        for descriptor, events in wanted.items():
+            self._poll.register(descriptor, events)
 
     def _start(self, state: int, slot: memoryview) -> bool:
         """Sets a stream going that does not run; true when that brought frames already."""
