@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capstand.block import SampleFormat
+from capstand.block import NS_PER_S, SampleFormat
 from capstand.capture.alsa import AlsaSource, offers
 from capstand.capture.capturer import STALL_READS, STALL_S, Capturer
+from capstand.capture.kernel import RUNNING
+from capstand.capture.source import UNKNOWN
 from capstand.clock import Clock
 from capstand.config import Capture
 from capstand.errors import DeviceError
@@ -247,7 +249,83 @@ def test_an_overrun_is_estimated(fakecard: FakeCard, readers: list[Reader]) -> N
     assert {(one.cause, one.exact) for one in gaps} == {(Cause.OVERRUN, False)}
     assert sum(gap.frames for gap in gaps) == one.capturer.tally.lost_estimated
     assert one.capturer.tally.lost_exact == 0
-    assert abs(int(one.offsets()[-1])) == off
+    assert (
+        abs(abs(int(one.offsets()[-1])) - off) <= 1
+    )  # a card's frame may begin between two of ours
+
+
+def stand_still(one: Reader, card: FakeCard) -> None:
+    """The card stands still for more than half a buffer, and somebody looks."""
+    card.stall()
+    until_ns = time.monotonic_ns() + one.setup.buffer_frames * NS_PER_S // one.setup.rate_hz
+    while time.monotonic_ns() < until_ns:
+        one.step(10)
+
+
+def test_a_stall_that_ends_in_an_overrun(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """A card that stood still while it was read, and then overran, has a gap of the stall."""
+    one = reader(readers, asked(fakecard, buffer_ms=100.0))
+    one.open()
+    one.run(20 * PERIOD)
+    stand_still(one, fakecard)
+    fakecard.overrun()
+    fakecard.stall(False)
+    one.run(20 * PERIOD)
+    assert fakecard.overruns >= 1
+    assert one.capturer.tally.gaps.since(0)[0].cause is Cause.STALLED
+
+
+def test_a_restarted_stream_that_overruns(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """A stream that was started again because it stood still may overrun at once; the gap is of the
+    stall."""
+    one = reader(readers, asked(fakecard))
+    one.open()
+    one.run(20 * PERIOD)
+    one.source.restart()
+    fakecard.overrun()
+    one.run(20 * PERIOD)
+    assert fakecard.overruns == 1
+    assert [gap.cause for gap in one.capturer.tally.gaps.since(0)] == [Cause.STALLED]
+
+
+class Pointers:
+    """A kernel's pointers over the fake card, as ``KernelPcm`` would tell them."""
+
+    state, doubtful, appl_ptr = RUNNING, False, 0
+
+    def __init__(self, source: AlsaSource) -> None:
+        self._source = source
+        self.avail = self.missed = self.stamp_ns = 0
+
+    def status(self) -> None:
+        self.state, self.stamp_ns = self._source._pcm.state(), time.monotonic_ns()
+        self.avail = self._source._pcm.avail()
+
+    def lapped(self, appl_ptr: int) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("missed", "cause"), [(UNKNOWN, Cause.STALLED), (4 * PERIOD, Cause.OVERRUN)]
+)
+def test_turns_that_cannot_be_counted_are_of_a_stall(
+    missed: int, cause: Cause, fakecard: FakeCard, readers: list[Reader]
+) -> None:
+    """Where pointers and stamps do not tell how much was missed the device stood still, and the gap
+    says so; whole turns are an overrun."""
+    one = reader(readers, asked(fakecard))
+    one.open()
+    one.run(PERIOD)
+    one.source._kernel = pointers = Pointers(one.source)  # type: ignore[assignment]
+    pointers.missed = missed
+    one.run(100 * PERIOD)
+    if missed == UNKNOWN:
+        one.source._lost = 0
+        one.source._lose(2 * PERIOD, Cause.OVERRUN)  # left behind while it was in doubt
+        pointers.missed = UNKNOWN
+        one.run(PERIOD)
+    assert {gap.cause for gap in one.capturer.tally.gaps.since(0)} <= {cause}
+    assert one.source._cause is cause
 
 
 def test_a_suspended_machine(fakecard: FakeCard, readers: list[Reader]) -> None:

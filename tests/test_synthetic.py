@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from capstand.block import Block, SampleFormat
 from capstand.capture.source import Reading
@@ -167,6 +169,39 @@ def test_stall() -> None:
             following = int(numbers[-1]) + 1
     assert silent in (14, 15)  # of 200 ms each, of 3 s
     assert following == pytest.approx(48_000 * 4, abs=480)
+
+
+STALL = st.builds(
+    Fault,
+    kind=st.just("stall"),
+    at_s=st.integers(0, 40).map(lambda tenths: tenths / 10),
+    for_s=st.integers(1, 30).map(lambda tenths: tenths / 10),
+    every_s=st.sampled_from([0.0, 0.5, 1.0, 3.0, 7.0]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(STALL, max_size=4))
+def test_stalls_that_overlap(faults: list[Fault]) -> None:
+    """However stalls overlap, the card's count never goes back, and it stands for the time that at
+    least one of them is under way."""
+    card = capture(synthetic=Synthetic(signal="silence", faults=tuple(faults)))
+    played = Played(card)
+    begin, before = played.time.now_ns(), 0
+    for tick in range(1, 1001):
+        played.time.at_ns = begin + tick * S // 100
+        played.source.open()
+        assert played.source.read_frame >= before
+        before = played.source.read_frame
+
+    def under_way(fault: Fault, at_ms: int) -> bool:
+        since = at_ms - round(fault.at_s * 1000)
+        if since >= 0 and fault.every_s:
+            since %= round(fault.every_s * 1000)
+        return 0 <= since < round(fault.for_s * 1000)
+
+    going = sum(not any(under_way(one, ms) for one in faults) for ms in range(10_000))
+    assert before == pytest.approx(48 * going, abs=2)
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -39,7 +39,7 @@ _WORDS = {
     Cause.STOPPED: "the driver stopped the stream",
     Cause.SUSPENDED: "the machine was suspended",
     Cause.REOPENED: "the device was away or stood still",
-    Cause.STALLED: "the device stood still and its stream was started again",
+    Cause.STALLED: "the device stood still",
     Cause.SWITCHED: "another device was taken, one that is preferred",
     Cause.RING_FULL: "ring full: the pusher was held up",
     Cause.RELEASED: "the device was released to another program",

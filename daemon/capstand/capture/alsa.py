@@ -24,7 +24,7 @@ from pathlib import Path
 
 import alsaaudio
 
-from capstand.block import AudioFormat
+from capstand.block import NS_PER_S, AudioFormat
 from capstand.capture import holder, identity, kernel, rebind
 from capstand.capture.source import UNKNOWN, Grant, Reading
 from capstand.config import Capture
@@ -33,6 +33,8 @@ from capstand.stats import Cause
 
 MARGIN_PERIODS = 2
 """How far behind the overwritten edge to go on after an overrun, so as not to be lapped at once."""
+STILL_PERIODS = 2.5
+"""So many periods, and half a buffer, without a frame say that a running device stands still."""
 LARGEST_PERIOD = 2
 """A granted period may be up to this many times what was asked; the ring's slots allow for it."""
 
@@ -87,6 +89,7 @@ class AlsaSource:
         self._rest.register(self._wake, select.POLLIN)
         self._lost = 0
         self._cause = Cause.OVERRUN
+        self._brought_ns = self._empty_ns = 0  # when frames came last, and when none were there
         self._period = 0
         self._buffer = 0
         self._drained = False  # less than a period is left: wait before the next look
@@ -138,6 +141,7 @@ class AlsaSource:
                 exact = False
         self._watch(descriptors)
         self._lost = 0
+        self._brought_ns = self._empty_ns = 0
         self._drained = self._looked = False
         return Grant(self._label, self._audio, self._period, self._buffer, exact)
 
@@ -197,14 +201,16 @@ class AlsaSource:
                 pcm.status()
             self._looked = False
             if pcm.missed:
-                self._lose(pcm.missed, Cause.OVERRUN)
+                # Turns that cannot be counted were missed by a device that stood still.
+                stood = pcm.missed == UNKNOWN
+                self._lose(pcm.missed, Cause.STALLED if stood else Cause.OVERRUN)
                 pcm.missed = 0
             if pcm.state != kernel.RUNNING:
                 if self._start(pcm.state, slot):
                     return
             elif pcm.avail > self._buffer:
                 skipped = pcm.skip(pcm.avail - self._buffer + MARGIN_PERIODS * self._period)
-                self._lose(skipped, Cause.OVERRUN)
+                self._lose(skipped, Cause.STALLED if self._stood_still() else Cause.OVERRUN)
                 continue
             elif pcm.avail >= self._period:
                 first = pcm.appl_ptr
@@ -220,6 +226,8 @@ class AlsaSource:
                     return
                 self._lose(frames, Cause.TORN)
                 continue
+            else:
+                self._empty_ns = time.monotonic_ns()
             if waited:
                 return
             self._wait(timeout_ms)
@@ -243,6 +251,7 @@ class AlsaSource:
                         self._drained = 0 <= avail - frames < self._period
                         self._deliver(frames)
                     return
+                self._empty_ns = stamp_ns
             elif self._start(state, slot):
                 return
             if waited:
@@ -311,19 +320,30 @@ class AlsaSource:
             raise
         if frames < 0:
             exact = self._kernel is not None
-            self._lose(UNKNOWN, Cause.STOPPED if exact else Cause.OVERRUN)
+            overrun = Cause.STALLED if self._stood_still() else Cause.OVERRUN
+            self._lose(UNKNOWN, Cause.STOPPED if exact else overrun)
             return 0
         slot[: len(samples)] = samples
         return int(frames)
 
+    def _stood_still(self) -> bool:
+        """Whether the running device was seen to bring nothing for long: what it does next, also an
+        overrun, comes of that."""
+        frames = max(self._buffer / 2, STILL_PERIODS * self._period)
+        return (self._empty_ns - self._brought_ns) * self._capture.rate_hz > frames * NS_PER_S
+
     def _lose(self, frames: int, cause: Cause) -> None:
+        """Books a loss before the next frames; an overrun is not the cause where a device that
+        stood still, or was stopped, ended in one."""
+        if not self._lost or self._cause in (Cause.OVERRUN, Cause.TORN):
+            self._cause = cause
         self._lost = UNKNOWN if UNKNOWN in (frames, self._lost) else self._lost + frames
-        self._cause = cause
 
     def _deliver(self, frames: int) -> None:
         reading = self._reading
         reading.frames, reading.lost, reading.cause = frames, self._lost, self._cause
         self._lost = 0
+        self._brought_ns = reading.stamp_ns
 
     def _check(self, pcm: "alsaaudio.PCM") -> None:
         """Compares what was granted with what was asked. Raises DeviceError, refused."""

@@ -98,6 +98,7 @@ class SyntheticSource:
         self._fill: Callable[[memoryview, int, int], None] | None = None
         self._started_ns = 0  # when frame 0 was sampled
         self._still_ns = 0  # how long the card has stood still in all
+        self._walked_ns = self._stood_ns = 0  # until when that was added up, and what it came to
         self._read = 0
         self._stopping = False
         self.patience_ms = 0  # it hands over each period at once
@@ -115,7 +116,7 @@ class SyntheticSource:
     def open(self) -> Grant:
         now = self._time.now_ns()
         if not self._started_ns:
-            self._started_ns = now
+            self._started_ns = self._walked_ns = now
         if self._active("unplug", now):
             raise DeviceError("synthetic: the simulated card is unplugged", errno.ENODEV)
         self._still_ns = self._stood_still(now)
@@ -198,17 +199,27 @@ class SyntheticSource:
         return None
 
     def _stood_still(self, now: int) -> int:
-        """For how long the card has stood still in all, in ns, watched or not."""
-        total_s, at_s = 0.0, (now - self._started_ns) / NS_PER_S
+        """For how long the card has stood still in all, in ns, watched or not. Stalls that overlap
+        are one: it walks from one's end to the next one's beginning."""
+        while self._walked_ns < now:
+            at = self._walked_ns
+            if held := self._active("stall", at):
+                self._walked_ns = min(now, held[1])
+                self._stood_ns += self._walked_ns - at
+            else:
+                self._walked_ns = min(now, self._next_stall(at))
+        return self._stood_ns
+
+    def _next_stall(self, now: int) -> int:
+        """When the next stall begins; none is under way."""
+        at_s, next_s = (now - self._started_ns) / NS_PER_S, math.inf
         for fault in self._setup.faults:
-            since = at_s - fault.at_s
-            if fault.kind != "stall" or since < 0:
-                continue
-            if fault.every_s:
-                times, since = divmod(since, fault.every_s)
-                total_s += times * min(fault.for_s, fault.every_s)
-            total_s += min(since, fault.for_s)
-        return round(total_s * NS_PER_S)
+            wait_s = fault.at_s - at_s
+            if fault.kind == "stall" and fault.every_s and wait_s <= 0:
+                wait_s = fault.every_s - -wait_s % fault.every_s
+            if fault.kind == "stall" and wait_s > 0:
+                next_s = min(next_s, wait_s)
+        return now + 1 + round(min(next_s, 1e9) * NS_PER_S)
 
     def _suffer(self, now: int, deadline: int) -> int:
         """Lives through what the schedule holds for this moment; returns the time afterwards."""
