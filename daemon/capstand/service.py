@@ -132,10 +132,10 @@ class Service:
     def _share_lock(self) -> None:
         realtime.share_lock(len(self._streams), any(one.hurry for one in self._streams))
 
-    def _keep_up(self) -> str | None:
-        """Main has a priority where a stream has one; returns what was refused."""
-        wanted = any(one.config.capture.priority for one in self._streams)
-        return realtime.be_real_time("main", realtime.LOWEST) if wanted else None
+    def _keep_up(self, name: str = "main") -> str | None:
+        """The calling thread has a priority where a stream has one; returns what was refused."""
+        wanted = any(one.config.capture.priority for one in tuple(self._streams))
+        return realtime.be_real_time(name, realtime.LOWEST) if wanted else None
 
     def _begins(self, fresh: Sequence[Stream]) -> None:
         """Streams of a new configuration are about to start. Until now the cards of those that
@@ -250,11 +250,13 @@ class Service:
 
         In a thread of its own, because main must go on answering meanwhile; it is there from the
         start, because a thread that finds no memory to begin with leaves its starter waiting for
-        ever (CPython 3.11).
+        ever (CPython 3.11). With a priority, because it holds Python's lock for most of its time,
+        and on a busy machine an ordinary thread waits for the processor with the lock in its hand.
         """
         realtime.prepare_thread("settle", 0)
         while True:
             self._to_settle.get()
+            self._keep_up("settle")
             try:
                 for stream in tuple(self._streams):
                     stream.start_meter()
