@@ -298,8 +298,9 @@ class Pointers:
         self.avail = self.missed = self.stamp_ns = 0
 
     def status(self) -> None:
-        self.state, self.stamp_ns = self._source._pcm.state(), time.monotonic_ns()
-        self.avail = self._source._pcm.avail()
+        pcm = self._source._pcm
+        assert pcm is not None
+        self.state, self.stamp_ns, self.avail = pcm.state(), time.monotonic_ns(), pcm.avail()
 
     def lapped(self, appl_ptr: int) -> bool:
         return False
