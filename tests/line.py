@@ -70,6 +70,7 @@ class Script:
         self._card = card
         self._rows = iter(rows)
         self._reading = Reading()
+        self._reading.edge = True
 
     def open(self) -> Grant:
         card = self._card

@@ -149,9 +149,9 @@ def test_patience_lets_periods_gather(fakecard: FakeCard, readers: list[Reader])
     seen: list[tuple[int, int]] = []
     observe = one.clock.observe
 
-    def note(frame: int, stamp_ns: int) -> None:
+    def note(frame: int, stamp_ns: int, edge: bool | None = None) -> None:
         seen.append((frame, stamp_ns))
-        observe(frame, stamp_ns)
+        observe(frame, stamp_ns, edge)
 
     one.clock.observe = note  # type: ignore[method-assign]
     one.run(100 * PERIOD)

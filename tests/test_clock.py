@@ -196,6 +196,70 @@ def test_relocks_after_a_stand_still(stall_s: float, period_s: float) -> None:
     assert abs(clock.time_of((done + len(more.stamp_ns)) * sim.period) - last) < 1e6
 
 
+def looks(
+    ppm: float, step: int, period: int, jitter_us: float, seconds: float, edges: bool, seed: int
+) -> Iterator[tuple[int, int]]:
+    """Position and stamp of each look at a pointer that moves by ``step`` frames at a time: as the
+    device wakes a reader who waits for a period, or by the reader's own time, every period."""
+    rng, per_ns = random.Random(seed), 48_000 * (1 + ppm * 1e-6) / S
+    begin, now, at, read = T0 - 7e6, float(T0), 0.0, 0
+    while now < T0 + seconds * S:
+        if edges:
+            due = begin - (-(read + period) // step) * step / per_ns
+            now = max(at, due)
+        else:
+            now += period / 48_000 * S
+        at = now + rng.expovariate(1 / (jitter_us * 1000))
+        at += (rng.random() < 0.01) * rng.uniform(1e6, 8e6)
+        position = int((at - begin) * per_ns) // step * step
+        if position - read >= period:
+            read += (position - read) // period * period
+            yield position, round(at)
+
+
+@pytest.mark.parametrize("jitter_us", [5, 80, 1000])
+@pytest.mark.parametrize("period", [240, 480, 960])
+@pytest.mark.parametrize("step", [1, 48, 176, 192, 441, 479, 480, 481, 800, 960])
+def test_settled_is_said_of_what_is_true(step: int, period: int, jitter_us: float) -> None:
+    """Of a pointer that moves in steps of up to 20 ms, also such as beat slowly with the period,
+    the drift is within 5 ppm of the truth wherever it is said to have settled. That is said within
+    a minute where the device wakes the reader and stamps are good, and never of looks at any time.
+    """
+    for seed, ppm in enumerate((-500.0, -10.0, 3.0, 50.0)):
+        for edges in (True, False):
+            clock, said = Clock(48_000, period), 0
+            for frame, stamp_ns in looks(ppm, step, period, jitter_us, 60, edges, seed):
+                clock.observe(frame, stamp_ns, edges)
+                if clock.settled:
+                    said += 1
+                    assert abs(clock.drift_ppm - ppm) <= 5
+            assert said or not edges or jitter_us == 1000
+            assert edges or not said
+
+
+@pytest.mark.parametrize(("step", "period"), [(192, 480), (441, 480), (960, 480), (800, 240)])
+@pytest.mark.parametrize("ppm", [-10.0, 50.0, 505.0])
+def test_steps_are_seen_without_being_told(step: int, period: int, ppm: float) -> None:
+    """Where nothing is known of what set a look off, steps that are no part of the period are found
+    by their pattern, and nothing is said to have settled before it is true."""
+    clock = Clock(48_000, period)
+    for frame, stamp_ns in looks(ppm, step, period, 20, 400, False, 1):
+        clock.observe(frame, stamp_ns)
+        if clock.settled:
+            assert abs(clock.drift_ppm - ppm) <= 5
+
+
+def test_looks_at_any_time_do_no_harm_beside_edges() -> None:
+    """A patient reader, who waits for the device only now and then, knows its rate as well."""
+    edges = [(*one, True) for one in looks(77.0, 192, 480, 20, 120, True, 1)][::20]
+    others = [(*one, False) for one in looks(77.0, 192, 2400, 20, 120, False, 2)]
+    clock = Clock(48_000, 480)
+    for frame, stamp_ns, edge in sorted(edges + others, key=lambda one: one[1]):
+        clock.observe(frame, stamp_ns, edge)
+    assert clock.settled
+    assert clock.drift_ppm == pytest.approx(77.0, abs=2)
+
+
 def test_outliers_do_not_relock() -> None:
     """Late stamps, even one in ten by up to 8 ms, are never taken for a stand-still."""
     sim = card(30, outliers=0.1)

@@ -17,10 +17,17 @@ CLOCK_MONOTONIC itself changes its rate while NTP slews the wall clock, by up to
 moment to the next. No crystal does that, and the settled filter would follow for minutes: so
 residuals that grow on one side, no faster than a slew, make it believe that the rate has changed.
 
+What the loop believes of its own rate is too good where stamps are late in a pattern, as of a
+pointer that moves in steps: each window fits, and all are off the same way. So ``settled`` is said
+only when a straight line through the last windows' edges, apart from the loop, finds the same rate,
+and is so long that the lateness seen could not bend it by ``SURE``. Looks that the device did not
+set off (``edge`` is false) hit a step anywhere; they count only where there are no others.
+
 Thread: one (capture). O(1) per observation, nothing grows.
 """
 
 import math
+from array import array
 from typing import Protocol
 
 from capstand.block import NS_PER_S
@@ -39,6 +46,12 @@ SLEW_SIGMA = 4.0
 """So far beyond the expected a window has to be, twice in a row and growing, to speak of a slew."""
 MISFIT_WINDOWS = 4
 """Windows in a row that must disagree before the loop believes that the device stood still."""
+EDGE_NS = NS_PER_S
+"""So long after an edge of the device's own, other looks are not needed."""
+SURE = 4e-6
+"""How far lateness may bend the line whose rate is told."""
+AGREED = 1.5e-6
+"""How far the loop's rate may be from that line's."""
 
 
 class Pace(Protocol):
@@ -52,6 +65,68 @@ class Pace(Protocol):
 
     @property
     def settled(self) -> bool: ...
+
+
+class Line:
+    """The straight line of least squares through edges: the earliest of each ``spacing``."""
+
+    POINTS = 40
+    SHORTEST_S = 24.0
+    CORE = 8
+
+    def __init__(self, nominal_ns: float) -> None:
+        self.rate = math.nan  # relative, as the loop's; nan while it is not sure
+        self._nominal_ns = nominal_ns
+        self._frames = array("q", bytes(8 * self.POINTS))
+        self._ns = array("q", bytes(8 * self.POINTS))
+        self.clear()
+
+    def clear(self) -> None:
+        self.rate = math.nan
+        self._count = self._windows = 0
+        self._first_frame = 0  # of the points not yet judged: where its spacing began
+        self._lateness_ns = self._least_ns = math.inf
+        self._spacing_ns = self.SHORTEST_S * NS_PER_S / (self.POINTS - 1)
+
+    def note(self, frame: int, edge_ns: int, rate: float, lateness_ns: float) -> None:
+        """A window's edge, the loop's rate there, and how late its stamps were in the mean."""
+        self._windows += 1
+        self._least_ns = min(self._least_ns, lateness_ns)
+        if self._windows % self.CORE == 0:  # the least of some, because of single late ones
+            self._lateness_ns, self._least_ns = self._least_ns, math.inf
+        frames, ns, at = self._frames, self._ns, (self._count - 1) % self.POINTS
+        if self._count and (frame - self._first_frame) * self._nominal_ns < self._spacing_ns:
+            if edge_ns - ns[at] < (frame - frames[at]) * self._nominal_ns * (1.0 + rate):
+                frames[at], ns[at] = frame, edge_ns
+            return
+        if self._count:
+            self._judge()
+        at = self._count % self.POINTS
+        self._first_frame, frames[at], ns[at] = frame, frame, edge_ns
+        self._count += 1
+
+    def _judge(self) -> None:
+        """Sets ``rate`` and, by the lateness seen, the spacing of the points to come."""
+        count = min(self._count, self.POINTS)
+        newest, oldest = (self._count - 1) % self.POINTS, (self._count - count) % self.POINTS
+        span_ns = self._ns[newest] - self._ns[oldest]
+        held, self.rate = not math.isnan(self.rate), math.nan
+        if count < self.POINTS // 2:
+            return
+        frame, ns = self._frames[oldest], self._ns[oldest]
+        xs = [(one - frame) * self._nominal_ns for one in self._frames[:count]]
+        ys = [one - ns - x for one, x in zip(self._ns[:count], xs, strict=True)]
+        mean_x, mean_y = sum(xs) / count, sum(ys) / count
+        square = sum((x - mean_x) ** 2 for x in xs)
+        if not square:
+            return
+        slope = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / square
+        rest = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in zip(xs, ys, strict=True))
+        bend_ns = max(2.4 * self._lateness_ns, 5.0 * math.sqrt(rest / count))
+        needed_ns = max(bend_ns / SURE, self.SHORTEST_S * NS_PER_S)
+        self._spacing_ns = needed_ns / (self.POINTS - 4)
+        if span_ns >= needed_ns * (0.6 if held else 1.0):
+            self.rate = slope
 
 
 class Clock:
@@ -70,6 +145,11 @@ class Clock:
         self._anchor_ns = 0
         self._offset_ns = 0.0
         self._rate = 0.0  # relative: the length of a frame is nominal · (1 + rate)
+        self._line = Line(self.nominal_ns)
+        self._window_frames = round(WINDOW_S * rate_hz)
+        self._longest_step = round(1.05 * period_frames)
+        self._last_frame = 0
+        self._edge_ns = 0  # when the device itself last set a look off
         self._restart_filter(START_RATE_SD)
 
     def _restart_filter(self, rate_sd: float) -> None:
@@ -80,6 +160,7 @@ class Clock:
         self._lateness_ns = 0.0
         self._misfits = 0
         self._suspect_ns = 0.0  # how far the last window was off, where that was suspicious
+        self._line.clear()
         self._clear_window()
 
     def _clear_window(self) -> None:
@@ -87,6 +168,11 @@ class Clock:
         self._sum = 0.0
         self._low = self._second = math.inf
         self._low_frame = self._second_frame = 0
+        self._first_frame = -1
+        self._sharp = True  # no look that the device did not set off
+        self._step = (
+            1 << 62
+        )  # the least by which the pointer moved, where nothing is known of edges
 
     @property
     def ns_per_frame(self) -> float:
@@ -99,7 +185,9 @@ class Clock:
 
     @property
     def settled(self) -> bool:
-        return self.started and self._var_rate < (2e-6) ** 2
+        """Whether ``drift_ppm`` is within 5 ppm of what a long look would find."""
+        sure = abs(self._rate - self._line.rate) < AGREED  # false where that is nan
+        return self.started and self._var_rate < (2e-6) ** 2 and sure
 
     def time_of(self, frame: int) -> int:
         """When the frame was sampled, in ns. Needs ``started``."""
@@ -118,11 +206,25 @@ class Clock:
         self.started = True
         self._var_offset = 1e12  # the stamp may be 1 ms late
 
-    def observe(self, frame: int, stamp_ns: int) -> None:
-        """At ``stamp_ns`` the device had produced ``frame`` frames."""
+    def observe(self, frame: int, stamp_ns: int, edge: bool | None = None) -> None:
+        """At ``stamp_ns`` the device had produced ``frame`` frames. ``edge``: it had just come to
+        that, and so set the look off; None where it is not known, and then a pointer that moves by
+        more than a period at a time is taken for one that was looked at anywhere."""
         if not self.started:
             self.restart(frame, stamp_ns)
             return
+        if edge is False:
+            if stamp_ns - self._edge_ns < EDGE_NS:
+                return
+            self._sharp = False
+        elif edge:
+            self._edge_ns = stamp_ns
+            self._step = 0
+        else:
+            self._step = min(self._step, frame - self._last_frame)
+        self._last_frame = frame
+        if self._seen == 0:
+            self._first_frame = frame
         residual = (stamp_ns - self._anchor_ns - self._offset_ns) - (
             frame - self._anchor_frame
         ) * self.nominal_ns * (1.0 + self._rate)
@@ -134,7 +236,8 @@ class Clock:
                 self._second, self._second_frame = residual, frame
         self._seen += 1
         self._sum += residual
-        if self._seen >= self._window:
+        long = frame - self._first_frame >= self._window_frames and self._seen >= MIN_WINDOW
+        if self._seen >= self._window or long:
             self._close_window()
 
     def _close_window(self) -> None:
@@ -155,8 +258,11 @@ class Clock:
         self._lateness_ns += 0.1 * (min(lateness, 4 * self._lateness_ns + 1e4) - self._lateness_ns)
         noise = (spread * self._lateness_ns + 1_000.0) ** 2
         self._window = min(self._full_window, self._window * 2)
+        sharp = self._sharp and count >= MIN_WINDOW and self._step <= self._longest_step
         self._clear_window()
-        self._correct(frame, residual, noise)
+        predicted_ns = self.time_of(frame)
+        if self._correct(frame, residual, noise) and sharp:
+            self._line.note(frame, predicted_ns + round(residual), self._rate, lateness)
 
     def _slewed(self, residual_ns: float, elapsed_ns: float, total: float) -> float:
         """How much less certain the offset is (ns²) because the rate seems to have changed."""
@@ -174,7 +280,8 @@ class Clock:
         self._var_offset += elapsed_ns * elapsed_ns * variance
         return elapsed_ns * elapsed_ns * variance
 
-    def _correct(self, frame: int, residual_ns: float, noise: float) -> None:
+    def _correct(self, frame: int, residual_ns: float, noise: float) -> bool:
+        """Follows a window's edge; false where it does not fit."""
         elapsed_ns = max(0.0, (frame - self._anchor_frame) * self.nominal_ns)
         self._offset_ns += elapsed_ns * (1.0 + self._rate)
         whole = round(self._offset_ns)
@@ -194,7 +301,7 @@ class Clock:
                 self.relocks += 1
                 at_ns = self._anchor_ns + round(self._offset_ns + residual_ns)
                 self.restart(self._anchor_frame, at_ns)
-            return
+            return False
         self._misfits = 0
         gain_offset = self._var_offset / total
         gain_rate = self._covariance / total
@@ -204,3 +311,4 @@ class Clock:
         self._var_rate -= gain_rate * self._covariance
         self._covariance -= gain_offset * self._covariance
         self._var_offset -= gain_offset * self._var_offset
+        return True

@@ -33,6 +33,10 @@ from capstand.stats import Cause
 
 MARGIN_PERIODS = 2
 """How far behind the overwritten edge to go on after an overrun, so as not to be lapped at once."""
+RESTS = 4
+"""Of so many times that a patient reader could rest, one waits for the device itself."""
+BLOCKED_NS = 50_000
+"""A wait that took longer did wait: what ended it happened just now."""
 STILL_PERIODS = 2.5
 """So many periods, and half a buffer, without a frame say that a running device stands still."""
 LARGEST_PERIOD = 2
@@ -94,6 +98,8 @@ class AlsaSource:
         self._buffer = 0
         self._drained = False  # less than a period is left: wait before the next look
         self._looked = False  # a look just now found another period
+        self._edge = False  # the device has just woken the reader
+        self._rests = 0
         self.patience_ms = 0
         self._look_ms = 0  # half a buffer: a look at least so often, so that no turn can hide
 
@@ -215,6 +221,7 @@ class AlsaSource:
             elif pcm.avail >= self._period:
                 first = pcm.appl_ptr
                 reading.stamp_ns, reading.ahead = pcm.stamp_ns, pcm.avail
+                reading.edge, self._edge = self._edge, False
                 frames = self._fetch(slot)
                 if not frames:
                     return
@@ -246,6 +253,7 @@ class AlsaSource:
                 stamp_ns = time.monotonic_ns()
                 if not 0 <= avail <= self._buffer or avail >= self._period:
                     reading.stamp_ns, reading.ahead = stamp_ns, avail
+                    reading.edge, self._edge = self._edge, False
                     frames = self._fetch(slot)
                     if frames:
                         self._drained = 0 <= avail - frames < self._period
@@ -260,10 +268,13 @@ class AlsaSource:
             waited = True
 
     def _let_come(self, timeout_ms: int) -> None:
-        """Sound flows and nothing of it is left: the next period, or as many as patience allows."""
+        """Sound flows and nothing of it is left: the next period, or as many as patience allows;
+        now and then the next period all the same, because the clock wants to see the device move.
+        """
         rest_ms = min(self.patience_ms, self._look_ms // 4, timeout_ms)
-        if rest_ms * self._capture.rate_hz > self._period * 1000:
-            self._drained = False
+        self._rests = (self._rests + 1) % RESTS
+        if self._rests and rest_ms * self._capture.rate_hz > self._period * 1000:
+            self._drained = self._edge = False
             self._rest.poll(rest_ms)
         else:
             self._wait(timeout_ms)
@@ -271,14 +282,17 @@ class AlsaSource:
     def _wait(self, timeout_ms: int) -> None:
         """Until the device has something, or ``wake``; what was known about it is old then."""
         self._drained = False
+        began_ns = time.monotonic_ns()
         if self._kernel is not None:
-            self._poll.poll(min(timeout_ms, self._look_ms))
+            happened = dict(self._poll.poll(min(timeout_ms, self._look_ms)))
+            self._edge = bool(happened) and time.monotonic_ns() - began_ns > BLOCKED_NS
             return
         assert self._pcm is not None
         descriptors = self._pcm.polldescriptors()  # some plug-ins change theirs while they run
         if descriptors != self._descriptors:
             self._watch(descriptors)
         happened = dict(self._poll.poll(timeout_ms))
+        self._edge = bool(happened) and time.monotonic_ns() - began_ns > BLOCKED_NS
         if descriptors:  # a plug-in may end the process unless it gets all of them, in order
             self._pcm.polldescriptors_revents(
                 [(descriptor, happened.get(descriptor, 0)) for descriptor, _ in descriptors]

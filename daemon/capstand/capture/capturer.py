@@ -182,7 +182,7 @@ class Capturer:
             at = first + reading.ahead
             if at != self._observed:  # several periods of one look are one observation
                 self._observed = at
-                clock.observe(at, stamp_ns)
+                clock.observe(at, stamp_ns, reading.edge)
         elif not clock.started:
             clock.observe(first + frames, now_ns)
         captured_at_ns = clock.time_of(first)

@@ -30,11 +30,13 @@ class Reading:
     ``lost``, ``cause``: frames lost right before those in the slot, and why.
     ``stamp_ns``, ``ahead``: at ``stamp_ns`` the device had produced ``ahead`` frames counted from
     the first one in the slot; ``stamp_ns`` 0 means there was no usable stamp.
+    ``edge``: the device had just come to that, and so woke the reader; any other look may be late
+    by as much as the device's pointer moves at once.
     ``grant``: where the frames come from another device than those before, what that one agreed to;
     then ``lost`` is ``UNKNOWN``, and the reader sets it back to None.
     """
 
-    __slots__ = ("ahead", "cause", "frames", "grant", "lost", "stamp_ns")
+    __slots__ = ("ahead", "cause", "edge", "frames", "grant", "lost", "stamp_ns")
 
     def __init__(self) -> None:
         self.frames = 0
@@ -42,6 +44,7 @@ class Reading:
         self.cause = Cause.OVERRUN
         self.stamp_ns = 0
         self.ahead = 0
+        self.edge = False
         self.grant: Grant | None = None
 
 

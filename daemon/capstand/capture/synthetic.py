@@ -93,6 +93,7 @@ class SyntheticSource:
         self._audio = capture.audio
         self._time: Time = clock or MonotonicTime()
         self._reading = Reading()
+        self._reading.edge = True  # its position is never old
         self._random = random.Random(self._setup.seed)
         self._rate = self._audio.rate_hz * (1.0 + self._setup.ppm * 1e-6)
         self._fill: Callable[[memoryview, int, int], None] | None = None
