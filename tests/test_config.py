@@ -223,6 +223,11 @@ def test_periods_and_buffer_in_frames() -> None:
         gaps=st.sampled_from(["silence", "skip"]),
         min_free_mb=st.integers(0, 10_000_000),
         queue_ms=st.integers(100, 60_000),
+        mount=st.sampled_from([True, False, "auto"]),
+        mode=st.from_regex("0?6[0246][0246]", fullmatch=True),
+        group=st.none(),
+        keep_days=st.floats(0, 36_500),
+        keep_gb=st.floats(0, 1e6),
         spool=st.none(),
     ),
 )
@@ -233,12 +238,14 @@ def test_what_is_written_is_what_is_read(capture: Capture, sink: FileSink) -> No
     for key in [one for one in Capture._fields if one != "synthetic"]:
         lines.append(f"{key} = {written(getattr(capture, key))}")
     lines.append("[[stream.sink]]")
-    for key in ("type", "name", "path", "segment_s", "gaps", "min_free_mb", "queue_ms"):
+    for key in [one for one in FileSink._fields if one not in ("group", "spool")]:
         lines.append(f"{key} = {written(getattr(sink, key))}")
     assert read("\n".join(lines)).stream == (Stream(name="mic", capture=capture, sink=(sink,)),)
 
 
 def written(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
@@ -1098,7 +1105,8 @@ def test_nothing_of_a_file_steers_the_terminal() -> None:
     assert faults(text) == [
         'c.toml:2: stream.1.name: "\\x1b[2J\\u202e\\n" is not a name: 1 to 32 of A-Z a-z 0-9 _ -',
         "c.toml:8: stream.1.sink.1.'\\x07\\u2028': unknown key; known here: type, path, name, "
-        "container, segment_s, gaps, min_free_mb, queue_ms, spool",
+        "container, segment_s, gaps, min_free_mb, queue_ms, mount, mode, group, keep_days, "
+        "keep_gb, spool",
     ]
 
 

@@ -66,7 +66,7 @@ def test_what_is_commented_out_is_the_default() -> None:
     """A key that is commented out shows its default; those of a table that is commented out as a
     whole, and examples of keys without one, apart."""
     tables = explained()
-    examples = {"file", "app_id", "channel", "uid", "rate_hz", "channels", "path", "type"}
+    examples = {"file", "app_id", "channel", "uid", "rate_hz", "channels", "path", "type", "group"}
     for name in ("[stream.capture]", "[stream.capture.synthetic]", "[[stream.sink]] file"):
         defaults = TABLES[name][0]._field_defaults
         for key, value in tables[name].items():

@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from capstand.block import AudioFormat, SampleFormat
-from capstand.decode import Choice, Flag, Number, OneOrSome, Prefixed, Tagged, Text, Whole, decode
+from capstand.decode import (
+    Choice,
+    Flag,
+    FlagOr,
+    Number,
+    OneOrSome,
+    Prefixed,
+    Tagged,
+    Text,
+    Whole,
+    decode,
+)
 from capstand.errors import ConfigError
 from capstand.naming import SHAPES
 
@@ -37,6 +48,8 @@ SCENARIOS = ("default", "game_streaming", "chatroom", "chorus", "meeting")
 AREAS = ("global", "cn", "na", "eu", "as", "jp", "in")
 TRACK_RATES = (8000, 16000, 24000, 32000, 48000)
 LIVE_PERIOD_MS = 100
+FLAC_BITS, FLAC_CHANNELS = 24, 8
+FLAC_ANY_RATE_HZ, FLAC_RATE_HZ = 65_535, 655_350
 AGORA_ID = "[0-9a-fA-F]{32}"
 CHANNEL_NAME = r"[A-Za-z0-9 !#$%&()+\-:;<=.>?@\[\]^_{}|~,]{1,64}"
 
@@ -156,6 +169,12 @@ class Spool(NamedTuple):
     speed: Annotated[float, Number(1.1, 1000)] = 4.0
 
 
+MOUNT = Text(
+    r"auto|/[^\0-\x1f\x7f]+", '"auto", true, false or the path of a mount point, such as "/mnt/usb"'
+)
+MODE_WORDS = 'a mode such as "0640", as chmod takes it: 6 for the daemon itself, then 0, 2, 4 or 6'
+
+
 class FileSink(NamedTuple):
     """Recordings in segments, in a directory. The queue outlasts a slow machine's start, too: what
     writes a recording took up to 10 s to load on one (docs/measured.md).
@@ -169,6 +188,13 @@ class FileSink(NamedTuple):
     gaps: Annotated[str, Choice(("silence", "skip"))] = "silence"
     min_free_mb: Annotated[int, Whole(0, 10_000_000)] = 200
     queue_ms: Annotated[int, Whole(100, 60_000)] = 20_000
+    mount: Annotated[bool | str, FlagOr(MOUNT)] = "auto"
+    mode: Annotated[str, Text("0?6[0246][0246]", MODE_WORDS)] = "0640"
+    group: (
+        Annotated[str, Text(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}", "the name of a group")] | None
+    ) = None
+    keep_days: Annotated[float, Number(0, 36_500)] = 0.0
+    keep_gb: Annotated[float, Number(0, 1e6)] = 0.0
     spool: Spool | None = None
 
     @property
@@ -176,7 +202,26 @@ class FileSink(NamedTuple):
         """Whether only the present is of use to it."""
         return False
 
+    @property
+    def group_id(self) -> int | None:
+        """None where no group is given, or it is no longer there."""
+        import grp  # only where a group is given: it may bring the network's user directory
+
+        try:
+            return None if self.group is None else grp.getgrnam(self.group).gr_gid
+        except KeyError:
+            return None
+
     def problems(self) -> Iterator[tuple[str, str]]:
+        if self.group is not None and self.group_id is None:
+            yield (
+                "group",
+                f'this machine has no group "{self.group}"; make it (sudo groupadd {self.group}) '
+                "or take another (getent group)",
+            )
+        mount = normpath(self.mount) if isinstance(self.mount, str) else "/"
+        if mount.startswith("/") and not Path(normpath(self.path)).is_relative_to(mount):
+            yield "mount", f'path, "{self.path}", is not below "{self.mount}"'
         if self.spool is None:
             return
         if Path(normpath(self.spool.path)).is_relative_to(normpath(self.path)):
@@ -319,17 +364,9 @@ class Stream(NamedTuple):
             if isinstance(sink, AgoraSink):
                 yield from self._too_coarse(number, sink)
                 continue
-            if sink.container == "flac" and self.capture.format == "S32_LE":
-                yield (
-                    f"sink.{number}.container",
-                    'flac holds at most 24 bits and capture.format is S32_LE; take "wav" or S24_LE',
-                )
-            if sink.container == "flac" and self.capture.channels > 8:
-                yield (
-                    f"sink.{number}.container",
-                    f"flac holds at most 8 channels, capture.channels is {self.capture.channels}; "
-                    'take "wav"',
-                )
+            if sink.container == "flac":
+                for what in flac_refuses(self.capture.audio):
+                    yield f"sink.{number}.container", f"flac holds {what}"
 
     def _too_coarse(self, number: int, sink: AgoraSink) -> Iterator[tuple[str, str]]:
         """A channel wants its sound little by little."""
@@ -386,6 +423,25 @@ class Config(NamedTuple):
                         "give each sink its own uid",
                     )
                 seen.add(who)
+
+
+def flac_refuses(audio: AudioFormat) -> Iterator[str]:
+    """What FLAC (its streamable subset, as libsndfile writes it) holds less of than this."""
+    sample, channels, rate_hz = audio.sample, audio.channels, audio.rate_hz
+    if sample.alsa_name.startswith("FLOAT"):
+        yield f'no floating point and capture.format is {sample.alsa_name}; take "wav"'
+    elif sample.bits > FLAC_BITS:
+        yield (
+            f"at most {FLAC_BITS} bits and capture.format is {sample.alsa_name}; "
+            'take "wav" or S24_LE'
+        )
+    if channels > FLAC_CHANNELS:
+        yield f'at most {FLAC_CHANNELS} channels, capture.channels is {channels}; take "wav"'
+    if rate_hz > FLAC_RATE_HZ or (rate_hz > FLAC_ANY_RATE_HZ and rate_hz % 10):
+        yield (
+            f"any rate up to {FLAC_ANY_RATE_HZ} Hz and multiples of 10 up to {FLAC_RATE_HZ}, "
+            f'capture.rate_hz is {rate_hz}; take "wav"'
+        )
 
 
 def _twice(table: str, key: str, values: Sequence[str | None]) -> Iterator[tuple[str, str]]:

@@ -93,6 +93,15 @@ class Text(NamedTuple):
         raise _Fault(f"{_shown(value)} is not {self.shape}")
 
 
+class FlagOr(NamedTuple):
+    """true or false, or else a string."""
+
+    text: Text
+
+    def check(self, value: object) -> bool | str:
+        return value if isinstance(value, bool) else self.text.check(value)
+
+
 class Prefixed(NamedTuple):
     """A string whose beginning says what shape it must have; ``other`` is for all the rest."""
 

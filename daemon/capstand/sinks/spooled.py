@@ -255,6 +255,7 @@ class Spooled(Sink):
         with contextlib.suppress(IndexError):
             while True:
                 yield self._events.popleft()
+        yield from self.sink.events()
 
     # The spool; under the lock
 
