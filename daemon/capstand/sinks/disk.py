@@ -41,8 +41,8 @@ _ADVICE = {
     errno.ETIMEDOUT: "the server does not answer: look at the network",
     errno.EHOSTDOWN: "the server does not answer: look at the network",
     errno.EPERM: "the file system, its mount options or an attribute (lsattr) forbid it",
-    errno.ESPIPE: "the file system cannot change what is written: mount it with a cache "
-    "(rclone: --vfs-cache-mode writes), or take another directory",
+    errno.ESPIPE: "mount it with a cache (rclone: --vfs-cache-mode writes), or take another "
+    "directory",
 }
 _GENERAL = "check that the directory exists, is writable and has room"
 _LOCAL = re.compile(
@@ -171,7 +171,7 @@ def explain(error: Exception, folder: Path) -> tuple[str, str]:
     reason = error.strerror or str(error)
     if error.errno == errno.ENOSPC:
         with contextlib.suppress(OSError):
-            disk = os.statvfs(folder)
+            disk = os.statvfs(next(one for one in (folder, *folder.parents) if one.exists()))
             if disk.f_files and not disk.f_favail:
                 return (
                     "the disk can hold no more files (no inode left, see df -i)",

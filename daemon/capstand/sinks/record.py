@@ -5,6 +5,7 @@ A record whose check fails costs itself alone: the next header is searched for. 
 """
 
 import os
+import stat
 import struct
 import zlib
 from pathlib import Path
@@ -17,7 +18,8 @@ _HEAD = struct.Struct("<4sQQqq8s8sIIBBHI")
 _CHECK = struct.Struct("<I")
 HEAD_BYTES = _HEAD.size + _CHECK.size
 _SEARCH_BYTES = 65_536
-_FORMATS = tuple(SampleFormat)
+_FORMATS = ["S16_LE", "S24_LE", "S24_3LE", "S32_LE", "U8", "S16_BE", "S20_3LE", "FLOAT_LE"]
+"""By their numbers on disk, which outlast a change of version: new ones go to the end."""
 
 
 class Record(NamedTuple):
@@ -57,7 +59,7 @@ def packed(record: Record, wall_ns: int, boot: bytes, audio: AudioFormat) -> byt
         block.frames,
         audio.rate_hz,
         audio.channels,
-        _FORMATS.index(audio.sample),
+        _FORMATS.index(audio.sample.alsa_name),
         0,
         zlib.crc32(block.samples),
     )
@@ -73,7 +75,11 @@ class Reader:
         self.path = path
         self.at = 0
         self.end = 0
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO hangs
+        self._descriptor = os.open(path, flags)
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            self.close()
+            raise OSError("it is no file")
 
     def next(self, limit: int) -> tuple[Record, int, bytes, AudioFormat] | None:
         """The next sound record that lies before ``limit`` as a whole, with its wall time, boot and
@@ -89,7 +95,10 @@ class Reader:
                 continue
             (_, position, first, at_ns, wall_ns, run, boot, frames, rate_hz, channels, kind, _, crc
              ) = _HEAD.unpack_from(head)  # fmt: skip
-            audio = AudioFormat(rate_hz, channels, _FORMATS[kind])
+            if kind >= len(_FORMATS) or _FORMATS[kind] not in SampleFormat.__members__:
+                self._search(limit)  # of a later version
+                continue
+            audio = AudioFormat(rate_hz, channels, SampleFormat[_FORMATS[kind]])
             size = frames * audio.frame_bytes
             samples = os.pread(self._descriptor, size, self.at + HEAD_BYTES)
             whole = self.at + HEAD_BYTES + size <= limit

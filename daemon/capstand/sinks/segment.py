@@ -59,8 +59,8 @@ class Segment:
             self._folder = disk.open_folder(folder)
             undo.callback(os.close, self._folder)
             self.name, self._descriptor = self._create(stem, container)
-            undo.callback(os.close, self._descriptor)
             undo.callback(os.unlink, self.name + ".part", dir_fd=self._folder)
+            undo.callback(os.close, self._descriptor)
             self._limit = self._try_out()
             try:
                 access.give(self._descriptor)

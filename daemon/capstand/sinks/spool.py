@@ -20,6 +20,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import time
 import zlib
 from collections import deque
@@ -27,18 +28,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from capstand.block import NS_PER_S, AudioFormat, Block
-from capstand.sinks.disk import sync_folder
+from capstand.sinks.disk import sync_file, sync_folder
 from capstand.sinks.record import HEAD_BYTES, Reader, Record, packed
 
 SEGMENT_BYTES = 4_000_000
 SEGMENT_NS = 60 * NS_PER_S
 SLOT_BYTES = 4096
+_IN_THE_WAY = (errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENOENT)
+NOTES = 20
 
 
 class Spool:
     """Keeps at most ``limit_bytes`` in ``folder``, in ``audio``'s format.
 
-    It holds the positions from ``position`` to ``end``. Calls that write raise OSError when the
+    It holds the positions from ``position`` to ``end``. What is in the way there, such as a file
+    that cannot be read, costs itself alone; ``notes`` says so, once each.
+
+    Calls that write raise OSError when the
     disk refuses; what an ``append`` then left is taken back.
     """
 
@@ -58,6 +64,8 @@ class Spool:
         self.end = 0
         self.place = ""
         self.folder = folder
+        self.notes: deque[str] = deque(maxlen=NOTES)
+        self._noted_about: set[str] = set()
         self._audio = audio
         self._limit_bytes = limit_bytes
         self._segment_bytes = min(SEGMENT_BYTES, limit_bytes // 8)
@@ -79,9 +87,14 @@ class Spool:
         self._segments.clear()
         noted = self._noted()
         now_ns, wall_ns = self._now_ns(), self._wall_ns()
-        for path in sorted(self.folder.glob("*.spool")):
-            with contextlib.suppress(ValueError):
-                stat = path.stat()
+        for path in sorted(self.folder.iterdir()):
+            if re.fullmatch(r"(?a)[0-9a-f]{16}\.spool", path.name):
+                try:
+                    Reader(path).close()
+                    stat = path.stat()
+                except OSError as error:
+                    self._note(path, error)
+                    continue
                 newest_ns = now_ns - (wall_ns - stat.st_mtime_ns)
                 begin = int(path.stem, 16)
                 self._segments.append(_Segment(path, begin, stat.st_size, newest_ns, newest_ns))
@@ -96,13 +109,35 @@ class Spool:
         elif noted is None:
             self.commit(self.position, "")
 
+    def _note(self, path: Path, error: OSError) -> None:
+        words = f"{path}: {error.strerror or error}; it is passed over"
+        if words not in self._noted_about and len(self._noted_about) < NOTES:
+            self._noted_about.add(words)
+            self.notes.append(words)
+
+    def _open(self, path: Path, flags: int) -> int:
+        """Opens a file of the spool's own; what is in the way and cannot be opened, such as a
+        directory or a link, is renamed. Raises OSError."""
+        flags |= os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            return os.open(path, flags, 0o640)
+        except OSError as error:
+            if error.errno not in _IN_THE_WAY or not os.path.lexists(path):
+                raise
+            path.rename(path.with_name(f"{path.name}.aside-{os.urandom(4).hex()}"))
+            self._note(path, error)
+        return os.open(path, flags, 0o640)
+
     def _noted(self) -> tuple[int, str, bool] | None:
         """The newest note that is whole: position, place, and whether the queue was empty then."""
         found = []
         for slot in range(2):
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                with (self.folder / "position").open("rb") as file:
-                    raw = os.pread(file.fileno(), SLOT_BYTES, slot * SLOT_BYTES)
+            with contextlib.suppress(ValueError):
+                file = self._open(self.folder / "position", os.O_RDWR)
+                try:
+                    raw = os.pread(file, SLOT_BYTES, slot * SLOT_BYTES)
+                finally:
+                    os.close(file)
                 check, _, text = raw.rstrip(b"\0").partition(b" ")
                 if int(check, 16) == zlib.crc32(text):
                     found.append(json.loads(text))
@@ -123,10 +158,11 @@ class Spool:
             finally:
                 reader.close()
             if sound_bytes:
-                os.truncate(last.path, sound_bytes)
+                if sound_bytes < last.bytes:
+                    os.truncate(last.path, sound_bytes)
                 last.bytes = sound_bytes
                 return end
-            self._segments.pop().path.unlink()
+            self._remove(self._segments.pop())
         return 0
 
     def append(self, position: int, block: Block) -> None:
@@ -160,9 +196,7 @@ class Spool:
     def _new_segment(self, position: int, now_ns: int) -> "_Segment":
         self._close_tail()
         path = self.folder / f"{position:016x}.spool"
-        self._tail = os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o640
-        )
+        self._tail = self._open(path, os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
         sync_folder(self.folder)
         while self._segments and self._segments[-1].begin >= position:
             self._bytes -= self._segments.pop().bytes  # it could take no record
@@ -173,7 +207,7 @@ class Spool:
     def sync(self) -> None:
         """Makes what was appended safe."""
         if self._tail is not None and not self._synced:
-            os.fdatasync(self._tail)
+            sync_file(self._tail)
             self._synced = True
 
     def read(self, position: int) -> Record | None:
@@ -249,11 +283,11 @@ class Spool:
         text = json.dumps([self._turn, position, place, empty]).encode()
         raw = (b"%08x " % zlib.crc32(text) + text).ljust(SLOT_BYTES, b"\0")
         assert len(raw) == SLOT_BYTES
-        file = os.open(self.folder / "position", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        file = self._open(self.folder / "position", os.O_RDWR)
         try:
             if os.pwrite(file, raw, self._turn % 2 * SLOT_BYTES) < SLOT_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fdatasync(file)
+            sync_file(file)
         finally:
             os.close(file)
         self.position, self.place = position, place
@@ -271,16 +305,21 @@ class Spool:
             self._remove_oldest()
 
     def _remove_oldest(self) -> None:
-        oldest = self._segments[0]
-        oldest.path.unlink(missing_ok=True)
-        self._segments.popleft()
+        oldest = self._segments.popleft()
         self._bytes -= oldest.bytes
+        self._remove(oldest)
+
+    def _remove(self, segment: "_Segment") -> None:
+        try:
+            segment.path.unlink(missing_ok=True)
+        except OSError as error:
+            self._note(segment.path, error)
 
     def _close_tail(self) -> None:
         tail, self._tail = self._tail, None
         if tail is not None:
             try:
-                os.fdatasync(tail)
+                sync_file(tail)
             finally:
                 os.close(tail)
                 self._synced = True
@@ -306,5 +345,9 @@ class _Segment:
 
 
 def _boot() -> bytes:
-    text = Path("/proc/sys/kernel/random/boot_id").read_text()
-    return bytes.fromhex(text.replace("-", "").strip())[:8]
+    """Where the kernel does not say, each run counts as a boot of its own."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return bytes.fromhex(text.replace("-", "").strip())[:8]
+    except (OSError, ValueError):
+        return os.urandom(8)

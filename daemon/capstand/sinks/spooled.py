@@ -255,6 +255,9 @@ class Spooled(Sink):
         with contextlib.suppress(IndexError):
             while True:
                 yield self._events.popleft()
+        with contextlib.suppress(IndexError):
+            while True:
+                yield "note", {"reason": self._spool.notes.popleft()}
         yield from self.sink.events()
 
     # The spool; under the lock
