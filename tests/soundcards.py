@@ -9,6 +9,9 @@ from pathlib import Path
 
 from tests.fakecard import FakeCard
 
+XHCI = "pci0000:00/0000:00:14.0"
+"""The USB controller of most PCs, in /sys/devices."""
+
 HW = """
 pcm.!hw {{
     @args [ CARD DEV ]
@@ -41,24 +44,27 @@ class Slots:
         identity: str = "Device",
         captures: tuple[int, ...] = (0,),
         card: FakeCard | None = None,
+        controller: str = XHCI,
+        interface: str = "1.0",
     ) -> None:
         """A card appears under that number; ``usb`` is VID:PID, ``port`` such as 1-1.4 implies its
-        hubs.
+        hubs, below the USB controller at that place of sysfs.
         """
-        place = self.root / "sys/devices/pci0000:00/0000:00:14.0"
+        place = self.root / "sys/devices" / controller
         if usb is None:
             place = top = self.root / f"sys/devices/platform/card.{number}"
         else:
             bus, path = port.split("-")
+            self._controller(place)
             place = place / f"usb{bus}"
-            hop(place, "1d6b:0002", "0000:00:14.0")
+            hop(place, "1d6b:0002", place.parent.name)
             hops = path.split(".")
             for depth in range(1, len(hops)):
                 place = place / f"{bus}-{'.'.join(hops[:depth])}"
                 hop(place, "05e3:0608", None)
             place = top = place / port
             hop(place, usb, serial)
-            place = place / f"{port}:1.0"
+            place = place / f"{port}:{interface}"
         card_folder = place / "sound" / f"card{number}"
         card_folder.mkdir(parents=True)
         (card_folder / "id").write_text(f"{identity}\n")
@@ -73,6 +79,24 @@ class Slots:
         self._devices[number] = top
         if card is not None:
             self._link(number, f"{card.device}.ctl")
+
+    def _controller(self, place: Path) -> None:
+        """The devices from the root down to the controller, each with its subsystem."""
+        place.mkdir(parents=True, exist_ok=True)
+        for folder in (place, *place.parents):
+            if folder.name == "devices":
+                return
+            link = folder / "subsystem"
+            kind = "pci" if folder.name.count(":") == 2 else "platform"
+            bridge = folder.name.startswith("pci") or folder.name == "platform"
+            if not bridge and not link.is_symlink():
+                link.symlink_to(self.root / "sys/bus" / kind)
+
+    def udev(self, link: str, number: int) -> None:
+        """As udev does, a link in /dev/snd to the control node of a card."""
+        path = self.root / "dev/snd" / link
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(f"../controlC{number}")
 
     def node(self, number: int, device: int) -> Path:
         """The capture device's file."""

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from capstand.block import NS_PER_S, SampleFormat
-from capstand.capture.alsa import AlsaSource, offers
+from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import STALL_READS, STALL_S, Capturer
 from capstand.capture.kernel import RUNNING
 from capstand.capture.source import UNKNOWN
@@ -398,7 +398,7 @@ def test_a_card_that_is_not_there(readers: list[Reader]) -> None:
     ("limit", "key", "granted", "offered"),
     [
         ({"rates": (44_100, 44_100)}, "rate_hz 48000", "44100 granted", "44100 Hz"),
-        ({"channels": (2, 8)}, "channels 1", "2 granted", "2 channels"),
+        ({"channels": (2, 8)}, "channels 1", "2 granted", "2 to 8 channels"),
         ({"formats": ["S16_LE", "S24_3LE"]}, "format S32_LE", "granted", "S16_LE, S24_3LE"),
     ],
 )
@@ -433,7 +433,6 @@ def test_the_grant_is_what_the_card_agreed_to(fakecard: FakeCard, readers: list[
     assert (grant.device, grant.exact) == (fakecard.device, False)
     assert (grant.period_frames, grant.buffer_frames) == (960, 9600)
     assert grant.format.sample is SampleFormat.S32_LE
-    assert "Hz" in offers(one.source._pcm)
 
 
 def test_a_card_that_stands_still(fakecard: FakeCard, readers: list[Reader]) -> None:
@@ -547,7 +546,7 @@ def test_opening_leaves_nothing_open(fakecard: FakeCard, readers: list[Reader]) 
         try_once(number)
     gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-    assert fakecard.opens == 52
+    assert fakecard.opens == 52 + 26, "each that is refused is asked what it offers"
 
 
 def test_the_clock_follows_the_card(fakecard: FakeCard, readers: list[Reader]) -> None:

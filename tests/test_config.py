@@ -593,7 +593,7 @@ def test_names_devices_and_directories_are_taken_once() -> None:
         ("usb:0d8c:0014:A 1", "in a serial number _ stands for all but letters, digits"),
         ("usb:0d8c:0014,x", "usb:VID:PID or usb:VID:PID:SERIAL"),
         ("USB:0d8c:0014", "usb:VID:PID or usb:VID:PID:SERIAL"),
-        ("usb-port:1.4", "usb-port:PORT, such as usb-port:1-1.4"),
+        ("usb-port:1.4", "usb-port:PORT, such as usb-port:pci-0000:00:14.0-usb-0:1.4"),
         ("card:", "card:ID, such as card:Device"),
         ("card:\u00d6ne", "card:ID, such as card:Device"),
     ],
@@ -993,9 +993,10 @@ WRITINGS = {
         "c.toml:3: stream.a.sink.1.path",
     ),
     "after a multi-line string": (
-        '[[stream]]\nname = "a"\n[stream.capture]\ndevice = """\\\n  d\\\n  [x]\\\n  """\n'
-        'rate_hz = 1\n[[stream.sink]]\ntype = "file"\npath = "/p"\n',
-        "c.toml:8: stream.a.capture.rate_hz",
+        '[[stream]]\nname = "a"\n[[stream.sink]]\ntype = "file"\n'
+        'path = """\\\n  /p\\\n  [x]\\\n  """\n'
+        '[stream.capture]\ndevice = "d"\nrate_hz = 1\n',
+        "c.toml:11: stream.a.capture.rate_hz",
     ),
     "comments and blank lines": (
         '# [[stream]]\n\n[[stream]] # x = [\nname = "a" # """\n\n[stream.capture]\ndevice = "d"\n'

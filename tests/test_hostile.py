@@ -16,8 +16,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from capstand import cli
+from capstand import cli, naming
 from capstand.config import Config, load
 from capstand.control import MAX_CLIENTS, ask
 from capstand.decode import decode
@@ -246,6 +248,8 @@ def test_hostile_device_names_are_refused_in_words() -> None:
         "tee:null,'|touch {}',raw",
         "plug:'file:{}'",
         "plug:SLAVE='tee:null,{},raw'",
+        "plug:file:out.raw",
+        "pcm.file:out.raw",
     ],
 )
 def test_a_device_name_runs_no_command_and_writes_no_file(tmp_path: Path, device: str) -> None:
@@ -258,9 +262,103 @@ def test_a_device_name_runs_no_command_and_writes_no_file(tmp_path: Path, device
     assert not target.exists()
 
 
-@pytest.mark.parametrize("device", ["hw:CARD=file", "profile:x", "hw:CARD=tee,DEV=0", "filet"])
-def test_names_that_only_look_like_it_are_right(tmp_path: Path, device: str) -> None:
-    """A card may be called what it likes."""
+ESCAPED = (
+    # The words that give it away, written so that only libasound reads them.
+    r'plug:{{SLAVE="\146ile:\047\174touch {0}\047,raw"}}',
+    r"plug:{{SLAVE='\x66ile:{0},raw'}}",
+    r"plug:'fi\154e:{0},raw'",
+    r'plug:"\146\151\154\145:{0},raw"',
+    r'plug:{{SLAVE {{type \146ile file "{0}" format raw slave.pcm null}}}}',
+    "plug:{{SLAVE={{type fil\\e file '{0}' slave.pcm null}}}}",
+    "{{type 'fil'e file {0} slave.pcm null}}",
+    "speexrate:SLAVE='fil\\145:{0}'",
+    "a52:SLAVE='t\\145e:null,{0}'",
+    "hw:{{@func getenv vars [HOME]}}",
+    "<{0}>",
+    "shm:{0},null",
+    "oss:{0}",
+    "rate_convert:SLAVE={0}",
+    "cards.pcm.default:CARD=0",
+    "pcm.t\te\te:null,{0}",
+)
+
+
+@pytest.mark.parametrize("device", ESCAPED)
+def test_a_name_that_libasound_decodes_does_not_reach_it(tmp_path: Path, device: str) -> None:
+    """Quotes, braces, escapes, functions and arguments of plug-ins: no spelling gets past the
+    configuration or, should it come from elsewhere, past the opening."""
+    target = tmp_path / "written"
+    name = device.format(target)
+    quoted = json.dumps(name)
+    text = CONFIGURATION.replace('"{device}"', "{device}").format(device=quoted, folder=tmp_path)
+    assert quoted in text
+    with pytest.raises(ConfigError, match=r"capture\.device: "):
+        decode(text, "c.toml", Config)
+    with pytest.raises(ConfigError, match=r"capture\.device: "):
+        decode(text.replace(quoted, f'["hw:0", {quoted}]'), "c.toml", Config)
+    ((_, told),) = opened([name])
+    assert told.startswith(f"{name} cannot be opened: "), told
+    assert not target.exists()
+
+
+SIGNS = "abzAZ059:,=._- '\"\\{}[]()<>@$|/!*?&;#%~+\t\x7féß"
+
+
+@given(
+    st.one_of(
+        st.text(st.sampled_from(SIGNS), min_size=1, max_size=40),
+        st.text(min_size=1, max_size=40),
+        st.lists(
+            st.sampled_from(
+                [*SIGNS, *("hw:", "plug:", "file", "tee", "SLAVE=", "CARD=", "pulse:")]
+            ),
+            min_size=1,
+            max_size=12,
+        ).map("".join),
+    )
+)
+@settings(max_examples=counts(300, 20_000), deadline=None)
+def test_what_reaches_libasound_has_no_meaning_beyond_a_name(name: str) -> None:
+    """A name that is let through is plain, or a known PCM with plain arguments: nothing in it has
+    a meaning for libasound's parser but colon, comma and equals sign, and no PCM is named in an
+    argument but after plug:."""
+    if naming.fault(name) is not None or naming.parse(name) is not None:
+        return
+    assert re.fullmatch(r"[A-Za-z0-9_.:,=@+-]{1,256}", name)
+    head, colon, arguments = name.partition(":")
+    if not colon:
+        assert re.fullmatch(r"[A-Za-z0-9_-]+", name)
+    elif head == "plug":
+        inner = arguments.removeprefix("SLAVE=")
+        assert "," not in inner
+        assert re.fullmatch(r"[A-Za-z0-9_-]+", inner) or inner.partition(":")[0] in CARD_PCMS
+    else:
+        assert head in {*CARD_PCMS, "pulse", "pipewire", "bluealsa"}
+
+
+CARD_PCMS = (
+    *("hw", "plughw", "default", "sysdefault", "dsnoop", "front", "rear", "center_lfe", "side"),
+    *("iec958", "spdif", "hdmi", "modem", "phoneline", "usbstream"),
+    *(f"surround{number}" for number in (21, 40, 41, 50, 51, 71)),
+)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        *("hw:CARD=file", "hw:CARD=tee,DEV=0", "filet", "hw:0", "hw:1,0", "hw:CARD=Device,DEV=0"),
+        *("plughw:1", "plughw:CARD=Device,DEV=0", "default", "default:CARD=Device", "mic-left_2"),
+        *("sysdefault:CARD=Device", "front:CARD=Device,DEV=0", "dsnoop:CARD=Device,DEV=0"),
+        *("iec958:CARD=PCH,DEV=0", "usbstream:CARD=Device", "pulse", "pipewire", "jack", "shared"),
+        *("plug:shared", "plug:hw:0", "plug:SLAVE=dsnoop:CARD=Device", "hw:0,0,0"),
+        "pulse:alsa_input.usb-C-Media_USB-00.mono-fallback",
+        "pipewire:NODE=alsa_input.usb-C-Media_USB-00.mono-fallback",
+        "bluealsa:DEV=00:11:22:33:44:55,PROFILE=sco",
+    ],
+)
+def test_names_that_people_have_are_right(tmp_path: Path, device: str) -> None:
+    """What `arecord -L` prints, sound servers and PCMs of one's own are taken as they are; a card
+    may be called what it likes."""
     decode(CONFIGURATION.format(device=device, folder=tmp_path), "c.toml", Config)
 
 

@@ -1,5 +1,6 @@
 """A device is the one that its name means, at every open, whatever number it has got."""
 
+import errno
 import random
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from capstand.config import Capture, Config
 from capstand.decode import decode
 from capstand.errors import ConfigError, DeviceError
 from tests.fakecard import FakeCard
-from tests.soundcards import Slots
+from tests.soundcards import XHCI, Slots
 
 MIC = "0d8c:0014"
+XHCI_PORT = "usb-port:pci-0000:00:14.0-usb-0:"
 SEED = 20261122
 
 
@@ -49,9 +51,9 @@ def refusal(slots: Slots, name: str) -> DeviceError:
         ("usb:0d8c:0014:A_1", "hw:3,0"),
         ("usb:0d8c:0014:A_1,2", "hw:3,2"),
         ("usb:0d8c:0014,2", "hw:3,2"),
-        ("usb-port:1-1.4", "hw:3,0"),
-        ("usb-port:1-1.4,2", "hw:3,2"),
-        ("usb-port:1-1.4.2", "hw:1,0"),
+        (f"{XHCI_PORT}1.4", "hw:3,0"),
+        (f"{XHCI_PORT}1.4,2", "hw:3,2"),
+        (f"{XHCI_PORT}1.4.2", "hw:1,0"),
         ("usb:046d:0825", "hw:1,0"),
         ("card:Device", "hw:3,0"),
         ("card:Line", "hw:0,1"),
@@ -74,7 +76,7 @@ def test_a_name_of_alsas_own_is_left_to_alsa(slots: Slots, name: str) -> None:
     assert locate(name, slots.root) is None
 
 
-@pytest.mark.parametrize("name", ["usb:0d8c:0014", "usb-port:1-2", "card:Mic", "card:Mic,1"])
+@pytest.mark.parametrize("name", ["usb:0d8c:0014", f"{XHCI_PORT}2", "card:Mic", "card:Mic,1"])
 def test_a_device_that_is_not_there_is_waited_for(slots: Slots, name: str) -> None:
     """What is not plugged in is waited for by its name, in one line, and is no fault for good."""
     slots.plug(0, "046d:0825", port="1-1")
@@ -97,21 +99,172 @@ def test_a_card_without_the_device_says_what_it_has(slots: Slots) -> None:
     """A card that is there and does not capture, or not with that number, is told apart."""
     slots.plug(0, MIC, port="1-1", captures=())
     slots.plug(1, MIC, port="1-2", captures=(0, 3))
-    assert str(refusal(slots, "usb-port:1-1")).endswith("card 0 (Device) has no capture device")
-    assert str(refusal(slots, "usb-port:1-2,1")).endswith("no capture device 1; it has 0, 3")
+    assert str(refusal(slots, f"{XHCI_PORT}1")).endswith("card 0 (Device) has no capture device")
+    assert str(refusal(slots, f"{XHCI_PORT}2,1")).endswith("no capture device 1; it has 0, 3")
 
 
-def test_a_card_whose_node_is_not_ours_yet_is_waited_for(slots: Slots) -> None:
-    """Between the kernel's making a node and udev's giving it to the group audio, or without its
-    node, a card is waited for, and the line says what may be wrong if that goes on."""
+def test_a_card_without_its_node_is_waited_for(slots: Slots) -> None:
+    """A card that the kernel has and whose node is not in this /dev is waited for; that is no
+    question of rights, and the line says what it is in a container."""
     slots.plug(1, MIC)
     for node in (slots.node(1, 0), slots.root / "dev/snd/controlC1"):
         node.unlink()
         error = refusal(slots, f"usb:{MIC}")
-        assert f"{node} may not be opened; put the user into the group audio" in str(error)
+        assert f"the kernel has the card, and {node} is missing" in str(error)
+        assert "--volume /dev/snd:/dev/snd" in str(error)
+        assert "group" not in str(error)
         assert not error.refused
         node.touch()
     assert device(slots, f"usb:{MIC}") == "hw:1,0"
+
+
+# Ports
+
+PI_4 = "platform/scb/fd500000.pcie/pci0000:00/0000:00:00.0/0000:01:00.0"
+PI_3 = "platform/soc/3f980000.usb"
+PI_5 = "platform/axi/1000120000.pcie/1f00200000.usb/xhci-hcd.0"
+PI_5_OTHER = "platform/axi/1000120000.pcie/1f00300000.usb/xhci-hcd.1"
+
+
+@pytest.mark.parametrize(
+    ("controller", "port", "names"),
+    [
+        ("pci0000:00/0000:00:14.0", "1-1.4", ["pci-0000:00:14.0-usb-0:1.4"]),
+        ("pci0000:00/0000:00:1c.0/0000:02:00.0", "3-2", ["pci-0000:02:00.0-usb-0:2"]),
+        (PI_3, "1-1.1.3", ["platform-3f980000.usb-usb-0:1.1.3"]),
+        (
+            PI_4,
+            "1-1.3",
+            ["platform-fd500000.pcie-pci-0000:01:00.0-usb-0:1.3", "pci-0000:01:00.0-usb-0:1.3"],
+        ),
+        (PI_5, "1-2", ["platform-1f00200000.usb-usb-0:2", "platform-xhci-hcd.0-usb-0:2"]),
+        ("platform/vhci_hcd.0", "3-1", ["platform-vhci_hcd.0-usb-0:1"]),
+        ("platform/soc@0/32f10100.usb", "2-1.2", ["platform-32f10100.usb-usb-0:1.2"]),
+    ],
+)
+def test_a_port_goes_by_its_controllers_place(
+    slots: Slots, controller: str, port: str, names: list[str]
+) -> None:
+    """A port is named as udev's ID_PATH names it, on a PC and on boards, behind any hubs. Where
+    udev takes a device whose number follows the order of probing, the name shown is the address
+    above it, and udev's is understood."""
+    slots.plug(4, MIC, port=port, controller=controller)
+    (card,) = cards(slots.root)
+    assert name_of(card, [card])[0] == f"usb-port:{names[0]}"
+    for name in names:
+        for written in (f"usb-port:{name}", f"usb-port:{name}:1.0", f"usb-port:{name},0"):
+            assert configured(written) == written
+            assert device(slots, written) == "hw:4,0"
+    assert refusal(slots, f"usb-port:{names[0]}:1.2").errno == errno.ENODEV
+
+
+@pytest.mark.parametrize(
+    ("kitchen", "garden"),
+    [(XHCI, "pci0000:00/0000:00:1a.0"), (PI_4, PI_3), (PI_5, PI_5_OTHER)],
+)
+@pytest.mark.parametrize("port", ["1", "1.4", "2.1.3"])
+def test_a_name_outlasts_a_reboot_that_numbers_the_buses_anew(
+    tmp_path: Path, kitchen: str, garden: str, port: str
+) -> None:
+    """Two like microphones at like ports of two controllers keep their names when the buses, and
+    the devices of the controllers, get other numbers."""
+    named: list[dict[str, str]] = []
+    for boot, buses in enumerate(((1, 3), (3, 1))):
+        slots = Slots(tmp_path / str(boot))
+        places = [kitchen, garden]
+        if boot:  # probed in the other order
+            places = [kitchen.replace("hcd.0", "hcd.1"), garden.replace("hcd.1", "hcd.0")]
+        for number, (identity, bus, place) in enumerate(
+            zip(("Kitchen", "Garden"), buses, places, strict=True)
+        ):
+            slots.plug(number, MIC, port=f"{bus}-{port}", identity=identity, controller=place)
+        there = cards(slots.root)
+        named.append({one.id: name_of(one, there)[0] for one in there})
+        for one in there:
+            assert device(slots, named[0][one.id]) == f"hw:{one.number},0"
+    assert named[0] == named[1]
+
+
+@pytest.mark.parametrize("name", ["usb-port:1-1.4", "usb-port:3-1.4,0"])
+def test_a_port_by_the_number_of_its_bus_is_refused(slots: Slots, name: str) -> None:
+    """A bus number means another port after a reboot: it opens nothing, and the line says what to
+    write, for the card that is there now by name."""
+    slots.plug(0, MIC, port="1-1.4")
+    error = refusal(slots, name)
+    assert error.refused
+    assert "another one after a reboot" in str(error)
+    shown = f"{XHCI_PORT}1.4 is plugged in there now" in str(error)
+    assert shown == (name == "usb-port:1-1.4")
+    with pytest.raises(ConfigError, match=r"write the port by its controller.*-usb-0:1\.4"):
+        configured(name)
+
+
+def test_two_cards_of_one_usb_device_are_told_apart_by_interface(slots: Slots) -> None:
+    """A device may be two cards: then the name to paste has the interface in it."""
+    slots.plug(0, MIC, port="1-2", serial="A1", interface="1.0")
+    slots.plug(1, MIC, port="1-2", serial="A1", interface="1.2", identity="Device_1")
+    there = cards(slots.root)
+    names = [name_of(one, there)[0] for one in there]
+    assert names == [f"{XHCI_PORT}2:1.0", f"{XHCI_PORT}2:1.2"]
+    assert [device(slots, name) for name in names] == ["hw:0,0", "hw:1,0"]
+    assert "fits card 0 (Device) and card 1 (Device_1)" in str(refusal(slots, f"usb:{MIC}:A1"))
+
+
+def test_the_ports_of_usb_2_and_usb_3_of_one_controller_are_told_apart(slots: Slots) -> None:
+    """A controller has two buses whose ports have the same numbers: a name that fits both is
+    refused, and the one to paste has the revision of USB in it, as udev has it."""
+    slots.plug(0, MIC, port="1-1")
+    slots.plug(1, "0fd9:0066", port="2-1", identity="Cam")
+    for bus, protocol in ((1, "01"), (2, "03")):
+        (slots.root / f"sys/devices/{XHCI}/usb{bus}/bDeviceProtocol").write_text(f"{protocol}\n")
+    there = cards(slots.root)
+    names = [name_of(one, there)[0] for one in there]
+    assert names == [f"usb-port:pci-0000:00:14.0-usbv{one}-0:1" for one in (2, 3)]
+    assert [device(slots, name) for name in names] == ["hw:0,0", "hw:1,0"]
+    assert "name the one that is meant" in str(refusal(slots, f"{XHCI_PORT}1"))
+
+
+# Links of udev's
+
+
+def test_links_of_udev_lead_to_their_cards(slots: Slots) -> None:
+    """What udev puts into /dev/snd/by-path and by-id is understood, with a device's number too."""
+    slots.plug(2, MIC, port="1-1.4", serial="A1", captures=(0, 1))
+    slots.plug(0, identity="PCH")
+    slots.udev("by-path/pci-0000:00:14.0-usb-0:1.4:1.0", 2)
+    slots.udev("by-path/pci-0000:00:1f.3", 0)
+    slots.udev("by-id/usb-C-Media_USB_Mic_A1-00", 2)
+    for link, found in (
+        ("by-path/pci-0000:00:14.0-usb-0:1.4:1.0", "hw:2,0"),
+        ("by-path/pci-0000:00:14.0-usb-0:1.4:1.0,1", "hw:2,1"),
+        ("by-path/pci-0000:00:1f.3", "hw:0,0"),
+        ("by-id/usb-C-Media_USB_Mic_A1-00", "hw:2,0"),
+    ):
+        assert configured(f"/dev/snd/{link}") == f"/dev/snd/{link}"
+        assert device(slots, f"/dev/snd/{link}") == found
+    assert "not plugged in" in str(refusal(slots, "/dev/snd/by-id/usb-Other-00"))
+
+
+def test_a_path_of_udev_is_understood_where_udev_made_no_links(slots: Slots) -> None:
+    """A container may lack udev's links: a USB port is known without them, and anything else is
+    told with what to write instead."""
+    slots.plug(2, MIC, port="1-1.4")
+    assert device(slots, "/dev/snd/by-path/pci-0000:00:14.0-usb-0:1.4:1.0") == "hw:2,0"
+    told = str(refusal(slots, "/dev/snd/by-id/usb-C-Media-00"))
+    assert "by-id is not there; udev makes it" in told
+    assert f"take {XHCI_PORT}1.4" in told
+
+
+def test_a_link_by_id_that_two_devices_want_is_refused(slots: Slots) -> None:
+    """udev gives such a link to one of two like devices: it is not known to which."""
+    slots.plug(0, MIC, port="1-1")
+    slots.plug(1, MIC, port="1-2", identity="Device_1")
+    slots.udev("by-id/usb-C-Media_USB_Mic-00", 1)
+    error = refusal(slots, "/dev/snd/by-id/usb-C-Media_USB_Mic-00")
+    assert error.refused
+    assert str(error).endswith(f"{XHCI_PORT}1 or {XHCI_PORT}2")
+    slots.unplug(0)
+    assert device(slots, "/dev/snd/by-id/usb-C-Media_USB_Mic-00") == "hw:1,0"
 
 
 # Two of a kind
@@ -121,9 +274,9 @@ def test_a_card_whose_node_is_not_ours_yet_is_waited_for(slots: Slots) -> None:
     ("serials", "names"),
     [
         (("A1", "B2"), (f"usb:{MIC}:A1", f"usb:{MIC}:B2")),
-        ((None, None), ("usb-port:1-1.3", "usb-port:1-1.4")),
-        (("X", "X"), ("usb-port:1-1.3", "usb-port:1-1.4")),
-        (("A1", None), (f"usb:{MIC}:A1", "usb-port:1-1.4")),
+        ((None, None), (f"{XHCI_PORT}1.3", f"{XHCI_PORT}1.4")),
+        (("X", "X"), (f"{XHCI_PORT}1.3", f"{XHCI_PORT}1.4")),
+        (("A1", None), (f"usb:{MIC}:A1", f"{XHCI_PORT}1.4")),
     ],
 )
 def test_two_that_fit_are_an_error_that_tells_them_apart(
@@ -150,10 +303,10 @@ def test_the_name_to_paste_says_what_it_depends_on(slots: Slots) -> None:
     there = cards(slots.root)
     named = dict(name_of(one, there) for one in there)
     assert list(named) == [
-        *(f"usb:{MIC}:A1", "usb-port:1-2", "card:Loopback", "card:Loopback_1", "card:PCH")
+        *(f"usb:{MIC}:A1", f"{XHCI_PORT}2", "card:Loopback", "card:Loopback_1", "card:PCH")
     ]
     assert [bool(note) for note in named.values()] == [False, True, True, True, False]
-    assert "no serial number" in str(named["usb-port:1-2"])
+    assert "no serial number" in str(named[f"{XHCI_PORT}2"])
 
 
 PORTS = ("1-1.1", "1-1.4", "1-2", "2-1", "2-2.1.3")
@@ -210,9 +363,9 @@ def three(
     """Three cards by the name that means each: two of one model, one without a serial number."""
     made = {
         name: FakeCard(slots.root, f"fake{number}", fakecard_plugin)
-        for number, name in enumerate((f"usb:{MIC}:A1", f"usb:{MIC}:B2", "usb-port:1-1.4"))
+        for number, name in enumerate((f"usb:{MIC}:A1", f"usb:{MIC}:B2", f"{XHCI_PORT}1.4"))
     }
-    for key, value in slots.alsa(made["usb-port:1-1.4"]).items():
+    for key, value in slots.alsa(made[f"{XHCI_PORT}1.4"]).items():
         monkeypatch.setenv(key, value)
     return made
 

@@ -26,7 +26,7 @@ from capstand.decode import (
     decode,
 )
 from capstand.errors import ConfigError
-from capstand.naming import SHAPES
+from capstand.naming import SHAPES, fault
 
 MAX_BYTES = 1_000_000
 FORMATS = tuple(one.alsa_name for one in SampleFormat)
@@ -145,12 +145,9 @@ class Capture(NamedTuple):
                 f"{self.buffer_ms:g} is less than 4 periods of {self.period_ms:g} ms; "
                 f"take {4 * self.period_ms:g} or more (500 outlives most stalls)",
             )
-        if any("|" in one or re.search(r"\b(file|tee)\s*:", one) for one in self.devices):
-            yield (
-                "device",
-                "ALSA would run a command or write a file for this name; name a card, or a PCM of "
-                "your own in /etc/asound.conf",
-            )
+        for one in self.devices:
+            if wrong := fault(one):
+                yield "device", wrong
         if self.synthetic is not None and self.device != "synthetic":
             yield "synthetic", 'is for device = "synthetic" only; delete it or set that device'
         if isinstance(self.device, tuple):

@@ -1,20 +1,18 @@
 """Which capture devices are there, what they can do, and who holds them (``capstand devices``)."""
 
-import contextlib
+import errno
 import json
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-import alsaaudio
-
 from capstand.block import SampleFormat
-from capstand.capture import identity
-from capstand.capture.alsa import refresh_configuration
+from capstand.capture import identity, libasound, node
 from capstand.capture.holder import holder_of
+from capstand.capture.libasound import Abilities
+from capstand.errors import DeviceError
 
 KNOWN = [one.alsa_name for one in SampleFormat]
-LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 8000, 192_000, 32  # what a configuration may ask for
 
 
 class Device(NamedTuple):
@@ -37,98 +35,113 @@ class Device(NamedTuple):
     holder: str | None
     trouble: str | None
     note: str | None = None
+    other_formats: tuple[str, ...] = ()
+
+    @property
+    def can(self) -> Abilities | None:
+        """None while another program holds it or it cannot be opened."""
+        if not self.rates_hz:
+            return None
+        return Abilities(
+            tuple(self.rates_hz),
+            self.rates_continuous,
+            tuple(self.channels),
+            tuple(self.formats),
+            self.other_formats,
+        )
+
+    @property
+    def unusable(self) -> str | None:
+        """Why it cannot be taken now; None where it can."""
+        if self.holder:
+            return f"held by {self.holder}"
+        if self.trouble or self.can is None:
+            return self.trouble or "offers nothing"
+        return None if self.can.fits else f"offers {self.can}"
 
     def __str__(self) -> str:
-        if self.holder or self.trouble:
-            can = f"held by {self.holder}" if self.holder else str(self.trouble)
-        else:
-            rates = (" to " if self.rates_continuous else ", ").join(map(str, self.rates_hz))
-            channels = ", ".join(map(str, self.channels))
-            can = f"{rates} Hz; {channels} channels; {', '.join(self.formats)}"
+        words = str(self.can) if self.can and not self.holder else self.unusable
         note = f"\n    {self.note}" if self.note else ""
-        return f"{self.device}\n    {self.name}\n    {can}{note}"
+        return f"{self.device}\n    {self.name}\n    {words}{note}"
 
 
 def find(root: Path = Path("/")) -> list[Device]:
-    """Every capture device of every card, by /proc/asound; opens each for a moment."""
-    try:
-        lines = (root / "proc/asound/pcm").read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    refresh_configuration()
+    """Every capture device of every card, by sysfs or the nodes; opens each for a moment."""
+    libasound.hear()
+    libasound.refresh_configuration()
     there = identity.cards(root)
-    found = []
-    for line in lines:
-        match = re.match(r"(\d+)-(\d+): ([^:]*):", line)
-        if match and ": capture" in line:
-            found.append(_look(root, there, int(match[1]), int(match[2]), match[3].strip()))
-    return found
+    pcms = _pcm_names(root)
+    return [
+        _look(root, there, card, number, pcms.get((card.number, number)))
+        for card in there
+        for number in card.captures
+    ]
 
 
-def _look(root: Path, there: list[identity.Card], card: int, number: int, pcm_name: str) -> Device:
-    device, card_id, note = f"hw:{card},{number}", str(card), None
-    named = device
-    for one in there:
-        if one.number == card:
-            named, note = identity.name_of(one, there)
-            card_id = one.id
-            if number != min(one.captures, default=number):
-                named += f",{number}"
+def _pcm_names(root: Path) -> dict[tuple[int, int], str]:
+    """As /proc/asound/pcm has them; a container may hide it."""
     try:
-        name = f"{alsaaudio.card_name(card)[1]}, {pcm_name}"
-    except alsaaudio.ALSAAudioError:
-        name = pcm_name
-    holder = holder_of(str(card), number, root)
+        text = (root / "proc/asound/pcm").read_text(errors="replace")
+    except OSError:
+        return {}
+    lines = re.findall(r"(?m)^(\d+)-(\d+): ([^:\n]*):", text)
+    return {(int(card), int(number)): name.strip() for card, number, name in lines}
+
+
+def _look(
+    root: Path, there: list[identity.Card], card: identity.Card, number: int, pcm_name: str | None
+) -> Device:
+    named, note = identity.name_of(card, there)
+    if number != min(card.captures):
+        named += f",{number}"
+    control = root / f"dev/snd/controlC{card.number}"
+    names = node.card_names(control)
+    pcm_name = pcm_name or node.capture_name(control, number)
+    holder = holder_of(str(card.number), number, root)
     trouble = None
-    rates: list[int] = []
-    channels: list[int] = []
-    formats: list[str] = []
-    continuous = False
+    can = Abilities((), False, (), (), ())
     if holder is None:
         try:
-            pcm = alsaaudio.PCM(
-                type=alsaaudio.PCM_CAPTURE, mode=alsaaudio.PCM_NONBLOCK, device=device
-            )
-            with contextlib.closing(pcm):
-                granted = pcm.getrates()
-                continuous = isinstance(granted, tuple)
-                rates = list(granted) if isinstance(granted, list | tuple) else [granted]
-                channels = list(pcm.getchannels())
-                formats = [one for one in pcm.getformats() if one in KNOWN]
-        except alsaaudio.ALSAAudioError as error:
-            trouble = f"cannot be opened: {str(error).rsplit(' [', 1)[0]}"
+            identity.reach(named, card, number, root)
+            can = libasound.abilities(f"hw:{card.number},{number}")
+        except DeviceError as error:
+            trouble = str(error).removeprefix(f"waiting for {named}: ")
+        except OSError as error:
+            trouble = _trouble(error)
     return Device(
         device=named,
-        card=card,
-        id=card_id,
-        name=name,
-        rates_hz=rates,
-        rates_continuous=continuous,
-        channels=channels,
-        formats=formats,
+        card=card.number,
+        id=card.id,
+        name=", ".join(filter(None, (names.long_name if names else card.id, pcm_name))),
+        rates_hz=list(can.rates_hz),
+        rates_continuous=can.continuous,
+        channels=list(can.channels),
+        formats=list(can.formats),
         holder=holder,
         trouble=trouble,
         note=note,
+        other_formats=can.others,
     )
+
+
+def _trouble(error: OSError) -> str:
+    if error.errno == errno.EBUSY:
+        return "in use by another program"
+    if error.errno == errno.EPERM:
+        return f"cannot be opened: {error.strerror}; the unit or the container keeps it away"
+    said = libasound.told()
+    return f"cannot be opened: {error.strerror}" + (f"; ALSA says: {said}" if said else "")
 
 
 def default_configuration(found: list[Device], folder: Path) -> str:
     """A configuration for the first device that can be used, else for the simulated card."""
-    usable = [
-        (one, rate, channels)
-        for one in found
-        if one.formats and one.channels and one.rates_hz
-        for rate, channels in [(_preferred_rate(one), _preferred_channels(one))]
-        if rate and channels
-    ]
-    if usable:
-        device, rate, channels = usable[0]
-        audio = next(one for one in KNOWN if one in device.formats)
+    usable = next((one for one in found if one.unusable is None), None)
+    if usable is not None and usable.can is not None:
         lines = [
-            f'device = "{device.device}"',
-            f"rate_hz = {rate}",
-            f"channels = {channels}",
-            f'format = "{audio}"',
+            f'device = "{usable.device}"',
+            f"rate_hz = {_preferred_rate(usable.can)}",
+            f"channels = {_preferred_channels(usable.can)}",
+            f'format = "{_preferred_format(usable.can)}"',
         ]
     else:
         lines = ['device = "synthetic"']
@@ -146,16 +159,26 @@ def default_configuration(found: list[Device], folder: Path) -> str:
     )
 
 
-def _preferred_rate(device: Device) -> int | None:
+def passed_over(found: list[Device]) -> list[str]:
+    """Which devices the first configuration does not take, and why: those before the one taken."""
+    return [
+        f"{one.device} ({one.name}) is not taken: {one.unusable}"
+        for one in found[: next((at for at, one in enumerate(found) if not one.unusable), None)]
+    ]
+
+
+def _preferred_rate(can: Abilities) -> int:
     """48000 where it can be had, else the nearest or highest that a configuration may ask for."""
-    rates = device.rates_hz
-    if device.rates_continuous:
-        low, high = max(LOWEST_HZ, rates[0]), min(HIGHEST_HZ, rates[-1])
-        return min(max(48_000, low), high) if low <= high else None
-    fitting = [one for one in rates if LOWEST_HZ <= one <= HIGHEST_HZ]
-    return 48_000 if 48_000 in fitting else max(fitting, default=None)
+    rates = can.askable_hz
+    if can.continuous:
+        return min(max(48_000, rates[0]), rates[-1])
+    return 48_000 if 48_000 in rates else max(rates)
 
 
-def _preferred_channels(device: Device) -> int | None:
-    fitting = [one for one in device.channels if 1 <= one <= MOST_CHANNELS]
-    return 2 if 2 in fitting else min(fitting, default=None)
+def _preferred_channels(can: Abilities) -> int:
+    return 2 if 2 in can.askable_channels else min(can.askable_channels)
+
+
+def _preferred_format(can: Abilities) -> str:
+    """16 bits where they can be had, rather more than less."""
+    return min(can.formats, key=lambda one: (SampleFormat[one].bits < 16, KNOWN.index(one)))

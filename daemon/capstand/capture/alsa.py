@@ -14,9 +14,9 @@ own clock right after it are the stamp; a read that starts the stream may bring 
 error carries no errno but only its text.
 """
 
-import ctypes
 import errno
 import os
+import re
 import select
 import time
 import weakref
@@ -24,8 +24,10 @@ from pathlib import Path
 
 import alsaaudio
 
+from capstand import naming
 from capstand.block import NS_PER_S, AudioFormat
-from capstand.capture import holder, identity, kernel, rebind
+from capstand.capture import holder, identity, kernel, libasound, rebind
+from capstand.capture.libasound import refresh_configuration
 from capstand.capture.source import UNKNOWN, Grant, Reading
 from capstand.config import Capture
 from capstand.errors import DeviceError
@@ -58,17 +60,6 @@ _ERRNOS = {
         errno.EMFILE,
     )
 }
-_HANDLER = ctypes.CFUNCTYPE(
-    None, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p
-)
-_quiet = _HANDLER(lambda *_: None)
-_libasound = ctypes.CDLL("libasound.so.2")
-_libasound.snd_lib_error_set_handler(_quiet)  # our own errors say it, with what to do
-
-
-def refresh_configuration() -> None:
-    """Makes ALSA look again: else a card plugged in later is never found by its name."""
-    _libasound.snd_config_update_free_global()
 
 
 class AlsaSource:
@@ -107,7 +98,10 @@ class AlsaSource:
         capture = self._capture
         self.close()
         self._device = self._label = self._name
+        libasound.hear()
         place = identity.locate(self._name, self._root)
+        if place is None and (fault := naming.fault(self._name)):
+            raise DeviceError(f"{self._name} cannot be opened: {fault}", errno.EINVAL, refused=True)
         if place is not None:
             self._device, self._label = place.device, f"{self._name} at {place.device}"
         device = self._device
@@ -152,15 +146,16 @@ class AlsaSource:
         return Grant(self._label, self._audio, self._period, self._buffer, exact)
 
     def _knock(self, device: str) -> None:
-        """Raises OSError where the kernel would not open a ``hw:`` device. pyalsaaudio 0.11 keeps
-        some memory of each opening that fails, and a card may be busy or away for months."""
-        place = holder.place_of(device) if device.startswith("hw:") else None
-        if place is None or not (self._root / "proc/asound").exists():
+        """Raises where the kernel would not open a card's own device. pyalsaaudio 0.11 keeps some
+        memory of each opening that fails, and a card may be busy or away for months."""
+        place = holder.place_of(device) if re.match("(plug)?hw:", device) else None
+        if place is None or not identity.has_sound(self._root):
             return
-        number = holder.card_number(place[0], self._root)
-        if number is None:
+        card = identity.card_called(place[0], self._root)
+        if card is None:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        node = self._root / f"dev/snd/pcmC{number}D{place[1]}c"
+        identity.reach(self._label, card, place[1], self._root)
+        node = self._root / f"dev/snd/pcmC{card.number}D{place[1]}c"
         os.close(os.open(node, os.O_RDWR | os.O_NONBLOCK))
 
     def restart(self) -> None:
@@ -379,17 +374,21 @@ class AlsaSource:
         ]
         self._period, self._buffer = int(info["period_size"]), int(info["buffer_size"])
         self._look_ms = max(1, self._buffer * 500 // capture.rate_hz)
-        if not wrong and self._period > LARGEST_PERIOD * capture.period_frames:
-            wrong = [
-                f"period_ms {capture.period_ms:g} was asked for and "
-                f"{self._period * 1000 / capture.rate_hz:g} granted"
-            ]
         if wrong:
-            offer = offers(pcm)
             self.close()
             raise DeviceError(
-                f"{self._label}: {'; '.join(wrong)}; the device offers {offer}; "
-                "set [stream.capture] to one of these",
+                f"{self._label}: {'; '.join(wrong)}; {offers(self._device)}",
+                errno.EINVAL,
+                refused=True,
+            )
+        if self._period > LARGEST_PERIOD * capture.period_frames:
+            granted_ms = self._period * 1000 / capture.rate_hz
+            buffer = f" and buffer_ms = {4 * granted_ms:g} or more"
+            self.close()
+            raise DeviceError(
+                f"{self._label}: period_ms {capture.period_ms:g} was asked for and {granted_ms:g} "
+                f"granted, {self._period} frames; set period_ms = {granted_ms:g}"
+                + (buffer if capture.buffer_ms < 4 * granted_ms else ""),
                 errno.EINVAL,
                 refused=True,
             )
@@ -404,14 +403,24 @@ class AlsaSource:
         match number:
             case errno.ENOENT | errno.ENODEV | errno.ENXIO:
                 advice = "is it plugged in? `capstand devices` lists what is there"
-            case errno.EACCES | errno.EPERM:
-                advice = "put the user into the group audio"
+                if not (self._root / "dev/snd").is_dir():
+                    advice += " (/dev/snd is not there; a container has to be given it)"
+            case errno.EACCES:
+                advice = identity.joining()
+            case errno.EPERM:
+                advice = (
+                    "the unit or the container keeps it away: DeviceAllow=char-alsa rw, or "
+                    "--device-cgroup-rule='c 116:* rw'"
+                )
             case errno.EINVAL:
                 advice = "`capstand devices` lists what it offers"
             case errno.EIO:
                 advice = f"opening it again; if that does not help, {self.advice()}"
             case _:
                 advice = "opening it again"
+        if what == "cannot be opened" and _config_at_fault(said := libasound.told()):
+            files = os.environ.get("ALSA_CONFIG_PATH", "/etc/asound.conf, ~/.asoundrc")
+            reason, advice = f"{reason}; ALSA says: {said}", f"see {files}"
         return DeviceError(f"{device} {what}: {reason}; {advice}", number or 0)
 
     def _busy(self) -> str:
@@ -429,28 +438,21 @@ class AlsaSource:
         )
 
 
-def offers(pcm: "alsaaudio.PCM") -> str:
-    """What a device can do, in words; formats that capstand knows first."""
-    rates = pcm.getrates()
-    if isinstance(rates, int):
-        rate_words = f"{rates} Hz"
-    elif isinstance(rates, tuple):
-        rate_words = f"{rates[0]} to {rates[1]} Hz"
-    else:
-        rate_words = ", ".join(str(one) for one in rates) + " Hz" if rates else "no rate"
-    formats = [
-        name for name in pcm.getformats() if name in ("S16_LE", "S24_LE", "S24_3LE", "S32_LE")
-    ]
-    parts = [rate_words]
-    if pcm.info()["card_no"] >= 0:  # elsewhere the list of channels can have no end
-        channels = pcm.getchannels()
-        if channels:
-            parts.append(
-                f"{channels[0]} channel{'s' if channels[0] > 1 else ''}"
-                if len(channels) == 1
-                else f"{channels[0]} to {channels[-1]} channels"
-            )
-    else:
-        parts.append(f"{pcm.info()['channels']} channels as granted")
-    parts.append(", ".join(formats) or "none of the formats capstand knows")
-    return "; ".join(parts)
+def _config_at_fault(said: str) -> bool:
+    """Whether what libasound says is about its configuration, not about a card or its node."""
+    about_card = re.search(r"cannot (get|find) card|/dev/snd/", said, re.IGNORECASE)
+    return bool(said) and about_card is None
+
+
+def offers(device: str) -> str:
+    """What a device can do and what to do about it, in words; opens it for a moment."""
+    try:
+        can = libasound.abilities(device)
+    except OSError as error:
+        return f"what it offers cannot be asked: {error.strerror}; `capstand devices` lists it"
+    if can.fits:
+        return f"the device offers {can}; set [stream.capture] to one of these"
+    return (
+        f"the device offers {can}; a PCM of type plug in /etc/asound.conf converts, take that as "
+        "device"
+    )

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from capstand.capture.identity import card_called
+
 SOUND_SERVERS = ("pipewire", "wireplumber", "pulseaudio", "jackd", "jackdbus")
 
 
@@ -25,14 +27,17 @@ def place_of(device: str) -> tuple[str, int] | None:
 
 def card_number(card: str, root: Path = Path("/")) -> int | None:
     """The number that a card has now; None when it is away. It may have another when it is back."""
-    if card.isdigit():
-        return int(card) if (root / f"proc/asound/card{card}").exists() else None
+    if found := card_called(card, root):
+        return found.number
+    asound = root / "proc/asound"
     try:
-        link = (root / "proc/asound" / card).readlink()
+        name = (
+            f"card{card}" if (asound / f"card{card}").exists() else (asound / card).readlink().name
+        )
     except (OSError, ValueError):
         return None
-    found = re.fullmatch(r"card(\d+)", link.name)
-    return int(found[1]) if found else None
+    number = re.fullmatch(r"card(\d+)", name, re.ASCII)
+    return int(number[1]) if number else None
 
 
 def holder_of(card: str, device: int, root: Path = Path("/")) -> str | None:
