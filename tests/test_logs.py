@@ -1,10 +1,13 @@
 """Log lines: said once then counted, sent to the journal without ever waiting for it."""
 
+import ast
 import io
 import logging
+import re
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capstand import logs
-from capstand.logs import MAX_FIELD, REPEAT_S, JournalHandler, Repeats, log, say
+from capstand.logs import (
+    MAX_FIELD,
+    MOST_KINDS,
+    MOST_TEXTS,
+    REPEAT_S,
+    JournalHandler,
+    Repeats,
+    log,
+    say,
+    tell_held_back,
+)
 
 
 class Kept(logging.Handler):
@@ -172,6 +185,109 @@ def test_faults_of_different_kinds_are_all_said(kept: Kept, repeats: Repeats) ->
     assert kept.lines == ["one", "two"]
 
 
+def test_a_number_in_a_text_makes_no_new_kind(kept: Kept, repeats: Repeats) -> None:
+    """200 changes of the process that holds a card are one line and a count."""
+    for pid in range(200):
+        say(logging.ERROR, "%s: %s", "mic", f"used by arecord (pid {pid})", STREAM="mic")
+    repeats.tell(all_now=True)
+    assert kept.lines == [
+        "mic: used by arecord (pid 0)",
+        "mic: used by arecord (pid 100) (and 99 more like it)",
+        "mic: used by arecord (pid 199) (and 98 more like it)",
+    ]
+
+
+def test_texts_that_differ_are_told_apart_up_to_a_bound(kept: Kept, repeats: Repeats) -> None:
+    """Another reason is news, but a name that somebody else changes all the time is not."""
+    for number in range(60):
+        say(logging.ERROR, "%s: %s", "mic", "used by " + "x" * number)
+    assert len(kept.lines) == MOST_TEXTS + 1
+    repeats.tell(all_now=True)
+    assert kept.lines[-1].endswith("(and 54 more like it)")
+
+
+def test_every_value_of_what_was_held_back_is_in_a_field(kept: Kept, repeats: Repeats) -> None:
+    """A search by the figures of any one line finds the line that stands for it."""
+    found: set[int] = set()
+
+    def note(record: logging.LogRecord) -> None:
+        value = record.fields["LOST_FRAMES"]  # type: ignore[attr-defined]
+        found.update(value if isinstance(value, tuple) else (value,))
+
+    kept.emit = note  # type: ignore[method-assign]
+    for number in range(1011):
+        say(logging.WARNING, "lost %d frames", number, STREAM="mic", LOST_FRAMES=number)
+    repeats.tell(all_now=True)
+    assert found == set(range(1011))
+
+
+def test_what_was_held_back_comes_in_the_order_it_came(kept: Kept, repeats: Repeats) -> None:
+    """The last of each kind, in order, with stamps that do not go back."""
+    stamps: list[float] = []
+    emit = kept.emit
+
+    def stamp(record: logging.LogRecord) -> None:
+        stamps.append(record.created)
+        emit(record)
+
+    kept.emit = stamp  # type: ignore[method-assign]
+    for what in ("b", "c", "a", "c", "a", "b", "a"):
+        say(logging.INFO, f"{what} happened")
+    repeats.tell(all_now=True)
+    assert kept.lines[3:] == [
+        *("c happened", "b happened"),
+        "a happened (and 1 more like it)",
+    ]
+    assert stamps == sorted(stamps)
+
+
+def test_lines_of_one_stream_come_before_its_end(kept: Kept, repeats: Repeats) -> None:
+    """What is held back of a stream that ends is told, and only that."""
+    for stream in ("mic", "line"):
+        for _ in range(3):
+            lost(1, STREAM=stream)
+    tell_held_back(STREAM="mic")
+    say(logging.INFO, "the end", STREAM="mic")
+    assert kept.lines[2:] == ["lost 1 frames (and 1 more like it)", "the end"]
+
+
+def test_what_is_kept_to_compare_with_is_bounded(kept: Kept, repeats: Repeats, time: Time) -> None:
+    """100,000 different lines leave no more than MOST_KINDS behind, and none after a minute; what
+    was held back of those that are forgotten is told."""
+    say(logging.INFO, "first")
+    say(logging.INFO, "first")
+    for number in range(100_000):
+        say(logging.INFO, "line", CHANNEL=f"channel {number}")
+    assert len(repeats._said) == MOST_KINDS
+    assert kept.lines.count("first") == 2
+    time.s += REPEAT_S
+    repeats.tell()
+    assert not repeats._said and not repeats._kept
+
+
+def test_every_message_is_a_template() -> None:
+    """No call in the package builds its message of values: they are arguments and fields."""
+    wrong = []
+    calls = 0
+    for path in Path(logs.__file__).parent.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call):
+                continue
+            called = ast.unparse(call.func)
+            if called in ("say", "logs.say"):
+                message = call.args[1]
+            elif re.fullmatch(r"(self\.)?_?log\.(debug|info|warning|error|exception)", called):
+                message = call.args[0]
+            else:
+                continue
+            calls += 1
+            choice = [message.body, message.orelse] if isinstance(message, ast.IfExp) else [message]
+            if not all(isinstance(one, ast.Constant) for one in choice):
+                wrong.append(f"{path.name}:{call.lineno}")
+    assert calls > 30
+    assert wrong == []
+
+
 # The journal
 
 
@@ -233,6 +349,27 @@ def test_any_value_arrives_as_one_field(
     got = entry(journal.recv(65536))
     assert set(got) == {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "DEVICE"}
     assert got["DEVICE"] == got["MESSAGE"] == value.encode(errors="replace")
+
+
+def test_a_field_may_have_several_values(journal: socket.socket, handler: JournalHandler) -> None:
+    """Each value is a field of its own in the entry, as journald wants it."""
+    say(logging.INFO, "lost", LOST_FRAMES=(480, 960))
+    assert journal.recv(65536).count(b"LOST_FRAMES=") == 2
+
+
+def test_an_entry_that_stands_for_many_fits(
+    journal: socket.socket, handler: JournalHandler
+) -> None:
+    """However many lines are held back, and however long: none is too large for the journal."""
+    handler.addFilter(repeats := Repeats())
+    received = 0
+    for number in range(300):
+        say(logging.ERROR, "%s", "x", TEXT=f"{number} " + "x" * 10_000, N=number)
+        with suppress(BlockingIOError):
+            received += journal.recv(1_000_000).count(b"\nN=")
+    repeats.tell(all_now=True)
+    received += journal.recv(1_000_000).count(b"\nN=")
+    assert (handler._missed, received) == (0, 300)
 
 
 def test_a_long_value_is_cut(journal: socket.socket, handler: JournalHandler) -> None:

@@ -25,7 +25,9 @@ def test_a_concern_of_a_sink_is_told_when_it_begins_and_when_it_ends(
     line = Line(capture(), [sink])
     reporter = Reporter(line.stream, Ledger(tmp_path))
     said: list[str] = []
-    monkeypatch.setattr("capstand.reporter.say", lambda _, text, *__, **___: said.append(text))
+    monkeypatch.setattr(
+        "capstand.reporter.say", lambda _, text, *words, **__: said.append(text % words)
+    )
     for concern in (None, "nothing is sent for 10 s", "nothing is sent for 11 s", None, None):
         sink.concern = concern
         reporter.look(line.stats())

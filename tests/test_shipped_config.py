@@ -12,6 +12,7 @@ from capstand.config import (
     Config,
     FileSink,
     FileToken,
+    LedgerConfig,
     LocalToken,
     ServerToken,
     Spool,
@@ -27,6 +28,7 @@ TABLES: dict[str, list[type[Any]]] = {
     "[stream.sink.spool]": [Spool],
     "[[stream.sink]] agora": [AgoraSink],
     "[stream.sink.token]": [ServerToken, FileToken, LocalToken],
+    "[ledger]": [LedgerConfig],
 }
 
 
@@ -73,6 +75,7 @@ def test_what_is_commented_out_is_the_default() -> None:
             if key not in examples and key in defaults:
                 assert (value if value != [] else ()) == defaults[key], f"{name} {key}"
     assert tables["[stream.sink.spool]"] == Spool._field_defaults
+    assert tables["[ledger]"] == LedgerConfig._field_defaults
     agora = {key: tables["[[stream.sink]] agora"][key] for key in AgoraSink._field_defaults
              if key not in examples | {"token", "spool"}}  # fmt: skip
     assert agora == {key: AgoraSink._field_defaults[key] for key in agora}

@@ -405,7 +405,7 @@ def test_a_muted_microphone_is_a_concern_and_told_once(tmp_path: Path) -> None:
             reporter.look(line.stats())
 
     monkey = pytest.MonkeyPatch()
-    monkey.setattr("capstand.reporter.say", lambda _, text, *__, **___: said.append(text))
+    monkey.setattr("capstand.reporter.say", lambda _, text, *words, **__: said.append(text % words))
     run(298)
     assert line.stats().trouble is None
     run(10)

@@ -23,5 +23,5 @@ def tell(where: str, error: BaseException, **fields: object) -> str:
     if key not in _told:
         _told.add(key)
         text = "".join(traceback.format_exception(error)).rstrip()
-        _log.error(f"{where}: {line}\n{text}", extra={"fields": fields})
+        _log.error("%s: %s\n%s", where, line, text, extra={"fields": fields})
     return line

@@ -388,10 +388,18 @@ class Stream(NamedTuple):
             )
 
 
+class LedgerConfig(NamedTuple):
+    """How long the ledger of each stream is kept, and in how much room."""
+
+    keep_days: Annotated[int, Whole(1, 36_600)] = 366
+    max_mb: Annotated[int, Whole(10, 1_000_000)] = 200
+
+
 class Config(NamedTuple):
     """The whole file."""
 
     stream: tuple[Stream, ...] = ()
+    ledger: LedgerConfig = LedgerConfig()
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.stream:

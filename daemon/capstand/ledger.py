@@ -4,83 +4,301 @@
 sink that came or went meanwhile, every ``gap`` with its first frame, length, time, cause and
 whether it was counted or estimated, every ``drop`` of sound that a sink missed, ``spool_begin``,
 ``spool_drop`` and ``spool_end`` where sound waits on disk for its sink, every ``release`` of a
-device to another program and its ``resume``, and ``total`` with the sums every few minutes. A file
-that has grown to ``LIMIT_BYTES`` becomes ``.1`` and a new one begins. A disk that refuses is told
-once; the lines wait in memory, up to ``BACKLOG`` of them, and are written when it takes them. What
-is written is on the disk at once, for a power cut; a line that one tore is ended by the next.
+device to another program and its ``resume``, and ``total`` with the sums every few minutes. What is
+written is on the disk at once, for a power cut; a line that one tore is ended by the next.
 
-Threads: ``write`` is for those that must not wait for a disk, main above all; a thread of its own
-writes.
+A full file is compressed and kept for ``keep_days``, as far as ``max_mb`` go (``ledger_file.py``);
+what is deleted leaves a line ``forgotten``. The sums of a day are never deleted
+(``ledger_days.py``). Some events can be caused by others, such as ``release``, and must not push
+out the rest: each kind has an allowance of lines, and what comes beyond it, or while the disk does
+not take lines, is summed up in one line a minute: ``count``, and the sum of its ``frames``.
+
+A disk that refuses is told once; lines wait in memory, up to ``BACKLOG`` of a stream. Each stream
+has its own file and its own trouble.
+
+Threads: ``write`` is for those that must not wait for a disk, main above all; it takes a lock that
+nobody holds for longer than it takes to queue a line. A thread of its own writes.
 """
 
-import contextlib
-import errno
 import json
-import os
-import queue
+import logging
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
-LIMIT_BYTES = 4_000_000
+from capstand import bug
+from capstand.config import LedgerConfig
+from capstand.ledger_days import DayBook
+from capstand.ledger_file import LedgerFile
+from capstand.logs import say
+
 BACKLOG = 10_000
 RETRY_S = 2.0
+SUM_S = 60.0
+TIDY_S = 6 * 3600.0
+DAY_S = 86_400.0
+LONGEST_TEXT = 500
+MOST_SUMS = 256
+ALLOWANCE = {"gap": (50_000, 10_000), "total": (5_000, 2_000)}
+OTHER_ALLOWANCE = (1_000, 500)
+"""Lines of one kind at once, and so many more a day. All kinds at their limit for a year are less
+than the default ``max_mb``, and a night with a gap each second has a line for each."""
+STEADY = ("start", "stop", "forgotten")
+SAVED_WITH = (b'{"event": "total"', b'{"event": "stop"')
+
+Entry = dict[str, Any]
+
+
+class Keep(NamedTuple):
+    """For how long each stream's ledger is kept, and in how much room."""
+
+    days: int = 366
+    max_bytes: int = 200_000_000
+
+
+KEEP = Keep()
+
+
+def keep(config: LedgerConfig) -> Keep:
+    return Keep(config.keep_days, config.max_mb * 1_000_000)
 
 
 class Ledger:
-    """The ledger files of all streams in ``folder``; ``trouble`` says why one cannot be written."""
+    """The ledger files of all streams in ``folder``; ``trouble`` says why one cannot be written.
 
-    def __init__(self, folder: Path) -> None:
+    ``clock_sure`` says whether wall time is known to be right: nothing is deleted for its age by a
+    clock that may be wrong.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        kept: Keep = KEEP,
+        clock_sure: Callable[[], bool] = lambda: False,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.folder = folder
-        self.trouble: str | None = None
-        self._lines: queue.SimpleQueue[tuple[Path, bytes] | None] = queue.SimpleQueue()
-        self._closing = threading.Event()
+        self.kept = kept
+        self._clock_sure = clock_sure
+        self._now_s = now_s
+        self._books: dict[str, _Book] = {}
+        self._changed = threading.Condition()
+        self._closing = False
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
     def path(self, stream: str) -> Path:
         return self.folder / f"{stream}.jsonl"
 
+    @property
+    def trouble(self) -> str | None:
+        return next((one.trouble for one in tuple(self._books.values()) if one.trouble), None)
+
     def write(self, stream: str, event: str, **what: object) -> None:
         """``at`` is wall time for people, ``monotonic_ns`` is the order of things."""
-        line = json.dumps(
-            {
-                "event": event,
-                "at": wall_time(now_ns := time.monotonic_ns()),
-                "monotonic_ns": now_ns,
-                **what,
-            }
-        )
-        if self._lines.qsize() < BACKLOG:
-            self._lines.put((self.path(stream), line.encode() + b"\n"))
-        else:
-            self.trouble = f"{self.folder}: the disk has hung for too long; lines are missing"
+        entry = {"event": event, **_now(), **_bounded(what)}
+        with self._changed:
+            if stream not in self._books:
+                self._books[stream] = _Book(self.folder, stream)
+            self._books[stream].take(entry, self._now_s())
+            self._changed.notify()
 
     def close(self, timeout_s: float) -> None:
         """Writes what is left, as far as that goes in time and at the first try."""
-        self._closing.set()
-        self._lines.put(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        while (item := self._lines.get()) is not None:
-            while not self._written(*item):
-                if self._closing.wait(RETRY_S):
-                    break
+        while True:
+            with self._changed:
+                closing, now_s = self._closing, self._now_s()
+                due = [one for one in self._books.values() if closing or one.due_s(now_s) <= now_s]
+                for one in due:
+                    one.release(now_s, everything=closing)
+                if not due and not closing:
+                    ahead = (one.due_s(now_s) for one in self._books.values())
+                    self._changed.wait(max(0.0, min(ahead, default=TIDY_S) - now_s))
+                    continue
+            for one in due:
+                try:
+                    one.put(now_s, self.kept, self._wall_s, tidy=not closing)
+                except Exception as error:  # noqa: BLE001  one stream's ledger is not all of them
+                    one.fail(bug.tell("ledger", error), now_s)
+            if closing:
+                return
 
-    def _written(self, path: Path, line: bytes) -> bool:
+    def _wall_s(self) -> float | None:
+        return time.time() if self._clock_sure() else None
+
+
+class _Book:
+    """What waits for one stream's file. ``take`` and ``release`` are under the ledger's lock, the
+    rest is for its thread.
+    """
+
+    def __init__(self, folder: Path, stream: str) -> None:
+        self.trouble: str | None = None
+        self._stream = stream
+        self._lines: deque[bytes] = deque()
+        self._sums: dict[tuple[object, ...], _Sum] = {}
+        self._allowances: dict[str, _Allowance] = {}
+        self._file = LedgerFile(folder, stream, self._put_aside)
+        self._days = DayBook(folder, stream)
+        self._retry_s = 0.0
+        self._tidy_s = 0.0
+        self._begun = False
+        self._save = False
+
+    # From any thread
+
+    def take(self, entry: Entry, now_s: float) -> None:
+        event = entry["event"]
+        key = (event, *(entry.get(name) for name in ("sink", "cause", "exact", "reason")))
+        if event not in STEADY:
+            key = key if key in self._sums or len(self._sums) < MOST_SUMS else (event,)
+            allowance = self._allowances.setdefault(event, _Allowance(event, now_s))
+            held = key in self._sums or len(self._lines) >= BACKLOG
+            if held or not allowance.takes(now_s):
+                self._sums.setdefault(key, _Sum(now_s)).add(entry)
+                return
+        self._lines.append(_encoded(entry))
+
+    def due_s(self, now_s: float) -> float:
+        """When there is something to do."""
+        ready = [one.due_s for one in self._sums.values()] if len(self._lines) < BACKLOG else []
+        first = now_s if self._lines else min(ready, default=self._tidy_s)
+        return max(first, self._retry_s)
+
+    def release(self, now_s: float, *, everything: bool) -> None:
+        """Lines for the sums whose time has come."""
+        for key, one in list(self._sums.items()):
+            if everything or (now_s >= one.due_s and len(self._lines) < BACKLOG):
+                del self._sums[key]
+                self._lines.append(_encoded(one.entry()))
+
+    # The ledger's thread
+
+    def put(
+        self, now_s: float, kept: Keep, wall_s: Callable[[], float | None], *, tidy: bool
+    ) -> None:
+        if not self._begun:
+            self._begun = True
+            self._days.make_good(*self._file.tail())
         try:
-            _append(path, line, sync=self._lines.empty())
+            self._file.append(self._lines, self._written)
         except (OSError, MemoryError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "out of memory"
-            self.trouble = (
-                f"{path}: {reason}; its lines wait in memory; "
-                "check that the disk has room and may be written"
+            reason = (error.strerror or str(error)) if isinstance(error, OSError) else ""
+            self.fail(reason or "out of memory", now_s)
+            return
+        self.trouble, self._retry_s = None, 0.0
+        self._save_days()
+        if tidy and (now_s >= self._tidy_s or self._file.full):
+            self._tidy_s = now_s + TIDY_S
+            self._tidy(kept, wall_s())
+
+    def fail(self, reason: str, now_s: float) -> None:
+        self._retry_s = now_s + RETRY_S
+        self.trouble = (
+            f"{self._file.path}: {reason}; its lines wait in memory; "
+            "check that the disk has room and may be written"
+        )
+
+    def _written(self, line: bytes) -> None:
+        self._days.add(json.loads(line))
+        self._save = self._save or line.startswith(SAVED_WITH)
+
+    def _save_days(self) -> None:
+        """Where it fails the sums wait in memory until the next total."""
+        if not self._save:
+            return
+        self._save = False
+        try:
+            self._days.save()
+        except OSError as error:
+            say(
+                logging.WARNING,
+                "%s: the sums of the day cannot be written: %s; tried again at the next total",
+                *(self._days.path, error.strerror),
+                STREAM=self._stream,
             )
+
+    def _tidy(self, kept: Keep, wall_s: float | None) -> None:
+        """What cannot be done now is tried again later; the ledger goes on in any case."""
+        try:
+            if self._file.full:
+                self._save = True
+                self._save_days()
+                self._file.rotate()
+            self._file.compress()
+            for one in self._file.forget(kept.days, kept.max_bytes, wall_s):
+                self._lines.append(_encoded({"event": "forgotten", **_now(), **one._asdict()}))
+        except OSError as error:
+            say(
+                logging.WARNING,
+                "%s: old lines cannot be compressed or deleted: %s; tried again in 6 h",
+                *(self._file.path, error.strerror),
+                STREAM=self._stream,
+            )
+
+    def _put_aside(self, name: str) -> None:
+        say(
+            logging.WARNING,
+            "%s was no file to write the ledger to (a directory, a link, another user's file); "
+            "it is now called %s",
+            *(self._file.path, name),
+            STREAM=self._stream,
+        )
+
+
+class _Allowance:
+    """How many lines of a kind may still come; what is not used grows back."""
+
+    def __init__(self, event: str, now_s: float) -> None:
+        self._most, self._a_day = ALLOWANCE.get(event, OTHER_ALLOWANCE)
+        self._left = float(self._most)
+        self._seen_s = now_s
+
+    def takes(self, now_s: float) -> bool:
+        grown = (now_s - self._seen_s) * self._a_day / DAY_S
+        self._left, self._seen_s = min(self._most, self._left + grown), now_s
+        if self._left < 1:
             return False
-        self.trouble = None
+        self._left -= 1
         return True
+
+
+class _Sum:
+    """Events of one kind in one line: the last one's fields, the first one's beginning, the sum of
+    the frames.
+    """
+
+    def __init__(self, now_s: float) -> None:
+        self.due_s = now_s + SUM_S
+        self._count = 0
+        self._frames = 0
+        self._first: Entry = {}
+        self._last: Entry = {}
+
+    def add(self, entry: Entry) -> None:
+        self._count += 1
+        self._frames += entry.get("frames", 0)
+        self._first = self._first or entry
+        self._last = entry
+
+    def entry(self) -> Entry:
+        """As of now, because lines stand in the order of their times."""
+        times = {"first_at": self._first["at"], "last_at": self._last["at"]}
+        begin: Entry = {
+            key: self._first[key] for key in ("first_frame", "since") if key in self._first
+        }
+        frames = {"frames": self._frames} if "frames" in self._last else {}
+        return {**self._last, **_now(), **begin, **frames, "count": self._count, **times}
 
 
 def wall_time(at_ns: int) -> str:
@@ -90,22 +308,18 @@ def wall_time(at_ns: int) -> str:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds")
 
 
-def _append(path: Path, line: bytes, sync: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > LIMIT_BYTES:
-            path.replace(path.with_suffix(".jsonl.1"))
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, 0o644)
-    try:
-        length = os.fstat(descriptor).st_size
-        if length and os.pread(descriptor, 1, length - 1) != b"\n":
-            line = b"\n" + line
-        written = os.write(descriptor, line)
-        if written < len(line):
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if sync:
-            os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
+def _now() -> Entry:
+    now_ns = time.monotonic_ns()
+    return {"at": wall_time(now_ns), "monotonic_ns": now_ns}
+
+
+def _bounded(what: Entry) -> Entry:
+    """Text from outside is cut where it is no longer of use to a reader."""
+    return {
+        key: value[:LONGEST_TEXT] if isinstance(value, str) else value
+        for key, value in what.items()
+    }
+
+
+def _encoded(entry: Entry) -> bytes:
+    return json.dumps(entry).encode() + b"\n"

@@ -75,6 +75,9 @@ def words(old: Config, new: Config) -> list[str]:
             told += [f"sink {name} removed" for name in sorted(gone - come)]
             told += [f"sink {name} new" for name in sorted(come - gone)]
             lines.append(f"{stream.name}: {', '.join(told) or 'sinks in another order'}")
+    if new.ledger != old.ledger:
+        days, most_mb = new.ledger
+        lines.append(f"ledger: kept for {days} days, at most {most_mb} MB for each stream")
     return lines
 
 

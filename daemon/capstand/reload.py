@@ -19,7 +19,7 @@ from capstand import config, plan
 from capstand.config import Config
 from capstand.errors import CapstandError, ConfigError
 from capstand.handover import LEAVE_S
-from capstand.ledger import Ledger
+from capstand.ledger import Ledger, keep
 from capstand.logs import say
 from capstand.notify import Notifier
 from capstand.reporter import Reporter
@@ -119,8 +119,9 @@ class Reload:
             return
         self.refused = []
         self.told = plan.words(self._running, wanted)
-        say(logging.INFO, f"reload: {'; '.join(self.told) or 'nothing has changed'}")
+        say(logging.INFO, "reload: %s", "; ".join(self.told) or "nothing has changed")
         self._running = wanted
+        self._ledger.kept = keep(wanted.ledger)
         for name in todo.stop:
             stream = next(one for one in self._streams if one.name == name)
             self._streams.remove(stream)
@@ -141,8 +142,8 @@ class Reload:
 
     def _refuse(self, faults: list[str]) -> None:
         self.refused = faults
-        for fault in faults:
-            say(logging.ERROR, f"reload refused: {fault}")
+        for number, fault in enumerate(faults, 1):  # each is told, however alike they are
+            say(logging.ERROR, "reload refused: %s", fault, KIND=f"fault {number}")
 
     def _over(self, deadline: float | None = None) -> bool:
         """Looks after what ends; whether all of it has ended and what is new has begun."""

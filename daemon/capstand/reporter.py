@@ -7,17 +7,21 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from capstand import realtime
 from capstand.handover import Leaving
 from capstand.health import Health
 from capstand.ledger import Ledger, wall_time
-from capstand.logs import say
+from capstand.logs import say, tell_held_back
 from capstand.sinks.outlet import Outlet
 from capstand.stats import Cause, SinkStats, StreamStats
 from capstand.stream import Stream
 
 TOTAL_S = 300.0
+GAP_TOTAL_S = 60.0
+"""After a gap the sums are written, but no more often than this."""
+DAY_S = 86_400
 DROP_S = 10.0
 """A sink that is away misses sound all the time; the books get a line so often."""
 
@@ -50,7 +54,9 @@ class Reporter:
         self._released: str | None = None
         self._parted: dict[str, _Told] = {}  # of sinks that leave; others may have their names
         self._refusals: list[str] = []
+        self._gap_total_due = 0.0
         self._total_due = time.monotonic() + TOTAL_S
+        self._day = int(time.time() // DAY_S)
         self._fields = {"STREAM": stream.name, "DEVICE": stream.config.capture.wanted}
 
     def _write(self, event: str, **what: object) -> None:
@@ -66,7 +72,7 @@ class Reporter:
             if text not in self._refusals:
                 self._refusals.append(text)
                 if "priority" not in realtime.announced:
-                    say(logging.WARNING, text, **self._fields)
+                    say(logging.WARNING, "%s", text, KIND="refusal", **self._fields)
         grant = capturer.last_grant
         if capturer.opens > self._opens and grant is not None:
             self._opens = capturer.opens
@@ -86,8 +92,11 @@ class Reporter:
         self._tell_trouble(stats)
         self._tell_sinks_own(stream.outlets)
         self._tell_concerns()
-        if time.monotonic() >= self._total_due:
-            self._total_due = time.monotonic() + TOTAL_S
+        if (day := int(time.time() // DAY_S)) != self._day:
+            before = datetime.fromtimestamp(self._day * DAY_S, UTC).date().isoformat()
+            self._day = day
+            self._write_total("total", stats, closes=before)
+        elif time.monotonic() >= self._total_due:
             self._write_total("total", stats)
 
     def _tell_gaps(self, stats: StreamStats) -> None:
@@ -95,7 +104,8 @@ class Reporter:
         count = table.count
         if count == self._gaps:
             return
-        for gap in table.since(self._gaps):
+        seen = table.since(self._gaps)
+        for gap in seen:
             self._write(
                 "gap",
                 first_frame=gap.first_frame,
@@ -108,39 +118,46 @@ class Reporter:
             verb = "dropped" if gap.cause is Cause.RING_FULL else "lost"
             say(
                 logging.WARNING,
-                f"%s: {verb}{'' if gap.exact else ' about'} %d frames (%.0f ms) at frame %d: %s",
-                *(stats.name, gap.frames, milliseconds, gap.first_frame, gap.cause.words),
+                "%s: %s %d frames (%.0f ms) at frame %d: %s",
+                *(stats.name, verb if gap.exact else f"{verb} about", gap.frames, milliseconds),
+                *(gap.first_frame, gap.cause.words),
                 LOST_FRAMES=gap.frames,
                 FIRST_FRAME=gap.first_frame,
                 CAUSE=gap.cause.name,
                 **self._fields,
             )
         self._gaps = count
-        self._write_total("total", stats)
+        now = time.monotonic()
+        if now >= self._gap_total_due:
+            self._write_total("total", stats)
+        else:
+            self._total_due = min(self._total_due, self._gap_total_due)
 
     def _tell_released(self, stats: StreamStats) -> None:
         """Only to the journal: the books are told by those who release and resume."""
         if stats.released != self._released:
             self._released = stats.released
             text = stats.released or "taking the device back"
-            say(logging.INFO, f"{stats.name}: {text}", **self._fields)
+            say(logging.INFO, "%s: %s", stats.name, text, KIND="released", **self._fields)
 
     def _tell_trouble(self, stats: StreamStats) -> None:
         capturer = self._stream.capturer
         if capturer.restarts > self._restarts:  # it may have helped before anybody looked
             self._restarts, self._trouble = capturer.restarts, capturer.restarted
-            say(logging.WARNING, f"{stats.name}: {self._trouble}", **self._fields)
+            fields = {"KIND": "restart", **self._fields}
+            say(logging.WARNING, "%s: %s", stats.name, self._trouble, **fields)
         self._tell_zeros()
         trouble = self._stream.capturer.trouble
         text = str(trouble) if trouble else None
         if text != self._trouble:
             self._trouble = text
             if text is None:
-                say(logging.INFO, f"{stats.name}: sound is back", **self._fields)
+                say(logging.INFO, "%s: sound is back", stats.name, **self._fields)
             else:
-                say(logging.ERROR, f"{stats.name}: {text}", **self._fields)
+                say(logging.ERROR, "%s: %s", stats.name, text, KIND="device", **self._fields)
         if stats.health == Health.STALLED.value != self._health:
-            say(logging.ERROR, f"{stats.name}: {stats.trouble}", **self._fields)
+            fields = {"KIND": "stalled", **self._fields}
+            say(logging.ERROR, "%s: %s", stats.name, stats.trouble, **fields)
         self._health = stats.health
         for sink in stats.sinks:
             told = self._told[sink.name]
@@ -154,14 +171,17 @@ class Reporter:
             if sink.trouble is None:
                 say(
                     logging.INFO,
-                    f"{stats.name}: sink {sink.name} works again",
+                    "%s: sink %s works again",
+                    *(stats.name, sink.name),
                     SINK=sink.name,
                     **self._fields,
                 )
             elif before is None:
                 say(
                     logging.ERROR,
-                    f"{stats.name}: sink {sink.name}: {sink.trouble}",
+                    "%s: sink %s: %s",
+                    *(stats.name, sink.name, sink.trouble),
+                    KIND="trouble",
                     SINK=sink.name,
                     **self._fields,
                 )
@@ -170,9 +190,9 @@ class Reporter:
         """The beginning and the end of a sound that is nothing but zeros."""
         name, zeros = self._stream.name, self._stream.only_zeros()
         if zeros is not None and not self._zeros:
-            say(logging.WARNING, f"{name}: {zeros}", **self._fields)
+            say(logging.WARNING, "%s: %s", name, zeros, KIND="zeros", **self._fields)
         elif zeros is None and self._zeros:
-            say(logging.INFO, f"{name}: there is sound again, not only zeros", **self._fields)
+            say(logging.INFO, "%s: there is sound again, not only zeros", name, **self._fields)
         self._zeros = zeros is not None
 
     def _tell_join(self, sink: SinkStats, told: _Told) -> None:
@@ -223,17 +243,23 @@ class Reporter:
             if (concern is None) != (told.concern is None):
                 level = logging.INFO if concern is None else logging.WARNING
                 words = concern or "all is well again"
-                text = f"{self._stream.name}: sink {outlet.name}: {words}"
-                say(level, text, SINK=outlet.name, **self._fields)
+                fields = {"KIND": "concern", "SINK": outlet.name, **self._fields}
+                say(level, "%s: sink %s: %s", self._stream.name, outlet.name, words, **fields)
             told.concern = concern
 
-    def _write_total(self, event: str, stats: StreamStats) -> None:
+    def _write_total(self, event: str, stats: StreamStats, **what: object) -> None:
+        now = time.monotonic()
+        self._total_due, self._gap_total_due = now + TOTAL_S, now + GAP_TOTAL_S
         self._write(
             event,
+            **what,
             produced_frames=stats.produced_frames,
             captured_frames=stats.captured_frames,
             lost_frames=stats.lost_frames,
             lost_exact=stats.lost_exact,
+            gaps=stats.gaps,
+            restarts=stats.restarts,
+            opens=stats.opens,
             sinks=[{"name": sink.name, **_figures(sink)} for sink in stats.sinks],
             balanced=stats.balanced,
         )
@@ -260,7 +286,8 @@ class Reporter:
         if left.hung:
             say(
                 logging.ERROR,
-                f"{stats.name}: sink {sink.name} did not end in time and is given up",
+                "%s: sink %s did not end in time and is given up",
+                *(stats.name, sink.name),
                 SINK=sink.name,
                 **self._fields,
             )
@@ -279,8 +306,10 @@ class Reporter:
             self._tell_inserts(sink, self._told[sink.name])
         self._tell_sinks_own(self._stream.outlets)
         self._write_total("stop", stats)
+        tell_held_back(STREAM=stats.name)
         if hung:
-            say(logging.ERROR, "%s: did not end in time: %s", stats.name, ", ".join(hung))
+            hanging = ", ".join(hung)
+            say(logging.ERROR, "%s: did not end in time: %s", stats.name, hanging, **self._fields)
         say(
             logging.INFO,
             "%s: %d frames produced = %d captured + %d lost; %s",

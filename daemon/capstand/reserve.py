@@ -203,7 +203,7 @@ class Reserver:
         )
         if line != self._told and on_cards:
             self._told = line
-            say(logging.INFO, line)
+            say(logging.INFO, "%s", line, KIND="reservation")
 
 
 def _on_card(device: str) -> bool:

@@ -26,7 +26,7 @@ from capstand.display import LiveLine, status_line
 from capstand.errors import CapstandError
 from capstand.health import Health
 from capstand.hotplug import Hotplug
-from capstand.ledger import Ledger
+from capstand.ledger import Ledger, keep
 from capstand.lending import Lending
 from capstand.logs import Repeats, say
 from capstand.notify import Notifier
@@ -40,6 +40,8 @@ TICK_S = 0.25
 LIVE_TICK_S = 0.1
 NOTIFY_NS = 1_000_000_000
 STOP_S = 2.5
+LEDGER_S = 4.0
+"""A memory card may take seconds for the last lines; systemd waits for TimeoutStopSec in all."""
 SETTLE_RETRY_S = 10.0
 
 
@@ -56,7 +58,7 @@ class Service:
         path: Path | None = None,
     ) -> None:
         self._streams = [Stream(one, state) for one in config.stream]
-        self._ledger = Ledger(state / "ledger")
+        self._ledger = Ledger(state / "ledger", keep(config.ledger), _clock_sure)
         self._ledger_trouble: str | None = None
         self._reporters = {one.name: Reporter(one, self._ledger) for one in self._streams}
         self._reserved = tuple(self._streams)
@@ -110,7 +112,7 @@ class Service:
                 f"{self._runtime}: {error.strerror}; --runtime names a directory it may write to",
             )
         if refusal := realtime.in_one_line(refused, self._keep_up()):
-            say(logging.WARNING, refusal)
+            say(logging.WARNING, "%s", refusal, KIND="refusal")
         threading.excepthook = self._thread_died
         self._reserver.start()
         hotplug = self._listen()
@@ -149,14 +151,15 @@ class Service:
         try:
             hotplug = Hotplug()
         except OSError as error:
-            say(logging.INFO, f"no word from udev ({error.strerror}); devices are looked for")
+            why = error.strerror
+            say(logging.INFO, "no word from udev (%s); devices are looked for", why)
             return None
 
         def hear() -> None:
             try:
                 heard = hotplug.heard()
             except OSError as error:
-                say(logging.WARNING, f"no more word from udev: {error}; devices are looked for")
+                say(logging.WARNING, "no more word from udev: %s; devices are looked for", error)
                 self._selector.unregister(hotplug)
                 hotplug.close()
                 return
@@ -168,7 +171,7 @@ class Service:
         return hotplug
 
     def _cannot_start(self, errno: int, why: str) -> int:
-        say(logging.ERROR, f"cannot start: {why}")
+        say(logging.ERROR, "cannot start: %s", why)
         self._notifier.failed(errno, f"cannot start: {why}")
         return 1
 
@@ -284,7 +287,7 @@ class Service:
                 say(logging.ERROR, "%s: nothing was recorded: %s", stream.name, _why(stats))
                 self._failed = True
         self._reserver.stop()
-        self._ledger.close(0.2)
+        self._ledger.close(LEDGER_S)
         self._repeats.tell(all_now=True)
 
     def answer_status(self) -> dict[str, object]:
@@ -329,3 +332,9 @@ def _why(stats: StreamStats) -> str:
         *(f"{one.name}: {one.trouble}" for one in stats.sinks if one.trouble),
     ]
     return "; ".join(filter(None, troubles)) or f"it was {stats.health} when it was stopped"
+
+
+def _clock_sure() -> bool:
+    from capstand.agora.token import clock_sure
+
+    return clock_sure()

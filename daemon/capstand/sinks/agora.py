@@ -103,7 +103,7 @@ class AgoraChannel(Sink):
     def open(self) -> None:
         for place in self._secrets():
             if warning := loose(place):
-                log.warning(warning)
+                log.warning("%s", warning)
         self._source.leave_channel()
         self._source.set_external_audio_source(True, self._track_hz, self._channels)
         self._source.join_channel(
