@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstand.capture import alsa
+from capstand.capture import alsa, libasound
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.identity import cards, locate, name_of
 from capstand.config import Capture, Config
@@ -392,7 +392,7 @@ def test_fifty_renumberings_open_no_wrong_card(
     the very moment of opening, each name opens its own card or none."""
     chance = random.Random(SEED)
     swaps = iter(chance.choice([False, False, True]) for _ in range(1000))
-    refresh = alsa.refresh_configuration
+    refresh = libasound.refresh_configuration
 
     def meanwhile() -> None:  # between the look and the opening
         if next(swaps):
