@@ -469,6 +469,57 @@ def test_a_card_that_stands_still(fakecard: FakeCard, readers: list[Reader]) -> 
     assert one.numbers == list(range(2 * PERIOD))
 
 
+S16 = {"format": "S16_LE", "channels": 2}
+
+
+@pytest.mark.parametrize("patience_ms", [0, 50])
+@pytest.mark.parametrize("granted", [44, 48, 64, 100, 441, 700])
+def test_a_period_that_is_not_the_one_asked_for(
+    granted: int, patience_ms: int, fakecard: FakeCard, readers: list[Reader]
+) -> None:
+    """A card with a period of its own brings blocks of about the length asked for, in order, and
+    the buffer is as long as asked for in time, not in periods; the clock still sees the moments at
+    which the card moves."""
+    fakecard.grant(period_frames=granted)
+    one = reader(readers, asked(fakecard, **S16))
+    one.source.patience_ms = patience_ms
+    one.open()
+    grant = one.capturer.grant
+    assert grant is not None and grant.period_frames == granted
+    assert grant.buffer_frames == pytest.approx(one.setup.buffer_frames, rel=0.1)
+    edges: list[bool | None] = []
+    observe = one.clock.observe
+
+    def note(frame: int, stamp_ns: int, edge: bool | None = None) -> None:
+        edges.append(edge)
+        observe(frame, stamp_ns, edge)
+
+    one.clock.observe = note  # type: ignore[method-assign]
+    one.run(100 * PERIOD)
+    assert one.indices == list(range(len(one.indices)))
+    assert not np.diff(one.offsets()).any()
+    assert max(frames for _, frames, _ in one.blocks) <= 2 * PERIOD
+    assert len(one.blocks) < 250, "most are as long as asked for"
+    assert any(edges)
+
+
+def test_a_buffer_that_is_short_all_the_same(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """A block is never longer than half of the card's buffer."""
+    fakecard.grant(period_frames=48, buffer_frames=480)
+    one = reader(readers, asked(fakecard, **S16))
+    one.open()
+    fakecard.virtual(fakecard.position)
+    begin = fakecard.position
+    while one.step():
+        pass
+    for number in range(1, 9):
+        fakecard.virtual(begin + number * 240)
+        while one.step():
+            pass
+    assert not np.diff(one.offsets()).any()
+    assert len(one.indices) >= 7 * 240
+
+
 @pytest.mark.parametrize("numbers", [(1,), (3,), (1, 4, 2)])
 def test_a_plug_in_gets_all_of_its_descriptors(
     numbers: tuple[int, ...], fakecard: FakeCard, readers: list[Reader]

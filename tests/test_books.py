@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstand.block import Block
-from capstand.capture.source import UNKNOWN
-from capstand.capture.synthetic import VirtualTime
+from capstand.capture.source import UNKNOWN, Grant
+from capstand.capture.synthetic import SyntheticSource, VirtualTime
 from capstand.config import Fault, FileSink, Synthetic
+from capstand.display import status_line, status_table
 from capstand.errors import DeviceError, SinkError
 from capstand.sinks.outlet import Outlet
 from capstand.stats import Cause, Count, GapTable, StreamStats, Tally
@@ -170,8 +171,34 @@ def test_full_ring_is_a_drop_not_a_loss() -> None:
     stats = line.stats()
     assert stats.balanced
     assert stats.lost_frames == 0
-    assert stats.sinks[0].dropped_frames == 7 * 480
+    assert stats.sinks[0].dropped_frames == stats.ring_dropped_frames == 7 * 480
+    assert (stats.health, stats.trouble) == ("DEGRADED", "frames were lost just now")
+    assert "lost 0, dropped 3360" in status_line([stats])
+    assert "3360 frames were captured and did not reach the sinks" in status_table(
+        [stats.as_json()]
+    )
     assert [(one.cause, one.frames) for one in line.gaps] == [(Cause.RING_FULL, 480)] * 7
+
+
+class Small(SyntheticSource):
+    """A card that grants a buffer of its own."""
+
+    def open(self) -> Grant:
+        return super().open()._replace(buffer_frames=2400)
+
+
+@pytest.mark.parametrize(("asked_ms", "told"), [(500.0, True), (100.0, False), (60.0, False)])
+def test_a_short_buffer_is_told(asked_ms: float, told: bool) -> None:
+    """A card whose buffer is less than half of what was asked for is named in the status."""
+    card = capture(buffer_ms=asked_ms)
+    time = VirtualTime()
+    line = Line(card, [Keep()], time, Small(card, time))
+    line.capture()
+    stats = line.stats()
+    words = "the card's buffer is 50 ms, not 500; a busy machine loses sound sooner"
+    assert stats.notice == (words if told else None)
+    assert (words in status_line([stats])) is told
+    assert (words in status_table([stats.as_json()])) is told
 
 
 def test_gap_table_keeps_the_newest() -> None:

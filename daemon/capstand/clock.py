@@ -50,7 +50,7 @@ EDGE_NS = NS_PER_S
 """So long after an edge of the device's own, other looks are not needed."""
 SURE = 4e-6
 """How far lateness may bend the line whose rate is told."""
-AGREED = 1.5e-6
+AGREED = 2e-6
 """How far the loop's rate may be from that line's."""
 
 

@@ -22,6 +22,8 @@ def _stream_line(one: StreamStats) -> str:
     if one.trouble is not None:
         parts.append(f"{one.health}: {one.trouble}; ")
     parts.append(f"{one.rate_hz} Hz, {level_words(one)}, {drift_words(one)}, {lost_words(one)}")
+    if one.notice is not None:
+        parts.append(f", {one.notice}")
     for sink in one.sinks:
         parts.append(f"; {sink.name}: {sink.detail}")
         if sink.dropped_frames:
@@ -41,7 +43,8 @@ def drift_words(one: StreamStats) -> str:
 
 def lost_words(one: StreamStats) -> str:
     about = "about " if one.lost_estimated_frames else ""
-    return f"lost {about}{one.lost_frames}"
+    dropped = f", dropped {one.ring_dropped_frames}" if one.ring_dropped_frames else ""
+    return f"lost {about}{one.lost_frames}{dropped}"
 
 
 def meter(level_dbfs: float | None) -> str:
@@ -95,6 +98,13 @@ def status_table(answer: list[dict[str, object]]) -> str:
             f"  frames    {one['produced_frames']} produced = {one['captured_frames']} captured "
             f"+ {one['lost_frames']} lost in {one['gaps']} gaps ({counted})",
         ]
+        if one.get("ring_dropped_frames"):
+            lines.append(
+                f"  dropped   {one['ring_dropped_frames']} frames were captured and did not reach "
+                "the sinks: the push thread was held up"
+            )
+        if one.get("notice"):
+            lines.append(f"  notice    {one['notice']}")
         if one["restarts"]:
             lines.append(
                 f"  healed    stream started again {one['restarts']} times, "

@@ -86,6 +86,8 @@ class Reporter:
                 *(grant.buffer_frames * 1000 / rate, counted),
                 **self._fields,
             )
+            if stats.notice is not None:
+                say(logging.WARNING, "%s: %s", stream.name, stats.notice, **self._fields)
             self._write("grant", device=grant.device, exact=grant.exact)
         self._tell_gaps(stats)
         self._tell_released(stats)

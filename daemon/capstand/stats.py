@@ -196,6 +196,8 @@ class StreamStats(NamedTuple):
     captured_at_ns: int
     sinks: tuple[SinkStats, ...]
     released: str | None = None
+    ring_dropped_frames: int = 0  # captured, and lost on the way to the sinks; each counts them too
+    notice: str | None = None  # what the card granted differently, and what that means
 
     @property
     def balanced(self) -> bool:

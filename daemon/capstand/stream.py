@@ -208,6 +208,19 @@ class Stream:
             captured_at_ns=capturer.captured_at_ns,
             sinks=tuple(one.books(count, audio.rate_hz, now_ns) for one in sides),
             released=capturer.released,
+            ring_dropped_frames=count.ring_dropped,
+            notice=self.notice(),
+        )
+
+    def notice(self) -> str | None:
+        """What a person should know of the open card's grant."""
+        grant, capture = self.capturer.grant, self.config.capture
+        if grant is None or 2 * grant.buffer_frames >= capture.buffer_frames:
+            return None
+        granted_ms = grant.buffer_frames * 1000 / capture.rate_hz
+        return (
+            f"the card's buffer is {granted_ms:.3g} ms, not {capture.buffer_ms:g}; "
+            "a busy machine loses sound sooner"
         )
 
     def verdict(self, now_ns: int) -> Verdict:
@@ -231,7 +244,9 @@ class Stream:
                 push_still_ns=min(
                     here_ns, self._still("push", self.pusher.taken, waiting > 0, now_ns)
                 ),
-                loss_age_ns=self._age("loss", count.lost_exact + count.lost_estimated, now_ns),
+                loss_age_ns=self._age(
+                    "loss", count.lost_exact + count.lost_estimated + count.ring_dropped, now_ns
+                ),
                 sinks=tuple(self._sink_view(one, now_ns) for one in self.outlets),
                 patience_ns=capturer.patience_ns,
                 concern=self.only_zeros(),

@@ -54,6 +54,8 @@ class _Control(ctypes.Structure):
     channels_min: int
     channels_max: int
     format_mask: int
+    period_frames: int
+    buffer_frames: int
     extra_descriptors: int
     ppm: float
     changed_ns: int
@@ -219,6 +221,10 @@ class FakeCard:
         self._control.rate_min_hz, self._control.rate_max_hz = rates
         self._control.channels_min, self._control.channels_max = channels
         self._control.format_mask = mask
+
+    def grant(self, period_frames: int = 0, buffer_frames: int = 0) -> None:
+        """From the next open on have only this period and buffer; 0 is any. S16, two channels."""
+        self._control.period_frames, self._control.buffer_frames = period_frames, buffer_frames
 
     def describe(self, descriptors: int) -> None:
         """From now on have so many poll descriptors; only the first of them tells of frames.

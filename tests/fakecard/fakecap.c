@@ -44,6 +44,7 @@ struct control {
 	int64_t rate_min_hz, rate_max_hz; /* the limits: 0 = as the card is built, read at open */
 	int64_t channels_min, channels_max;
 	int64_t format_mask; /* bit i = formats[i] */
+	int64_t period_frames, buffer_frames; /* the only ones that it has */
 	int64_t extra_descriptors; /* beside the one that tells of frames; may change at any time */
 	double ppm;
 	int64_t changed_ns; /* since when ppm, stalled and virtual_on are what they are */
@@ -346,6 +347,11 @@ static const snd_pcm_ioplug_callback_t callbacks = {
 	.close = fakecap_close,
 };
 
+static int fix(snd_pcm_ioplug_t *io, int type, unsigned int bytes)
+{
+	return snd_pcm_ioplug_set_param_minmax(io, type, bytes, bytes);
+}
+
 static int constrain(struct card *card)
 {
 	static const unsigned int access[] = {SND_PCM_ACCESS_RW_INTERLEAVED};
@@ -366,7 +372,9 @@ static int constrain(struct card *card)
 						   ctl->rate_min_hz ? ctl->rate_min_hz : 8000,
 						   ctl->rate_max_hz ? ctl->rate_max_hz : 192000)) < 0 ||
 	    (err = snd_pcm_ioplug_set_param_minmax(io, SND_PCM_IOPLUG_HW_PERIOD_BYTES, 32, 1 << 20)) < 0 ||
-	    (err = snd_pcm_ioplug_set_param_minmax(io, SND_PCM_IOPLUG_HW_BUFFER_BYTES, 64, 1 << 24)) < 0)
+	    (err = snd_pcm_ioplug_set_param_minmax(io, SND_PCM_IOPLUG_HW_BUFFER_BYTES, 64, 1 << 24)) < 0 ||
+	    (ctl->period_frames && (err = fix(io, SND_PCM_IOPLUG_HW_PERIOD_BYTES, 4 * ctl->period_frames)) < 0) ||
+	    (ctl->buffer_frames && (err = fix(io, SND_PCM_IOPLUG_HW_BUFFER_BYTES, 4 * ctl->buffer_frames)) < 0))
 		return err;
 	return snd_pcm_ioplug_set_param_minmax(io, SND_PCM_IOPLUG_HW_PERIODS, 2, 1024);
 }

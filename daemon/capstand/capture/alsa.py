@@ -15,6 +15,7 @@ error carries no errno but only its text.
 """
 
 import errno
+import math
 import os
 import re
 import select
@@ -85,7 +86,9 @@ class AlsaSource:
         self._lost = 0
         self._cause = Cause.OVERRUN
         self._brought_ns = self._empty_ns = 0  # when frames came last, and when none were there
-        self._period = 0
+        self._period = 0  # what is read at once: the card's period, or several where it is short
+        self._unit = 0  # the card's period
+        self._overran = False
         self._buffer = 0
         self._drained = False  # less than a period is left: wait before the next look
         self._looked = False  # a look just now found another period
@@ -108,16 +111,7 @@ class AlsaSource:
         refresh_configuration()
         try:
             self._knock(device)
-            pcm = alsaaudio.PCM(
-                type=alsaaudio.PCM_CAPTURE,
-                mode=alsaaudio.PCM_NONBLOCK,
-                device=device,
-                rate=capture.rate_hz,
-                channels=capture.channels,
-                format=getattr(alsaaudio, f"PCM_FORMAT_{capture.format}"),
-                periodsize=capture.period_frames,
-                periods=max(2, capture.buffer_frames // capture.period_frames),
-            )
+            pcm = self._configured(device)
         except (alsaaudio.ALSAAudioError, OSError) as error:
             raise self._failure(error, "cannot be opened") from None
         self._pcm = pcm
@@ -130,6 +124,9 @@ class AlsaSource:
             self._check(pcm)
         except alsaaudio.ALSAAudioError as error:
             raise self._failure(error, "cannot be asked what it grants") from None
+        granted = self._unit = self._period
+        most = max(1, self._buffer // (2 * granted))  # periods in half a buffer
+        self._period = granted * min(math.ceil(capture.period_frames / granted), most)
         descriptors = pcm.polldescriptors()
         exact = len(descriptors) == 1 and kernel.usable(device, descriptors[0][0])
         if exact:
@@ -143,7 +140,32 @@ class AlsaSource:
         self._lost = 0
         self._brought_ns = self._empty_ns = 0
         self._drained = self._looked = False
-        return Grant(self._label, self._audio, self._period, self._buffer, exact)
+        self._overran = False
+        return Grant(self._label, self._audio, granted, self._buffer, exact)
+
+    def _configured(self, device: str) -> "alsaaudio.PCM":
+        """The device as asked for. Where its period is another one, so is the buffer of so many
+        periods: then it is opened again, once, for as many of those as make the buffer."""
+        capture = self._capture
+        period, wanted = capture.period_frames, capture.buffer_frames
+        again = True
+        while True:
+            pcm = alsaaudio.PCM(
+                type=alsaaudio.PCM_CAPTURE,
+                mode=alsaaudio.PCM_NONBLOCK,
+                device=device,
+                rate=capture.rate_hz,
+                channels=capture.channels,
+                format=getattr(alsaaudio, f"PCM_FORMAT_{capture.format}"),
+                periodsize=period,
+                periods=max(2, round(wanted / period)),
+            )
+            info = pcm.info()
+            granted, buffer = max(1, int(info["period_size"])), int(info["buffer_size"])
+            if granted == period or abs(buffer - wanted) <= 0.1 * wanted or not again:
+                return pcm
+            pcm.close()
+            period, again = granted, False
 
     def _knock(self, device: str) -> None:
         """Raises where the kernel would not open a card's own device. pyalsaaudio 0.11 keeps some
@@ -181,6 +203,9 @@ class AlsaSource:
     def read(self, slot: memoryview, timeout_ms: int) -> Reading:
         reading = self._reading
         reading.frames = reading.lost = 0
+        if self._overran:
+            self._overran = False
+            self._lose_all()
         try:
             if self._kernel is not None:
                 self._read_exact(self._kernel, slot, timeout_ms)
@@ -246,20 +271,26 @@ class AlsaSource:
             if state == kernel.RUNNING:
                 avail = pcm.avail()
                 stamp_ns = time.monotonic_ns()
-                if not 0 <= avail <= self._buffer or avail >= self._period:
+                # At an edge it takes what is there: who rests until a block is whole sees no other.
+                enough = self._unit if self._edge else self._period
+                if not 0 <= avail <= self._buffer or avail >= enough:
                     reading.stamp_ns, reading.ahead = stamp_ns, avail
                     reading.edge, self._edge = self._edge, False
                     frames = self._fetch(slot)
                     if frames:
-                        self._drained = 0 <= avail - frames < self._period
+                        self._drained = 0 <= avail - frames < self._unit
                         self._deliver(frames)
                     return
-                self._empty_ns = stamp_ns
+                if 0 <= avail < self._unit:
+                    self._empty_ns = stamp_ns
             elif self._start(state, slot):
                 return
             if waited:
                 return
-            self._wait(timeout_ms)
+            if state == kernel.RUNNING and avail >= self._unit:
+                self._gather(avail, timeout_ms)
+            else:
+                self._wait(timeout_ms)
             waited = True
 
     def _let_come(self, timeout_ms: int) -> None:
@@ -271,8 +302,16 @@ class AlsaSource:
         if self._rests and rest_ms * self._capture.rate_hz > self._period * 1000:
             self._drained = self._edge = False
             self._rest.poll(rest_ms)
+        elif self._rests and self._kernel is None and self._unit < self._period:
+            self._gather(0, timeout_ms)
         else:
             self._wait(timeout_ms)
+
+    def _gather(self, avail: int, timeout_ms: int) -> None:
+        """Rests until a block is whole: the descriptor tells of each short period of the card."""
+        self._drained = self._edge = False
+        rest_ms = math.ceil((self._period - avail) * 1000 / self._capture.rate_hz)
+        self._rest.poll(min(rest_ms, timeout_ms, self._look_ms))
 
     def _wait(self, timeout_ms: int) -> None:
         """Until the device has something, or ``wake``; what was known about it is old then."""
@@ -319,21 +358,33 @@ class AlsaSource:
         return True
 
     def _fetch(self, slot: memoryview) -> int:
-        """Reads what is there, at most a period, into the slot; 0 after an overrun or a suspend."""
+        """Reads what is there, at most a block of ``_period`` frames, which may be several of the
+        device's own periods, into the slot; 0 after an overrun or a suspend."""
         assert self._pcm is not None
-        try:
-            frames, samples = self._pcm.read()
-        except alsaaudio.ALSAAudioError:
-            if self._pcm.state() == kernel.SUSPENDED:
-                return 0  # the next look at the state starts it again
-            raise
-        if frames < 0:
-            exact = self._kernel is not None
-            overrun = Cause.STALLED if self._stood_still() else Cause.OVERRUN
-            self._lose(UNKNOWN, Cause.STOPPED if exact else overrun)
-            return 0
-        slot[: len(samples)] = samples
-        return int(frames)
+        fetched, at = 0, 0
+        while fetched < self._period:
+            try:
+                frames, samples = self._pcm.read()
+            except alsaaudio.ALSAAudioError:
+                if self._pcm.state() == kernel.SUSPENDED:
+                    break  # the next look at the state starts it again
+                raise
+            if frames < 0:
+                if fetched:
+                    self._overran = True  # after what was fetched
+                else:
+                    self._lose_all()
+                break
+            slot[at : at + len(samples)] = samples
+            fetched, at = fetched + int(frames), at + len(samples)
+            if frames < self._unit:
+                break
+        return fetched
+
+    def _lose_all(self) -> None:
+        """The stream was stopped, and its buffer thrown away."""
+        overrun = Cause.STALLED if self._stood_still() else Cause.OVERRUN
+        self._lose(UNKNOWN, Cause.STOPPED if self._kernel is not None else overrun)
 
     def _stood_still(self) -> bool:
         """Whether the running device was seen to bring nothing for long: what it does next, also an
