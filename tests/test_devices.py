@@ -1,5 +1,7 @@
 """Devices: what is found, who holds it, and a first configuration that always fits."""
 
+import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,10 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstand.block import SampleFormat
+from capstand.capture.alsa import AlsaSource
 from capstand.capture.holder import holder_of
-from capstand.config import Config, FileSink
+from capstand.capture.identity import locate
+from capstand.config import Capture, Config, FileSink
 from capstand.decode import decode
-from capstand.devices import Device, default_configuration, find
+from capstand.devices import Device, default_configuration, find, passed_over
+from capstand.errors import DeviceError
+from tests.fakecard import FakeCard
 from tests.soundcards import Slots
 
 MIC = Device(
@@ -67,7 +73,7 @@ def test_the_first_card_is_taken_as_it_can(
         [HELD],
         [HELD._replace(holder=None, trouble="cannot be opened: no such device")],
         [MIC._replace(formats=[])],
-        [MIC._replace(rates_hz=[384_000])],
+        [MIC._replace(rates_hz=[3_840_000])],
         [MIC._replace(rates_hz=[4000, 6000], rates_continuous=True)],
         [MIC._replace(channels=[64])],
     ],
@@ -157,15 +163,15 @@ HOLDER = {
 
 
 def test_every_capture_device_is_found(tmp_path: Path) -> None:
-    """Each line of /proc/asound/pcm that captures is a device, by the name that lasts longest; a
-    device that is not its card's first has its number in it."""
+    """Each capture device of each card is found, by the name that lasts longest; a device that is
+    not its card's first has its number in it."""
     proc(tmp_path, {"asound/pcm": PCM + "01-02: Line : Line : capture 1\n"})
     slots = Slots(tmp_path)
     slots.plug(0, "0d8c:0014", port="1-1.4", identity="Mic")
     slots.plug(1, identity="PCH", captures=(0, 2))
     found = find(tmp_path)
     assert [(one.device, one.card, one.id) for one in found] == [
-        ("usb-port:1-1.4", 0, "Mic"),
+        ("usb-port:pci-0000:00:14.0-usb-0:1.4", 0, "Mic"),
         ("card:PCH", 1, "PCH"),
         ("card:PCH,2", 1, "PCH"),
     ]
@@ -176,32 +182,141 @@ def test_every_capture_device_is_found(tmp_path: Path) -> None:
     assert "USB Audio" in found[0].name
 
 
-def test_a_device_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
+@pytest.fixture
+def plugged(
+    tmp_path: Path, fakecard_plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Slots, FakeCard]:
+    """One card that can be opened, in a tree without /proc."""
+    slots, card = Slots(tmp_path), FakeCard(tmp_path, "mic0", fakecard_plugin)
+    slots.plug(0, "0d8c:0014", identity="Device", card=card)
+    for key, value in slots.alsa(card).items():
+        monkeypatch.setenv(key, value)
+    return slots, card
+
+
+@pytest.mark.parametrize("masked", ["absent", "empty", "partial"])
+def test_a_container_without_proc_asound_has_its_cards(
+    plugged: tuple[Slots, FakeCard], masked: str
+) -> None:
+    """Docker and others mask /proc/asound: what is there is what sysfs and /dev/snd show, and it is
+    listed and opened by number, by id and by name."""
+    slots, _ = plugged
+    if masked != "absent":
+        proc(slots.root, {"asound/version": "x"} if masked == "partial" else {})
+        (slots.root / "proc/asound").mkdir(parents=True, exist_ok=True)
+    (found,) = find(slots.root)
+    assert found.unusable is None
+    for name in ("hw:0", "hw:CARD=Device,DEV=0", "plughw:0", found.device, "card:Device"):
+        source = AlsaSource(Capture(device=name, priority=0), name, slots.root)
+        if not name.startswith(("plughw", "hw:CARD")):  # this hw: of the tests knows numbers only
+            assert "hw:0" in source.open().device
+        source._knock(name)
+        source.close()
+
+
+def test_without_sysfs_the_nodes_tell_what_is_there(plugged: tuple[Slots, FakeCard]) -> None:
+    """Where not even /sys is mounted a card is known by its nodes, by number; a name that needs
+    sysfs is told what is missing and what to take instead."""
+    slots, _ = plugged
+    shutil.rmtree(slots.root / "sys")
+    (found,) = find(slots.root)
+    assert (found.device, found.unusable) == ("card:0", None)
+    source = AlsaSource(Capture(device="hw:0", priority=0), "hw:0", slots.root)
+    assert source.open().device == "hw:0"
+    source.close()
+    with pytest.raises(DeviceError, match=r"mount it .* or take card:0"):
+        locate("usb:0d8c:0014", slots.root)
+    assert default_configuration([found], Path("/rec")).count("card:0") == 1
+
+
+def test_a_device_tells_all_that_it_can(plugged: tuple[Slots, FakeCard]) -> None:
+    """What is listed is the whole of what a device can do, not what some program sets first."""
+    slots, card = plugged
+    (found,) = find(slots.root)
+    assert (found.rates_hz, found.rates_continuous) == ([8000, 192_000], True)
+    assert found.channels == list(range(1, 33))
+    assert found.formats == ["S16_LE", "S24_LE", "S24_3LE", "S32_LE"]
+    assert "8000 to 192000 Hz; 1 to 32 channels; S16_LE, S24_LE, S24_3LE, S32_LE" in str(found)
+    card.restrict(rates=(44_100, 44_100), channels=(1, 1), formats=["S32_LE"])
+    (found,) = find(slots.root)
+    assert "44100 Hz; 1 channel; S32_LE" in str(found)
+
+
+def test_a_device_that_is_missing_its_node_says_so(plugged: tuple[Slots, FakeCard]) -> None:
+    """A card that sysfs shows and this /dev has no node of is listed with what to do; it is not
+    opened."""
+    slots, card = plugged
+    slots.node(0, 0).unlink()
+    (found,) = find(slots.root)
+    assert found.trouble is not None
+    assert "is missing; udev makes it in a moment, but a container" in found.trouble
+    assert card.opens == 0
+
+
+def test_a_device_that_cannot_be_opened_says_why(plugged: tuple[Slots, FakeCard]) -> None:
     """A device that does not open is shown with the reason, and offers nothing."""
-    proc(
-        tmp_path,
-        {
-            "asound/pcm": "31-07: Ghost : Ghost : capture 1\n",
-            "asound/card31/id": "CapstandGhost\n",
-        },
-    )
-    (ghost,) = find(tmp_path)
-    assert ghost.trouble is not None
-    assert ghost.trouble.startswith("cannot be opened: ")
-    assert (ghost.rates_hz, ghost.channels, ghost.formats) == ([], [], [])
-    assert str(ghost).endswith(ghost.trouble)
+    slots, card = plugged
+    for number, words in (
+        (errno.EBUSY, "in use by another program"),
+        (errno.EPERM, "the unit or the container keeps it away"),
+        (errno.ENODEV, "cannot be opened: No such device"),
+    ):
+        card.open_error(number)
+        (found,) = find(slots.root)
+        assert found.trouble is not None
+        assert words in found.trouble
+        assert (found.rates_hz, found.channels, found.formats) == ([], [], [])
+        assert found.trouble in str(found)
 
 
-def test_a_device_that_is_held_is_left_alone(tmp_path: Path) -> None:
+def test_a_device_that_is_held_is_left_alone(plugged: tuple[Slots, FakeCard]) -> None:
     """A device that a program holds is not opened; the program is named."""
-    proc(tmp_path, {"asound/pcm": PCM.splitlines()[0], "asound/card0/id": "Mic\n", **HOLDER})
-    (held,) = find(tmp_path)
+    slots, card = plugged
+    proc(slots.root, HOLDER)
+    (held,) = find(slots.root)
     assert (held.holder, held.trouble) == ("arecord (pid 812)", None)
+    assert card.opens == 0
+
+
+def test_what_is_passed_over_is_told(plugged: tuple[Slots, FakeCard]) -> None:
+    """The first configuration takes the first card that can be used; each before it is named with
+    the reason, and so is every one where the simulated card has to do."""
+    slots, card = plugged
+    slots.plug(1, "046d:0825", port="1-2", identity="Cam", card=card)
+    proc(slots.root, HOLDER)
+    found = find(slots.root)
+    assert default_configuration(found, Path("/rec")).count(found[1].device) == 1
+    assert passed_over(found) == [
+        f"{found[0].device} ({found[0].name}) is not taken: held by arecord (pid 812)"
+    ]
+    card.restrict(rates=(4000, 4000))
+    card.open_error(errno.EACCES)
+    found = find(slots.root)
+    assert 'device = "synthetic"' in default_configuration(found, Path("/rec"))
+    assert [one.partition(": ")[2] for one in passed_over(found)] == [
+        "held by arecord (pid 812)",
+        "cannot be opened: Permission denied",
+    ]
+    assert passed_over([MIC]) == []
+
+
+def test_a_card_of_no_use_says_what_a_configuration_may_ask_for() -> None:
+    """A card that is free and offers nothing that can be asked for is told with both."""
+    for card, words in (
+        (MIC._replace(rates_hz=[4000]), "offers 4000 Hz, where a configuration may ask for 8000"),
+        (MIC._replace(channels=[64]), "64 channels, where a configuration may ask for 1 to 32"),
+        (
+            MIC._replace(formats=[], other_formats=("DSD_U8",)),
+            "only formats that capstand does not take (DSD_U8)",
+        ),
+    ):
+        assert card.unusable is not None
+        assert words in card.unusable
 
 
 @pytest.mark.parametrize("pcm", [None, "", "\n", "\0\xff\n"])
 def test_no_sound_card_is_no_error(tmp_path: Path, pcm: str | None) -> None:
-    """A machine without sound has no devices, and that is all."""
+    """A machine without sound has no devices, whatever /proc has to say, and that is all."""
     proc(tmp_path, {} if pcm is None else {"asound/pcm": pcm})
     assert find(tmp_path) == []
 

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import logging
 import os
 import sys
 import time
@@ -95,6 +96,8 @@ def _run(chosen: argparse.Namespace) -> int:
         Notifier().failed(22, f"configuration refused: {error.faults[0]}")
         raise
     rights.refuse_the_services(_folders(setup), chosen.state)
+    for name, line in _notes(setup):
+        logs.say(logging.WARNING, "%s: %s", name, line, STREAM=name)
     service = Service(setup, chosen.state, runtime, live, repeats, path)
     return service.run(chosen.seconds)
 
@@ -108,12 +111,27 @@ def _folders(setup: "Config") -> Iterator[Path]:
                     yield Path(path)
 
 
+def _notes(setup: "Config") -> list[tuple[str, str]]:
+    """By stream, what is right in a configuration and will surprise later."""
+    from capstand.naming import note
+
+    return [
+        (stream.name, line)
+        for stream in setup.stream
+        for name in stream.capture.devices
+        if (line := note(name))
+    ]
+
+
 def _without_configuration() -> "Config":
     """The first capture card, or the simulated one, into ./recordings."""
     from capstand import config, devices
     from capstand.decode import decode
 
-    text = devices.default_configuration(devices.find(), Path.cwd() / "recordings")
+    found = devices.find()
+    text = devices.default_configuration(found, Path.cwd() / "recordings")
+    for line in devices.passed_over(found):
+        print(f"capstand: {line}", file=sys.stderr)
     print(
         "capstand: no configuration given; running this one:\n\n"
         + "".join(f"    {line}\n" for line in text.splitlines()),
@@ -126,6 +144,8 @@ def _check(chosen: argparse.Namespace) -> int:
     from capstand import config
 
     setup = config.load(chosen.file)
+    for name, line in _notes(setup):
+        print(f"{chosen.file}: stream {name}: {line}", file=sys.stderr)
     streams = ", ".join(f"{one.name} from {one.capture.wanted}" for one in setup.stream)
     print(f"{chosen.file}: right; {len(setup.stream)} stream(s): {streams}")
     return 0

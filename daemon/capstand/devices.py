@@ -168,11 +168,11 @@ def passed_over(found: list[Device]) -> list[str]:
 
 
 def _preferred_rate(can: Abilities) -> int:
-    """48000 where it can be had, else the nearest or highest that a configuration may ask for."""
+    """48000 where it can be had, else the nearest that a configuration may ask for."""
     rates = can.askable_hz
     if can.continuous:
         return min(max(48_000, rates[0]), rates[-1])
-    return 48_000 if 48_000 in rates else max(rates)
+    return min(rates, key=lambda one: abs(one - 48_000))
 
 
 def _preferred_channels(can: Abilities) -> int:

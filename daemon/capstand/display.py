@@ -3,7 +3,7 @@
 import shutil
 import sys
 
-from capstand.stats import StreamStats
+from capstand.stats import SIMULATED, StreamStats
 
 METER_DB = (-60.0, 0.0)
 METER_WIDTH = 12
@@ -24,6 +24,8 @@ def _stream_line(one: StreamStats) -> str:
     parts.append(f"{one.rate_hz} Hz, {level_words(one)}, {drift_words(one)}, {lost_words(one)}")
     if one.notice is not None:
         parts.append(f", {one.notice}")
+    if one.simulated:
+        parts.append(f" ({SIMULATED})")
     for sink in one.sinks:
         parts.append(f"; {sink.name}: {sink.detail}")
         if sink.dropped_frames:
@@ -67,7 +69,8 @@ class LiveLine:
         if not self.active:
             return
         text = "  ".join(
-            f"{one.name} ▕{meter(one.level_dbfs)}▏ {level_words(one)}  {drift_words(one)}  "
+            f"{one.name} {'SIMULATED ' if one.simulated else ''}▕{meter(one.level_dbfs)}▏ "
+            f"{level_words(one)}  {drift_words(one)}  "
             f"{lost_words(one)}  " + ", ".join(f"→ {sink.detail}" for sink in one.sinks)
             for one in streams
         )
@@ -93,6 +96,7 @@ def status_table(answer: list[dict[str, object]]) -> str:
         lines += [
             f"{one['name']}  {one['health']}  {one['device']}  "
             f"{one['rate_hz']} Hz, {one['channels']} ch, {one['format']}",
+            *([f"  source    {SIMULATED}"] if one["device"] == "synthetic" else []),
             *([f"  trouble   {one['trouble']}"] if one["trouble"] else []),
             f"  level     {f'{level} dBFS' if level is not None else 'none yet'}   drift {drift}",
             f"  frames    {one['produced_frames']} produced = {one['captured_frames']} captured "

@@ -15,7 +15,7 @@ from capstand.health import Health
 from capstand.ledger import Ledger, wall_time
 from capstand.logs import say, tell_held_back
 from capstand.sinks.outlet import Outlet
-from capstand.stats import Cause, SinkStats, StreamStats
+from capstand.stats import SIMULATED, Cause, SinkStats, StreamStats
 from capstand.stream import Stream
 
 TOTAL_S = 300.0
@@ -88,6 +88,8 @@ class Reporter:
             )
             if stats.notice is not None:
                 say(logging.WARNING, "%s: %s", stream.name, stats.notice, **self._fields)
+            if stats.simulated:
+                say(logging.WARNING, "%s: %s", stream.name, SIMULATED, **self._fields)
             self._write("grant", device=grant.device, exact=grant.exact)
         self._tell_gaps(stats)
         self._tell_released(stats)

@@ -169,6 +169,9 @@ class SinkStats(NamedTuple):
         return self.inside_frames >= 0 and self.captured_frames == parts
 
 
+SIMULATED = "simulated sound, not a microphone"
+
+
 class StreamStats(NamedTuple):
     """One stream at one moment; the keys of ``capstand status --json``. ``released`` says to whom
     and until when the device is left, None while it is ours to open."""
@@ -198,6 +201,11 @@ class StreamStats(NamedTuple):
     released: str | None = None
     ring_dropped_frames: int = 0  # captured, and lost on the way to the sinks; each counts them too
     notice: str | None = None  # what the card granted differently, and what that means
+
+    @property
+    def simulated(self) -> bool:
+        """Whether what is heard comes from no card."""
+        return self.device == "synthetic"
 
     @property
     def balanced(self) -> bool:
