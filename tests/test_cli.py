@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from capstand import __version__, cli
+from capstand import __version__, cli, devices
+from capstand.devices import Device
+from capstand.display import LiveLine, status_line, status_table
+from capstand.stats import StreamStats
 from tests.patience import PATIENCE_S
 
 CONFIG = """\
@@ -102,6 +105,18 @@ def test_check_says_that_a_file_is_right(place: Place, capsys: pytest.CaptureFix
     assert told.err == ""
 
 
+def test_check_notes_a_name_that_goes_by_a_number(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """check says of a card's number that it does not last; that is no fault."""
+    text = place.config.read_text().replace('"synthetic"', '"hw:1"')
+    place.config.write_text("\n".join(x for x in text.splitlines() if "counter" not in x))
+    assert cli.main(["check", str(place.config)]) == 0
+    told = capsys.readouterr()
+    assert "right; 1 stream(s): mic from hw:1" in told.out
+    assert "stream mic: hw:1 is whichever card has the number 1" in told.err
+
+
 def test_check_tells_every_fault(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """check ends with 78 and a line on stderr for each fault of a wrong file."""
     text = place.config.read_text().replace('"mic"', '"a b"').replace("min_free_mb", "minfree")
@@ -180,6 +195,61 @@ def test_devices_for_people_and_programs(capsys: pytest.CaptureFixture[str]) -> 
     assert isinstance(json.loads(capsys.readouterr().out)["devices"], list)
 
 
+def test_run_without_a_configuration_names_the_cards_it_cannot_have(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Beside cards that it cannot use, run says of each why, and that the sound is simulated; with
+    one that it can use only those before it are named."""
+    monkeypatch.chdir(tmp_path)
+    busy = Device(
+        *("usb:0d8c:0014:A1", 0, "Mic", "USB Mic", [], False, [], []),
+        holder="pipewire (pid 812)",
+        trouble=None,
+    )
+    barred = busy._replace(device="card:PCH", name="PCH", holder=None, trouble="not permitted")
+    monkeypatch.setattr(devices, "find", lambda: [busy, barred])
+    assert cli._without_configuration().stream[0].capture.device == "synthetic"
+    told = capsys.readouterr().err.splitlines()
+    assert told[:3] == [
+        "capstand: usb:0d8c:0014:A1 (USB Mic) is not taken: held by pipewire (pid 812)",
+        "capstand: card:PCH (PCH) is not taken: not permitted",
+        "capstand: no card can be used: the sound is simulated, a tone and not a microphone",
+    ]
+    free = barred._replace(
+        trouble=None, rates_hz=[48_000], channels=[1], formats=["S16_LE"], device="card:Free"
+    )
+    monkeypatch.setattr(devices, "find", lambda: [busy, free, barred])
+    assert cli._without_configuration().stream[0].capture.device == "card:Free"
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if "not taken" in line or "simulated" in line] == told[:1]
+    monkeypatch.setattr(devices, "find", list)
+    assert cli._without_configuration().stream[0].capture.device == "synthetic"
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == (
+        "capstand: no capture card is there: the sound is simulated, a tone and not a microphone"
+    )
+
+
+def test_simulated_sound_says_so_wherever_it_is_shown(
+    place: Place, daemon: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table, the line for systemd and the live line say that no microphone is heard; of a card
+    they do not."""
+    status, out, _ = place.call("status")
+    assert status == 0
+    assert "  source    simulated sound, not a microphone\n" in out
+    answer = json.loads(place.call("status", "--json")[1])["streams"][0]
+    simulated = StreamStats(**{key: answer[key] for key in StreamStats._fields} | {"sinks": ()})
+    live = LiveLine()
+    live.active = True
+    for stats, wanted in ((simulated, True), (simulated._replace(device="hw:0"), False)):
+        live.draw([stats])
+        assert ("mic SIMULATED" in capsys.readouterr().err) == wanted
+        assert ("simulated sound, not a microphone" in status_line([stats])) == wanted
+        table = status_table([stats.as_json()])
+        assert ("simulated sound, not a microphone" in table) == wanted
+
+
 def test_status_without_a_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """status ends with 1 and a sentence where no daemon runs."""
     assert cli.main(["status", "--runtime", str(tmp_path)]) == 1
@@ -199,6 +269,7 @@ def test_a_run_records_every_frame_and_keeps_its_books(place: Place) -> None:
     assert "\x1b" not in err
     assert "\r" not in err
     assert re.search(r"^\d\d:\d\d:\d\d mic: capturing from synthetic, 48000 Hz", err, re.MULTILINE)
+    assert "warning: mic: simulated sound, not a microphone\n" in err
     counters = place.recorded()
     assert len(counters) >= 480
     assert counters == list(range(len(counters)))

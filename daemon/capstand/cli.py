@@ -130,14 +130,18 @@ def _without_configuration() -> "Config":
 
     found = devices.find()
     text = devices.default_configuration(found, Path.cwd() / "recordings")
-    for line in devices.passed_over(found):
-        print(f"capstand: {line}", file=sys.stderr)
+    setup = decode(text, "built-in configuration", config.Config)
+    told = devices.passed_over(found)
+    if setup.stream[0].capture.device == "synthetic":
+        why = "no card can be used" if found else "no capture card is there"
+        told.append(f"{why}: the sound is simulated, a tone and not a microphone")
+    told.append("no configuration given; running this one:\n")
     print(
-        "capstand: no configuration given; running this one:\n\n"
+        "".join(f"capstand: {line}\n" for line in told)
         + "".join(f"    {line}\n" for line in text.splitlines()),
         file=sys.stderr,
     )
-    return decode(text, "built-in configuration", config.Config)
+    return setup
 
 
 def _check(chosen: argparse.Namespace) -> int:
