@@ -127,3 +127,25 @@ def test_an_ability_is_asked_beyond_what_is_set(fakecard: FakeCard) -> None:
     assert "FLOAT64_LE" in unlimited.others
     assert unlimited.askable_hz[0] >= 8000
     assert unlimited.askable_channels == tuple(range(1, 33))
+
+
+UNIT = Path(__file__).parent.parent / "systemd/capstand.service"
+
+
+def test_the_service_reads_no_configuration_that_it_could_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libasound reads ~/.asoundrc, which may name programs to run; the service's home is no
+    directory that its user, or anybody, can write to, and no variable leads elsewhere."""
+    lines = UNIT.read_text().splitlines()
+    homes = [one.partition("=HOME=")[2] for one in lines if one.startswith("Environment=HOME=")]
+    assert homes == ["/nonexistent"]
+    (unset,) = (one for one in lines if one.startswith("UnsetEnvironment="))
+    (tmp_path / ".asoundrc").write_text("pcm.mic {")
+    for name in ("ALSA_CONFIG_PATH", "XDG_CONFIG_HOME"):
+        assert name in unset
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ".asoundrc may be old or corrupted" in str(failure("mic"))
+    monkeypatch.setenv("HOME", homes[0])
+    assert "ALSA says: Unknown PCM mic; see /etc/asound.conf, ~/.asoundrc" in str(failure("mic"))
