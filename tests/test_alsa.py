@@ -387,6 +387,26 @@ def test_a_busy_card(fakecard: FakeCard, readers: list[Reader]) -> None:
     second.open()
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EACCES, "put the user into the group audio and log in again"),
+        (errno.EPERM, "DeviceAllow=char-alsa rw, or --device-cgroup-rule='c 116:* rw'"),
+    ],
+)
+def test_a_card_that_may_not_be_opened(
+    number: int, advice: str, fakecard: FakeCard, readers: list[Reader]
+) -> None:
+    """Whoever lacks the group is told so; a unit or a container that keeps devices away is another
+    matter, which the kernel tells apart."""
+    fakecard.open_error(number)
+    with pytest.raises(DeviceError) as refused:
+        reader(readers, asked(fakecard)).open()
+    assert advice in str(refused.value)
+    assert refused.value.errno == number
+    assert not refused.value.refused
+
+
 def test_a_card_that_is_not_there(readers: list[Reader]) -> None:
     """A device without a card fails with what to look at."""
     one = reader(readers, Capture(device="hw:CARD=NoSuchCard", priority=0))

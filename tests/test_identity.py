@@ -1,7 +1,11 @@
 """A device is the one that its name means, at every open, whatever number it has got."""
 
 import errno
+import grp
+import os
 import random
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -116,6 +120,42 @@ def test_a_card_without_its_node_is_waited_for(slots: Slots) -> None:
         assert not error.refused
         node.touch()
     assert device(slots, f"usb:{MIC}") == "hw:1,0"
+
+
+def test_who_lacks_the_group_is_told_which(tmp_path: Path) -> None:
+    """A node that its group may open, and we may not, is told with that group, by number where the
+    system has no name for it; one that udev has not given away yet is no question of ours."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o755)
+    slots = Slots(folder)
+    slots.plug(0, MIC)
+    told = []
+    for gid in (grp.getgrnam("audio").gr_gid, 4711, 0):
+        for node in (slots.node(0, 0), folder / "dev/snd/controlC0"):
+            os.chown(node, 0, gid)
+            node.chmod(0o660)
+        reading, writing = os.pipe()
+        if (pid := os.fork()) == 0:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            try:
+                locate(f"usb:{MIC}", folder)
+            except DeviceError as error:
+                os.write(writing, str(error).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        os.close(writing)
+        told.append(os.read(reading, 4096).decode())
+        os.close(reading)
+    shutil.rmtree(folder)
+    node = folder / "dev/snd/pcmC0D0c"
+    assert all(one.startswith(f"waiting for usb:{MIC}: {node} may not be opened") for one in told)
+    assert "put the user into the group audio and log in again" in told[0]
+    assert "--group-add 4711" in told[1]
+    assert "give it to the group audio (udev does" in told[2]
 
 
 # Ports
