@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstand.block import SampleFormat
+from capstand.capture import libasound
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.holder import holder_of
 from capstand.capture.identity import locate
+from capstand.capture.libasound import Abilities
 from capstand.config import Capture, Config, FileSink
 from capstand.decode import decode
 from capstand.devices import Device, default_configuration, find, passed_over
@@ -298,6 +300,23 @@ def test_what_is_passed_over_is_told(plugged: tuple[Slots, FakeCard]) -> None:
         "cannot be opened: Permission denied",
     ]
     assert passed_over([MIC]) == []
+
+
+def test_what_cannot_be_asked_for_is_not_offered() -> None:
+    """A rate or a number of channels beyond what a configuration may say is not told as one to
+    take."""
+    highest = libasound.ASKABLE_HZ[1]
+    wide = Abilities((8000, 9_000_000), True, tuple(range(1, 200)), ("S16_LE",), ())
+    assert str(wide) == f"8000 to {highest} Hz; 1 to 32 channels; S16_LE"
+    single = Abilities((4000, 48_000, 9_000_000), False, (2, 4, 6, 8, 9, 10), ("S16_LE",), ())
+    assert str(single) == "48000 Hz; 2, 4, 6, 8 to 10 channels; S16_LE"
+
+
+def test_a_holder_that_calls_itself_anything_is_one_line(tmp_path: Path) -> None:
+    """A process chooses its name: what of it is no text is left out."""
+    proc(tmp_path, HOLDER | {"812/comm": "x\nSTOPPING=1\x1b[2J\n"})
+    proc(tmp_path, {"812/cgroup": "0::/user.slice/a\x1b[2J.scope\n"})
+    assert holder_of("0", 0, tmp_path) == "xSTOPPING=1[2J (pid 812, a[2J.scope)"
 
 
 def test_a_card_of_no_use_says_what_a_configuration_may_ask_for() -> None:

@@ -85,7 +85,7 @@ def _pcm_names(root: Path) -> dict[tuple[int, int], str]:
     except OSError:
         return {}
     lines = re.findall(r"(?m)^(\d+)-(\d+): ([^:\n]*):", text)
-    return {(int(card), int(number)): name.strip() for card, number, name in lines}
+    return {(int(card), int(number)): node.printable(name) for card, number, name in lines}
 
 
 def _look(

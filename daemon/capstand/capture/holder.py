@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from capstand.capture.identity import card_called
+from capstand.capture.node import printable
 
 SOUND_SERVERS = ("pipewire", "wireplumber", "pulseaudio", "jackd", "jackdbus")
 
@@ -64,7 +65,7 @@ def process_name(thread: str, root: Path = Path("/")) -> str | None:
     """A process, by one of its threads: "jackd (pid 812, user@1000.service/jack.service)"."""
     tgid = re.search(r"^Tgid:\s*(\d+)", _read(root / f"proc/{thread}/status"), re.MULTILINE)
     pid = tgid[1] if tgid else thread
-    command = _read(root / f"proc/{pid}/comm").strip()
+    command = printable(_read(root / f"proc/{pid}/comm"))
     if not command:
         return None
     unit = _unit_of(pid, root)
@@ -78,7 +79,7 @@ def _unit_of(pid: str, root: Path) -> str | None:
         if controllers in ("", "name=systemd"):
             units = [one for one in path.split("/") if one.endswith((".service", ".scope"))]
             if units:
-                return "/".join(dict.fromkeys((units[0], units[-1])))
+                return printable("/".join(dict.fromkeys((units[0], units[-1]))))
     return None
 
 

@@ -61,7 +61,10 @@ def _ask(control: Path, call: int, answer: bytearray) -> bytearray | None:
     return answer
 
 
-def _text(raw: bytes) -> str:
-    """A driver, or the device itself, chose these bytes; they must not steer a terminal."""
-    text = raw.split(b"\0", 1)[0].decode(errors="replace")
+def printable(text: str) -> str:
+    """What a driver, a device or a process calls itself must not steer a terminal."""
     return "".join(one for one in text if one.isprintable()).strip()
+
+
+def _text(raw: bytes) -> str:
+    return printable(raw.split(b"\0", 1)[0].decode(errors="replace"))

@@ -9,6 +9,8 @@ Thread: capture, while nothing is captured.
 import re
 from pathlib import Path
 
+from capstand.capture.node import printable
+
 FALLBACK = "unplug the device and plug it in again; if a sound server is behind it, restart that"
 
 
@@ -21,7 +23,7 @@ def advice(device: str, root: Path = Path("/")) -> str:
             return FALLBACK
         if (place.parent / "idVendor").exists():
             usb = place.parent  # the card is an interface of it
-            product = _printable((usb / "product").read_text(errors="replace").strip())
+            product = printable((usb / "product").read_text(errors="replace").strip())
             what, driver = f"USB device {usb.name} ({product})", Path("/sys/bus/usb/drivers/usb")
             place = usb
         else:
@@ -43,8 +45,3 @@ def _place(card: str, root: Path) -> Path | None:
         if number.isdigit() and card in (number, (folder / "id").read_text().strip()):
             return (folder / "device").resolve(strict=True)
     return None
-
-
-def _printable(text: str) -> str:
-    """A device chooses its own name; that must not steer a terminal."""
-    return "".join(one for one in text if one.isprintable())
