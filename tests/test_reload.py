@@ -549,7 +549,7 @@ def test_requests_that_come_together_are_one(
     running.hear("mic")
     running.path.write_text(texts[1])
     running.reload.ask()
-    running.turn()
+    running.until(lambda: bool(running.reload.told))
     assert running.reload.words == ("reloading | " if running.reload.busy else "")
     running.path.write_text(texts[2])
     numbers = [running.reload.ask() for _ in range(5)]
@@ -737,7 +737,7 @@ def test_the_end_of_the_process_does_not_wait_for_a_reload(
 
     monkeypatch.setattr(ending, "drain", slowly)
     running.reload.ask()
-    running.reload.look()
+    running.until(lambda: bool(running.reload._ending))
     told_to_stop.set()
     running.end()
     assert not (tmp_path / "hall").exists()

@@ -5,8 +5,13 @@ line, key, what was found, what is expected and, where one is near, what was pro
 keys are faults, because a misspelt key that is silently ignored is found in the field.
 """
 
+import errno
 import math
+import os
 import re
+import select
+import stat
+import time
 from collections.abc import Iterator, Sequence
 from os.path import normpath
 from pathlib import Path
@@ -24,11 +29,14 @@ from capstand.decode import (
     Text,
     Whole,
     decode,
+    secretive,
 )
 from capstand.errors import ConfigError
 from capstand.naming import SHAPES, fault
+from capstand.unreadable import unreadable
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 262_144
+PIPE_S = 5.0
 FORMATS = tuple(one.alsa_name for one in SampleFormat)
 COMMON_RATES = (8000, 11025, 16000, 22050, 32000, 44100, 48000, 88200, 96000, 176400, 192000)
 SIGNALS = ("tone", "silence", "noise", "file", "counter")
@@ -52,18 +60,18 @@ FLAC_BITS, FLAC_CHANNELS = 24, 8
 FLAC_ANY_RATE_HZ, FLAC_RATE_HZ = 65_535, 655_350
 AGORA_ID = "[0-9a-fA-F]{32}"
 CHANNEL_NAME = r"[A-Za-z0-9 !#$%&()+\-:;<=.>?@\[\]^_{}|~,]{1,64}"
+PATH = r"/([^\0-\x1f\x7f]*[^\0-\x20\x7f])?"
+"""Absolute, and without a blank at its end, which nobody would see."""
 
 Name = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", "a name: 1 to 32 of A-Z a-z 0-9 _ -")]
 SecretPlace = Annotated[
     str,
     Text(
-        r"/[^\0-\x1f\x7f]*|[A-Za-z0-9_.@-]{1,255}",
+        PATH + r"|[A-Za-z0-9_.@-]{1,255}",
         "an absolute path, or the name of a credential in the unit (LoadCredential=)",
     ),
 ]
-AbsolutePath = Annotated[
-    str, Text(r"/[^\0-\x1f\x7f]*", "an absolute path, such as /var/lib/capstand/mic")
-]
+AbsolutePath = Annotated[str, Text(PATH, "an absolute path, such as /var/lib/capstand/mic")]
 
 ALSA_NAME = Text(r"[^\0-\x20\x7f][^\0-\x1f\x7f]{0,255}", "a device, such as hw:CARD=Mic,DEV=0")
 DEVICE_NAME = Prefixed({prefix: Text(*shape) for prefix, shape in SHAPES.items()}, ALSA_NAME)
@@ -238,6 +246,11 @@ class FileToken(NamedTuple):
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.path.startswith(("006", "007")) and len(self.path) > 60:
             yield "path", "this is a token itself; put it into a file and name that here"
+        else:
+            yield from _no_secret_itself("path", self.path)
+
+    def __repr__(self) -> str:
+        return "FileToken(...)"
 
 
 class ServerToken(NamedTuple):
@@ -248,6 +261,19 @@ class ServerToken(NamedTuple):
     credential: SecretPlace | None = None
     ca_file: AbsolutePath | None = None
     life_s: Annotated[int, Whole(60, 86_400)] = 86_400
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if "@" in self.url.removeprefix("https://").split("/")[0]:
+            yield (
+                "url",
+                "it holds a user name or a password; put the secret into a file and name that as "
+                "the credential",
+            )
+        if self.credential is not None:
+            yield from _no_secret_itself("credential", self.credential)
+
+    def __repr__(self) -> str:
+        return "ServerToken(...)"
 
 
 class LocalToken(NamedTuple):
@@ -263,6 +289,16 @@ class LocalToken(NamedTuple):
                 "certificate",
                 "this is a certificate itself; put it into a file and name that here",
             )
+        else:
+            yield from _no_secret_itself("certificate", self.certificate)
+
+    def __repr__(self) -> str:
+        return "LocalToken(...)"
+
+
+def _no_secret_itself(key: str, place: str) -> Iterator[tuple[str, str]]:
+    if not place.startswith("/") and secretive(place):
+        yield key, "this looks like the secret itself; put it into a file and name that here"
 
 
 Token = FileToken | ServerToken | LocalToken
@@ -450,9 +486,12 @@ def flac_refuses(audio: AudioFormat) -> Iterator[str]:
 
 
 def _twice(table: str, key: str, values: Sequence[str | None]) -> Iterator[tuple[str, str]]:
+    places: dict[str, int] = {}
     for number, value in enumerate(values):
-        if value is not None and value in values[:number]:
-            first = values.index(value) + 1
+        if value is None:
+            continue
+        first = places.setdefault(value, number + 1)
+        if first <= number:
             yield (
                 f"{table}.{number}.{key}",
                 f'"{value}" is taken by {table} {first} already; each {table} needs its own',
@@ -462,19 +501,47 @@ def _twice(table: str, key: str, values: Sequence[str | None]) -> Iterator[tuple
 def load(path: str | Path) -> Config:
     """Reads and decodes a file. Raises ConfigError with every fault in it."""
     try:
-        with Path(path).open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = _read(Path(path))
     except OSError as error:
-        raise ConfigError(
-            [f"{path}: cannot be read: {error.strerror}; expected a TOML file"]
-        ) from None
+        raise ConfigError([f"{path}: cannot be read: {unreadable(Path(path), error)}"]) from None
     if len(raw) > MAX_BYTES:
         raise ConfigError([f"{path}: is larger than {MAX_BYTES} bytes; expected a short TOML file"])
+    if raw and not raw.strip(b"\0"):
+        raise ConfigError(
+            [f"{path}:1: holds nothing but zero bytes, as after a power cut; put a copy back"]
+        )
+    utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0\0\0\0" in (raw[:8:2], raw[1:8:2])
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise ConfigError(
-            [f"{path}:{line}: byte 0x{raw[error.start]:02x} is no UTF-8; save the file as UTF-8"]
-        ) from None
+        what = f"byte 0x{raw[error.start]:02x} is no UTF-8"
+        if utf16:
+            line, what = 1, "is UTF-16 and not UTF-8"
+        raise ConfigError([f"{path}:{line}: {what}; save the file as UTF-8"]) from None
+    if utf16:
+        raise ConfigError([f"{path}:1: is UTF-16 and not UTF-8; save the file as UTF-8"])
     return decode(text, str(path), Config)
+
+
+def _read(path: Path) -> bytes:
+    """Up to one byte too many; from a pipe, whose other end may say nothing, within ``PIPE_S``."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raw, deadline = b"", time.monotonic() + PIPE_S
+        while len(raw) <= MAX_BYTES:
+            try:
+                more = os.read(descriptor, MAX_BYTES + 1 - len(raw))
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OSError(errno.ETIMEDOUT, "it has no end") from None
+                select.select([descriptor], [], [], 0.1)
+                continue
+            if not more:
+                break
+            raw += more
+        return raw
+    finally:
+        os.close(descriptor)

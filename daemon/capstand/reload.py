@@ -6,7 +6,8 @@ sees when it is over, or gives it up. New streams begin when those that end have
 devices; new sinks begin at once (``Stream.exchange``). Requests that come meanwhile are one
 request for when it is done.
 
-Thread: main, but for that of each stream that ends, which waits for the stream's own threads.
+Threads: main; one that reads the file; one for each stream that ends, which waits for the stream's
+own threads.
 """
 
 import logging
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from capstand import config, plan
+from capstand import bug, config, plan, realtime
 from capstand.config import Config
 from capstand.errors import CapstandError, ConfigError
 from capstand.handover import LEAVE_S
@@ -25,6 +26,7 @@ from capstand.notify import Notifier
 from capstand.reporter import Reporter
 from capstand.stream import Stream
 
+READ_S = 10.0
 BUSY_S = 0.01
 """While something ends, main looks so often."""
 
@@ -60,6 +62,8 @@ class Reload:
         self._notifier = notifier
         self._begins = begins  # called before streams start
         self._dealt_with = 0
+        self._reading: _Reading | None = None
+        self._late: threading.Thread | None = None
         self._ending: list[_Ending] = []
         self._to_start: list[Stream] = []
 
@@ -98,17 +102,38 @@ class Reload:
         if self._dealt_with == self.done:
             self._dealt_with = self.asked
             self._notifier.reloading()
-            self._begin()
+            self._start_reading()
+        if self._reading is not None:
+            if not self._reading.over():
+                return False
+            reading, self._reading = self._reading, None
+            self._begin(reading)
         if not self._over():
             return False
         self.done = self._dealt_with
         self._notifier.reloaded()
         return True
 
-    def _begin(self) -> None:
+    def _start_reading(self) -> None:
         self.told = []
+        if self._path is None:
+            self._refuse(
+                ["capstand runs without a configuration file; give it one by --config FILE"]
+            )
+            return
+        if self._late is not None and self._late.is_alive():
+            self._refuse([f"{self._path}: cannot be read: an earlier reload still waits for it"])
+            return
         try:
-            wanted = self._read()
+            real_time = any(one.capture.priority for one in self._running.stream)
+            self._reading = _Reading(self._path, realtime.LOWEST if real_time else 0)
+        except RuntimeError:
+            self._refuse([f"{self._path}: cannot be read: no thread can be started"])
+
+    def _begin(self, reading: "_Reading") -> None:
+        self._late = reading.thread
+        try:
+            wanted = reading.config()
             todo = plan.plan(self._running, wanted)
             self._to_start = [Stream(one, self._state) for one in todo.start]
         except ConfigError as error:
@@ -131,14 +156,6 @@ class Reload:
             stream.exchange(one)
             for leaving in stream.leaving:
                 self._reporters[stream.name].part(leaving.name)
-
-    def _read(self) -> Config:
-        """Raises ConfigError."""
-        if self._path is None:
-            raise ConfigError(
-                ["capstand runs without a configuration file; give it one by --config FILE"]
-            )
-        return config.load(self._path)
 
     def _refuse(self, faults: list[str]) -> None:
         self.refused = faults
@@ -180,6 +197,40 @@ class Reload:
         """The process ends: what is new does not begin any more, what ends has until then."""
         self._to_start = []
         self._over(deadline)
+
+
+class _Reading:
+    """Reads the file in a thread of its own: a disk may hang, and a file may take long to refuse.
+    It has the lowest real-time priority where streams have one, as all that hold Python's lock.
+    """
+
+    def __init__(self, path: Path, priority: int) -> None:
+        self._path = path
+        self._priority = priority
+        self._deadline = time.monotonic() + READ_S
+        self._outcome: Config | list[str] | None = None
+        self.thread = threading.Thread(target=self._run, name="reading", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        realtime.prepare_thread("reading", self._priority)
+        try:
+            self._outcome = config.load(self._path)
+        except ConfigError as error:
+            self._outcome = error.faults
+        except Exception as error:  # noqa: BLE001  a file is no reason to end
+            self._outcome = [f"{self._path}: {bug.tell('reading', error)}"]
+
+    def over(self) -> bool:
+        return not self.thread.is_alive() or time.monotonic() > self._deadline
+
+    def config(self) -> Config:
+        """Raises ConfigError."""
+        if self._outcome is None:
+            raise ConfigError([f"{self._path}: cannot be read: not done within {READ_S:g} s"])
+        if isinstance(self._outcome, list):
+            raise ConfigError(self._outcome)
+        return self._outcome
 
 
 class _Ending:

@@ -26,7 +26,7 @@ import threading
 import time
 from pathlib import Path
 
-from capstand import logs, realtime
+from capstand import logs, realtime, secret
 from capstand.block import Block
 from capstand.errors import SinkBusy, SinkError
 from capstand.sinks.sink import Sink
@@ -60,7 +60,8 @@ class Worker:
             except SinkError as error:
                 self._answer(Outcome.FAILED, str(error))
             except Exception as error:
-                self._answer(Outcome.BROKEN, f"{type(error).__name__}: {error}; the log has more")
+                words = secret.without(f"{type(error).__name__}: {error}")
+                self._answer(Outcome.BROKEN, f"{words}; the log has more")
                 raise
             else:
                 self._answer(Outcome.DONE, told=question is not Question.WRITE)

@@ -209,11 +209,11 @@ def test_a_credential_that_is_not_there_names_the_units_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether systemd handed over none at all or not this one."""
-    line = "add LoadCredential=agora-token:/path to the unit"
+    line = "add LoadCredential=NAME:/path to the unit"
     with pytest.raises(TokenError, match=f"handed over none at all; {line}, or name an absolute"):
         read_secret("agora-token")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    with pytest.raises(TokenError, match=f"credential agora-token was not handed over.*; {line}"):
+    with pytest.raises(TokenError, match=f"that 11 characters name was not handed over.*; {line}"):
         read_secret("agora-token")
 
 

@@ -16,8 +16,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from capstand import secret
 from capstand.agora import token
 from capstand.agora.token import TokenError
+from capstand.decode import secretive
 
 if TYPE_CHECKING:
     import socket
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 65_536
 TIMEOUT_S = 10.0
+LONG_PART = 16
 TOKEN_KEYS = ("rtcToken", "token", "rtc_token")
 
 _NAME_MISMATCH = (62, 64)
@@ -134,6 +137,7 @@ class TokenServer:
     ) -> None:
         values = {"app_id": app_id, "channel": channel, "uid": str(uid), "expiry": str(life_s)}
         self._host, self._port, self._path = _split(_filled(url, values))
+        _learn_parts(self._path)
         self._credential = credential_place
         self._ca_file = ca_file
         self._timeout_s = timeout_s
@@ -147,7 +151,7 @@ class TokenServer:
         connection = self._connection(_tls(self._ca_file))
         try:
             status, answer = _ask(connection, self._path, headers, self._timeout_s)
-            return _token_in(status, answer)
+            return secret.learn(_token_in(status, answer))
         except (OSError, TokenError) as error:
             raise TokenError(f"{self.words}: {_why(error, self._ca_file)}") from None
 
@@ -186,7 +190,7 @@ def read_secret(place: str) -> str:
         if path == Path(place):
             raise TokenError(f"{where} does not exist; put the secret there") from None
         raise TokenError(
-            f"{where} was not handed over by systemd; add LoadCredential={place}:/path to the unit"
+            f"{where} was not handed over by systemd; add LoadCredential=NAME:/path to the unit"
         ) from None
     except PermissionError:
         raise TokenError(
@@ -198,7 +202,7 @@ def read_secret(place: str) -> str:
         raise TokenError(f"{where} is no ordinary file; name the file with the secret")
     if len(raw) > MAX_BYTES:
         raise TokenError(f"{where} is longer than {MAX_BYTES} bytes; expected one line")
-    return _one_line(raw, where)
+    return secret.learn(_one_line(raw, where))
 
 
 def loose(place: str) -> str | None:
@@ -220,20 +224,40 @@ def _path(place: str) -> Path:
     if place.startswith("/"):
         return Path(place)
     if not place or "/" in place or place in (".", ".."):
+        where = _place_words(place)
         raise TokenError(
-            f"{place!r} is neither an absolute path nor the name of a systemd credential"
+            f"{where} is neither an absolute path nor the name of a systemd credential"
         )
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
         raise TokenError(
-            f"credential {place} cannot be found, systemd handed over none at all; "
-            f"add LoadCredential={place}:/path to the unit, or name an absolute path"
+            f"{_place_words(place)} cannot be found, systemd handed over none at all; "
+            "add LoadCredential=NAME:/path to the unit, or name an absolute path"
         )
     return Path(directory, place)
 
 
 def _place_words(place: str) -> str:
-    return f"file {place}" if place.startswith("/") else f"credential {place}"
+    """A place by its name, where it is one: who writes the secret itself in its stead shall not
+    find it in a log.
+    """
+    if place.startswith("/"):
+        folder = Path(place).parent
+        known = not secretive(place) or (folder != Path("/") and os.path.lexists(folder))
+        return f"file {place}" if known else f"the file that {len(place)} characters name"
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if directory and "/" not in place and os.path.lexists(f"{directory}/{place}"):
+        return f"credential {place}"
+    return f"the credential that {len(place)} characters name"
+
+
+def _learn_parts(path: str) -> None:
+    """What may be a key in the path or the query of an address."""
+    import re
+
+    for part in re.split(r"[/?&=]", path):
+        if len(part) >= LONG_PART:
+            secret.learn(part)
 
 
 def _stamp(place: str) -> tuple[int, int, int] | None:
