@@ -4,8 +4,10 @@ import gc
 import os
 import signal
 import subprocess
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -95,3 +97,25 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"a small disk cannot be mounted here: {made.stderr.decode().strip()}")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def nobody() -> Iterator[Callable[[], AbstractContextManager[Path]]]:
+    """A directory that everybody may enter, and what makes this process nobody's meanwhile."""
+    if os.geteuid() != 0:
+        pytest.skip("to be somebody else needs root")
+
+    @contextmanager
+    def become() -> Iterator[Path]:
+        os.setegid(65_534)
+        os.seteuid(65_534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        yield become

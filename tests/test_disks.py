@@ -13,17 +13,21 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 
 from capstand.block import AudioFormat, SampleFormat
+from capstand.config import FileSink
 from capstand.errors import SinkError
 from capstand.sinks import disk, folder
 from capstand.sinks.outlet import Outlet
 from tests.test_recording import PERIOD, S16, STAMP, Desk, expected, heard
 
+Nobody = Callable[[], AbstractContextManager[Path]]
 ROOT = Path(__file__).parents[1]
 RECORD = """
 import json, sys
@@ -317,13 +321,19 @@ def test_a_disk_that_is_mounted_later_gets_what_follows(
     assert np.array_equal(heard(path), expected(first + later, S16.sample))
 
 
-def test_a_disk_that_is_unmounted_is_waited_for(
-    mounted: Callable[..., Path], tmp_path: Path
-) -> None:
+@pytest.fixture
+def usb() -> Iterator[Path]:
+    """A mount point on the root disk, wherever the tests' own directory is."""
+    if os.geteuid() != 0:
+        pytest.skip("to make a directory below / needs root")
+    with TemporaryDirectory(dir="/", prefix="capstand-test-") as place:
+        (Path(place) / "usb").mkdir()
+        yield Path(place) / "usb"
+
+
+def test_a_disk_that_is_unmounted_is_waited_for(usb: Path, mounted: Callable[..., Path]) -> None:
     """A disk that was there and went is not replaced by the empty mount point on the root disk."""
-    if folder.device(tmp_path) != folder.device(Path("/")):
-        pytest.skip("the tests' directory is on a disk of its own")
-    usb = mounted("size=20m")
+    mounted("size=20m", usb)
     desk = Desk(usb / "rec")
     desk.write(0)
     unmount(usb)
@@ -344,13 +354,9 @@ def test_a_disk_that_is_unmounted_is_waited_for(
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_disk_that_must_be_mounted_is_waited_for(
-    mounted: Callable[..., Path], tmp_path: Path, exact: bool
+    usb: Path, mounted: Callable[..., Path], exact: bool
 ) -> None:
     """With the key mount nothing is made below an empty mount point; recording waits, in words."""
-    if [one for one in (tmp_path, *tmp_path.parents) if one != Path("/") and one.is_mount()]:
-        pytest.skip("the tests' directory is below a mount point")
-    usb = tmp_path / "usb"
-    usb.mkdir()
     wanted = str(usb) if exact else True
     with pytest.raises(SinkError, match=r"no disk is mounted (there|at .*/usb); recording waits"):
         Desk(usb / "rec", mount=wanted)
@@ -380,31 +386,24 @@ def test_an_empty_mount_point_is_doubted(tmp_path: Path, monkeypatch: pytest.Mon
     assert notes(Desk(tmp_path / "medium")) == []
 
 
-def test_what_a_spool_takes_back_may_be_on_a_disk_that_comes_later(
-    mounted: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_what_a_spool_takes_back_may_be_on_a_disk_that_comes_later(tmp_path: Path) -> None:
     """A file that is to be cut off where it was safe is cut off once its disk is there."""
-    usb = mounted("size=20m")
-    keep = os.open(usb, os.O_RDONLY)
-    desk = Desk(usb)
+    desk = Desk(tmp_path / "disk")
     desk.write(0)
     desk.sink.flush()
     place = desk.sink.mark().place
     desk.write(PERIOD)
     desk.sink.close()
-    (path,) = usb.iterdir()
-    away = tmp_path / path.name
-    path.rename(away) if away.parent == usb else away.write_bytes(path.read_bytes())
-    path.unlink()
+    (tmp_path / "disk").rename(tmp_path / "away")
     later = desk.recording()
     later.rewind(place)
     later.open()
     later.close()
-    assert list(usb.iterdir()) == []
-    (usb / path.name).write_bytes(away.read_bytes())
+    (tmp_path / "disk").rmdir()
+    (tmp_path / "away").rename(tmp_path / "disk")
     later.open()
-    assert len(heard(usb / path.name)) == 2 * PERIOD
-    os.close(keep)
+    (path,) = (tmp_path / "disk").iterdir()
+    assert len(heard(path)) == 2 * PERIOD
 
 
 # Whom the files belong to
@@ -446,26 +445,16 @@ def test_files_get_the_group_that_is_asked_for(tmp_path: Path) -> None:
     assert mode(path) == 0o660
 
 
-def test_a_group_that_may_not_be_given_costs_no_sound(tmp_path: Path) -> None:
+def test_a_group_that_may_not_be_given_costs_no_sound(nobody: Nobody) -> None:
     """Who is no member of the group is told so once, and the recording goes on."""
-    if os.geteuid() != 0:
-        pytest.skip("to be somebody else needs root")
-    tmp_path.chmod(0o777)
-    for one in tmp_path.parents:
-        if str(one).startswith("/tmp/") and not mode(one) & 0o001:
-            one.chmod(mode(one) | 0o011)
-    os.setegid(65_534)
-    os.seteuid(65_534)
-    try:
-        desk = Desk(tmp_path / "rec", group="audio", segment_s=0.1)
-        samples = desk.write(0, PERIOD)
+    assert FileSink(type="file", path="/", group="audio").group_id  # its module is loaded now
+    with nobody() as place:
+        desk = Desk(place / "rec", group="audio", segment_s=0.1)
+        desk.write(0, PERIOD)
         desk.sink.close()
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-    assert len(samples) and desk.sink.account() == (2 * PERIOD, 0)
+    assert desk.sink.account() == (2 * PERIOD, 0)
     assert notes(desk) == [
-        f"{tmp_path}/rec: mode and group are not set: Operation not permitted; recording goes on; "
+        f"{place}/rec: mode and group are not set: Operation not permitted; recording goes on; "
         "is the user a member of audio?"
     ]
 

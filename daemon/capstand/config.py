@@ -210,10 +210,12 @@ class FileSink(NamedTuple):
     @property
     def group_id(self) -> int | None:
         """None where no group is given, or it is no longer there."""
-        import grp  # only where a group is given: it may bring the network's user directory
+        if self.group is None:
+            return None
+        import grp  # it may bring the network's user directory
 
         try:
-            return None if self.group is None else grp.getgrnam(self.group).gr_gid
+            return grp.getgrnam(self.group).gr_gid
         except KeyError:
             return None
 

@@ -21,6 +21,7 @@ import errno
 import json
 import os
 import re
+import stat
 import time
 import zlib
 from collections import deque
@@ -91,13 +92,13 @@ class Spool:
             if re.fullmatch(r"(?a)[0-9a-f]{16}\.spool", path.name):
                 try:
                     Reader(path).close()
-                    stat = path.stat()
+                    about = path.stat()
                 except OSError as error:
                     self._note(path, error)
                     continue
-                newest_ns = now_ns - (wall_ns - stat.st_mtime_ns)
+                newest_ns = now_ns - (wall_ns - about.st_mtime_ns)
                 begin = int(path.stem, 16)
-                self._segments.append(_Segment(path, begin, stat.st_size, newest_ns, newest_ns))
+                self._segments.append(_Segment(path, begin, about.st_size, newest_ns, newest_ns))
         end = self._cut_torn_tail()
         self._bytes = sum(one.bytes for one in self._segments)
         begin = self._segments[0].begin if self._segments else 0
@@ -120,7 +121,11 @@ class Spool:
         directory or a link, is renamed. Raises OSError."""
         flags |= os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            return os.open(path, flags, 0o640)
+            file = os.open(path, flags, 0o640)
+            if stat.S_ISREG(os.fstat(file).st_mode):
+                return file
+            os.close(file)
+            raise OSError(errno.ENXIO, "it is no file")
         except OSError as error:
             if error.errno not in _IN_THE_WAY or not os.path.lexists(path):
                 raise
