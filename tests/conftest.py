@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -104,6 +105,8 @@ def nobody() -> Iterator[Callable[[], AbstractContextManager[Path]]]:
     """A directory that everybody may enter, and what makes this process nobody's meanwhile."""
     if os.geteuid() != 0:
         pytest.skip("to be somebody else needs root")
+    for name in ("grp", "secrets", "soundfile", "numpy.random", "capstand.dsp.convert"):
+        import_module(name)  # what is not loaded yet may be out of nobody's reach
 
     @contextmanager
     def become() -> Iterator[Path]:

@@ -209,7 +209,9 @@ def test_what_is_no_leftover_costs_itself_alone(
 def test_a_leftover_of_somebody_else_costs_itself_alone(nobody: Nobody) -> None:
     """What may not be opened is told once, and the others are taken."""
     with nobody() as folder:
-        samples = left(folder, "mic-20261122T000000.000Z.wav.part")
+        pass
+    samples = left(folder, "mic-20261122T000000.000Z.wav.part")
+    os.chown(folder / "mic-20261122T000000.000Z.wav.part", 65_534, 65_534)
     left(folder)
     with nobody():
         desk = Desk(folder)
