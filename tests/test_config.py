@@ -2,10 +2,12 @@
 
 import math
 import re
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,10 +34,12 @@ from capstand.config import (
     Stream,
     Synthetic,
     Token,
+    flac_refuses,
     load,
 )
 from capstand.decode import decode
 from capstand.errors import ConfigError
+from capstand.sinks.segment import subtype
 
 RIGHT = """\
 [[stream]]
@@ -672,6 +676,78 @@ def test_what_flac_cannot_hold_is_told() -> None:
         "c.toml:10: stream.mic.sink.1.container: flac holds at most 8 channels, capture.channels "
         'is 9; take "wav"',
     ]
+
+
+HELD_RATES = (8000, 44_100, 65_535, 65_536, 65_540, 78_125, 88_200, 96_000, 100_001, 192_000,
+              250_000, 384_000, 500_000, 655_350, 655_360, 705_600, 768_000)  # fmt: skip
+
+
+@pytest.mark.parametrize("rate_hz", HELD_RATES)
+def test_what_flac_is_asked_to_hold_is_what_libsndfile_writes(rate_hz: int) -> None:
+    """The limits that are checked before are those of the library, no more and no less; and a WAV
+    holds it all."""
+    for sample in SampleFormat:
+        for channels in (1, 8, 9, 32):
+            audio = AudioFormat(rate_hz, channels, sample)
+            refused = bool(list(flac_refuses(audio)))
+            assert writes(audio, "FLAC", "flac") is not refused, audio
+            assert writes(audio, "WAV", "wav") and writes(audio, "RF64", "wav"), audio
+
+
+def writes(audio: AudioFormat, kind: str, container: str) -> bool:
+    """Whether libsndfile writes so much as a block of this."""
+    shape = (audio.rate_hz, audio.channels, subtype(audio.sample, container))
+    try:
+        with soundfile.SoundFile(BytesIO(), "w", *shape, format=kind) as file:
+            file.buffer_write(bytes(4 * audio.channels * 5000), "int32")
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+def test_a_rate_that_flac_cannot_hold_is_told() -> None:
+    """A rate beyond FLAC's steps is refused before anything is lost."""
+    text = with_sink('container = "flac"').replace(
+        "[[stream.sink]]", "rate_hz = 78125\n[[stream.sink]]"
+    )
+    assert faults(text) == [
+        "c.toml:9: stream.mic.sink.1.container: flac holds any rate up to 65535 Hz and multiples "
+        'of 10 up to 655350, capture.rate_hz is 78125; take "wav"'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("mode = 640", 'mode: 640 is not a mode such as "0640", as chmod takes it: 6 for the '
+         "daemon itself, then 0, 2, 4 or 6"),
+        ('mode = "0755"', 'mode: "0755" is not a mode such as "0640", as chmod takes it: 6 for the '
+         "daemon itself, then 0, 2, 4 or 6"),
+        ('mode = "0040"', 'mode: "0040" is not a mode such as "0640", as chmod takes it: 6 for the '
+         "daemon itself, then 0, 2, 4 or 6"),
+        ('group = "nosuchgroup"', 'group: this machine has no group "nosuchgroup"; make it (sudo '
+         "groupadd nosuchgroup) or take another (getent group)"),
+        ('group = "a b"', 'group: "a b" is not the name of a group'),
+        ('mount = "mnt"', 'mount: "mnt" is not "auto", true, false or the path of a mount point, '
+         'such as "/mnt/usb"'),
+        ("mount = 1", 'mount: 1 is not "auto", true, false or the path of a mount point, such as '
+         '"/mnt/usb"'),
+        ('mount = "/mnt/usb"', 'mount: path, "/rec", is not below "/mnt/usb"'),
+        ("keep_days = -1", "keep_days: -1 is no number from 0 to 36500"),
+        ("keep_gb = nan", "keep_gb: nan is no number from 0 to 1e+06"),
+    ],
+)  # fmt: skip
+def test_how_files_are_kept_is_told_where_it_is_wrong(line: str, fault: str) -> None:
+    """Mode, group, mount point and limits are checked before, in words."""
+    assert faults(with_sink(line)) == [f"c.toml:8: stream.mic.sink.1.{fault}"]
+
+
+@pytest.mark.parametrize(
+    "line", ['mode = "660"', 'group = "root"', 'mount = "/rec"', "mount = true", "keep_gb = 0.5"]
+)
+def test_how_files_are_kept_is_read(line: str) -> None:
+    """A right value is taken."""
+    assert read(with_sink(line)).stream[0].sink[0]
 
 
 @pytest.mark.parametrize(

@@ -226,9 +226,10 @@ class FileSink(NamedTuple):
                 f'this machine has no group "{self.group}"; make it (sudo groupadd {self.group}) '
                 "or take another (getent group)",
             )
-        mount = normpath(self.mount) if isinstance(self.mount, str) else "/"
-        if mount.startswith("/") and not Path(normpath(self.path)).is_relative_to(mount):
-            yield "mount", f'path, "{self.path}", is not below "{self.mount}"'
+        if isinstance(self.mount, str) and self.mount != "auto":
+            path, mount = (normpath("/" + one.lstrip("/")) for one in (self.path, self.mount))
+            if not Path(path).is_relative_to(mount):
+                yield "mount", f'path, "{self.path}", is not below "{self.mount}"'
         if self.spool is None:
             return
         if Path(normpath(self.spool.path)).is_relative_to(normpath(self.path)):
