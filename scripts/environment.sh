@@ -106,7 +106,7 @@ cause() {
 need_64_bit() {
     local machine
     machine=$(uname -m)
-    if [ "$(getconf LONG_BIT)" != 64 ] || [[ $machine =~ ^(i.86|armv[5-7].*)$ ]]; then
+    if [ "$(getconf LONG_BIT)" != 64 ] || [[ $machine =~ ^(i.86|arm.*)$ ]]; then
         fail "this is a 32-bit system ($machine); capstand needs a 64-bit one, on a Raspberry Pi the" \
             "64-bit Raspberry Pi OS"
     fi

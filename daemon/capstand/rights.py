@@ -14,6 +14,7 @@ import os
 import pwd
 import resource
 import stat
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -107,6 +108,11 @@ def settle_into(state: Path, runtime: Path) -> str | None:
             f" ({error.strerror}); run it as {owner.name}, or with --state DIR for a directory of"
             " root's"
         ) from None
+    if not os.access(sys.executable, os.X_OK):
+        raise CapstandError(
+            f"{state} belongs to {owner.name}, who may not use this Python, {sys.executable};"
+            " use the capstand that scripts/install made, or --state DIR for a directory of root's"
+        )
     return f"{state} belongs to {owner.name}: running with that user's rights, not root's"
 
 

@@ -327,11 +327,8 @@ class Service:
 
 
 def _why(stats: StreamStats) -> str:
-    troubles = [
-        stats.trouble,
-        *(f"{one.name}: {one.trouble}" for one in stats.sinks if one.trouble),
-    ]
-    return "; ".join(filter(None, troubles)) or f"it was {stats.health} when it was stopped"
+    troubles = (stats.trouble, *(one.trouble for one in stats.sinks))
+    return next(filter(None, troubles), f"it was {stats.health} when it was stopped")
 
 
 def _clock_sure() -> bool:

@@ -244,8 +244,8 @@ def test_the_journal_has_fields(machine: Machine) -> None:
 
 
 def test_uninstall_takes_away_the_program_and_keeps_the_sound(machine: Machine) -> None:
-    """`scripts/install --uninstall` removes program and unit; configuration, recordings and the
-    user to whom these belong stay. (Last: it ends the machine's use.)"""
+    """`scripts/install --uninstall` removes program and unit; configuration, recordings and
+    the user to whom these belong stay. (Last: it ends the machine's use.)"""
     machine.configure()
     machine.start()
     machine.wait_for_frames(48000)

@@ -1,0 +1,247 @@
+"""What scripts/environment.sh promises to the scripts that source it; how what is installed starts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOBODY = 65534
+# In place of pip, which needs a network: an environment whose Python says yes to everything.
+FILL = r"""
+fill() {
+    mkdir -p "$1/bin" && printf '#!/bin/sh\n' >"$1/bin/python" && chmod 755 "$1/bin/python" &&
+        printf '#!%s/bin/python -I\n' "$1" >"$1/bin/capstand" && echo made >>"$root/../made"
+}
+need_64_bit() { :; }
+install_packages() { :; }
+"""
+
+
+class Checkout:
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "checkout"
+        (self.root / "scripts").mkdir(parents=True)
+        for name in ("scripts/environment.sh", "scripts/install", "pyproject.toml"):
+            (self.root / name).write_bytes((ROOT / name).read_bytes())
+
+    def shell(
+        self, script: str, *, before: tuple[str, ...] = (), user: int | None = None, **env: Any
+    ) -> subprocess.CompletedProcess[str]:
+        source = f"set -euo pipefail; . '{self.root}/scripts/environment.sh'\n{script}"
+        return subprocess.run(
+            [*before, "/bin/bash", "-c", source],
+            env={"PATH": os.environ["PATH"], "HOME": "/root", **env},
+            cwd=self.root.parent,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            user=user,
+        )
+
+    def made(self) -> int:
+        """How often an environment was made."""
+        told = self.root.parent / "made"
+        return len(told.read_text().split()) if told.exists() else 0
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def test_an_environment_is_made_once_and_whole(checkout: Checkout) -> None:
+    """It is made aside, knows its place, and serves the next start as it is; one with the tests'
+    packages serves a start without."""
+    assert checkout.shell(f"{FILL} make_environment test").returncode == 0
+    assert checkout.shell(f"{FILL} make_environment").returncode == 0
+    assert checkout.made() == 1
+    venv = checkout.root / ".venv"
+    assert (venv / "bin/capstand").read_text() == f"#!{venv}/bin/python -I\n"
+    assert [one.name for one in checkout.root.glob(".venv*")] == [".venv"]
+
+
+BROKEN = {
+    "another extra": "make_environment test",
+    "a python that is gone": 'ln -sfn /usr/bin/gone "$root/.venv/bin/python"; make_environment',
+    "interrupted": 'rm "$root/.venv/mark"; make_environment',
+    "half": 'rm -r "$root/.venv/bin"; make_environment',
+    "left over": 'mkdir -p "$root/.venv.new/x" "$root/.venv.old/x"; make_environment test',
+    "a link that leads nowhere": 'rm -r "$root/.venv"; ln -s gone "$root/.venv"; make_environment',
+    "other dependencies": 'echo >>"$root/pyproject.toml"; make_environment',
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_one_that_does_not_fit_is_made_anew(checkout: Checkout, broken: str) -> None:
+    """Whatever is wrong with it."""
+    assert checkout.shell(f"{FILL} make_environment").returncode == 0
+    done = checkout.shell(f"{FILL} {BROKEN[broken]}")
+    assert done.returncode == 0, done.stderr
+    assert checkout.made() == 2
+    assert checkout.shell(f"{FILL} make_environment").returncode == 0
+    assert checkout.made() == 2
+    assert [one.name for one in checkout.root.glob(".venv*")] == [".venv"]
+
+
+def test_a_checkout_that_was_moved_gets_a_new_one(checkout: Checkout) -> None:
+    """Its scripts name the old place."""
+    assert checkout.shell(f"{FILL} make_environment").returncode == 0
+    checkout.root = checkout.root.rename(checkout.root.with_name("moved to"))
+    assert checkout.shell(f"{FILL} make_environment").returncode == 0
+    assert checkout.made() == 2
+    venv = checkout.root / ".venv"
+    assert (venv / "bin/capstand").read_text() == f"#!{venv}/bin/python -I\n"
+
+
+@pytest.mark.parametrize("ending", ["false", "kill -INT $$; sleep 60", "kill -TERM $$; sleep 60"])
+def test_a_failure_or_an_interruption_leaves_the_old_one(checkout: Checkout, ending: str) -> None:
+    """Until the new one is whole, the old one stays, and of the new one nothing is left."""
+    assert checkout.shell(f"{FILL} make_environment").returncode == 0
+    ended = f'fill() {{ mkdir "$1"; {ending}; }}'
+    done = checkout.shell(f"{FILL} {ended}; make_environment test")
+    assert done.returncode != 0
+    assert [one.name for one in checkout.root.glob(".venv*")] == [".venv"]
+    assert checkout.shell(f"{FILL} make_environment").returncode == 0
+    assert checkout.made() == 1
+
+
+def test_commands_get_nothing_of_where_they_are_started(checkout: Checkout) -> None:
+    """Not the current directory, no variable that leads Python, pip, apt or a shell elsewhere; but
+    where packages come from, and a proxy."""
+    led = {
+        name: str(checkout.root)
+        for name in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME", "PIP_CONFIG_FILE", "PIP_TARGET")
+    }
+    led |= {"APT_CONFIG": "x", "LD_PRELOAD": "", "BASH_ENV": "", "PERL5LIB": "x", "GCONV_PATH": "x"}
+    kept = {
+        "https_proxy": "http://proxy",
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": "/a b",
+        "LANG": "C",
+    }
+    done = checkout.shell('umask; "${clean[@]}" pwd; "${clean[@]}" env', **{**led, **kept})
+    umask, folder, *lines = done.stdout.splitlines()
+    found = dict(line.split("=", 1) for line in lines)
+    assert (umask, folder) == ("0022", "/")
+    assert not set(led) & set(found)
+    assert kept.items() <= found.items()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root's PATH: run as root")
+def test_root_takes_no_program_from_where_others_may_write(
+    checkout: Checkout, tmp_path: Path
+) -> None:
+    """Not from the current directory, nor from a folder of somebody else's or open to others."""
+    folders = {name: tmp_path / name for name in ("mine", "open", "theirs")}
+    for folder in folders.values():
+        folder.mkdir(mode=0o755)
+    folders["open"].chmod(0o775)
+    os.chown(folders["theirs"], NOBODY, NOBODY)
+    path = ":".join([".", "", *map(str, folders.values()), "relative", os.environ["PATH"]])
+    done = checkout.shell('echo "$PATH"', PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().split(":")[:2][0] == str(folders["mine"])
+    assert not {".", "", "relative", str(folders["open"]), str(folders["theirs"])} & set(
+        done.stdout.strip().split(":")
+    )
+
+
+def test_a_32_bit_system_is_refused_with_a_word(checkout: Checkout) -> None:
+    """Before anything is installed."""
+    done = checkout.shell("make_environment", before=("setarch", "linux32"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("capstand: this is a 32-bit system (")
+    assert len(done.stderr.splitlines()) == 1 and "64-bit Raspberry Pi OS" in done.stderr
+
+
+def test_without_sudo_all_commands_are_named_at_once(checkout: Checkout, tmp_path: Path) -> None:
+    """Those that root has to run, with every package, and what comes then."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("dpkg-query", "grep", "dirname", "id", "python3", "readlink", "stat"):
+        found = subprocess.run(["which", name], capture_output=True, text=True, check=False).stdout
+        if found:
+            (programs / name).symlink_to(found.strip())
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.name.startswith(("pytest-", "popen-", "test_")):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    done = checkout.shell(
+        "install_packages no-such-package-a no-such-package-b",
+        user=NOBODY if os.geteuid() == 0 else None,
+        PATH=str(programs),
+    )
+    assert done.returncode == 1
+    assert "\n    apt-get update\n" in done.stderr
+    assert "--no-install-recommends no-such-package-a no-such-package-b\n" in done.stderr
+    assert "start" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "W: Failed to fetch:  Temporary failure resolving 'deb'\nE: Unable to locate package",
+            "network",
+        ),
+        (
+            "WARNING: NewConnectionError: [Errno -3] Name or service not known\nERROR: none",
+            "network",
+        ),
+        ("OSError: [Errno 101] Network is unreachable", "network"),
+        ("ERROR: Could not install: [Errno 28] No space left on device", "disk is full"),
+        ("E: Could not get lock /var/lib/dpkg/lock-frontend", "another program"),
+        ("E: Unable to locate package gcc", "package sources"),
+        ("SSLError(SSLCertVerificationError(1, 'certificate verify failed", "certificate"),
+        ("ERROR: No matching distribution found for numpy", "package index"),
+        (
+            "noise\nE: Sub-process \x1b[31m/usr/bin/dpkg returned an error code (1)\nmore",
+            "Sub-process",
+        ),
+    ],
+)
+def test_a_failure_is_a_sentence(checkout: Checkout, said: str, told: str) -> None:
+    """Why, and where all that was said is; not what apt and pip said themselves."""
+    done = checkout.shell(
+        "step 'installing it' sh -c 'printf \"%s\\n\" \"$SAID\"; exit 1'",
+        SAID=said,
+        TMPDIR=str(checkout.root),
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    first, second = done.stderr.splitlines()
+    assert first == "capstand: installing it"
+    assert second.startswith("capstand: installing it: failed: ") and told in second
+    assert "\x1b" not in second
+    log = Path(second.rsplit(" ", 1)[1])
+    assert log.read_text().rstrip("\n") == said
+
+
+def test_an_installation_whose_python_is_gone_says_what_to_do(
+    checkout: Checkout, tmp_path: Path
+) -> None:
+    """The status is one after which the service is not started again."""
+    fresh = tmp_path / "fresh"
+    (fresh / "bin").mkdir(parents=True)
+    (fresh / "bin/capstand").write_text('#!/bin/sh\necho started "$@"\n')
+    (fresh / "bin/capstand").chmod(0o755)
+    base = tmp_path / "python3.11"
+    base.symlink_to(sys.executable)
+    made = checkout.shell(
+        f". '{checkout.root}/scripts/install'\n"
+        f"base_python() {{ echo '{base}'; }}; put_launcher '{fresh}'"
+    )
+    assert made.returncode == 0, made.stderr
+
+    def start() -> subprocess.CompletedProcess[str]:
+        command = [str(fresh / "bin/capstand"), "run", "a b"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert start().stdout == "started run a b\n"
+    base.unlink()
+    done = start()
+    assert done.returncode == 78
+    assert str(base) in done.stderr and "scripts/install" in done.stderr
