@@ -1,10 +1,11 @@
-"""What scripts/environment.sh promises to the scripts that source it; how what is installed starts."""
+"""What scripts/environment.sh promises to those that source it; how what is installed starts."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import pytest
 
@@ -29,7 +30,12 @@ class Checkout:
             (self.root / name).write_bytes((ROOT / name).read_bytes())
 
     def shell(
-        self, script: str, *, before: tuple[str, ...] = (), user: int | None = None, **env: Any
+        self,
+        script: str,
+        *,
+        before: tuple[str, ...] = (),
+        user: int | None = None,
+        env: Mapping[str, str] = MappingProxyType({}),
     ) -> subprocess.CompletedProcess[str]:
         source = f"set -euo pipefail; . '{self.root}/scripts/environment.sh'\n{script}"
         return subprocess.run(
@@ -124,7 +130,7 @@ def test_commands_get_nothing_of_where_they_are_started(checkout: Checkout) -> N
         "PIP_FIND_LINKS": "/a b",
         "LANG": "C",
     }
-    done = checkout.shell('umask; "${clean[@]}" pwd; "${clean[@]}" env', **{**led, **kept})
+    done = checkout.shell('umask; "${clean[@]}" pwd; "${clean[@]}" env', env=led | kept)
     umask, folder, *lines = done.stdout.splitlines()
     found = dict(line.split("=", 1) for line in lines)
     assert (umask, folder) == ("0022", "/")
@@ -143,7 +149,7 @@ def test_root_takes_no_program_from_where_others_may_write(
     folders["open"].chmod(0o775)
     os.chown(folders["theirs"], NOBODY, NOBODY)
     path = ":".join([".", "", *map(str, folders.values()), "relative", os.environ["PATH"]])
-    done = checkout.shell('echo "$PATH"', PATH=path)
+    done = checkout.shell('echo "$PATH"', env={"PATH": path})
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().split(":")[:2][0] == str(folders["mine"])
     assert not {".", "", "relative", str(folders["open"]), str(folders["theirs"])} & set(
@@ -173,7 +179,7 @@ def test_without_sudo_all_commands_are_named_at_once(checkout: Checkout, tmp_pat
     done = checkout.shell(
         "install_packages no-such-package-a no-such-package-b",
         user=NOBODY if os.geteuid() == 0 else None,
-        PATH=str(programs),
+        env={"PATH": str(programs)},
     )
     assert done.returncode == 1
     assert "\n    apt-get update\n" in done.stderr
@@ -208,8 +214,7 @@ def test_a_failure_is_a_sentence(checkout: Checkout, said: str, told: str) -> No
     """Why, and where all that was said is; not what apt and pip said themselves."""
     done = checkout.shell(
         "step 'installing it' sh -c 'printf \"%s\\n\" \"$SAID\"; exit 1'",
-        SAID=said,
-        TMPDIR=str(checkout.root),
+        env={"SAID": said, "TMPDIR": str(checkout.root)},
     )
     assert done.returncode == 1 and done.stdout == ""
     first, second = done.stderr.splitlines()

@@ -103,5 +103,45 @@ def test_the_units_of_system_and_user_agree() -> None:
         for one in ("capstand.service", "user/capstand.service")
     )
     words = ("Type=", "NotifyAccess=", "ExecReload=", "Restart", "Watchdog", "Timeout", "KillMode=")
-    lines = [one for one in system if one.startswith((*words, "OOMPolicy=", "LimitRT"))]
-    assert len(lines) >= 11 and set(lines) <= set(user)
+    lines = [
+        one
+        for one in system
+        if one.startswith((*words, "OOMPolicy=", "LimitRT", "LimitNOFILE=", "LimitCORE="))
+    ]
+    assert len(lines) >= 13 and set(lines) <= set(user)
+
+
+COST = {
+    "PrivateTmp": "dsnoop, whose programs meet in /tmp",
+    "RemoveIPC": "dsnoop, whose memory others have too",
+    "PrivateUsers": "orders by members of the group audio, whose number it hides",
+    "ProtectProc": "the name of the program that holds the card",
+    "ProcSubset": "/proc/asound",
+    "ProtectClock": "whether the clock is synchronised",
+    "PrivateNetwork": "udev's word, and channels",
+    "PrivateDevices": "the cards",
+    "RestrictRealtime": "the priority of capture",
+    "MemoryDenyWriteExecute": "native libraries that write code into memory",
+    "IPAddressDeny": "channels",
+}
+
+
+def test_the_unit_gives_up_nothing_that_a_feature_needs() -> None:
+    """What costs a feature stands in a drop-in, which says so; the unit may always dump no core,
+    and has descriptors for many streams."""
+    units = SHIPPED.parents[1] / "systemd"
+    lines = (units / "capstand.service").read_text().splitlines()
+    assert not [one for one in lines if one.partition("=")[0] in COST]
+    assert {"LimitCORE=0", "LimitNOFILE=8192", "SupplementaryGroups=audio", "UMask=0022"} <= {
+        *lines
+    }
+    (filters,) = [
+        lines.index(one) for one in lines if one == "SystemCallFilter=~@privileged @resources"
+    ]
+    after = " ".join(one for one in lines[filters + 1 :] if one.startswith("SystemCallFilter="))
+    assert all(name in after for name in ("sched_setscheduler", "fchown", "adjtimex"))
+    for path in (units / "drop-ins").iterdir():
+        said = False
+        for line in path.read_text().splitlines():
+            said = line.startswith("# Costs: ") or (said and bool(line))
+            assert said or line.startswith(("#", "[Service]")) or not line, f"{path.name}: {line}"
