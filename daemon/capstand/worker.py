@@ -8,11 +8,15 @@ The daemon alone decides when a sink ends, so that nothing captured is left behi
 clean end, which a terminal sends to all processes in it, are ignored. But where the daemon is gone
 nobody is left to ask, and a thread of its own ends the process at once, whatever hangs in it.
 
+It ends by ``os._exit`` once it has said its last word: threads of the SDK may still call back, and
+where Python is being taken down that is a crash.
+
 It is the first to go when memory is short: native code is more likely to leak than the daemon.
 
 Threads: main, which is the sink's; "parent", which waits for the daemon's end.
 """
 
+import atexit
 import contextlib
 import json
 import logging
@@ -24,7 +28,9 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from capstand import logs, realtime, secret
 from capstand.block import Block
@@ -110,7 +116,7 @@ class _Named(logging.Filter):
         return True
 
 
-def main() -> None:
+def main() -> NoReturn:
     descriptor, stream, name = sys.argv[1:]
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -124,9 +130,25 @@ def main() -> None:
     channel = socket.socket(fileno=int(descriptor))
     channel.set_inheritable(False)
     threading.Thread(target=_end_with_parent, args=(channel,), name="parent", daemon=True).start()
-    with contextlib.suppress(EOFError, ConnectionError):
-        Worker(channel, repeats).serve()
-    repeats.tell(all_now=True)
+    status = 1
+    try:
+        with contextlib.suppress(EOFError, ConnectionError):
+            Worker(channel, repeats).serve()
+        repeats.tell(all_now=True)
+        atexit._run_exitfuncs()  # what the sink's libraries want
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        _end(status)
+
+
+def _end(status: int) -> NoReturn:
+    logging.shutdown()
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never there
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def _end_with_parent(channel: socket.socket) -> None:

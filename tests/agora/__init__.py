@@ -57,6 +57,8 @@ _CACHE = Path.home() / ".cache" / "capstand"
 _FLAGS = ["-shared", "-fPIC", "-pthread", "-O2", "-Wall", "-Wextra", "-Werror"]
 _RECORD = struct.Struct("<qqIIIIIiQ")
 _MACHINES = {"x86_64": 62, "aarch64": 183, "armv7l": 40}
+bare = False
+"""Whether this process uses the wrapper without capstand."""
 
 # The wrapper finds no library, "downloads" it, and writes its own version.txt.
 _PLACE = """
@@ -71,12 +73,16 @@ sys.path.insert(0, folder)
 import agora
 """
 
+# A scenario of the bare wrapper may leave its SDK calling back, which Python would not outlive.
 _RUN = """
-import importlib, json, sys
+import importlib, json, os, sys
 module, name, arguments, result = sys.argv[1:]
 value = getattr(importlib.import_module(module), name)(*json.loads(arguments))
 with open(result, "w") as file:
     json.dump(value, file)
+if importlib.import_module("tests.agora").bare:
+    sys.stdout.flush()
+    os._exit(0)
 """
 
 
@@ -429,6 +435,8 @@ def run(
 
 def load() -> SimpleNamespace:
     """Import the wrapper from CAPSTAND_AGORA: its modules agora_base, agora_service and others."""
+    global bare  # noqa: PLW0603
+    bare = True
     folder = os.environ["CAPSTAND_AGORA"]
     if folder not in sys.path:
         sys.path.insert(0, folder)

@@ -174,6 +174,7 @@ struct setting {
 	X(bitrate, 64)		 /* kbit/s of a stream without holes */                                               \
 	X(phase_ms, 10)		 /* from the start of sending to the first frame that leaves the buffer */            \
 	X(ppm, 0)		 /* how much faster than CLOCK_MONOTONIC the SDK's clock runs */                      \
+	X(exit_ms, 0)		 /* how long callbacks go on when the process ends, after Python has */               \
 	X(virtual, 0)		 /* 1: the buffer's clock moves only by standin_advance() */
 
 #define AS_INDEX(name, normal) SET_##name,
@@ -1088,6 +1089,19 @@ static void *control(void *path)
 	return NULL;
 }
 
+/* The end of the process, when Python has been taken down: the destructors of a large library take
+ * their time, and its threads go on. */
+static void linger(void)
+{
+	if (!peek(SET_exit_ms) || pthread_mutex_trylock(&lock)) /* held for ever where it was forked */
+		return;
+	for (int i = 0; i < object_count; i++)
+		if (objects[i]->kind == CONNECTION && objects[i]->alive)
+			play(objects[i], "warning:0,stats:1");
+	pthread_mutex_unlock(&lock);
+	usleep((useconds_t)peek(SET_exit_ms) * 1000);
+}
+
 __attribute__((constructor)) static void load(void)
 {
 	const char *log = getenv("STANDIN_LOG"), *pcm = getenv("STANDIN_PCM"), *script = getenv("STANDIN_SCRIPT");
@@ -1104,6 +1118,7 @@ __attribute__((constructor)) static void load(void)
 		standin_command(script);
 	if (fifo && *fifo)
 		start_thread(control, text_or_empty(fifo));
+	atexit(linger);
 }
 
 /* The calls: service */

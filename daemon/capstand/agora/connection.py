@@ -6,8 +6,13 @@ take its time), and wishes to join and leave. ``life.TABLE`` says what each of t
 file does it. A lock between ``send`` and the end of a call keeps a push from racing a release.
 
 Sending is proven by the SDK's statistics of the local track: they name the bit rate sent.
+
+At the end of a process, when the program's own threads have ended and before Python goes, what is
+still joined is left, within ``END_S``, and the SDK is released (``_end``).
 """
 
+import atexit
+import os
 import queue
 import random
 import threading
@@ -15,6 +20,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from capstand.agora import sdk as engine
 from capstand.agora.codes import AgoraError, Code, code_words, reason_words
 from capstand.agora.drain import Drain
 from capstand.agora.life import Do, Event, State, event_of, move
@@ -43,6 +49,8 @@ SILENT_S = 60.0
 GATE_S = 1.0
 """A push waits so long for one before it, which hangs then."""
 FRAME_NS = 10_000_000
+END_S = 3.0
+"""So long may leaving take at the end of a process."""
 
 
 class Condition(NamedTuple):
@@ -117,6 +125,7 @@ class Connection:
     # From any thread
 
     def start(self) -> None:
+        _standing.add(self)
         self._events.put(Event.JOIN)
         self._thread.start()
 
@@ -125,7 +134,14 @@ class Connection:
         self._events.put(Event.LEAVE)
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
+        _standing.discard(self)  # it is not waited for again
         return not self._thread.is_alive()
+
+    def forked(self) -> None:
+        """In a process made by fork: the channel is the other process's."""
+        self._gate, self._changed = threading.Lock(), threading.Condition()
+        self._live = self._call = None
+        self.state = State.IDLE
 
     def wait(self, timeout_s: float, *states: State) -> bool:
         """Until the state is one of ``states``."""
@@ -342,9 +358,9 @@ class Connection:
         number = self._number
         try:
             self._native = "initialize", time.monotonic_ns()
-            engine = sdk(self._settings)
+            service = sdk(self._settings)
             self._native = "create_rtc_connection", time.monotonic_ns()
-            self._call = engine.call(
+            self._call = service.call(
                 self._track, lambda name, what: self._events.put(_Said(number, name, what))
             )
         except NativeFailure as error:
@@ -454,3 +470,31 @@ class Connection:
                 self._log.error("channel %s: not joined: %s", channel, trouble)
             case _:
                 pass
+
+
+_standing: set[Connection] = set()
+
+
+def _end() -> None:
+    """Leaves what the program has not left. Ctrl-C ends the waiting."""
+    standing, until_s = tuple(_standing), time.monotonic() + END_S
+    try:
+        for one in standing:
+            one.leave(0.0)
+        for one in standing:
+            one.leave(max(0.0, until_s - time.monotonic()))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        engine.end()
+
+
+def _forked() -> None:
+    for one in _standing:
+        one.forked()
+    _standing.clear()
+    engine.forked()
+
+
+atexit.register(_end)
+os.register_at_fork(after_in_child=_forked)

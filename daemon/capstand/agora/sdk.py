@@ -9,12 +9,16 @@ the wrapper hides, decide the shape of this file:
   makes a reference cycle; the sender underneath is called directly (5 µs instead of 31).
 * What the SDK may still look at after a call has returned (pushed samples, the structures through
   which it calls back) is kept a while longer.
+* A callback that comes while Python is being taken down is a crash, so before that (``end``) the
+  callbacks of a connection that hangs in the SDK are made to lead to a function of C. A process
+  made by fork has the SDK's memory without its threads and must not touch it.
 
 Threads: the control thread of each connection makes all calls but ``send``, which comes from the
 thread that pushes. Callbacks come from threads of the SDK: an observer here only posts.
 """
 
-import atexit
+import ctypes
+import os
 import threading
 import time
 from collections import deque
@@ -30,6 +34,8 @@ from capstand.errors import SinkError
 KEPT_FRAMES = 64
 """So many pushed frames stay alive: whether the SDK copies before it returns is undocumented."""
 KEPT_CALLS = 16
+MUTE_S = 0.1
+"""For callbacks that were under way when theirs were taken out."""
 LOG_KB = 5 * 1024
 AREAS = {
     "global": "AREA_CODE_GLOB",
@@ -95,8 +101,9 @@ class Sdk:
         self.settings = settings
         self.native: Native = load()
         self._lock = threading.Lock()  # the wrapper has none
-        self._calls: deque[Any] = deque(maxlen=KEPT_CALLS)
-        self._open = 0
+        self._open: set[Call] = set()
+        self._released: deque[Call] = deque(maxlen=KEPT_CALLS)
+        self._ended = False
         native, folder = self.native, settings.folder
         try:
             for name in ("log", "data", "config"):
@@ -126,29 +133,43 @@ class Sdk:
             raise NativeFailure(
                 f"Agora's SDK could not be initialised; is app_id right? {folder}/log has its log"
             )
-        atexit.register(self._release)
 
     def call(self, track: Track, post: Post) -> "Call":
         """A connection that is not connected yet. Raises NativeFailure."""
         with self._lock:
-            self._open += 1  # for good where making it fails half-way
-            call = Call(self, self._service, track, post)
-            self._calls.append(call)
+            if self._ended:
+                raise NativeFailure("the process is ending")
+            call = Call(self)
+            self._open.add(call)  # for good where making it fails half-way
+            call.make(self._service, track, post)
         return call
 
     def release(self, call: "Call") -> None:
         with self._lock:
             call.release()
-            self._open -= 1
+            self._open.remove(call)
+            self._released.append(call)
 
-    def _release(self) -> None:
-        """At the end of the process; not while a connection hangs in the SDK or is half made."""
-        if self._open == 0 and self._lock.acquire(timeout=0.1):
+    def end(self) -> None:
+        """At the end of the process: nothing calls back any more. The service is released, but not
+        while a connection hangs in it or is half made.
+        """
+        free = self._lock.acquire(timeout=MUTE_S)
+        self._ended = True
+        hanging = tuple(self._open)
+        for call in hanging:
+            call.mute()
+        if hanging:
+            time.sleep(MUTE_S)
+        elif free:
             self._service.release()
+        if free:
+            self._lock.release()
 
 
 _made: list[Sdk] = []  # none or one
 _making = threading.Lock()
+_begun_in: set[int] = set()  # the process that began to make it, also where that failed
 
 
 def sdk(settings: Settings) -> Sdk:
@@ -156,8 +177,14 @@ def sdk(settings: Settings) -> Sdk:
 
     A service that exists with other settings is an AgoraError: there can be only one.
     """
+    if _begun_in - {os.getpid()}:
+        raise NativeFailure(
+            "Agora's SDK was started before this process was forked, and does not run in it; start "
+            "a new program (exec), or join only after forking"
+        )
     with _making:
         if not _made:
+            _begun_in.add(os.getpid())
             _made.append(Sdk(settings))
     (made,) = _made
     if made.settings != settings:
@@ -173,16 +200,32 @@ def sdk(settings: Settings) -> Sdk:
     return made
 
 
+def end() -> None:
+    """The last in a process that may have an SDK; see ``Sdk.end``."""
+    for made in tuple(_made):
+        made.end()
+
+
+def forked() -> None:
+    """In a process made by fork: the SDK is the other process's."""
+    _made.clear()
+
+
 class Call:
     """One connection with its track and its sender. ``within`` says in which of the SDK's functions
     the control thread is, and since when (ns), or is None.
     """
 
-    def __init__(self, sdk: Sdk, service: Any, track: Track, post: Post) -> None:
-        native = sdk.native
+    def __init__(self, sdk: Sdk) -> None:
         self.within: tuple[str, int] | None = None
+        self._native = sdk.native
+        self._send = sdk.native.send
         self._kept: deque[bytes] = deque(maxlen=KEPT_FRAMES)
-        self._send = native.send
+        self._structures: tuple[Any, ...] = ()
+
+    def make(self, service: Any, track: Track, post: Post) -> None:
+        """Raises NativeFailure."""
+        native = self._native
         scenario = _scenario(native, track.scenario)
         profile = getattr(native.AudioProfileType, PROFILES[track.profile])
         try:
@@ -237,6 +280,19 @@ class Call:
         """Hands over 10 ms of interleaved S16; the SDK's result."""
         self._kept.append(frame)
         return int(self._send(self._sender, frame, 0, pts_ms, frames, 2, channels, rate_hz))
+
+    def mute(self) -> None:
+        """The SDK's callbacks lead to a function of C from now on, for as long as there is memory.
+
+        It finds them in our structures; whether the real one copies those is undocumented.
+        """
+        nothing = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
+        for structure in self._structures:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(structure))
+            slots = ctypes.sizeof(structure) // ctypes.sizeof(ctypes.c_void_p)
+            table = (ctypes.c_void_p * slots).from_address(ctypes.addressof(structure))
+            for number in range(slots):
+                table[number] = nothing
 
     @contextmanager
     def _inside(self, name: str) -> Iterator[None]:

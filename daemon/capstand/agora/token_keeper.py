@@ -85,7 +85,10 @@ class TokenKeeper:
             finally:
                 self._post(answer)
 
-        threading.Thread(target=ask, name="agora token", daemon=True).start()
+        try:
+            threading.Thread(target=ask, name="agora token", daemon=True).start()
+        except RuntimeError as error:  # memory is short, or the process is ending
+            self._post(Fetched(None, f"{source.words} cannot be asked: {error}", stamp))
 
     def arrived(self) -> None:
         """An answer came, whether it is used or not."""
