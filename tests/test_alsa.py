@@ -489,6 +489,32 @@ def test_a_card_that_stands_still(fakecard: FakeCard, readers: list[Reader]) -> 
     assert one.numbers == list(range(2 * PERIOD))
 
 
+@pytest.mark.parametrize("device", ["null", "plug:null"])
+def test_a_source_that_is_faster_than_time(device: str, readers: list[Reader]) -> None:
+    """A source that brings as much as anybody reads is refused, and nothing of it is taken."""
+    one = reader(readers, Capture(device=device, priority=0))
+    one.open()
+    with pytest.raises(DeviceError, match="faster than time goes by, as no sound card does") as no:
+        one.run(4 * 48_000)
+    assert no.value.refused
+    assert one.indices == []
+
+
+def test_a_source_that_becomes_faster_than_time(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """So is one that begins as a card would, before it takes a processor for itself."""
+    one = reader(readers, asked(fakecard, rate_hz=8000, buffer_ms=500.0))
+    one.open()
+    one.run(800)
+    position = fakecard.position
+    with pytest.raises(DeviceError, match="faster than time goes by") as no:
+        for _ in range(10_000):
+            position += 80
+            fakecard.virtual(position)
+            one.step()
+    assert no.value.refused
+    assert len(one.indices) < 8000 * 60
+
+
 S16 = {"format": "S16_LE", "channels": 2}
 
 

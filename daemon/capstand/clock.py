@@ -136,6 +136,7 @@ class Clock:
     """
 
     def __init__(self, rate_hz: int, period_frames: int) -> None:
+        self.rate_hz = rate_hz
         self.nominal_ns = NS_PER_S / rate_hz
         period_s = period_frames / rate_hz
         self._full_window = max(MIN_WINDOW, math.ceil(WINDOW_S / period_s))

@@ -47,7 +47,7 @@ class Reporter:
         self._gaps = 0
         self._opens = 0
         self._restarts = 0
-        self._zeros = False
+        self._zeros = self._wrong_rate = False
         self._health = Health.STARTING.value
         self._trouble: str | None = None
         self._told: dict[str, _Told] = defaultdict(_Told)
@@ -151,6 +151,7 @@ class Reporter:
             fields = {"KIND": "restart", **self._fields}
             say(logging.WARNING, "%s: %s", stats.name, self._trouble, **fields)
         self._tell_zeros()
+        self._tell_rate()
         trouble = self._stream.capturer.trouble
         text = str(trouble) if trouble else None
         if text != self._trouble:
@@ -198,6 +199,15 @@ class Reporter:
         elif zeros is None and self._zeros:
             say(logging.INFO, "%s: there is sound again, not only zeros", name, **self._fields)
         self._zeros = zeros is not None
+
+    def _tell_rate(self) -> None:
+        """The beginning and the end of a rate that is not the card's nominal one."""
+        name, rate = self._stream.name, self._stream.wrong_rate()
+        if rate is not None and not self._wrong_rate:
+            say(logging.WARNING, "%s: %s", name, rate, **self._fields)
+        elif rate is None and self._wrong_rate:
+            say(logging.INFO, "%s: the card runs at its nominal rate again", name, **self._fields)
+        self._wrong_rate = rate is not None
 
     def _tell_join(self, sink: SinkStats, told: _Told) -> None:
         """A sink that came while sound flowed, and its first frame."""

@@ -25,6 +25,7 @@ from capstand.capture.alsa import LARGEST_PERIOD, AlsaSource
 from capstand.capture.capturer import Capturer
 from capstand.capture.preference import Preference
 from capstand.capture.source import Source
+from capstand.capture.truerate import in_words
 from capstand.clock import Clock
 from capstand.config import Capture, FileSink
 from capstand.config import Sink as SinkConfig
@@ -249,10 +250,15 @@ class Stream:
                 ),
                 sinks=tuple(self._sink_view(one, now_ns) for one in self.outlets),
                 patience_ns=capturer.patience_ns,
-                concern=self.only_zeros(),
+                concern=self.wrong_rate() or self.only_zeros(),
                 released=capturer.released,
             )
         )
+
+    def wrong_rate(self) -> str | None:
+        """What to do about a card that runs at another rate than it says."""
+        rate_hz = self.capturer.true_rate.rate_hz
+        return None if rate_hz is None else in_words(self.config.capture.rate_hz, rate_hz)
 
     def only_zeros(self) -> str | None:
         """What to look at when nothing but zeros has come for ``silence_warn_s``."""

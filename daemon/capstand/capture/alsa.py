@@ -30,6 +30,7 @@ from capstand.block import NS_PER_S, AudioFormat
 from capstand.capture import holder, identity, kernel, libasound, rebind
 from capstand.capture.libasound import refresh_configuration
 from capstand.capture.source import UNKNOWN, Grant, Reading
+from capstand.capture.truerate import SLACK_S, too_fast
 from capstand.config import Capture
 from capstand.errors import DeviceError
 from capstand.stats import Cause
@@ -353,9 +354,27 @@ class AlsaSource:
         frames = self._fetch(slot)
         if not frames:
             return False
+        if frames >= self._period and self._kernel is None:
+            self._refuse_no_card()
         self._reading.stamp_ns, self._reading.ahead = time.monotonic_ns(), frames
         self._deliver(frames)
         return True
+
+    def _refuse_no_card(self) -> None:
+        """A whole block came as soon as the stream was started. Raises DeviceError, refused, where
+        it goes on like that, as ALSA's ``null`` does, before any of it is taken for sound."""
+        assert self._pcm is not None
+        most = round(SLACK_S * self._capture.rate_hz) + self._buffer
+        began_ns, fetched, frames = time.monotonic_ns(), 0, self._unit
+        while frames >= self._unit and fetched < most:
+            frames = int(self._pcm.read()[0])
+            fetched += max(0, frames)
+        if fetched >= most and time.monotonic_ns() - began_ns < SLACK_S * NS_PER_S:
+            raise too_fast(self._label)
+        if frames < 0:
+            self._overran = True
+        if fetched:
+            self._lose(fetched, Cause.OVERRUN)  # what such a source had gathered before
 
     def _fetch(self, slot: memoryview) -> int:
         """Reads what is there, at most a block of ``_period`` frames, which may be several of the

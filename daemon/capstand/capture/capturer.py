@@ -25,6 +25,7 @@ from errno import EIO
 
 from capstand.block import NS_PER_S
 from capstand.capture.source import UNKNOWN, Grant, Source
+from capstand.capture.truerate import TrueRate, too_fast
 from capstand.clock import Clock
 from capstand.errors import DeviceError
 from capstand.realtime import prepare_thread
@@ -74,6 +75,7 @@ class Capturer:
         self.pause_s = 0.0  # how long it said it would be away then
         self._source = source
         self._clock = clock
+        self.true_rate = TrueRate(clock.rate_hz)
         self._ring = ring
         self._priority = priority
         self._now_ns = now_ns
@@ -137,6 +139,7 @@ class Capturer:
         self._empty = self._failures = 0
         period_ns = grant.period_frames * NS_PER_S // grant.format.rate_hz
         self.patience_ns = round(max(STALL_S * NS_PER_S, STALL_PERIODS * period_ns))
+        self.true_rate.opened(grant.buffer_frames, self.last_frame_ns)
         self.grant = self.last_grant = grant
 
     def fail(self, error: DeviceError) -> float:
@@ -170,11 +173,14 @@ class Capturer:
                 self._heal()
             return 0
         tally, clock = self.tally, self._clock
+        if self.true_rate.outrun(frames, now_ns):
+            raise too_fast(self.grant.device if self.grant else "the device")
         lost = reading.lost
         if lost or self._reopened:
             if reading.grant is not None:
                 self.grant = self.last_grant = reading.grant
                 self.opens, reading.grant = self.opens + 1, None
+                self.true_rate.opened(self.grant.buffer_frames, now_ns)
             self._account(lost, reading.cause, reading.stamp_ns, reading.ahead)
         first = tally.produced
         stamp_ns = reading.stamp_ns
@@ -183,6 +189,7 @@ class Capturer:
             if at != self._observed:  # several periods of one look are one observation
                 self._observed = at
                 clock.observe(at, stamp_ns, reading.edge)
+                self.true_rate.observe(at, stamp_ns)
         elif not clock.started:
             clock.observe(first + frames, now_ns)
         captured_at_ns = clock.time_of(first)
@@ -253,6 +260,7 @@ class Capturer:
             tally.turn += 1
         if not exact:
             clock.restart(tally.produced + ahead, stamp_ns)
+            self.true_rate.restart()
 
     @property
     def released(self) -> str | None:
