@@ -28,9 +28,13 @@ from capstand.slips import explain, invisible, odd_sign
 
 T = TypeVar("T")
 Keys = tuple[str | int, ...]
-WORK = 1_000_000
+WORK = 1_500_000
 MOST_FAULTS = 50
 MOST_CARDS = 32
+MOST_PARTS = 16
+MOST_DEPTH = 8
+CALL = 50
+"""What a call of the parser costs, in characters of its text."""
 MOST_TABLES = 256
 """So many elements an array of tables may have."""
 
@@ -188,6 +192,8 @@ def decode(text: str, path: str, kind: type[T]) -> T:
     Raises ConfigError with every fault found.
     """
     text = text.removeprefix("\ufeff")
+    if _has_deep_keys(text):
+        raise ConfigError([f"{path}: not a configuration: nested too deeply"])
     try:
         document = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
@@ -217,6 +223,16 @@ def decode(text: str, path: str, kind: type[T]) -> T:
 
 def _in_words(what: "str | _Fault", keys: Keys) -> str:
     return what if isinstance(what, str) else what.told(keys)
+
+
+def _has_deep_keys(text: str) -> bool:
+    """Whether a key has more parts than any of ours; a thousand of them cost the parser seconds."""
+    return any(
+        part.count(".") >= MOST_PARTS
+        for line in text.split("\n")
+        if line.count(".") >= MOST_PARTS
+        for part in re.split(r"[^A-Za-z0-9_\-.\"' \t]", line.split("#")[0])
+    )
 
 
 class _Wrong:
@@ -403,6 +419,9 @@ def _mend_of(value: object) -> str:
 SECRET_WORDS = re.compile(
     r"token|secret|passw|credential|certificate|api_?key|private|auth|^key$|url", re.IGNORECASE
 )
+LONGEST_LOOK = 300
+"""More of a text than is ever shown."""
+PLAIN = re.compile(r"[a-z_]{1,20}")
 HARMLESS = re.compile(r"[a-z]{0,12}")
 SECRETIVE = re.compile(
     r"[0-9a-fA-F]{20,}|00[67][A-Za-z0-9+/=]{20,}|-----BEGIN|://|:[^/:@]+@"
@@ -417,13 +436,17 @@ def _hidden(keys: Keys, value: object) -> bool:
     names = [one for one in keys if isinstance(one, str)]
     if names[-1:] == ["source"] and isinstance(value, str) and HARMLESS.fullmatch(value):
         return False
-    near = any(SECRET_WORDS.search(one) for one in names)
+    near = _near_secret(names)
     return near if isinstance(value, str) else bool(names and SECRET_WORDS.search(names[-1]))
+
+
+def _near_secret(names: list[str]) -> bool:
+    return any(SECRET_WORDS.search(one) for one in names)
 
 
 def secretive(text: str) -> bool:
     """Whether a text looks like a key, a token, a certificate or an address with one in it."""
-    return SECRETIVE.search(text) is not None
+    return SECRETIVE.search(text[:LONGEST_LOOK]) is not None
 
 
 def _described(value: object) -> str:
@@ -508,10 +531,12 @@ def _lines_of_keys(text: str) -> dict[Keys, int]:
     start = 1
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
         if not pending:
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
             start = number
         pending.append(line)
         tried = "\n".join(pending)
-        work -= len(tried)
+        work -= len(tried) + CALL
         if work < 0:
             break
         try:
@@ -536,13 +561,15 @@ def _lines_of_keys(text: str) -> dict[Keys, int]:
                 lines.setdefault(path, start)
         if header:
             table = path
-        for keys in _inside(value, path):
+        for keys in _inside(value, path, MOST_DEPTH):
             lines.setdefault(keys, start)
     return lines
 
 
-def _inside(value: object, path: Keys) -> Iterator[Keys]:
-    """Every key below an inline table or array."""
+def _inside(value: object, path: Keys, depth: int) -> Iterator[Keys]:
+    """Every key below an inline table or array, so deep; below, a key is told by what it is in."""
+    if not depth:
+        return
     pairs: list[tuple[str | int, object]] = []
     if isinstance(value, dict):
         pairs = list(value.items())
@@ -550,7 +577,7 @@ def _inside(value: object, path: Keys) -> Iterator[Keys]:
         pairs = list(enumerate(value))
     for key, one in pairs:
         yield (*path, key)
-        yield from _inside(one, (*path, key))
+        yield from _inside(one, (*path, key), depth - 1)
 
 
 def _line_of(keys: Keys, lines: dict[Keys, int]) -> int:
@@ -577,7 +604,7 @@ def _spoken(keys: Keys, document: dict[str, Any]) -> str:
             name = value.get("name") if isinstance(value, dict) else None
             shown = isinstance(name, str) and name and name.isprintable() and not secretive(name)
             words.append(_short(str(name)) if shown else str(key + 1))
-        elif secretive(key):
+        elif secretive(key) or (_near_secret(words) and not PLAIN.fullmatch(key)):
             words.append("a key that is not shown")
         else:
             words.append(_short(key) if key.isprintable() else ascii(_short(key)))

@@ -212,6 +212,8 @@ def _value(value: str, said: str, named: str) -> str:
         return f"a word without quotation marks is no value; {mend}"
     if bare[0] in "\"'":
         return _quoted(bare, said)
+    if bare[-1] in ",;":
+        return f"nothing follows a value; delete the {bare[-1]} at the end of the line"
     if re.fullmatch(r"[+-]?\d+,\d+", bare):
         return "a number has a decimal point, not a comma, and nothing between its thousands"
     if re.fullmatch(r"[+-]?0\d+(\.\d+)?", bare):
@@ -225,8 +227,6 @@ def _value(value: str, said: str, named: str) -> str:
         return f"what begins with {bare[0]} has commas between its values and {end} at its end"
     if bare.startswith("="):
         return f"one = is enough; write {named} = …"
-    if bare[-1:] in ",;":
-        return f"nothing follows a value; delete the {bare[-1]} at the end of the line"
     return f'a text stands in quotation marks; write {named} = "…"'
 
 
