@@ -286,7 +286,7 @@ class _Sum:
         self._last: Entry = {}
 
     def add(self, entry: Entry) -> None:
-        self._count += 1
+        self._count += entry.get("count", 1)
         self._frames += entry.get("frames", 0)
         self._first = self._first or entry
         self._last = entry

@@ -15,7 +15,7 @@ from capstand.health import Health
 from capstand.ledger import Ledger, wall_time
 from capstand.logs import say, tell_held_back
 from capstand.sinks.outlet import Outlet
-from capstand.stats import SIMULATED, Cause, SinkStats, StreamStats
+from capstand.stats import SIMULATED, Cause, Gap, SinkStats, StreamStats
 from capstand.stream import Stream
 
 TOTAL_S = 300.0
@@ -45,6 +45,7 @@ class Reporter:
         self._stream = stream
         self._ledger = ledger
         self._gaps = 0
+        self._gap_frames = 0
         self._opens = 0
         self._restarts = 0
         self._zeros = self._wrong_rate = False
@@ -108,7 +109,8 @@ class Reporter:
         count = table.count
         if count == self._gaps:
             return
-        seen = table.since(self._gaps)
+        seen = table.since(self._gaps, count)
+        self._tell_overwritten(count - self._gaps - len(seen), seen)
         for gap in seen:
             self._write(
                 "gap",
@@ -136,6 +138,23 @@ class Reporter:
             self._write_total("total", stats)
         else:
             self._total_due = min(self._total_due, self._gap_total_due)
+
+    def _tell_overwritten(self, missed: int, seen: list[Gap]) -> None:
+        """Gaps that came faster than they could be told: their number and their frames."""
+        tally = self._stream.capturer.tally.count()
+        lost = tally.lost_exact + tally.lost_estimated + tally.ring_dropped
+        if missed > 0:
+            frames = max(0, lost - self._gap_frames - sum(one.frames for one in seen))
+            self._gap_frames += frames
+            self._write("gap", frames=frames, cause="unknown", exact=False, count=missed)
+            say(
+                logging.WARNING,
+                "%s: %d frames are missing in %d more gaps, which came too fast to be told apart",
+                *(self._stream.name, frames, missed),
+                LOST_FRAMES=frames,
+                **self._fields,
+            )
+        self._gap_frames += sum(one.frames for one in seen)
 
     def _tell_released(self, stats: StreamStats) -> None:
         """Only to the journal: the books are told by those who release and resume."""

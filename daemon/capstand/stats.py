@@ -82,10 +82,11 @@ class GapTable:
         rows[base + 4] = exact
         self.count += 1
 
-    def since(self, seen: int) -> list[Gap]:
-        """The gaps from number ``seen`` on."""
+    def since(self, seen: int, until: int | None = None) -> list[Gap]:
+        """The gaps from number ``seen`` on, up to number ``until`` or the newest."""
         gaps = []
-        for number in range(max(seen, self.count - self.ROWS + 1), self.count):
+        end = self.count if until is None else until
+        for number in range(max(seen, self.count - self.ROWS + 1), end):
             base = 5 * (number % self.ROWS)
             frame, frames, at_ns, cause, exact = self._rows[base : base + 5]
             gaps.append(Gap(frame, frames, at_ns, Cause(cause), bool(exact)))
