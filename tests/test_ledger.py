@@ -440,11 +440,45 @@ def test_whoever_causes_events_cannot_push_out_the_rest(tmp_path: Path, event: s
     assert sum(one["frames"] for one in found) == 2 * count
 
 
+def test_a_card_that_is_handed_about_hides_no_gap(tmp_path: Path) -> None:
+    """Who may release a card may make gaps of that cause, and their lines cost no other cause
+    any."""
+    book = module._Book(tmp_path, "mic")
+    for _ in range(60_000):
+        in_one_second_steps(book, 1.0, "gap", frames=1, cause="released", exact=False)
+    in_one_second_steps(book, 1.0, "gap", frames=480, cause="overrun", exact=True)
+    found = lines_of(book)
+    assert len(found) == 1_001
+    assert found[-1]["cause"] == "overrun" and "count" not in found[-1]
+
+
+def test_a_disk_that_is_full_keeps_no_half_packed_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain file stays as it is, and what is too old goes all the same."""
+    plain = tmp_path / "mic.jsonl.000002"
+    plain.write_bytes(b"{}\n")
+    old = full_at(tmp_path, 1, 1.0)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "utime", full)
+    ledger = Ledger(tmp_path, Keep(days=10), clock_sure=lambda: True)
+    ledger.write("mic", "start")
+    until(lambda: not old.exists())
+    ledger.close(PATIENCE_S)
+    assert plain.read_bytes() == b"{}\n"
+    assert not list(tmp_path.glob("*.new"))
+
+
 def test_sums_keep_causes_and_sinks_apart(tmp_path: Path) -> None:
     """What is summed up is of one cause and one sink, and has the first frame of the first."""
     book = module._Book(tmp_path, "mic")
-    book._allowances["gap"] = module._Allowance("gap", 0.0)
-    book._allowances["gap"]._left = 0.0
+    for cause in ("overrun", "released"):
+        kind = f"gap {cause}"
+        book._allowances[kind] = module._Allowance(kind, 0.0)
+        book._allowances[kind]._left = 0.0
     for number in range(4):
         cause = ("overrun", "released")[number % 2]
         in_one_second_steps(book, 1.0, "gap", frames=10, first_frame=number, cause=cause)

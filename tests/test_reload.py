@@ -563,6 +563,37 @@ def test_requests_that_come_together_are_one(
     assert whole(numbers_heard)
 
 
+def test_a_file_that_does_not_come_keeps_nobody_waiting(
+    run: Callable[[str], Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a disk hangs main goes on; the reload is given up, another is refused until the first
+    has come back, and then it is as ever."""
+    running = run(stream_text("mic", sink_text("disk", tmp_path / "a")))
+    hangs, load = threading.Event(), config.load
+
+    def hang(path: Path) -> config.Config:
+        hangs.wait(PATIENCE_S)
+        return load(path)
+
+    monkeypatch.setattr(config, "load", hang)
+    running.reload.ask()
+    assert not running.reload.look()
+    running.hear("mic")
+    assert running.reload.busy
+    monkeypatch.setattr("capstand.reload.READ_S", 0.0)
+    again = stream_text("mic", sink_text("disk", tmp_path / "b"))
+    running.reload._reading._deadline = 0.0  # type: ignore[union-attr]
+    running.until(lambda: not running.reload.busy)
+    assert running.reload.refused == [f"{running.path}: cannot be read: not done within 0 s"]
+    assert running.change(again) == [
+        f"{running.path}: cannot be read: an earlier reload still waits for it"
+    ]
+    hangs.set()
+    monkeypatch.setattr("capstand.reload.READ_S", PATIENCE_S)
+    running.until(lambda: not running.reload._late.is_alive())  # type: ignore[union-attr]
+    assert running.change(again) == ["mic: sink disk changed"]
+
+
 class Hanging(Keep):
     """A sink whose peer never comes back from a write, until the test ends."""
 

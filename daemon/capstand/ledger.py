@@ -43,10 +43,12 @@ TIDY_S = 6 * 3600.0
 DAY_S = 86_400.0
 LONGEST_TEXT = 500
 MOST_SUMS = 256
-ALLOWANCE = {"gap": (50_000, 10_000), "total": (5_000, 2_000)}
+GAP_ALLOWANCE = (50_000, 10_000)
+ALLOWANCE = {"gap released": (1_000, 500), "total": (5_000, 2_000)}
 OTHER_ALLOWANCE = (1_000, 500)
-"""Lines of one kind at once, and so many more a day. All kinds at their limit for a year are less
-than the default ``max_mb``, and a night with a gap each second has a line for each."""
+"""Lines of one kind at once, and so many more a day; gaps by their cause. What members of the group
+audio can cause, at its limit for a year, is less than the default ``max_mb``; a night with a gap
+each second has a line for each."""
 STEADY = ("start", "stop", "forgotten")
 SAVED_WITH = (b'{"event": "total"', b'{"event": "stop"')
 
@@ -162,7 +164,8 @@ class _Book:
         key = (event, *(entry.get(name) for name in ("sink", "cause", "exact", "reason")))
         if event not in STEADY:
             key = key if key in self._sums or len(self._sums) < MOST_SUMS else (event,)
-            allowance = self._allowances.setdefault(event, _Allowance(event, now_s))
+            kind = f"{event} {entry.get('cause', '')}".strip()
+            allowance = self._allowances.setdefault(kind, _Allowance(kind, now_s))
             held = key in self._sums or len(self._lines) >= BACKLOG
             if held or not allowance.takes(now_s):
                 self._sums.setdefault(key, _Sum(now_s)).add(entry)
@@ -236,15 +239,15 @@ class _Book:
                 self._save_days()
                 self._file.rotate()
             self._file.compress()
-            for one in self._file.forget(kept.days, kept.max_bytes, wall_s):
-                self._lines.append(_encoded({"event": "forgotten", **_now(), **one._asdict()}))
         except OSError as error:
             say(
                 logging.WARNING,
-                "%s: old lines cannot be compressed or deleted: %s; tried again in 6 h",
+                "%s: old lines cannot be compressed: %s; tried again in 6 h",
                 *(self._file.path, error.strerror),
                 STREAM=self._stream,
             )
+        for one in self._file.forget(kept.days, kept.max_bytes, wall_s):
+            self._lines.append(_encoded({"event": "forgotten", **_now(), **one._asdict()}))
 
     def _put_aside(self, name: str) -> None:
         say(
@@ -259,8 +262,9 @@ class _Book:
 class _Allowance:
     """How many lines of a kind may still come; what is not used grows back."""
 
-    def __init__(self, event: str, now_s: float) -> None:
-        self._most, self._a_day = ALLOWANCE.get(event, OTHER_ALLOWANCE)
+    def __init__(self, kind: str, now_s: float) -> None:
+        other = GAP_ALLOWANCE if kind.startswith("gap") else OTHER_ALLOWANCE
+        self._most, self._a_day = ALLOWANCE.get(kind, other)
         self._left = float(self._most)
         self._seen_s = now_s
 

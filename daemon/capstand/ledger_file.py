@@ -349,10 +349,21 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def _compress(path: Path) -> None:
-    packed = path.with_name(path.name + ".gz")
     fresh = path.with_name(path.name + ".new")
     with suppress(FileNotFoundError):
         fresh.unlink()
+    try:
+        _pack(path, fresh)
+    except OSError:
+        with suppress(OSError):  # a full disk needs no half a file
+            fresh.unlink()
+        raise
+    fresh.rename(path.with_name(path.name + ".gz"))
+    sync_folder(path.parent)
+    path.unlink()
+
+
+def _pack(path: Path, fresh: Path) -> None:
     source = open_plain(path, os.O_RDONLY)
     with os.fdopen(source, "rb") as plain:
         target = open_plain(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -366,9 +377,6 @@ def _compress(path: Path) -> None:
                 os.fsync(target)
         status = os.fstat(source)
     os.utime(fresh, ns=(status.st_atime_ns, status.st_mtime_ns))
-    fresh.rename(packed)
-    sync_folder(path.parent)
-    path.unlink()
 
 
 def _content(archive: Archive) -> tuple[int, str | None, str | None]:
