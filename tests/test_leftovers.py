@@ -40,6 +40,7 @@ def left(folder: Path, name: str = PART, seconds: int = 1) -> bytes:
     (path,) = (folder / "made").iterdir()
     path.rename(folder / name)
     (folder / "made").rmdir()
+    (folder / "made.note").unlink(missing_ok=True)
     return samples
 
 
@@ -120,6 +121,32 @@ def test_where_locks_say_nothing_only_what_stands_still_is_taken(
     desk.sink.flush()
     assert desk.names() == [f"mic-{STAMP}.wav"]
     assert len(heard(tmp_path / f"mic-{STAMP}.wav")) // 2 == 8000 + 30 * 1000
+
+
+def test_its_own_leftover_on_a_share_is_taken_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run wrote on a share when it ended, the next run on this machine knows for its own;
+    another machine does not, and what somebody holds is left alone even then."""
+    monkeypatch.setattr(disk, "is_local", lambda _: False)
+    share, word = tmp_path / "share", tmp_path / "share.note"
+    first = Desk(share)
+    first.write(*range(0, 8000, PERIOD))
+    first.sink.flush()
+    assert word.read_text() == f"mic-{STAMP}.wav"
+    Desk(share)
+    assert first.names() == [PART]
+    assert first.sink._segment is not None
+    os.close(first.sink._segment._descriptor)  # its process is gone
+    os.close(first.sink._segment._folder)
+    mine = word.read_text()
+    word.write_text("mic-20200101T000000.000Z.wav")
+    Desk(share)
+    assert first.names() == [PART]
+    word.write_text(mine)
+    Desk(share)
+    assert first.names() == [f"mic-{STAMP}.wav"]
+    first.sink._segment = None
 
 
 def test_a_recording_that_got_its_name_from_another_goes_on(tmp_path: Path) -> None:

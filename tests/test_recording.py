@@ -58,6 +58,7 @@ class Desk:
             stream,
             self.setup,
             self.audio,
+            note=self.folder.parent / f"{self.folder.name}.note",
             now_ns=self.clock.now_ns,
             wall_ns=self.clock.wall_ns,
         )

@@ -318,7 +318,8 @@ def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock:
     if isinstance(sink, FileSink):
         gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
         priority = realtime.below(capture.priority, capture.priority)
-        recording = Recording(stream, sink, audio, priority=priority)
+        note = state / "recording" / stream / sink.name
+        recording = Recording(stream, sink, audio, priority=priority, note=note)
         kept = _spooled(stream, recording, sink, audio, priority)
         return Outlet(sink.name, kept, queue_frames, gather_frames, priority=priority)
     from capstand.sinks.remote import RemoteSink

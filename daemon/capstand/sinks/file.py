@@ -49,7 +49,8 @@ _FAULTS = (OSError, RuntimeError, AssertionError, struct.error, ZeroDivisionErro
 
 class Recording(Sink):
     """Writes one stream's blocks into segments as ``setup`` says; ``priority`` is that of the
-    thread that removes old ones.
+    thread that removes old ones. ``note`` is a file on a disk of this machine: on a share the name
+    of the segment being written is kept there, so that the next run knows its own leftover.
     """
 
     on_disk = True
@@ -61,6 +62,7 @@ class Recording(Sink):
         audio: AudioFormat,
         *,
         priority: int = 0,
+        note: Path | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -89,6 +91,7 @@ class Recording(Sink):
         self._mine: str | None = None  # the segment of that place
         self._events: deque[Event] = deque(maxlen=EVENTS)
         self._noted: set[str] = set()
+        self._note_file = note
         self._leftovers = Leftovers(stream, self._note, now_ns)
         self._retention = Retention(
             stream,
@@ -129,7 +132,7 @@ class Recording(Sink):
         if self._taken_back is not None:
             self._take_back(self._taken_back)
         device = folder.device(self._folder)
-        self._leftovers.look(self._folder, None, self._mine)
+        self._leftovers.look(self._folder, None, self._mine, self._left_by_last_run())
         doubt = folder.doubt(self._folder) if self._setup.mount == "auto" else None
         self._mount_words = f"; {doubt}" if doubt else ""
         if doubt:
@@ -138,6 +141,20 @@ class Recording(Sink):
             self._bytes, self._entered = 0, None
         self._device = device
         self._on_disk = not folder.is_on_root(self._folder)
+
+    def _left_by_last_run(self) -> str | None:
+        with contextlib.suppress(OSError, ValueError):
+            if self._note_file is not None and not self.segments:
+                with self._note_file.open() as file:
+                    return file.read(255)
+        return None
+
+    def _leave_word(self, segment: Segment) -> None:
+        """Not synced: no recording waits for another disk."""
+        if self._note_file is not None and segment.is_shared():
+            with contextlib.suppress(OSError):
+                self._note_file.parent.mkdir(parents=True, exist_ok=True)
+                self._note_file.write_text(segment.name)
 
     def _wait_for_disk(self) -> None:
         """Raises SinkError while the disk is away. With "auto" one that was there is missed."""
@@ -311,6 +328,7 @@ class Recording(Sink):
         )
         if segment.refused is not None:
             self._note_access(segment.refused)
+        self._leave_word(segment)
         self.segments += 1
         self._file_words = str(segment)
         self._set_mark(segment, 0)

@@ -47,9 +47,12 @@ class Leftovers:
         self._seen: dict[str, _Seen] = {}
         self._due_ns = 0
 
-    def look(self, folder: Path, own: str | None, mine: str | None) -> None:
-        """Takes all that nobody writes; ``own`` is the segment being written, ``mine`` the name of
-        one that is certainly ours. Raises OSError only where the directory is away.
+    def look(
+        self, folder: Path, own: str | None, certain: str | None = None, left: str | None = None
+    ) -> None:
+        """Takes all that nobody writes. ``own`` is the segment being written, ``certain`` the name
+        of one that is ours whoever holds it, ``left`` of one that was ours when our last run ended.
+        Raises OSError only where the directory is away.
         """
         self._due_ns = self._now_ns() + LOOK_NS
         descriptor = disk.open_folder(folder)
@@ -62,7 +65,8 @@ class Leftovers:
             self._seen = {name: seen for name, seen in self._seen.items() if name in found}
             for name in found:
                 try:
-                    self._take(descriptor, name, mine == name.removesuffix(".part"))
+                    plain = name.removesuffix(".part")
+                    self._take(descriptor, name, plain == certain, plain == left)
                 except FileNotFoundError:
                     self._seen.pop(name, None)
                 except OSError as error:
@@ -74,9 +78,9 @@ class Leftovers:
     def look_again(self, folder: Path, own: str | None) -> None:
         """The same, if it is due and one was left alone."""
         if self._seen and self._now_ns() >= self._due_ns:
-            self.look(folder, own, None)
+            self.look(folder, own)
 
-    def _take(self, folder: int, name: str, mine: bool) -> None:
+    def _take(self, folder: int, name: str, certain: bool, left: bool) -> None:
         kind = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
         if not stat.S_ISREG(kind):  # to open a FIFO or a device may hang
             raise OSError("it is no file")
@@ -84,7 +88,8 @@ class Leftovers:
         descriptor = os.open(name, flags, dir_fd=folder)
         try:
             free = lock(descriptor)
-            certain = mine or (free and disk.is_local(descriptor))
+            certain = certain or (bool(free) and disk.is_local(descriptor))
+            certain = certain or (left and free is not False)
             if not certain and (free is False or not self._quiet(descriptor, name)):
                 self._seen.setdefault(name, self._now(descriptor))
                 return

@@ -169,6 +169,10 @@ class Segment:
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size
 
+    def is_shared(self) -> bool:
+        """Whether other machines may write there too."""
+        return not disk.is_local(self._descriptor)
+
     def device(self) -> int:
         """Of the disk that it is on."""
         return os.fstat(self._folder).st_dev
