@@ -328,6 +328,11 @@ class Recording(Sink):
         )
         if segment.refused is not None:
             self._note_access(segment.refused)
+        if segment.appends:
+            self._note(
+                f"{self._folder}: the file system cannot change what is written, so recordings "
+                "leave their length open; mount it with a cache (rclone: --vfs-cache-mode writes)"
+            )
         self._leave_word(segment)
         self.segments += 1
         self._file_words = str(segment)

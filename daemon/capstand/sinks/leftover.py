@@ -10,6 +10,7 @@ Thread: the recording's. Source: the directory.
 """
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -84,8 +85,13 @@ class Leftovers:
         kind = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
         if not stat.S_ISREG(kind):  # to open a FIFO or a device may hang
             raise OSError("it is no file")
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(name, flags, dir_fd=folder)
+        flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            descriptor = os.open(name, os.O_RDWR | flags, dir_fd=folder)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            descriptor = os.open(name, os.O_RDONLY | flags, dir_fd=folder)  # as it is, then
         try:
             free = lock(descriptor)
             certain = certain or (bool(free) and disk.is_local(descriptor))
@@ -118,7 +124,12 @@ def _recover(descriptor: int, folder: int, name: str) -> None:
         os.unlink(name, dir_fd=folder)
         return
     if name.endswith(".wav.part"):
-        with contextlib.suppress(struct.error, ZeroDivisionError):
+        try:
             repair_wav(descriptor)
+        except (struct.error, ZeroDivisionError):
+            pass  # it is no sound any more
+        except OSError as error:
+            if error.errno != errno.EBADF:  # it may only be read: its length stays open
+                raise
     name_it(folder, name.removesuffix(".part"))
     disk.sync_folder(folder)

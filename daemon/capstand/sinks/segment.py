@@ -18,6 +18,7 @@ from pathlib import Path
 
 from capstand.block import AudioFormat, SampleFormat
 from capstand.sinks import disk
+from capstand.sinks.appending import Appending
 from capstand.sinks.folder import Access
 
 HEADER_BYTES = 112
@@ -34,7 +35,8 @@ _BYTES = {"PCM_U8": 1, "PCM_S8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOA
 
 class Segment:
     """One file being written, ``stem`` with a number where that name is taken; ``refused`` says
-    why it did not get its mode or group, ``failed`` that a write did not succeed.
+    why it did not get its mode or group, ``failed`` that a write did not succeed, ``appends`` that
+    nothing in it can be written anew: a WAV leaves its length open then, a FLAC is refused.
 
     After a write that failed, the file ends with the write before.
     """
@@ -45,6 +47,7 @@ class Segment:
     ) -> None:  # fmt: skip
         self.frames = 0
         self.refused: OSError | None = None
+        self.appends = False
         self.unnamed: OSError | None = None  # why it is whole and still has no name
         self._audio = audio
         self._flac = container == "flac"
@@ -58,36 +61,44 @@ class Segment:
         with contextlib.ExitStack() as undo:
             self._folder = disk.open_folder(folder)
             undo.callback(os.close, self._folder)
-            self.name, self._descriptor = self._create(stem, container)
-            undo.callback(os.unlink, self.name + ".part", dir_fd=self._folder)
-            undo.callback(os.close, self._descriptor)
-            self._limit = self._try_out()
+            with contextlib.ExitStack() as undo_file:
+                self.name, self._descriptor = self._create(stem, container, os.O_RDWR)
+                undo_file.callback(os.unlink, self.name + ".part", dir_fd=self._folder)
+                undo_file.callback(os.close, self._descriptor)
+                self._limit = self._try_out(container)
+                if not self.appends:
+                    undo.push(undo_file.pop_all())
+            if self.appends:
+                self.name, self._descriptor = self._create(stem, container, os.O_WRONLY)
+                undo.callback(os.unlink, self.name + ".part", dir_fd=self._folder)
+                undo.callback(os.close, self._descriptor)
+            self._file_end = Appending(self._descriptor)
             try:
                 access.give(self._descriptor)
             except OSError as error:
                 self.refused = error
             self._file = soundfile.SoundFile(
-                self._descriptor,
+                self._file_end if self.appends else self._descriptor,
                 "w",
                 samplerate=audio.rate_hz,
                 channels=audio.channels,
                 subtype=self._subtype,
-                format="FLAC" if self._flac else "RF64" if large else "WAV",
+                format="FLAC" if self._flac else "RF64" if large and not self.appends else "WAV",
                 closefd=False,
             )
             undo.pop_all()
-        if large and not self._flac:
+        if large and not self._flac and not self.appends:
             self._command(_RF64_AUTO_DOWNGRADE, 1)
 
     def __str__(self) -> str:
         return f"{self.name}, {self.frames / self._audio.rate_hz:.0f} s"
 
-    def _create(self, stem: str, container: str) -> tuple[str, int]:
+    def _create(self, stem: str, container: str, access: int) -> tuple[str, int]:
         for number in range(1, _NAMES):
             name = f"{stem}{f'-{number}' if number > 1 else ''}.{container}"
             if is_there(name, self._folder):
                 continue
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            flags = access | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             try:
                 descriptor = os.open(f"{name}.part", flags, 0o640, dir_fd=self._folder)
             except FileExistsError:
@@ -97,9 +108,10 @@ class Segment:
             os.close(descriptor)  # another start took it for a leftover before it was locked
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), f"{stem}.{container}")
 
-    def _try_out(self) -> int:
-        """How large the file may get. Raises OSError where nothing can be written anew: a recording
-        would lack its length there."""
+    def _try_out(self, container: str) -> int:
+        """How large the file may get. Raises OSError where nothing can be written anew and a
+        recording would lack its length.
+        """
         os.pwrite(self._descriptor, b"\0\0", 0)
         try:
             os.pwrite(self._descriptor, b"\1", 0)
@@ -109,9 +121,12 @@ class Segment:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
                 raise
             read = b""
-        if read != b"\1\0":
+        if read == b"\1\0":
+            return limit
+        if container == "flac":
             raise OSError(errno.ESPIPE, "the file system cannot change what is written")
-        return limit
+        self.appends = True
+        return disk.UNLIMITED
 
     def fits(self, frames: int) -> bool:
         """Whether so many frames more stay within what a file may have."""
@@ -163,7 +178,10 @@ class Segment:
         return self._safe
 
     def place(self, frames: int) -> str:
-        """Where the segment is and how long, right after a flush or the beginning."""
+        """Where the segment is and how long, right after a flush or the beginning; nothing where
+        it cannot be taken back."""
+        if self.appends:
+            return ""
         return json.dumps([self.name, frames, os.fstat(self._descriptor).st_size])
 
     def size(self) -> int:
@@ -211,6 +229,9 @@ class Segment:
 
     def _close(self) -> int:
         """Returns how many frames are in the file then."""
+        if self.appends:
+            self._file.close()
+            return self.frames
         if self.failed and not self._flac:
             end = wav_data(self._descriptor)[0] + self.frames * self._frame_bytes
             if end < os.fstat(self._descriptor).st_size:
@@ -228,6 +249,8 @@ class Segment:
 
     def probe(self) -> None:
         """Raises OSError where the file can take no more."""
+        if self._file_end.error is not None:
+            raise self._file_end.error
         end = os.fstat(self._descriptor).st_size
         os.pwrite(self._descriptor, bytes(4096), end)
         os.ftruncate(self._descriptor, end)
