@@ -54,7 +54,7 @@ step() {
         rm -f "$log"
     else
         [ -z "$drawer" ] || end_drawing "$drawer"
-        fail "$words: failed: $(cause "$log"). What was said is in $log"
+        fail "$words failed: $(cause "$log"); what was said is in $log"
     fi
 }
 
@@ -86,7 +86,7 @@ cause() {
     unreachable+='|no route to host|failed to establish a new connection|could not connect|getaddrinfo'
     unreachable+='|connection (refused|timed out|reset)|cannot initiate the connection|proxyerror'
     if grep -qiE "$unreachable" "$1"; then
-        echo "the package server cannot be reached; is there a network, or is a proxy missing?"
+        echo "the package server cannot be reached; no network, or a proxy is missing"
     elif grep -qiE 'certificate.verify|certificate verification' "$1"; then
         echo "the package server's certificate is not trusted; behind a proxy that replaces" \
             "certificates, PIP_CERT names a file with the right ones"

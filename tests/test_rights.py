@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import selectors
 import stat
 import subprocess
 import sys
@@ -165,8 +166,6 @@ def test_the_ledger_follows_no_link(tmp_path: Path) -> None:
 
 def test_everybody_may_ask_whatever_the_umask(tmp_path: Path) -> None:
     """The socket has its mode from the beginning, not by a chmod of its path."""
-    import selectors
-
     before = os.umask(0o077)
     try:
         with selectors.DefaultSelector() as selector:
@@ -251,15 +250,33 @@ def test_a_directory_of_the_services_keeps_no_user_from_starting(
     monkeypatch.setattr(rights, "is_ours", lambda folder: folder == session)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    assert cli._runtime_directory() == session / "capstand"
+    assert cli._runtime_directory(service=True) == session / "capstand"
     chosen = cli._parser().parse_args(["status"])
-    assert cli._socket(chosen) == session / "capstand" / control.NAME
-
-    (system / control.NAME).touch()  # left behind, and nothing of the user's own
-    assert cli._socket(chosen) == system / control.NAME
+    assert cli._socket(chosen) == system / control.NAME  # nobody is there: say so of the service
     (session / "capstand").mkdir()
     (session / "capstand" / control.NAME).touch()
     assert cli._socket(chosen) == session / "capstand" / control.NAME
+    (system / control.NAME).touch()  # left behind
+    assert cli._socket(chosen) == session / "capstand" / control.NAME
+    with selectors.DefaultSelector() as selector:
+        server = control.ControlServer(system / control.NAME, selector, {})
+        assert cli._socket(chosen) == system / control.NAME
+        server.close()
+
+
+@as_root
+def test_roots_first_try_keeps_out_of_the_services_directories(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a configuration root's daemon is like any user's; with one it stands in for the
+    service."""
+    for name in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli._state_directory(service=True) == Path("/var/lib/capstand")
+    assert cli._runtime_directory(service=True) == Path("/run/capstand")
+    assert cli._state_directory(service=False) == tmp_path / ".local/state/capstand"
+    assert cli._runtime_directory(service=False) == rights.own_runtime() != Path("/run/capstand")
 
 
 def test_refusals_for_all_threads_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

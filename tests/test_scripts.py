@@ -219,7 +219,7 @@ def test_a_failure_is_a_sentence(checkout: Checkout, said: str, told: str) -> No
     assert done.returncode == 1 and done.stdout == ""
     first, second = done.stderr.splitlines()
     assert first == "capstand: installing it"
-    assert second.startswith("capstand: installing it: failed: ") and told in second
+    assert second.startswith("capstand: installing it failed: ") and told in second
     assert "\x1b" not in second
     log = Path(second.rsplit(" ", 1)[1])
     assert log.read_text().rstrip("\n") == said

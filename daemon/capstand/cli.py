@@ -34,7 +34,8 @@ files:
   /opt/capstand/agora               Agora's library, by `capstand agora install`
 
   A user's own daemon has its socket in $XDG_RUNTIME_DIR/capstand, ledger and log below
-  ~/.local/state/capstand. Root's takes the rights of the user who owns the state directory.
+  ~/.local/state/capstand; so has root's without a configuration. With one, root's takes the rights
+  of the user who owns the state directory.
 
 exit status:
   0   all is well
@@ -82,12 +83,15 @@ def _run(chosen: argparse.Namespace) -> int:
     from capstand.notify import Notifier
     from capstand.service import Service
 
-    runtime = rights.believe(chosen.runtime or _runtime_directory(), make=True)
-    if note := rights.settle_into(chosen.state, runtime):
+    path = chosen.config or (CONFIG if CONFIG.exists() and not chosen.no_config else None)
+    # Root's first try, without a configuration, keeps out of the service's directories.
+    state = chosen.state or _state_directory(service=path is not None)
+    runtime = chosen.runtime or _runtime_directory(service=path is not None)
+    rights.believe(runtime, make=True)
+    if note := rights.settle_into(state, runtime):
         print(f"capstand: {note}", file=sys.stderr)
     live = LiveLine(wanted=not chosen.quiet)
     repeats = logs.setup(before=live.clear)
-    path = chosen.config or (CONFIG if CONFIG.exists() and not chosen.no_config else None)
     if path and not chosen.config:
         print(f"capstand: running {path}; --no-config takes the first card", file=sys.stderr)
     try:
@@ -95,10 +99,10 @@ def _run(chosen: argparse.Namespace) -> int:
     except ConfigError as error:
         Notifier().failed(22, f"configuration refused: {error.faults[0]}")
         raise
-    rights.refuse_the_services(_folders(setup), chosen.state)
+    rights.refuse_the_services(_folders(setup), state)
     for name, line in _notes(setup):
         logs.say(logging.WARNING, "%s: %s", name, line, STREAM=name)
-    service = Service(setup, chosen.state, runtime, live, repeats, path)
+    service = Service(setup, state, runtime, live, repeats, path)
     return service.run(chosen.seconds)
 
 
@@ -232,13 +236,22 @@ def _agora_install(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _runtime_directory() -> Path:
-    """Where a daemon that is started here has its socket: systemd's, root's, or the user's own."""
+def _runtime_directory(*, service: bool) -> Path:
+    """Where a daemon that is started here has its socket: systemd's, root's where it stands in for
+    the ``service``, or the user's own."""
     from capstand import rights
 
     if given := os.environ.get("RUNTIME_DIRECTORY"):
         return Path(given.split(":")[0])
-    return rights.SYSTEM_RUNTIME if os.geteuid() == 0 else rights.own_runtime()
+    return rights.SYSTEM_RUNTIME if service and os.geteuid() == 0 else rights.own_runtime()
+
+
+def _state_directory(*, service: bool) -> Path:
+    from capstand import rights
+
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0])
+    return rights.SYSTEM_STATE if service and os.geteuid() == 0 else rights.own_state()
 
 
 def _socket(chosen: argparse.Namespace) -> Path:
@@ -247,20 +260,11 @@ def _socket(chosen: argparse.Namespace) -> Path:
 
     if chosen.runtime:
         return Path(chosen.runtime) / control.NAME
-    own = rights.believe(_runtime_directory()) / control.NAME
     service = rights.SYSTEM_RUNTIME / control.NAME
-    if control.is_served(service) or (service.exists() and not own.exists()):
+    own = rights.believe(_runtime_directory(service=False)) / control.NAME
+    if control.is_served(service) or not own.exists():
         return service
     return own
-
-
-def _state_directory() -> Path:
-    if given := os.environ.get("STATE_DIRECTORY"):
-        return Path(given.split(":")[0])
-    if os.geteuid() == 0:
-        return Path("/var/lib/capstand")
-    own = os.environ.get("XDG_STATE_HOME")
-    return (Path(own) if own else Path.home() / ".local/state") / "capstand"
 
 
 def _seconds(text: str) -> float:
@@ -305,8 +309,8 @@ def _parser() -> argparse.ArgumentParser:
         "--state",
         metavar="DIR",
         type=Path,
-        default=_state_directory(),
-        help="where the ledger is kept (default: %(default)s)",
+        help="where the ledger is kept (default: /var/lib/capstand for root with a configuration,"
+        " else ~/.local/state/capstand)",
     )
     run.set_defaults(act=_run)
 
@@ -414,7 +418,8 @@ Where the daemon looks, in this order: $CAPSTAND_AGORA (then nowhere else), /opt
 environment:
   https_proxy    the proxy for both downloads
   SSL_CERT_FILE  the certificates to trust, where a proxy puts its own in place
-  PIP_...        what pip understands, for example PIP_INDEX_URL
+  PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX, PIP_CERT, PIP_PROXY,
+  PIP_TRUSTED_HOST  where the wrapper comes from, as pip understands them
 
 examples:
   sudo capstand agora install                         for the service
@@ -439,5 +444,5 @@ def _add_runtime(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         metavar="DIR",
         type=Path,
-        help=f"where the control socket is (default: {_runtime_directory()})",
+        help="where the control socket is (default: the service's, /run/capstand, or the user's own)",
     )

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from capstand.errors import CapstandError
 
 SYSTEM_RUNTIME = Path("/run/capstand")
+SYSTEM_STATE = Path("/var/lib/capstand")
 SERVICE_USER = "capstand"
 NOBODY = 65534
 RT_PRIORITY = 80  # LimitRTPRIO= in the unit
@@ -176,6 +177,15 @@ def own_runtime() -> Path:
         if session and is_ours(Path(session)):
             return Path(session) / "capstand"
     return Path(f"/tmp/capstand-{uid}")
+
+
+def own_state() -> Path:
+    """Where a user's own daemon keeps its ledger."""
+    if own := os.environ.get("XDG_STATE_HOME"):
+        return Path(own) / "capstand"
+    with contextlib.suppress(RuntimeError):  # no HOME and no entry in the table of users
+        return Path.home() / ".local/state/capstand"
+    return believe(Path(f"/tmp/capstand-{os.geteuid()}"), make=True) / "state"
 
 
 def believe(runtime: Path, *, make: bool = False) -> Path:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import pytest
 import trustme
 
+from capstand import rights
 from capstand.agora import install, native
 from capstand.errors import CapstandError
 from tests.agora import build, sdist
@@ -109,10 +110,15 @@ class Machine:
         }
 
     def install(
-        self, *options: str, before: tuple[str, ...] = (), umask: int = -1
+        self,
+        *options: str,
+        before: tuple[str, ...] = (),
+        umask: int = -1,
+        cwd: Path | None = None,
     ) -> tuple[int, list[str], str]:
         """Exit status, lines told, stderr."""
-        command = [*before, sys.executable, "-m", "capstand", "agora", "install", *options]
+        capstand = str(Path(sys.executable).with_name("capstand"))  # as root types it
+        command = [*before, capstand, "agora", "install", *options]
         done = subprocess.run(
             [*command, "--into", str(self.into)],
             env=self.env,
@@ -121,6 +127,7 @@ class Machine:
             timeout=PATIENCE_S,
             check=False,
             umask=umask,
+            cwd=cwd,
         )
         return done.returncode, done.stdout.splitlines(), done.stderr
 
@@ -425,3 +432,58 @@ def test_an_interrupted_exchange_is_undone(installed: Machine) -> None:
     status, told, _ = installed.install()
     assert status == 0 and told[0].startswith("already installed and right")
     assert [path.name for path in installed.into.parent.iterdir()] == ["agora"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root gives up its rights: run as root")
+def test_foreign_code_is_tried_out_by_an_ordinary_user(installed: Machine, tmp_path: Path) -> None:
+    """What runs when it is loaded does not run as root, even where the way to it is root's alone."""
+    told: list[str] = []
+    with (installed.into / "agora/__init__.py").open("a") as code:
+        code.write("\nimport os\nraise ImportError(str(os.getresuid()))\n")
+    installed.into.parent.chmod(0o700)
+    with pytest.raises(CapstandError) as caught:
+        install._own_process(tmp_path, told.append, "load", installed.into)
+    uid = rights.harmless_user().uid
+    assert uid != 0 and str((uid, uid, uid)) in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's folder takes root")
+def test_root_installs_nothing_where_another_user_decides(machine: Machine, tmp_path: Path) -> None:
+    """That user could lead it elsewhere while it is at it."""
+    machine.into.parent.mkdir(parents=True)
+    os.chown(machine.into.parent, 65534, 65534)
+    status, told, errors = machine.install()
+    assert (status, told) == (1, [])
+    assert "belongs to" in errors and "lead root elsewhere" in errors
+    assert not machine.agora.asked and not list(machine.into.parent.iterdir())
+
+
+def test_nothing_comes_from_where_it_is_started(machine: Machine, tmp_path: Path) -> None:
+    """Modules in the current directory and in PYTHONPATH are not run, nor does pip do anything else
+    than fetch where its variables say so."""
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    for name in (
+        "pip",
+        "json",
+        "capstand",
+        "agora",
+        "sitecustomize",
+        "setuptools",
+        "hashlib",
+        "ast",
+    ):
+        (hostile / f"{name}.py").write_text(
+            f"open({str(hostile / 'ran')!r}, 'a').write('{name} ')\n"
+        )
+    (hostile / "pip.conf").write_text("[global]\nindex-url = https://invalid.invalid\n")
+    machine.env |= {
+        "PYTHONPATH": str(hostile),
+        "PIP_CONFIG_FILE": str(hostile / "pip.conf"),
+        "PIP_LOG": str(hostile / "ran"),
+        "PIP_TARGET": str(hostile / "target"),
+        "PIP_PYTHON": str(hostile / "python"),
+    }
+    status, _, errors = machine.install(cwd=hostile)
+    assert (status, errors) == (0, "")
+    assert not (hostile / "ran").exists() and not (hostile / "target").exists()
