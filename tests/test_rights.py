@@ -261,6 +261,8 @@ def test_a_directory_of_the_services_keeps_no_user_from_starting(
     with selectors.DefaultSelector() as selector:
         server = control.ControlServer(system / control.NAME, selector, {})
         assert cli._socket(chosen) == system / control.NAME
+        monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "unit"))
+        assert cli._socket(chosen) == tmp_path / "unit" / control.NAME
         server.close()
 
 

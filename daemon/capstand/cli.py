@@ -262,6 +262,8 @@ def _socket(chosen: argparse.Namespace) -> Path:
         return Path(chosen.runtime) / control.NAME
     service = rights.SYSTEM_RUNTIME / control.NAME
     own = rights.believe(_runtime_directory(service=False)) / control.NAME
+    if "RUNTIME_DIRECTORY" in os.environ:  # a unit's reload asks the unit's own daemon
+        return own
     if control.is_served(service) or not own.exists():
         return service
     return own
@@ -444,5 +446,5 @@ def _add_runtime(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         metavar="DIR",
         type=Path,
-        help="where the control socket is (default: the service's, /run/capstand, or the user's own)",
+        help="where the control socket is (default: the service's, or the user's own)",
     )

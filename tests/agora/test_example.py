@@ -55,6 +55,16 @@ def test_own_processing_comes_before_the_push(standin: StandIn, tmp_path: Path) 
     assert set(np.frombuffer(first.data + second.data, "<i2").tolist()) == {2000}
 
 
+def test_a_python_without_capstand_is_said() -> None:
+    """Run with another Python it says which one to take."""
+    ended = subprocess.run(
+        [sys.executable, "-I", "-S", str(PIPE), "--help"], capture_output=True, check=False
+    )
+    assert ended.returncode == 1
+    assert b"run it with the Python that has capstand" in ended.stderr
+    assert b"Traceback" not in ended.stderr
+
+
 def test_what_is_wrong_is_said(standin: StandIn, tmp_path: Path) -> None:
     """A refused join is said in words, sound is counted as not sent, and the program goes on to
     the end of the pipe."""

@@ -436,7 +436,7 @@ def test_an_interrupted_exchange_is_undone(installed: Machine) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root gives up its rights: run as root")
 def test_foreign_code_is_tried_out_by_an_ordinary_user(installed: Machine, tmp_path: Path) -> None:
-    """What runs when it is loaded does not run as root, even where the way to it is root's alone."""
+    """What runs when it is loaded is not root's, even where the way to it is root's alone."""
     told: list[str] = []
     with (installed.into / "agora/__init__.py").open("a") as code:
         code.write("\nimport os\nraise ImportError(str(os.getresuid()))\n")

@@ -243,6 +243,25 @@ def test_the_journal_has_fields(machine: Machine) -> None:
     assert int(found[-1]["LOST_FRAMES"]) > 0
 
 
+def test_the_unit_is_as_closed_as_the_documentation_says(machine: Machine) -> None:
+    """docs/install.md: 2.7 by systemd-analyze, 1.1 with the drop-in for recordings only, with which
+    sound is captured and recorded as before."""
+    machine.guest.run("systemd-analyze security capstand --no-pager --threshold=28")
+    folder = "/etc/systemd/system/capstand.service.d"
+    machine.guest.run(
+        f"install -Dm644 -t {folder} /opt/capstand/drop-ins/recordings-only.conf;"
+        " systemctl daemon-reload"
+    )
+    try:
+        machine.guest.run("systemd-analyze security capstand --no-pager --threshold=12")
+        machine.configure()
+        machine.start()
+        machine.wait_for_frames(48000)
+        assert machine.files("*.wav*") or machine.files("*.part")
+    finally:
+        machine.guest.run(f"rm -r {folder}; systemctl stop capstand; systemctl daemon-reload")
+
+
 def test_uninstall_takes_away_the_program_and_keeps_the_sound(machine: Machine) -> None:
     """`scripts/install --uninstall` removes program and unit; configuration, recordings and
     the user to whom these belong stay. (Last: it ends the machine's use.)"""
