@@ -338,6 +338,7 @@ class AgoraSink(NamedTuple):
     rate_lock: Annotated[bool, Flag()] = True
     gaps: Annotated[str, Choice(("conceal", "skip"))] = "conceal"
     max_latency_ms: Annotated[int, Whole(50, 60_000)] = 400
+    catch_up: Annotated[str, Choice(("drop", "faster", "never"))] = "drop"
     spool: Spool | None = None
 
     @property
@@ -356,6 +357,11 @@ class AgoraSink(NamedTuple):
         for key in ("delay_ms", "send_buffer_ms"):
             if getattr(self, key) % 10:
                 yield key, f"{getattr(self, key)} is no multiple of 10; the SDK counts in 10 ms"
+        if self.catch_up == "faster" and not self.rate_lock:
+            yield (
+                "catch_up",
+                '"faster" needs the resampler of rate_lock, which is false; take "drop"',
+            )
         if self.delay_ms >= self.send_buffer_ms:
             yield (
                 "delay_ms",

@@ -137,9 +137,9 @@ def main() -> NoReturn:
         repeats.tell(all_now=True)
         atexit._run_exitfuncs()  # what the sink's libraries want
         status = 0
-    except Exception:
-        traceback.print_exc()
     finally:
+        if status:
+            traceback.print_exc()
         _end(status)
 
 

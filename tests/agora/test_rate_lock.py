@@ -23,6 +23,7 @@ Counters = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 APP_ID = "0123456789abcdef0123456789abcdef"
 CHANNEL = AgoraSink(type="agora", app_id=APP_ID, channel="studio", uid=1001)
+NO_FILES = {"STANDIN_PCM": "", "STANDIN_LOG": ""}
 FRAMES = 480
 
 
@@ -85,7 +86,8 @@ class Card:
 
 
 def drifting(folder: str, ppm: float, seconds: int, lock: bool) -> dict[str, Any]:
-    card = Card(folder, ppm, rate_lock=lock, send_buffer_ms=5000, max_latency_ms=6000)
+    keys = {"send_buffer_ms": 5000, "max_latency_ms": 6000, "catch_up": "drop" if lock else "never"}
+    card = Card(folder, ppm, rate_lock=lock, **keys)
     depths = []
     for number in range(seconds * 100):
         card.period()
@@ -224,3 +226,109 @@ def test_after_a_stall_sound_is_live_again(standin: StandIn, tmp_path: Path) -> 
     assert seen["dropped"] == pytest.approx(60 * 48000, rel=0.01)
     assert seen["last"] < 80
     assert seen["depth"] <= 200
+
+
+class Words(Card):
+    """A second of sound, 0.3 s of near silence; or sound that never ends."""
+
+    pauses = True
+
+    def wave(self, frame: Counters) -> Floats:
+        loud: Floats = super().wave(frame)
+        if self.pauses:
+            loud = np.where(frame % 62400 < 48000, loud, np.rint(loud / 300))
+        return loud
+
+
+class Music(Words):
+    pauses = False
+
+
+def late_again(folder: str, kind: str, stall_ms: int, keys: dict[str, Any]) -> dict[str, Any]:
+    card = {"words": Words, "music": Music}[kind](folder, 80.0, **keys)
+    for _ in range(2000):
+        card.period()
+    dropped, holes, behind = card.dropped, card.figures()["holes"], card.frame
+    card.period(late_ms=stall_ms)
+    after, depths, quiet = [], [], 0
+    for _ in range(2000):
+        before = card.dropped
+        card.period()
+        after.append(card.figures()["latency_ms"])
+        depths.append(card.channel._source.inside_ms())
+        quiet += card.dropped > before and (card.frame - 480) % 62400 >= 48000
+    seen = card.figures()
+    card.channel.close()
+    return {
+        "began": behind,
+        "worst": max(after[:50]),
+        "at_ten_s": mean(depths[1000 + stall_ms // 10 :][:50]),
+        "end": mean(depths[-200:]),
+        "dropped_ms": (card.dropped - dropped) / 48,
+        "quiet_ms": quiet * 10,
+        "holes": seen["holes"] - holes,
+    }
+
+
+STALLS = [
+    ("words", 286, {}),
+    ("words", 120, {}),
+    ("music", 286, {}),
+    ("words", 286, {"rate_lock": False}),
+    ("words", 286, {"catch_up": "faster"}),
+    ("music", 60, {"catch_up": "faster"}),
+    ("words", 1500, {"catch_up": "faster", "max_latency_ms": 4000, "send_buffer_ms": 5000}),
+    ("words", 1500, {"max_latency_ms": 4000, "send_buffer_ms": 5000}),
+    ("words", 380, {}),
+    ("words", 286, {"delay_ms": 100}),
+]
+
+
+@pytest.mark.parametrize(("kind", "stall_ms", "keys"), STALLS)
+def test_a_short_stall_is_made_up_within_ten_seconds(
+    standin: StandIn, tmp_path: Path, kind: str, stall_ms: int, keys: dict[str, Any]
+) -> None:
+    """A stall that leaves the channel later than its target, but not so late that all is dropped:
+    after 10 s it is at its target, without running dry. Blocks are dropped where it is quiet, if
+    that comes; or none is, because all of it is played a little faster."""
+    target = keys.get("delay_ms", 40)
+    given = (str(tmp_path), kind, stall_ms, keys)
+    seen = run(late_again, standin, *given, env=NO_FILES, timeout_s=120)
+    assert seen["holes"] <= 1, "the stall itself"
+    assert seen["at_ten_s"] == pytest.approx(target, abs=12)
+    assert seen["end"] == pytest.approx(target, abs=12)
+    if keys.get("catch_up") == "faster":
+        assert seen["dropped_ms"] <= max(0, stall_ms - 390)
+    else:
+        assert seen["dropped_ms"] == pytest.approx(stall_ms - target, abs=60)
+    if kind == "words" and stall_ms < 400 and "catch_up" not in keys:
+        assert seen["quiet_ms"] == seen["dropped_ms"]
+
+
+def test_it_stays_late_where_that_is_wished(standin: StandIn, tmp_path: Path) -> None:
+    """With catch_up = "never" nothing below max_latency_ms is dropped."""
+    given = (str(tmp_path), "words", 286, {"catch_up": "never"})
+    seen = run(late_again, standin, *given, env=NO_FILES, timeout_s=120)
+    assert seen["dropped_ms"] == 0 and seen["end"] > 200
+
+
+def closed(folder: str, keys: dict[str, Any]) -> list[float]:
+    card = Card(folder, 0.0, **keys)
+    for _ in range(205):
+        card.period()
+    card.channel.close()
+    return [card.time_ms(0), card.time_ms(card.frame)]
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"rate_hz": 16000}, {"rate_lock": False}, {"rate_lock": False, "rate_hz": 16000}]
+)
+def test_a_channel_that_closes_keeps_the_time(
+    standin: StandIn, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    """Each frame up to the last, which only brings the sound to its end, is 10 ms after the one
+    before it."""
+    began_ms, ended_ms = run(closed, standin, str(tmp_path), keys)
+    stamps = [one.pts_ms for one in standin.pushes() if one.ret == 0]
+    assert max(abs(one - 10) for one in np.diff(stamps)) <= 2
+    assert began_ms - 12 < stamps[0] and ended_ms - 15 < stamps[-1] < ended_ms + 25

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from capstand.block import AudioFormat, SampleFormat
-from capstand.dsp.convert import to_int32
+from capstand.dsp.convert import to_float32, to_int32
 
 FLOOR_DBFS = -120.0
 WINDOW_S = 0.2
@@ -57,3 +57,9 @@ class Meter:
 
 def _dbfs(amplitude: float) -> float:
     return round(20 * math.log10(amplitude), 1) if amplitude > 1e-6 else FLOOR_DBFS
+
+
+def mean_square(samples: bytes, sample: SampleFormat) -> float:
+    """The mean power of all channels together; 1.0 is that of full scale."""
+    values = to_float32(samples, sample)
+    return float(np.dot(values, values)) / max(1, len(values))

@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.clock import Pace
+from capstand.dsp.catchup import FADE_MS
 from capstand.dsp.channels import to_channels
 from capstand.dsp.convert import round_to_s16, to_int32
 from capstand.dsp.ratelock import RateLoop
 from capstand.dsp.resample import Resampler
 
-FADE_MS = 5.0
 Samples = npt.NDArray[Any]
 
 

@@ -26,6 +26,10 @@ from capstand.block import NS_PER_S
 LOOP_HZ = 0.02
 DAMPING = 0.707
 LIMIT_PPM = 2000.0
+FASTEST = 0.06
+"""So much faster sound is played while it catches up: by a semitone, for some seconds."""
+FASTER_PER_S = 0.1
+"""And it comes to that, and goes back, so gently."""
 STEER_PPM = 250.0
 STEER_S = 20.0
 """A depth that is off by a little is brought back in about so long."""
@@ -62,6 +66,8 @@ class RateLoop:
         self._true_s = 0.0
         self._lead_s = 0.0  # what the resampler holds
         self._shift_s = 0.0
+        self._behind_s = 0.0
+        self._faster = 0.0
         self._depth_s = 0.0
         self._depth_seen_s = 0.0
         self._steady_s = 0.0
@@ -69,6 +75,7 @@ class RateLoop:
     def restart(self) -> None:
         """The timeline begins anew with the next block; what is known about the rate is kept."""
         self._begin_ns = 0
+        self._behind_s = self._faster = 0.0
         self._depth_seen_s = self._steady_s = 0.0
         self.locked = False
 
@@ -95,11 +102,31 @@ class RateLoop:
         moved = self._known + self._learnt + 2 * DAMPING * omega * error
         moved = _within(moved, LIMIT_PPM * 1e-6)
         self.ratio_ppm = moved * 1e6
-        self._ratio = self._nominal * (1.0 + moved)
+        self._ratio = self._nominal * (1.0 + moved) * (1.0 + self._hurry(span_s))
         self._out_s += frames / self._ratio / self._to_hz
         self._steady_s = self._steady_s + span_s if abs(error) < LOCKED_S else 0.0
         self.locked = self._trusted and self._steady_s >= LOCKED_FOR_S
         return self._ratio
+
+    def catch_up(self, behind_s: float) -> None:
+        """So much less than the sound put in is to come out, by playing it faster for a while."""
+        self._behind_s = behind_s
+
+    @property
+    def hurries(self) -> bool:
+        """Whether it is catching up."""
+        return self._behind_s > 0 or self._faster > 0
+
+    def _hurry(self, span_s: float) -> float:
+        """How much faster the next block is played; the timeline is moved as much."""
+        ends_s = self._faster / FASTER_PER_S  # slowing down takes so long, at half the speed
+        wanted = FASTEST if self._behind_s > self._faster * ends_s / 2 else 0.0
+        step = FASTER_PER_S * span_s
+        self._faster = max(0.0, self._faster + _within(wanted - self._faster, step))
+        gone_s = span_s * self._faster / (1.0 + self._faster)
+        self._behind_s = max(0.0, self._behind_s - gone_s)
+        self._shift_s -= gone_s
+        return self._faster
 
     def bridged(self, frames: int) -> float:
         """``frames`` that nobody captured go in; the ratio stays as it is, and is returned."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-MARGIN = 1.01
+MARGIN = 1.07
 """How far a moved ratio may be above nominal."""
 
 

@@ -8,7 +8,8 @@ channels. Either way they go out as exact 10 ms frames that carry the time at wh
 sample was captured.
 
 Latency is what waits in the SDK plus how long ago the newest sample was captured. Beyond
-``max_latency_ms`` whole blocks are dropped until the sound is live again. A gap leaves the SDK's
+``max_latency_ms`` whole blocks are dropped until the sound is live again; below that it comes back
+to its target within 10 s (``dsp/catchup.py``): ``catch_up`` says how. A gap leaves the SDK's
 queue emptier by its length: it is concealed by as much silence as brings the queue back to its
 target, or skipped.
 
@@ -21,7 +22,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from capstand.agora.codes import AgoraError, Code
 from capstand.agora.frames import SampleBuffer
@@ -38,6 +39,7 @@ from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.clock import Pace
 from capstand.config import AgoraSink as AgoraSetup
 from capstand.config import FileToken, LocalToken, ServerToken
+from capstand.dsp.catchup import FADE_MS, CatchUp
 from capstand.errors import SinkBusy, SinkError
 from capstand.sinks.sink import Sink
 
@@ -50,6 +52,8 @@ LEAVE_S = 1.5
 END_MS = 15.0
 LIVE_MS = 30.0
 """So near the target latency, sound that had fallen behind is live again."""
+FASTER_MS = 380.0
+"""What cannot be caught up in time by playing it faster is dropped."""
 
 log = logging.getLogger("capstand.agora")
 
@@ -88,6 +92,7 @@ class AgoraChannel(Sink):
         self._next_frame = -1
         self._broken = True  # the block before this one did not reach the channel
         self._behind = False
+        self._late = CatchUp(setup.delay_ms, FADE_MS if setup.rate_lock else 0.0)
         self._end_ns = 0  # when the newest sound that was sent had ended
         self._latency_ms = 0.0
 
@@ -121,8 +126,10 @@ class AgoraChannel(Sink):
         self._next_frame = block.first_frame + block.frames
         if not source.joined:
             self._broken = True
+            self._late.restart()
             raise SinkBusy(source.words())
         self._keep_live(block)
+        self._catch_up(block)
         try:
             if self._live is None:
                 self._push_as_it_is(block, bool(gap_frames) or self._broken)
@@ -133,6 +140,8 @@ class AgoraChannel(Sink):
             away = error.code == Code.NOT_READY
             raise SinkBusy(source.words() if away else str(error), error.taken) from None
         self._broken = False
+        if self._setup.catch_up != "never" and not (self._live and self._live.loop.hurries):
+            self._late.saw(source.inside_ms(), self._now_ns())
 
     def _keep_live(self, block: Block) -> None:
         """Raises SinkBusy for a block that is to be dropped, because sound has fallen behind."""
@@ -145,7 +154,33 @@ class AgoraChannel(Sink):
             self._behind = False
         if self._behind:
             self._broken = True
+            self._late.restart()
             raise SinkBusy(f"{latency_ms:.0f} ms behind; sound is dropped until it is live again")
+
+    def _catch_up(self, block: Block) -> None:
+        """Raises SinkBusy for a block that is to be dropped, because the queue is too long."""
+        late = self._late
+        if not late.excess_ms:
+            return
+        if self._live is not None and self._setup.catch_up == "faster":
+            faster_ms = min(late.excess_ms, FASTER_MS)
+            if late.excess_ms > faster_ms:
+                late.excess_ms -= block.frames * 1000 / self._audio.rate_hz
+                self._dropped(late.excess_ms)
+            if not self._broken:  # else its timeline begins anew with this block
+                self._live.loop.catch_up(faster_ms / 1000)
+                late.restart()
+            return
+        from capstand.dsp.level import mean_square
+
+        power = mean_square(block.samples, self._audio.sample)
+        excess_ms = late.excess_ms
+        if late.drops(power, block.frames * 1000 / self._audio.rate_hz):
+            self._dropped(excess_ms)
+
+    def _dropped(self, excess_ms: float) -> NoReturn:
+        self._broken = True
+        raise SinkBusy(f"{excess_ms:.0f} ms late; some sound is dropped to be on time again")
 
     def _push_as_it_is(self, block: Block, gap: bool) -> None:
         audio = self._audio
@@ -208,8 +243,9 @@ class AgoraChannel(Sink):
 
     def close(self) -> None:
         if self._live is not None and not self._broken:
-            with contextlib.suppress(AgoraError):
-                self._push(self._live.bridge(END_MS), 0)  # sound ends without a click
+            inside_ns = round(self._live.loop.inside_s * NS_PER_S)
+            with contextlib.suppress(AgoraError):  # sound ends without a click
+                self._push(self._live.bridge(END_MS), self._end_ns - inside_ns)
         self._broken = True
         self._source.leave_channel(LEAVE_S)
 
