@@ -346,6 +346,22 @@ def test_every_key_of_a_full_channel_arrives() -> None:
             ServerToken("server", "https://[::1]:8443/", "server-password", "/etc/ca.pem", 60),
         ),
         (
+            [
+                'source = "server"',
+                'url = "https://a/"',
+                'method = "POST"',
+                """body = '{"uid": {uid}, "of": {"channel": "{channel}"}}'""",
+                'token_path = "data.0.token"',
+            ],
+            ServerToken(
+                "server",
+                "https://a/",
+                method="POST",
+                body='{"uid": {uid}, "of": {"channel": "{channel}"}}',
+                token_path="data.0.token",
+            ),
+        ),
+        (
             ['source = "local"', 'certificate = "/etc/capstand/certificate"'],
             LocalToken("local", "/etc/capstand/certificate", 86_400),
         ),
@@ -851,6 +867,32 @@ PLACE = "an absolute path, or the name of a credential in the unit (LoadCredenti
         (
             '{source = "server", url = "http://tokens.example/"}',
             [".url: this text of 22 characters is not an https:// address"],
+        ),
+        (
+            '{source = "server", url = "https://a/", body = "uid={uid}"}',
+            ['.body: a GET has none; set method = "POST", or delete the key'],
+        ),
+        (
+            """{source = "server", url = "https://a/", method = "POST", body = '{"u": {uid}'}""",
+            [
+                '.body: begins as JSON and is none; expected such as \'{"channel": "{channel}", '
+                '"uid": {uid}}\''
+            ],
+        ),
+        (
+            """{source = "server", url = "https://a/", method = "POST", body = 'u={user}'}""",
+            [".body: {user} stands for nothing; expected {app_id}, {channel}, {uid} or {expiry}"],
+        ),
+        (
+            '{source = "server", url = "https://a/", method = "PUT"}',
+            ['.method: "PUT" is not one of "GET", "POST"'],
+        ),
+        (
+            '{source = "server", url = "https://a/", token_path = "data..token"}',
+            [
+                '.token_path: "data..token" is not the keys that lead to the token, such as '
+                "data.token"
+            ],
         ),
         (
             '{source = "server", url = "https://"}',

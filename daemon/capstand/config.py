@@ -6,6 +6,7 @@ keys are faults, because a misspelt key that is silently ignored is found in the
 """
 
 import errno
+import json
 import math
 import os
 import re
@@ -264,6 +265,20 @@ class ServerToken(NamedTuple):
     credential: SecretPlace | None = None
     ca_file: AbsolutePath | None = None
     life_s: Annotated[int, Whole(60, 86_400)] = 86_400
+    method: Annotated[str, Choice(("GET", "POST"))] = "GET"
+    body: (
+        Annotated[str, Text(r"[^\0]{1,4096}", "the text to send, at most 4096 characters")] | None
+    ) = None
+    token_path: (
+        Annotated[
+            str,
+            Text(
+                r"[^.\0-\x20\x7f]{1,64}(\.[^.\0-\x20\x7f]{1,64}){0,7}",
+                "the keys that lead to the token, such as data.token",
+            ),
+        ]
+        | None
+    ) = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if "@" in self.url.removeprefix("https://").split("/")[0]:
@@ -274,6 +289,29 @@ class ServerToken(NamedTuple):
             )
         if self.credential is not None:
             yield from _no_secret_itself("credential", self.credential)
+        yield from self._body_problems()
+
+    def _body_problems(self) -> Iterator[tuple[str, str]]:
+        if self.body is None:
+            return
+        if self.method == "GET":
+            yield "body", 'a GET has none; set method = "POST", or delete the key'
+        filled = re.sub(r"\{(app_id|channel|uid|expiry)\}", "1", self.body)
+        if wrong := re.search(r"\{[A-Za-z_]+\}", filled):
+            yield (
+                "body",
+                f"{wrong[0]} stands for nothing; expected {{app_id}}, {{channel}}, {{uid}} or "
+                "{expiry}",
+            )
+        elif filled.lstrip().startswith(("{", "[")):
+            try:
+                json.loads(filled)
+            except (ValueError, RecursionError):
+                yield (
+                    "body",
+                    "begins as JSON and is none; expected such as "
+                    """'{"channel": "{channel}", "uid": {uid}}'""",
+                )
 
     def __repr__(self) -> str:
         return "ServerToken(...)"

@@ -27,6 +27,7 @@ CHANNEL = AgoraSink(
     send_buffer_ms=5000,  # a busy machine is late, and what is late must not be dropped here
     queue_ms=5000,
     max_latency_ms=60_000,
+    catch_up="never",
 )
 SCRIPT = "set connect_ms 5"
 Samples = npt.NDArray[np.int16]

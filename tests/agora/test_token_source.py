@@ -75,7 +75,7 @@ def credential(tmp_path: Path) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers each GET as ``answer`` does and keeps what was asked."""
+    """Answers each GET and POST as ``answer`` does and keeps what was asked."""
 
     daemon_threads = False
     answer: Answer
@@ -83,6 +83,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, answer: Answer, certificate: trustme.LeafCert | None) -> None:
         self.answer = answer
         self.asked: list[tuple[str, str | None]] = []
+        self.posted: list[tuple[str | None, str]] = []
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
         if certificate and self._tls:
             certificate.configure_cert(self._tls)
@@ -106,6 +107,12 @@ class _Handler(BaseHTTPRequestHandler):
         assert isinstance(self.server, Server)
         self.server.asked.append((self.path, self.headers["Authorization"]))
         self.server.answer(self)
+
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Server)
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0)).decode()
+        self.server.posted.append((self.headers["Content-Type"], body))
+        self.do_GET()
 
     def log_message(self, format: str, *args: object) -> None:
         """Silent."""
@@ -361,6 +368,85 @@ def test_the_request(authorities: Authorities, credential: str) -> None:
         (f"/{APP_ID}/lobby/7/?expiry=3600", None),
     ]
     assert threads_end()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "sent"),
+    [
+        (
+            '{"room": "{channel}", "uid": {uid}, "opt": {"ttl": {expiry}}, "who": "{app_id}"}',
+            "application/json",
+            '{"room": "a\\"b&\\u00fc", "uid": 7, "opt": {"ttl": 60}, "who": "' + APP_ID + '"}',
+        ),
+        (
+            "room={channel}&uid={uid}",
+            "application/x-www-form-urlencoded",
+            "room=a%22b%26%C3%BC&uid=7",
+        ),
+        (None, None, ""),
+    ],
+)
+def test_a_server_may_want_a_post(
+    authorities: Authorities, credential: str, body: str | None, kind: str | None, sent: str
+) -> None:
+    """The body is JSON or a form, its fields are filled in and escaped so; the credential goes
+    along."""
+    with token_server(authorities, say(TOKEN.encode(), 201)) as (server, url):
+        keys: dict[str, Any] = {"channel": 'a"b&ü', "life_s": 60, "method": "POST", "body": body}
+        assert source(url, credential, authorities.file, **keys).fetch() == TOKEN
+    assert server.posted == [(kind, sent)]
+    assert server.asked[0][1] == f"Bearer {CREDENTIAL}"
+
+
+def test_a_server_that_wants_another_method_says_so(authorities: Authorities) -> None:
+    with token_server(authorities, say(b"hush", 405)) as (_, url):
+        assert refusal(source(url, None, authorities.file)).startswith("it answered 405; it wants")
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("data.token", {"code": 0, "data": {"token": TOKEN}, "token": "hush"}),
+        ("result.0.rtc", {"result": [{"rtc": f" {TOKEN}\n"}]}),
+        ("data", {"data": TOKEN}),
+        ("1", ["hush", TOKEN]),
+        ("0", {"0": TOKEN}),
+    ],
+)
+def test_a_token_may_lie_deeper(authorities: Authorities, path: str, answer: object) -> None:
+    with token_server(authorities, say(json.dumps(answer).encode())) as (_, url):
+        assert source(url, None, authorities.file, token_path=path).fetch() == TOKEN
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "words"),
+    [
+        (
+            "data.token",
+            b'{"token": "hush"}',
+            "its answer has no such key for token_path data.token",
+        ),
+        (
+            "data.token",
+            b'{"data": "hush"}',
+            "data has no such key for token_path data.token at tok",
+        ),
+        ("data.token", b'{"data": ["hush"]}', "data has no such key for token_path data.token at"),
+        ("data.9", b'{"data": ["hush"]}', "data has no such key for token_path data.9 at 9"),
+        ("data.token", b'{"data": {"token": 5}}', "data.token in its answer is no text; correct"),
+        ("data.token", b'{"data": {"token": ""}}', f"its answer is empty; {EXPECTED}"),
+        ("data.token", b'{"data": {"token": "hush!"}}', f"its answer is no token; {EXPECTED}"),
+        ("data.token", b"hush", "its answer has no JSON object for token_path data.token at data"),
+        ("data.token", b"[" * 60_000, "its answer has no JSON object for token_path data.token"),
+        ("\u0664", b'["a", "b", "c", "d", "hush"]', "its answer has no such key"),
+    ],
+)
+def test_a_path_that_leads_nowhere_says_where_it_ends(
+    authorities: Authorities, path: str, answer: bytes, words: str
+) -> None:
+    with token_server(authorities, say(answer)) as (_, url):
+        text = refusal(source(url, None, authorities.file, token_path=path))
+    assert text.startswith(words)
 
 
 def test_status_names_the_server_and_no_more() -> None:

@@ -30,6 +30,7 @@ MAX_BYTES = 65_536
 TIMEOUT_S = 10.0
 LONG_PART = 16
 TOKEN_KEYS = ("rtcToken", "token", "rtc_token")
+FORM_TYPE = "application/x-www-form-urlencoded"
 
 _NAME_MISMATCH = (62, 64)
 _EXPIRED = 10
@@ -114,7 +115,9 @@ class LocalTokens:
 class TokenServer:
     """A server that is asked by HTTPS and answers with a token, as JSON or as plain text.
 
-    In ``url`` {app_id}, {channel}, {uid} and {expiry} (the life wanted, in seconds) are replaced.
+    In ``url``, and in the ``body`` of a POST, {app_id}, {channel}, {uid} and {expiry} (the life
+    wanted, in seconds) are replaced. ``token_path`` is where in the JSON the token is, such as
+    "data.token"; without it the usual keys are looked for.
     The secret at ``credential_place`` goes along as ``Authorization: Bearer``. Only authorities in
     ``ca_file`` are trusted, or the system's where it is None; nobody can switch that off. Redirects
     are refused, since they would carry the credential elsewhere; proxies are taken from the
@@ -122,7 +125,18 @@ class TokenServer:
     ``url`` that cannot be right.
     """
 
-    __slots__ = ("_ca_file", "_credential", "_host", "_path", "_port", "_timeout_s", "words")
+    __slots__ = (
+        "_body",
+        "_ca_file",
+        "_credential",
+        "_host",
+        "_method",
+        "_path",
+        "_port",
+        "_timeout_s",
+        "_token_path",
+        "words",
+    )
 
     def __init__(
         self,
@@ -134,10 +148,17 @@ class TokenServer:
         uid: int,
         life_s: int,
         timeout_s: float = TIMEOUT_S,
+        method: str = "GET",
+        body: str | None = None,
+        token_path: str | None = None,
     ) -> None:
         values = {"app_id": app_id, "channel": channel, "uid": str(uid), "expiry": str(life_s)}
         self._host, self._port, self._path = _split(_filled(url, values))
         _learn_parts(self._path)
+        self._method = method
+        self._body = None if body is None else fill_body(body, values)
+        _learn_parts(self._body or "")
+        self._token_path = token_path
         self._credential = credential_place
         self._ca_file = ca_file
         self._timeout_s = timeout_s
@@ -148,10 +169,14 @@ class TokenServer:
         headers = {"Accept": "application/json, text/plain", "User-Agent": "capstand"}
         if self._credential is not None:
             headers["Authorization"] = f"Bearer {read_secret(self._credential)}"
+        if self._body is not None:
+            form = "application/json" if is_json(self._body) else FORM_TYPE
+            headers["Content-Type"] = form
         connection = self._connection(_tls(self._ca_file))
+        request = self._method, self._path, self._body, headers
         try:
-            status, answer = _ask(connection, self._path, headers, self._timeout_s)
-            return secret.learn(_token_in(status, answer))
+            status, answer = _ask(connection, request, self._timeout_s)
+            return secret.learn(_token_in(status, answer, self._token_path))
         except (OSError, TokenError) as error:
             raise TokenError(f"{self.words}: {_why(error, self._ca_file)}") from None
 
@@ -251,11 +276,11 @@ def _place_words(place: str) -> str:
     return f"the credential that {len(place)} characters name"
 
 
-def _learn_parts(path: str) -> None:
-    """What may be a key in the path or the query of an address."""
+def _learn_parts(text: str) -> None:
+    """What may be a key in the path or the query of an address, or in what is sent."""
     import re
 
-    for part in re.split(r"[/?&=]", path):
+    for part in re.split(r"[\s/?&=:,\"{}]", text):
         if len(part) >= LONG_PART:
             secret.learn(part)
 
@@ -296,6 +321,22 @@ def _filled(url: str, values: dict[str, str]) -> str:
         return quote(values[name], safe="")
 
     return re.sub(r"\{([^{}]*)\}", value, url)
+
+
+def is_json(body: str) -> bool:
+    """Whether a body is meant as JSON; else it is a form, such as channel={channel}&uid={uid}."""
+    return body.lstrip().startswith(("{", "["))
+
+
+def fill_body(body: str, values: dict[str, str]) -> str:
+    """``body`` with what stands for a value replaced, escaped as its kind wants."""
+    import json
+    from urllib.parse import quote
+
+    for name, value in values.items():
+        escaped = json.dumps(value)[1:-1] if is_json(body) else quote(value, safe="")
+        body = body.replace(f"{{{name}}}", escaped)
+    return body
 
 
 def _split(url: str) -> tuple[str, int, str]:
@@ -358,7 +399,9 @@ def _tls(ca_file: str | None) -> "ssl.SSLContext":
 
 
 def _ask(
-    connection: "HTTPSConnection", path: str, headers: dict[str, str], timeout_s: float
+    connection: "HTTPSConnection",
+    request: tuple[str, str, str | None, dict[str, str]],
+    timeout_s: float,
 ) -> tuple[int, bytes]:
     """Status and body, the latter up to one byte too many. Raises OSError and TokenError."""
     import socket
@@ -375,7 +418,8 @@ def _ask(
             opened.append(connection.sock)
             if given_up.is_set():
                 return
-            connection.request("GET", path, headers=headers)
+            method, path, body, headers = request
+            connection.request(method, path, None if body is None else body.encode(), headers)
             with connection.getresponse() as response:
                 outcome.put((response.status, response.read(MAX_BYTES + 1)))
         except OSError as error:
@@ -409,7 +453,7 @@ def _shut(one: "socket.socket | None") -> None:
             socket.socket.shutdown(one, socket.SHUT_RDWR)
 
 
-def _token_in(status: int, answer: bytes) -> str:
+def _token_in(status: int, answer: bytes, token_path: str | None) -> str:
     """The token in an answer. Raises TokenError, whose words hold nothing of it."""
     import json
     import re
@@ -424,7 +468,9 @@ def _token_in(status: int, answer: bytes) -> str:
         )
     if status == 404:
         raise TokenError("it answered 404, not found; correct the path in url")
-    if status != 200:
+    if status == 405:
+        raise TokenError('it answered 405; it wants another method, set method to "POST" or "GET"')
+    if status not in (200, 201):
         raise TokenError(f"it answered {status}; expected 200, see the server's log")
     if len(answer) > MAX_BYTES:
         raise TokenError(f"its answer is longer than {MAX_BYTES} bytes; expected a token")
@@ -432,10 +478,15 @@ def _token_in(status: int, answer: bytes) -> str:
         value = json.loads(answer)
     except (ValueError, RecursionError):
         value = answer.decode("utf-8", "replace")
-    if isinstance(value, dict):
+    if token_path is not None:
+        value = _at(value, token_path)
+    elif isinstance(value, dict):
         named = [value[key] for key in TOKEN_KEYS if isinstance(value.get(key), str)]
         if not named:
-            raise TokenError(f"its answer has none of the keys {', '.join(TOKEN_KEYS)}")
+            raise TokenError(
+                f"its answer has none of the keys {', '.join(TOKEN_KEYS)}; set token_path to where "
+                'the token is, such as "data.token"'
+            )
         value = named[0]
     text = value.strip() if isinstance(value, str) else "no text"
     if not text:
@@ -443,6 +494,24 @@ def _token_in(status: int, answer: bytes) -> str:
     if not re.fullmatch(r"[0-9A-Za-z+/=]+", text):
         raise TokenError("its answer is no token; expected JSON or the token alone")
     return text
+
+
+def _at(value: object, token_path: str) -> str:
+    """The text at ``token_path``; of the answer nothing is in the error."""
+    gone: list[str] = []
+    for key in token_path.split("."):
+        where = ".".join(gone) or "its answer"
+        if isinstance(value, dict) and key in value:
+            value = value[key]
+        elif isinstance(value, list) and key in map(str, range(len(value))):
+            value = value[int(key)]
+        else:
+            found = "no JSON object" if isinstance(value, str) and not gone else "no such key"
+            raise TokenError(f"{where} has {found} for token_path {token_path} at {key}")
+        gone.append(key)
+    if not isinstance(value, str):
+        raise TokenError(f"{token_path} in its answer is no text; correct token_path")
+    return value
 
 
 def _why(error: Exception, ca_file: str | None) -> str:

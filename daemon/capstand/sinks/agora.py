@@ -295,6 +295,9 @@ class AgoraChannel(Sink):
                     channel=setup.channel,
                     uid=setup.uid,
                     life_s=token.life_s,
+                    method=token.method,
+                    body=token.body,
+                    token_path=token.token_path,
                 )
             case LocalToken():
                 return LocalTokens(
