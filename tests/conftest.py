@@ -11,12 +11,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import figures
 from tests.fakecard import FakeCard, build, missing
 from tests.timing import NOT_JUDGED, bare_timer
 
 __all__ = ["bare_timer"]
+
+
+# How long an example takes is the machine's affair.
+settings.register_profile("slow", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("slow")
 
 
 def pytest_configure() -> None:

@@ -2,4 +2,4 @@
 while all is well.
 """
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0

@@ -171,7 +171,7 @@ def test_patience_ends_with_the_thread(fakecard: FakeCard, readers: list[Reader]
     one.source.wake()
     began = time.monotonic()
     one.step()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 30
 
 
 def test_patience_knows_the_buffer(fakecard: FakeCard, readers: list[Reader]) -> None:

@@ -453,7 +453,11 @@ HOSTILE = st.one_of(
 @settings(
     max_examples=150,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.filter_too_much,
+    ],
 )
 @given(raw=HOSTILE, hang_up=st.booleans())
 def test_whatever_comes_in_the_stream_goes_on(held: Held, raw: bytes, hang_up: bool) -> None:

@@ -137,7 +137,9 @@ def test_too_long_a_question_is_refused_unread(daemon: Daemon) -> None:
 
 @given(st.binary(max_size=2000))
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 def test_any_bytes_leave_the_daemon_well(daemon: Daemon, raw: bytes) -> None:
     """After any bytes at all the next honest client is answered."""

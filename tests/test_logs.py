@@ -340,7 +340,9 @@ def test_an_entry_has_fields(
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=100))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 def test_any_value_arrives_as_one_field(
     journal: socket.socket, handler: JournalHandler, value: str
 ) -> None:

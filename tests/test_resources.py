@@ -42,6 +42,7 @@ CONFIGURATION = """
 name = "mic"
 [stream.capture]
 device = "synthetic"
+buffer_ms = 10000
 synthetic = {{signal = "counter"}}
 [[stream.sink]]
 type = "file"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from capstand.display import LiveLine
 from capstand.errors import DeviceError
 from capstand.logs import Repeats
 from capstand.service import Service
+from tests.manager import Manager
 from tests.patience import PATIENCE_S
 
 CONFIGURATION = """
@@ -28,6 +28,7 @@ CONFIGURATION = """
 name = "mic"
 [stream.capture]
 device = "{device}"
+buffer_ms = 10000
 [[stream.sink]]
 type = "file"
 path = "{folder}/sound"
@@ -41,9 +42,7 @@ class Daemon:
         self.folder = folder
         self.heard: list[str] = []
         path = folder / "notify"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(path))
-        self._socket.settimeout(PATIENCE_S)
+        self.manager = Manager(path)
         setup = folder / "capstand.toml"
         setup.write_text(configuration)
         self.process = subprocess.Popen(
@@ -58,16 +57,17 @@ class Daemon:
 
     def hear(self, wanted: str) -> str:
         """Listens until something said contains ``wanted``."""
+        deadline = time.monotonic() + PATIENCE_S
         while True:
-            said = self._socket.recv(65536).decode()
+            said = self.manager.next()[1]
             self.heard.append(said)
             if wanted in said:
                 return said
+            assert time.monotonic() < deadline, f"not {wanted}, but {self.heard[-3:]}"
 
     def forget(self) -> None:
         """What was said until now is not listened to any more."""
-        while select.select([self._socket], [], [], 0)[0]:
-            self._socket.recv(65536)
+        self.manager.forget()
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -77,7 +77,7 @@ class Daemon:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
-        self._socket.close()
+        self.manager.close()
 
     def ledger(self) -> list[dict[str, Any]]:
         lines = (self.folder / "state/ledger/mic.jsonl").read_text().splitlines()
@@ -201,7 +201,8 @@ def test_a_second_daemon_is_refused_and_the_first_goes_on(daemon: Daemon, tmp_pa
 
 def test_the_ledger_itemises_what_was_lost_and_what_a_sink_missed(tmp_path: Path) -> None:
     """The gaps in the ledger add up to the frames lost, the drops to what the sink missed."""
-    configuration = CONFIGURATION.format(device="synthetic", folder=tmp_path).replace(
+    configuration = CONFIGURATION.format(device="synthetic", folder=tmp_path)
+    configuration = configuration.replace("buffer_ms = 10000\n", "").replace(
         "[[stream.sink]]",
         "[stream.capture.synthetic]\n"
         'faults = [{kind = "overrun", at_s = 0.3, for_s = 0.7}]\n'

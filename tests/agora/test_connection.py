@@ -215,6 +215,7 @@ def a_full_life() -> dict[str, int]:
         native_command("play reconnected:0")
         assert source.wait_joined(WAIT_S)
         source.renew_token(made())
+        renewed(1)
         figures = source.figures
         until("statistics", lambda: (f := figures(0)) is not None and f.sent_kbps is not None)
         native_command("play lost:0")
@@ -831,13 +832,13 @@ def test_hung_calls(standin: StandIn) -> None:
         assert hung.startswith(f"Agora's SDK has not come back from {call} for"), call
         assert CHANNEL in words
         assert code == (0 if call == "renew_token" else Code.NOT_READY)
-        assert not left and took_s < 10
+        assert not left and took_s < 30
     assert standin.calls()[-2].name == RELEASE
 
 
 def hung_to_the_end() -> bool:
     source = joined()
-    native_command("set hang_disconnect_ms 60000 1")
+    native_command("set hang_disconnect_ms 600000 1")
     return source.leave_channel(0.1)
 
 
@@ -845,7 +846,7 @@ def test_end_while_hung(standin: StandIn) -> None:
     """A process ends although a connection hangs in the SDK, and releases nothing beneath it."""
     start = time.monotonic()
     assert see(hung_to_the_end, standin) is False
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < WAIT_S
     assert standin.calls(RELEASE) == standin.calls(DISCONNECT) == []
 
 
@@ -880,7 +881,7 @@ def test_hung_push(standin: StandIn) -> None:
     """A push that does not come back is named; the connection is released only after it."""
     hung, left, took_s, codes = see(hung_push, standin, 960)
     assert hung.startswith("Agora's SDK has not come back from push for")
-    assert not left and took_s < 10 and codes == [0]
+    assert not left and took_s < 30 and codes == [0]
     mark = next(line["ns"] for line in standin.lines() if line.get("mark") == "wake")
     assert standin.calls(DISCONNECT)[0].ns > mark
 
@@ -888,7 +889,7 @@ def test_hung_push(standin: StandIn) -> None:
 def test_hung_push_and_rest(standin: StandIn) -> None:
     """So it is where sound is left over that leaving would send."""
     hung, left, took_s, codes = see(hung_push, standin, 960 + 480)
-    assert hung and not left and took_s < 10 and codes == [0]
+    assert hung and not left and took_s < 30 and codes == [0]
 
 
 def fault() -> list[Any]:
@@ -1043,7 +1044,7 @@ def leaving() -> list[Any]:
 def test_leaving(standin: StandIn) -> None:
     """Leaving is quick and clean in every state, and the same source can join again."""
     for wanted, left, took_s, words in see(leaving, standin):
-        assert left and took_s < 10, wanted
+        assert left and took_s < 30, wanted
         assert words == f"left {CHANNEL}"
     created, destroyed = standin.calls("agora_rtc_conn_create"), standin.calls(DESTROY)
     assert [call.ret for call in created] == [call.args["conn"] for call in destroyed]
