@@ -154,10 +154,10 @@ class TokenServer:
     ) -> None:
         values = {"app_id": app_id, "channel": channel, "uid": str(uid), "expiry": str(life_s)}
         self._host, self._port, self._path = _split(_filled(url, values))
-        _learn_parts(self._path)
+        _learn_parts(url.removeprefix("https://").partition("/")[2])
         self._method = method
         self._body = None if body is None else fill_body(body, values)
-        _learn_parts(self._body or "")
+        _learn_parts(body or "")
         self._token_path = token_path
         self._credential = credential_place
         self._ca_file = ca_file
