@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -498,6 +499,35 @@ def test_a_source_that_is_faster_than_time(device: str, readers: list[Reader]) -
         one.run(4 * 48_000)
     assert no.value.refused
     assert one.indices == []
+
+
+class Backlog:
+    """A PCM that has so many blocks at once when it is started."""
+
+    def __init__(self, pcm: Any, blocks: int) -> None:
+        self._pcm, self._blocks = pcm, blocks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pcm, name)
+
+    def read(self) -> tuple[int, bytes]:
+        if not self._blocks:
+            frames, samples = self._pcm.read()
+            return frames, samples
+        self._blocks -= 1
+        return PERIOD, bytes(4 * PERIOD)
+
+
+def test_a_source_with_a_backlog_at_its_start(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """A source that has some blocks at once when it is started, and then brings them in time, is
+    no such source. What was read to find that out is booked behind the first block."""
+    one = reader(readers, asked(fakecard))
+    one.open()
+    one.source._pcm = Backlog(one.source._pcm, 4)
+    one.run(10 * PERIOD)
+    (gap,) = one.capturer.tally.gaps.since(0)
+    assert (gap.first_frame, gap.exact) == (PERIOD, True)
+    assert gap.frames == pytest.approx(3 * PERIOD, abs=PERIOD - 1)
 
 
 def test_a_source_that_becomes_faster_than_time(fakecard: FakeCard, readers: list[Reader]) -> None:

@@ -30,7 +30,7 @@ from capstand.block import NS_PER_S, AudioFormat
 from capstand.capture import holder, identity, kernel, libasound, rebind
 from capstand.capture.libasound import refresh_configuration
 from capstand.capture.source import UNKNOWN, Grant, Reading
-from capstand.capture.truerate import SLACK_S, too_fast
+from capstand.capture.truerate import FASTEST, SLACK_S, too_fast
 from capstand.config import Capture
 from capstand.errors import DeviceError
 from capstand.stats import Cause
@@ -89,7 +89,7 @@ class AlsaSource:
         self._brought_ns = self._empty_ns = 0  # when frames came last, and when none were there
         self._period = 0  # what is read at once: the card's period, or several where it is short
         self._unit = 0  # the card's period
-        self._overran = False
+        self._after = 0  # frames lost behind those that were read last
         self._buffer = 0
         self._drained = False  # less than a period is left: wait before the next look
         self._looked = False  # a look just now found another period
@@ -141,7 +141,7 @@ class AlsaSource:
         self._lost = 0
         self._brought_ns = self._empty_ns = 0
         self._drained = self._looked = False
-        self._overran = False
+        self._after = 0
         return Grant(self._label, self._audio, granted, self._buffer, exact)
 
     def _configured(self, device: str) -> "alsaaudio.PCM":
@@ -204,9 +204,9 @@ class AlsaSource:
     def read(self, slot: memoryview, timeout_ms: int) -> Reading:
         reading = self._reading
         reading.frames = reading.lost = 0
-        if self._overran:
-            self._overran = False
-            self._lose_all()
+        if self._after:
+            after, self._after = self._after, 0
+            self._lose(after, Cause.OVERRUN) if after != UNKNOWN else self._lose_all()
         try:
             if self._kernel is not None:
                 self._read_exact(self._kernel, slot, timeout_ms)
@@ -356,7 +356,8 @@ class AlsaSource:
             return False
         if frames >= self._period and self._kernel is None:
             self._refuse_no_card()
-        self._reading.stamp_ns, self._reading.ahead = time.monotonic_ns(), frames
+        self._reading.ahead = frames + max(0, self._after)
+        self._reading.stamp_ns, self._reading.edge = time.monotonic_ns(), False
         self._deliver(frames)
         return True
 
@@ -364,17 +365,18 @@ class AlsaSource:
         """A whole block came as soon as the stream was started. Raises DeviceError, refused, where
         it goes on like that, as ALSA's ``null`` does, before any of it is taken for sound."""
         assert self._pcm is not None
-        most = round(SLACK_S * self._capture.rate_hz) + self._buffer
+        rate_hz = self._capture.rate_hz
+        most = round(SLACK_S * rate_hz) + self._buffer
         began_ns, fetched, frames = time.monotonic_ns(), 0, self._unit
-        while frames >= self._unit and fetched < most:
+        while fetched < most and frames >= self._unit:
             frames = int(self._pcm.read()[0])
             fetched += max(0, frames)
-        if fetched >= most and time.monotonic_ns() - began_ns < SLACK_S * NS_PER_S:
-            raise too_fast(self._label)
-        if frames < 0:
-            self._overran = True
-        if fetched:
-            self._lose(fetched, Cause.OVERRUN)  # what such a source had gathered before
+            if (time.monotonic_ns() - began_ns) * rate_hz * FASTEST > fetched * NS_PER_S:
+                break  # it is paced: what comes waits for its time
+        else:
+            if fetched >= most:
+                raise too_fast(self._label)
+        self._after = UNKNOWN if frames < 0 else fetched  # what it had gathered before
 
     def _fetch(self, slot: memoryview) -> int:
         """Reads what is there, at most a block of ``_period`` frames, which may be several of the
@@ -390,7 +392,7 @@ class AlsaSource:
                 raise
             if frames < 0:
                 if fetched:
-                    self._overran = True  # after what was fetched
+                    self._after = UNKNOWN
                 else:
                     self._lose_all()
                 break
