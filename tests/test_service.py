@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from capstand import config
+from capstand import config, realtime
 from capstand.block import NS_PER_S
 from capstand.display import LiveLine
 from capstand.errors import DeviceError
@@ -174,6 +175,26 @@ def test_what_is_wrong_is_told_at_once(tmp_path: Path, monkeypatch: pytest.Monke
             service._tick()
     assert ["busy" in one for one in told] == [False, True, False, False]
     assert ["unplugged" in one for one in told] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("priority", [70, 0])
+def test_what_loads_the_meter_has_a_priority(
+    priority: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds Python's lock for most of its time; a busy machine must not keep it from going on."""
+    setup = tmp_path / "capstand.toml"
+    text = CONFIGURATION.format(device="hw:CARD=NotThere,DEV=0", folder=tmp_path)
+    setup.write_text(text.replace("[stream.capture]", f"[stream.capture]\npriority = {priority}"))
+    service = Service(
+        config.load(setup), tmp_path, tmp_path, LiveLine(wanted=False), Repeats(), setup
+    )
+    asked, loaded = {"settle": 0}, threading.Event()
+    monkeypatch.setattr(realtime, "be_real_time", asked.__setitem__)
+    monkeypatch.setattr(realtime, "freeze_heap", loaded.set)
+    threading.Thread(target=service._settle, daemon=True).start()
+    service._to_settle.put(None)
+    assert loaded.wait(60)
+    assert asked == {"settle": realtime.LOWEST if priority else 0}
 
 
 def test_a_wrong_configuration_ends_it_with_its_errno(tmp_path: Path) -> None:
