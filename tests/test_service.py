@@ -181,7 +181,7 @@ def test_what_is_wrong_is_told_at_once(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_loads_the_meter_has_a_priority(
     priority: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It holds Python's lock for most of its time; a busy machine must not keep it from going on."""
+    """It has Python's lock for most of its time; a busy machine must not keep it from going on."""
     setup = tmp_path / "capstand.toml"
     text = CONFIGURATION.format(device="hw:CARD=NotThere,DEV=0", folder=tmp_path)
     setup.write_text(text.replace("[stream.capture]", f"[stream.capture]\npriority = {priority}"))
