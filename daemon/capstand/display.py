@@ -24,12 +24,12 @@ def _stream_line(one: StreamStats) -> str:
     parts.append(f"{one.rate_hz} Hz, {level_words(one)}, {drift_words(one)}, {lost_words(one)}")
     if one.notice is not None:
         parts.append(f", {one.notice}")
-    if one.simulated:
-        parts.append(f" ({SIMULATED})")
     for sink in one.sinks:
         parts.append(f"; {sink.name}: {sink.detail}")
         if sink.dropped_frames:
             parts.append(f", missed {sink.dropped_frames}")
+    if one.simulated:
+        parts.append(f"; {SIMULATED}")
     return "".join(parts)
 
 

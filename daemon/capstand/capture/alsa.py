@@ -174,11 +174,12 @@ class AlsaSource:
         place = holder.place_of(device) if re.match("(plug)?hw:", device) else None
         if place is None or not identity.has_sound(self._root):
             return
-        card = identity.card_called(place[0], self._root)
-        if card is None:
+        number = holder.card_number(place[0], self._root)
+        if number is None:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        identity.reach(self._label, card, place[1], self._root)
-        node = self._root / f"dev/snd/pcmC{card.number}D{place[1]}c"
+        if card := identity.card_called(str(number), self._root):
+            identity.reach(self._label, card, place[1], self._root)
+        node = self._root / f"dev/snd/pcmC{number}D{place[1]}c"
         os.close(os.open(node, os.O_RDWR | os.O_NONBLOCK))
 
     def restart(self) -> None:

@@ -72,7 +72,7 @@ class Place(NamedTuple):
 
 def has_sound(root: Path = ROOT) -> bool:
     """Whether there is anything that tells which cards there are."""
-    return any((root / one).is_dir() for one in ("sys/class/sound", "dev/snd"))
+    return any((root / one).is_dir() for one in ("sys/class/sound", "dev/snd", "proc/asound"))
 
 
 def cards(root: Path = ROOT) -> list[Card]:
