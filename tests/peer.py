@@ -103,6 +103,35 @@ class Peer(Sink):
         return {"secret_length": len(self._secret)}
 
 
+class Loud(Sink):
+    """Tells of itself what no reader may believe."""
+
+    detail = "\udcff\0\nSTOPPING=1\x1b[2J\u202e" + "x" * 300
+    concern = detail
+
+    def __init__(self, pace: Pace) -> None:
+        self.inserted_frames = 0
+
+    def open(self) -> None:
+        pass
+
+    def write(self, block: Block) -> None:
+        raise SinkError(self.detail * 10_000)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def figures(self, now_ns: int) -> dict[str, object]:
+        deep: object = 0
+        for _ in range(2000):
+            deep = [deep]
+        huge = {"nan": float("nan"), "text": self.detail, "deep": deep, "set": {1}, "big": 10**5000}
+        return huge | {f"{number}": self.detail for number in range(2000)}
+
+
 def got(file: Path) -> list[Got]:
     """All that peers have kept in ``file``, in order."""
     data, at, found = file.read_bytes() if file.exists() else b"", 0, []

@@ -3,6 +3,7 @@
 import ast
 import io
 import logging
+import os
 import re
 import socket
 import struct
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capstand import logs
+from capstand import bug, clean, logs
 from capstand.logs import (
     MAX_FIELD,
     MOST_KINDS,
@@ -350,7 +351,7 @@ def test_any_value_arrives_as_one_field(
     say(logging.INFO, "%s", value, DEVICE=value)
     got = entry(journal.recv(65536))
     assert set(got) == {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "DEVICE"}
-    assert got["DEVICE"] == got["MESSAGE"] == value.encode(errors="replace")
+    assert got["DEVICE"] == got["MESSAGE"] == clean.line(value).encode()
 
 
 def test_a_field_may_have_several_values(journal: socket.socket, handler: JournalHandler) -> None:
@@ -378,8 +379,8 @@ def test_a_long_value_is_cut(journal: socket.socket, handler: JournalHandler) ->
     """A value is cut where it would make the entry too large to send."""
     say(logging.INFO, "x" * 1_000_000, DEVICE="y\n" * 1_000_000)
     got = entry(journal.recv(65536))
-    assert got["MESSAGE"] == b"x" * MAX_FIELD
-    assert got["DEVICE"] == b"y\n" * (MAX_FIELD // 2)
+    assert got["MESSAGE"] == b"x" * (MAX_FIELD - 1) + "…".encode()
+    assert got["DEVICE"].startswith(b"y y y") and len(got["DEVICE"]) <= MAX_FIELD
 
 
 def test_a_stalled_journal_is_not_waited_for(
@@ -427,6 +428,68 @@ def test_plain_lines_say_time_and_weight(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [rest for _, rest in lines] == ["news", "warning: 3 lost", "error: gone"]
     assert all(len(stamp) == 8 and stamp.count(":") == 2 for stamp, _ in lines)
     assert [text.count("\n") for text in cleared] == [0, 1, 2]
+
+
+HOSTILE = "\x1b[2J\n12:00:00 error: forged\0\u202e\udcff"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_plain_line_is_one_line(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    """Whatever a message holds, it is one line that steers no terminal; what the terminal has not
+    is written in another way."""
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(raw, encoding, errors=clean.ERRORS))
+    logs.setup(journal=False)
+    say(logging.INFO, "→ %s", HOSTILE)
+    (line,) = raw.getvalue().decode(encoding).splitlines()
+    arrow = "→" if encoding == "utf-8" else "->"
+    assert line.isprintable()
+    assert line[9:] == f"{arrow} \\x1b[2J 12:00:00 error: forged\\x00\\u202e\\udcff"
+
+
+def test_a_traceback_cannot_be_mistaken_for_lines_of_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its lines are set in, so none of them begins with a time, and each is clean."""
+    stderr = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setattr(bug, "_told", set())
+    logs.setup(journal=False)
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError as error:
+        bug.tell("here", error)
+    first, *others = stderr.getvalue().splitlines()
+    assert "error: here: ValueError: " in first
+    assert len(others) > 2 and all(one.startswith("    ") for one in others)
+    assert all(one.isprintable() for one in (first, *others))
+
+
+def test_a_message_that_does_not_fit_its_values_is_told(
+    journal: socket.socket, handler: JournalHandler
+) -> None:
+    """A template and values that do not belong together raise nothing and lose nothing."""
+    for template, value in (("%d frames", "many"), ("%s and %s", "one")):
+        handler.emit(logging.LogRecord("capstand", logging.INFO, "", 0, template, (value,), None))
+    assert [entry(journal.recv(65536))["MESSAGE"] for _ in range(2)] == [
+        b"%d frames ('many',)",
+        b"%s and %s ('one',)",
+    ]
+
+
+def test_a_log_that_is_closed_is_not_minded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stderr that was closed, and a disk that is full under it, raise nothing."""
+    stderr = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    logs.setup(journal=False)
+    stderr.close()
+    say(logging.ERROR, "line")
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        monkeypatch.setattr("sys.stderr", full)
+        say(logging.ERROR, "line")
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, full.fileno())  # what it holds is written at its end
+        os.close(null)
 
 
 def test_the_journal_is_taken_under_systemd(monkeypatch: pytest.MonkeyPatch) -> None:

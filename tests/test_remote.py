@@ -1,5 +1,6 @@
 """A sink in a process of its own: what happens to it happens to it alone, and is in the books."""
 
+import json
 import logging
 import os
 import random
@@ -23,7 +24,7 @@ from capstand.errors import SinkBusy, SinkError
 from capstand.sinks import remote
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.remote import RemoteSink
-from capstand.sinks.wire import ANSWER, Outcome, Plan, receive_answer
+from capstand.sinks.wire import ANSWER, MOST_VALUES, Outcome, Plan, receive_answer
 from capstand.stream import Stream
 from capstand.worker import _Named
 from tests import line, peer
@@ -215,6 +216,99 @@ def test_an_answer_is_checked(answer: bytes, error: type[Exception] | None) -> N
         else:
             with pytest.raises(error):
                 receive_answer(here)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"figures": ' * 20_000,
+        b'{"figures": {"x": ' + b"9" * 5000 + b"}}",
+        b'{"detail": "\xff"}',
+    ],
+)
+def test_no_answer_raises_what_is_not_expected(body: bytes) -> None:
+    """However JSON is abused, it is nonsense like any other."""
+    here, there = socket.socketpair()
+    with here, there:
+        sending = threading.Thread(
+            target=there.sendall, args=(ANSWER.pack(Outcome.DONE, 0, 0, len(body)) + body,)
+        )
+        sending.start()
+        with pytest.raises(ValueError):
+            receive_answer(here)
+        sending.join()
+
+
+def test_an_answer_is_cleaned() -> None:
+    """A text of it may be shown anywhere, a number of it told as JSON, and it has no more than
+    MOST_VALUES of them."""
+    body = (
+        b'{"detail": "\\udcff\\u0000\\n\\u001b[2J", "figures": {"a": NaN, "b": [' + b"1," * 50_000
+    )
+    body += b"1]}}"
+    here, there = socket.socketpair()
+    with here, there:
+        sending = threading.Thread(
+            target=there.sendall, args=(ANSWER.pack(Outcome.DONE, 0, 0, len(body)) + body,)
+        )
+        sending.start()
+        said = receive_answer(here).said
+        sending.join()
+    assert said["detail"] == "\\udcff\\x00 \\x1b[2J"
+    assert said["figures"]["a"] is None
+    assert len(said["figures"]["b"]) < MOST_VALUES
+
+
+def test_nothing_may_follow_an_answer() -> None:
+    """What comes behind an answer would be taken for the next one."""
+    here, there = socket.socketpair()
+    with here, there:
+        there.sendall(ANSWER.pack(Outcome.DONE, 0, 0, 0) + b"x")
+        with pytest.raises(ValueError, match="1 bytes behind an answer"):
+            receive_answer(here)
+
+
+def test_an_answer_that_drips_has_one_deadline() -> None:
+    """A process that says its answer byte by byte has the same time for it as any other."""
+    here, there = socket.socketpair()
+    ended = threading.Event()
+
+    def drip() -> None:
+        there.sendall(ANSWER.pack(Outcome.DONE, 0, 0, 100_000))
+        for _ in range(500):
+            if ended.wait(0.02):
+                break
+            there.sendall(b" ")
+        there.shutdown(socket.SHUT_WR)
+
+    with here, there:
+        here.settimeout(PATIENCE_S)
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        with pytest.raises(TimeoutError):
+            receive_answer(here, 0.2)
+        assert here.gettimeout() == PATIENCE_S
+        ended.set()
+        dripping.join()
+
+
+def test_what_a_sink_tells_of_itself_is_clean(place: Place) -> None:
+    """Detail, concern, figures and errors of a sink may hold anything: lone surrogates, NUL, line
+    ends, escapes, any number of values. What arrives is bounded and can be printed anywhere."""
+    sink = place.of(Plan("tests.peer:Loud", ()))
+    sink.open()
+    for text in (sink.detail, sink.concern):
+        assert text is not None and text.isprintable()
+        assert text == "\\udcff\\x00 STOPPING=1\\x1b[2J\\u202e" + "x" * 300
+    figures = sink.figures(0)
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert figures["nan"] is None and figures["text"] == sink.detail
+    assert len(json.dumps(figures)) < 1_000_000
+    with pytest.raises(SinkError) as failed:
+        sink.write(block(0))
+    assert str(failed.value).isprintable() and len(str(failed.value)) < 3000
+    sink.close()
 
 
 @pytest.mark.parametrize("act", ["hang", "stop"])

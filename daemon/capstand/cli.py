@@ -1,6 +1,7 @@
 """The command line: run, check, devices, status, reload, release, resume, agora."""
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
@@ -9,18 +10,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from capstand import __version__
+from capstand import __version__, clean, console, signals
 from capstand.errors import CapstandError, ConfigError
 
 if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
     from capstand.config import Config
 
 CONFIG = Path("/etc/capstand/capstand.toml")
 EX_CONFIG = 78
 RELOAD_S = 30
-RELOAD_LOOK_S = 0.05
+RELOAD_LOOK_S = 0.1
 DESCRIPTION = """\
 Takes sound from ALSA capture devices, gives every frame its true place in time, and feeds it to
 its sinks, unattended, for months. What is lost is counted to the frame."""
@@ -55,25 +58,31 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
     try:
+        chosen = _parser().parse_args(arguments)
+        if chosen.act is not _run:
+            signals.let_go()
         return int(chosen.act(chosen))
     except ConfigError as error:
         for fault in error.faults:
-            print(fault, file=sys.stderr)
+            console.complain(clean.line(fault))
         return EX_CONFIG
     except CapstandError as error:
-        print(f"capstand: {error}", file=sys.stderr)
+        console.complain(f"capstand: {clean.lines(error)}")
         return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0  # who read it has seen enough
     except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise
-        what = "raise LimitNOFILE= in the unit, or see what takes the memory of the machine"
-        print(f"capstand: cannot start: {error.strerror}; {what}", file=sys.stderr)
+        if error.filename:
+            what = f"{error.filename}: {error.strerror}"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
+            what = f"cannot write to stdout: {error.strerror}"
+        else:
+            what = str(error.strerror or error)
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            what = f"cannot start: {what}; raise LimitNOFILE= in the unit, "
+            what += "or see what takes the memory of the machine"
+        console.complain(f"capstand: {clean.line(what)}")
         return 1
 
 
@@ -89,11 +98,18 @@ def _run(chosen: argparse.Namespace) -> int:
     runtime = chosen.runtime or _runtime_directory(service=path is not None)
     rights.believe(runtime, make=True)
     if note := rights.settle_into(state, runtime):
-        print(f"capstand: {note}", file=sys.stderr)
+        console.complain(f"capstand: {note}")
     live = LiveLine(wanted=not chosen.quiet)
     repeats = logs.setup(before=live.clear)
+    if state.is_relative_to(rights.temporary()):
+        logs.say(
+            logging.WARNING,
+            "uid %d has no home directory: the ledger is kept in %s, which may be empty after the "
+            "next start of the machine; --state DIR names a better place",
+            *(os.geteuid(), state),
+        )
     if path and not chosen.config:
-        print(f"capstand: running {path}; --no-config takes the first card", file=sys.stderr)
+        console.complain(f"capstand: running {path}; --no-config takes the first card")
     try:
         setup = config.load(path) if path else _without_configuration()
     except ConfigError as error:
@@ -132,18 +148,24 @@ def _without_configuration() -> "Config":
     from capstand import config, devices
     from capstand.decode import decode
 
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        raise CapstandError(
+            f"the current directory cannot be used ({error.strerror}), and recordings would go "
+            "there; go to another one, or give a configuration by --config FILE"
+        ) from None
     found = devices.find()
-    text = devices.default_configuration(found, Path.cwd() / "recordings")
+    text = devices.default_configuration(found, here / "recordings")
     setup = decode(text, "built-in configuration", config.Config)
     told = devices.passed_over(found)
     if setup.stream[0].capture.device == "synthetic":
         why = "no card can be used" if found else "no capture card is there"
         told.append(f"{why}: the sound is simulated, a tone and not a microphone")
     told.append("no configuration given; running this one:\n")
-    print(
+    console.complain(
         "".join(f"capstand: {line}\n" for line in told)
         + "".join(f"    {line}\n" for line in text.splitlines()),
-        file=sys.stderr,
     )
     return setup
 
@@ -155,7 +177,7 @@ def _check(chosen: argparse.Namespace) -> int:
     for name, line in _notes(setup):
         print(f"{chosen.file}: stream {name}: {line}", file=sys.stderr)
     streams = ", ".join(f"{one.name} from {one.capture.wanted}" for one in setup.stream)
-    print(f"{chosen.file}: right; {len(setup.stream)} stream(s): {streams}")
+    print(clean.line(f"{chosen.file}: right; {len(setup.stream)} stream(s): {streams}"))
     return 0
 
 
@@ -177,14 +199,27 @@ def _devices(chosen: argparse.Namespace) -> int:
 def _status(chosen: argparse.Namespace) -> int:
     from capstand import control, display
 
-    answer = control.ask(_socket(chosen), "status")
+    path = _socket(chosen)
+    answer = control.ask(path, "status")
     if chosen.json:
         print(json.dumps(answer, indent=2))
-    else:
-        for fault in answer["reload"]["refused"]:
-            print(f"reload refused: {fault}")
-        print(display.status_table(answer["streams"]))
+        return 0
+    with _understood(path):
+        refused = [f"reload refused: {fault}" for fault in answer["reload"]["refused"]]
+        print("\n".join([*refused, display.status_table(answer["streams"])]))
     return 0
+
+
+@contextlib.contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """For an answer that may be another version's, or of one who is no capstand."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise CapstandError(
+            f"{path}: what is answered there does not fit version {__version__} of this command "
+            f"({type(error).__name__}: {error}); restart the daemon if it was upgraded"
+        ) from None
 
 
 def _reload(chosen: argparse.Namespace) -> int:
@@ -193,46 +228,52 @@ def _reload(chosen: argparse.Namespace) -> int:
     path = _socket(chosen)
     answer = control.ask(path, "reload")
     deadline = time.monotonic() + RELOAD_S
-    while (outcome := control.ask(path, "status")["reload"])["done"] < answer["reload"]:
-        if time.monotonic() > deadline:
-            raise CapstandError(
-                f"{path}: the reload is not done after {RELOAD_S} s; `journalctl -u capstand` "
-                "and `capstand status` tell more"
-            )
-        time.sleep(RELOAD_LOOK_S)
-    if outcome["refused"]:
-        raise ConfigError(outcome["refused"])
-    print("\n".join(outcome["told"]) or "nothing has changed")
+    with _understood(path):
+        while (outcome := control.ask(path, "status")["reload"])["done"] < answer["reload"]:
+            if time.monotonic() > deadline:
+                raise CapstandError(
+                    f"{path}: the reload is not done after {RELOAD_S} s; `journalctl -u capstand` "
+                    "and `capstand status` tell more"
+                )
+            time.sleep(RELOAD_LOOK_S)
+        if outcome["refused"]:
+            raise ConfigError(outcome["refused"])
+        print("\n".join(outcome["told"]) or "nothing has changed")
     return 0
 
 
 def _release(chosen: argparse.Namespace) -> int:
     from capstand import control
 
-    answer = control.ask(
-        _socket(chosen), "release", 10.0, stream=chosen.stream, for_s=chosen.seconds
-    )
-    print(f"{answer['stream']}: released {answer['released']}")
+    path = _socket(chosen)
+    answer = control.ask(path, "release", 10.0, stream=chosen.stream, for_s=chosen.seconds)
+    with _understood(path):
+        print(f"{answer['stream']}: released {answer['released']}")
     return 0
 
 
 def _resume(chosen: argparse.Namespace) -> int:
     from capstand import control
 
-    answer = control.ask(_socket(chosen), "resume", stream=chosen.stream)
-    told = "taking the device back" if answer["was_released"] else "it is not released"
-    print(f"{answer['stream']}: {told}")
+    path = _socket(chosen)
+    answer = control.ask(path, "resume", stream=chosen.stream)
+    with _understood(path):
+        told = "taking the device back" if answer["was_released"] else "it is not released"
+        print(f"{answer['stream']}: {told}")
     return 0
 
 
 def _agora_install(chosen: argparse.Namespace) -> int:
-    from functools import partial
-
     from capstand.agora import install
 
     os.umask(0o022)  # the service's user reads what root installs
-    folder = chosen.into or install.default_folder()
-    install.install(folder, partial(print, flush=True), again=chosen.again)
+    try:
+        folder = chosen.into or install.default_folder()
+    except RuntimeError:
+        raise CapstandError(
+            f"uid {os.geteuid()} has no home directory; name the folder by --into DIR"
+        ) from None
+    install.install(folder, lambda text: print(clean.lines(text), flush=True), again=chosen.again)
     return 0
 
 
@@ -270,17 +311,35 @@ def _socket(chosen: argparse.Namespace) -> Path:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    wrong = f"{clean.line(text, 40)!r}: expected a number of seconds, more than 0 and below 1e9"
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(wrong) from None
     if not 0 < value < 1e9:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(wrong)
     return value
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """What was typed is in the message, and may have come from anywhere."""
+        super().error(clean.line(message))
+
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        """Not as argparse does it, which hides that a disk is full."""
+        if file is sys.stdout and file is not None:
+            file.write(message)
+        else:
+            console.complain(message.rstrip())
+
+    def format_help(self) -> str:
+        return clean.lines(super().format_help(), 1000) + "\n"
 
 
 def _parser() -> argparse.ArgumentParser:
     shape = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="capstand", description=DESCRIPTION, epilog=EPILOG, formatter_class=shape
-    )
+    parser = _Parser(prog="capstand", description=DESCRIPTION, epilog=EPILOG, formatter_class=shape)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -402,7 +461,7 @@ example:
     return parser
 
 
-def _add_agora_install(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_agora_install(commands: "argparse._SubParsersAction[_Parser]") -> None:
     install = commands.add_parser(
         "install",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from capstand import clean
 from capstand.block import SampleFormat
 from capstand.capture import identity, libasound, node
 from capstand.capture.holder import holder_of
@@ -85,7 +86,7 @@ def _pcm_names(root: Path) -> dict[tuple[int, int], str]:
     except OSError:
         return {}
     lines = re.findall(r"(?m)^(\d+)-(\d+): ([^:\n]*):", text)
-    return {(int(card), int(number)): node.printable(name) for card, number, name in lines}
+    return {(int(card), int(number)): clean.line(name) for card, number, name in lines}
 
 
 def _look(

@@ -3,6 +3,7 @@
 import shutil
 import sys
 
+from capstand import clean
 from capstand.stats import SIMULATED, StreamStats
 
 METER_DB = (-60.0, 0.0)
@@ -74,16 +75,22 @@ class LiveLine:
             f"{lost_words(one)}  " + ", ".join(f"→ {sink.detail}" for sink in one.sinks)
             for one in streams
         )
-        width = shutil.get_terminal_size().columns - 1
-        sys.stderr.write("\r\033[K" + text[:width])
-        sys.stderr.flush()
+        width = max(1, shutil.get_terminal_size().columns - 1)
+        shown = clean.in_encoding(clean.line(text), sys.stderr.encoding)
+        self._write("\r\033[K" + shown[:width])
         self._drawn = True
 
     def clear(self) -> None:
         if self._drawn:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+            self._write("\r\033[K")
             self._drawn = False
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except (OSError, ValueError):  # the terminal has gone
+            self.active = False
 
 
 def status_table(answer: list[dict[str, object]]) -> str:

@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from capstand import clean
+
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 REPEAT_S = 60.0
 MAX_FIELD = 4096
@@ -36,6 +38,7 @@ MOST_CHARACTERS = 20_000
 """So many lines are held back, and then told before their minute is over: an entry with the fields
 of all of them has to fit into one datagram."""
 LONGEST_SHAPE = 200
+MAX_MESSAGE = 16 * MAX_FIELD  # a traceback
 
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 log = logging.getLogger("capstand")
@@ -100,7 +103,7 @@ class _Kept:
             for name, values in self._values.items()
         }
         if more:
-            record.args, record.msg = (), f"{record.getMessage()} (and {more} more like it)"
+            record.args, record.msg = (), f"{_text(record)} (and {more} more like it)"
 
 
 class Repeats(logging.Filter):
@@ -222,9 +225,10 @@ class PlainHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         word = {logging.WARNING: "warning: ", logging.ERROR: "error: "}.get(record.levelno, "")
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
-        with contextlib.suppress(OSError):  # a terminal that is gone, a log on a full disk
+        # A terminal that is gone, a log on a full disk, a stream that was closed.
+        with contextlib.suppress(OSError, ValueError):
             self._before()
-            sys.stderr.write(f"{stamp} {word}{record.getMessage()}\n")
+            sys.stderr.write(f"{stamp} {word}{_message(record)}\n")
             sys.stderr.flush()
 
 
@@ -239,7 +243,7 @@ class JournalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         fields: dict[str, object] = {
-            "MESSAGE": record.getMessage(),
+            "MESSAGE": _message(record),
             "PRIORITY": _PRIORITY.get(record.levelno, 5),
             "SYSLOG_IDENTIFIER": "capstand",
             **getattr(record, "fields", {}),
@@ -247,7 +251,8 @@ class JournalHandler(logging.Handler):
         if self._missed:
             fields["MISSED_LINES"] = self._missed
         try:
-            self._socket.sendto(b"".join(_encoded(*one) for one in _each(fields)), self._path)
+            entry = b"".join(_encoded(*one) for one in _each(fields))
+            self._socket.sendto(entry, self._path)
             self._missed = 0
         except OSError:
             self._missed += 1
@@ -260,8 +265,26 @@ def _each(fields: dict[str, object]) -> Iterator[tuple[str, object]]:
             yield name, one
 
 
+def _message(record: logging.LogRecord) -> str:
+    """One clean line, and below it, set in, a traceback if it has one (``bug.tell``)."""
+    text = _text(record)
+    if not getattr(record, "has_traceback", False):
+        return clean.line(text, MAX_FIELD)
+    return clean.lines(text).replace("\n", "\n    ")
+
+
+def _text(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001  a template and values that do not fit are a bug, no silence
+        return f"{record.msg} {record.args}"
+
+
 def _encoded(key: str, value: object) -> bytes:
-    raw = str(value).encode(errors="replace")[:MAX_FIELD]
+    if key == "MESSAGE":
+        raw = str(value).encode()[:MAX_MESSAGE]
+    else:
+        raw = clean.field(value, MAX_FIELD).encode()
     if b"\n" in raw:
         return key.encode() + b"\n" + struct.pack("<Q", len(raw)) + raw + b"\n"
     return key.encode() + b"=" + raw + b"\n"

@@ -176,7 +176,7 @@ def own_runtime() -> Path:
     for session in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
         if session and is_ours(Path(session)):
             return Path(session) / "capstand"
-    return Path(f"/tmp/capstand-{uid}")
+    return temporary()
 
 
 def own_state() -> Path:
@@ -185,7 +185,12 @@ def own_state() -> Path:
         return Path(own) / "capstand"
     with contextlib.suppress(RuntimeError):  # no HOME and no entry in the table of users
         return Path.home() / ".local/state/capstand"
-    return believe(Path(f"/tmp/capstand-{os.geteuid()}"), make=True) / "state"
+    return believe(temporary(), make=True) / "state"
+
+
+def temporary() -> Path:
+    """For a user without a session, or without a home."""
+    return Path(f"/tmp/capstand-{os.geteuid()}")
 
 
 def believe(runtime: Path, *, make: bool = False) -> Path:

@@ -19,7 +19,7 @@ from errno import EADDRINUSE
 from pathlib import Path
 from typing import Any
 
-from capstand import __version__, bug, realtime
+from capstand import __version__, bug, realtime, signals
 from capstand.config import Config
 from capstand.control import NAME, ControlServer, Peer
 from capstand.display import LiveLine, status_line
@@ -109,7 +109,8 @@ class Service:
         except OSError as error:
             return self._cannot_start(
                 error.errno or EADDRINUSE,
-                f"{self._runtime}: {error.strerror}; --runtime names a directory it may write to",
+                f"{self._runtime}: {error.strerror or error}; "
+                "--runtime names a directory it may write to",
             )
         if refusal := realtime.in_one_line(refused, self._keep_up()):
             say(logging.WARNING, "%s", refusal, KIND="refusal")
@@ -128,6 +129,7 @@ class Service:
         self._control.close()
         if hotplug is not None:
             hotplug.close()
+        signals.end_of_catching()
         wake.close()
         return 1 if self._failed else 0
 
@@ -306,21 +308,23 @@ class Service:
         return {"reload": self._reload.ask()}
 
     def _catch_signals(self) -> socket.socket:
-        """SIGTERM and SIGINT end the watch at once; a second one is not needed. SIGHUP is a
-        reload, but in a terminal, where it says that the terminal is gone. What started us may
-        have blocked them, and children inherit that."""
+        """What ends the watch ends it at once; a second signal is not needed. SIGHUP is a reload,
+        but in a terminal, where it says that the terminal is gone."""
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
-        def stop(number: int, _: object) -> None:
-            self._stopping = signal.Signals(number).name
+        def stop(name: str) -> None:
+            self._stopping = name
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
+        def hang_up(name: str) -> None:
+            if at_terminal:
+                stop(name)
+            else:
+                self._reload.ask()
+
         at_terminal = sys.stderr.isatty()
-        signal.signal(signal.SIGHUP, stop if at_terminal else lambda *_: self._reload.ask())
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        signals.catch(stop, hang_up)
         self._selector.register(reader, selectors.EVENT_READ, lambda: reader.recv(64))
         self._writer = writer
         return reader

@@ -32,11 +32,19 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from capstand import logs, realtime, secret
+from capstand import clean, console, logs, realtime, secret
 from capstand.block import Block
 from capstand.errors import SinkBusy, SinkError
 from capstand.sinks.sink import Sink
-from capstand.sinks.wire import ANSWER, CarriedPace, Outcome, Question, receive_question, send
+from capstand.sinks.wire import (
+    ANSWER,
+    MOST_VALUES,
+    CarriedPace,
+    Outcome,
+    Question,
+    receive_question,
+    send,
+)
 
 TELL_S = 0.2
 """How the sink is, is said so often."""
@@ -94,12 +102,12 @@ class Worker:
         self, outcome: Outcome, words: str = "", taken: int = 0, told: bool = False
     ) -> None:
         sink, now_s = self._sink, time.monotonic()
-        said: dict[str, object] = {"words": words} if words else {}
+        said: dict[str, object] = {"words": clean.line(words)} if words else {}
         if sink is not None and (told or now_s - self._told_s >= TELL_S):
             self._told_s = now_s
             said["detail"], said["concern"] = sink.detail, sink.concern
             said["figures"] = sink.figures(time.monotonic_ns())
-        payload = json.dumps(said).encode() if said else b""
+        payload = json.dumps(clean.tree(said, MOST_VALUES)).encode() if said else b""
         inserted_frames = 0 if sink is None else sink.inserted_frames
         send(self._channel, ANSWER.pack(outcome, taken, inserted_frames, len(payload)), payload)
 
@@ -117,6 +125,7 @@ class _Named(logging.Filter):
 
 
 def main() -> NoReturn:
+    console.prepare()
     descriptor, stream, name = sys.argv[1:]
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -162,7 +171,8 @@ def _end_with_parent(channel: socket.socket) -> None:
 def _clear_line() -> None:
     """The daemon may have drawn its live line in the same terminal."""
     if sys.stderr.isatty():
-        sys.stderr.write("\r\033[K")
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write("\r\033[K")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from capstand import clean
 from capstand.capture.identity import card_called
-from capstand.capture.node import printable
 
+LONGEST = 200
 SOUND_SERVERS = ("pipewire", "wireplumber", "pulseaudio", "jackd", "jackdbus")
 
 
@@ -65,11 +66,12 @@ def process_name(thread: str, root: Path = Path("/")) -> str | None:
     """A process, by one of its threads: "jackd (pid 812, user@1000.service/jack.service)"."""
     tgid = re.search(r"^Tgid:\s*(\d+)", _read(root / f"proc/{thread}/status"), re.MULTILINE)
     pid = tgid[1] if tgid else thread
-    command = printable(_read(root / f"proc/{pid}/comm"))
+    command = clean.line(_read(root / f"proc/{pid}/comm").strip(), LONGEST)
     if not command:
         return None
     unit = _unit_of(pid, root)
-    return f"{command} (pid {pid}{f', {unit}' if unit else ''})"
+    shown = f", {clean.line(unit, LONGEST)}" if unit else ""
+    return f"{command} (pid {pid}{shown})"
 
 
 def _unit_of(pid: str, root: Path) -> str | None:
@@ -79,7 +81,7 @@ def _unit_of(pid: str, root: Path) -> str | None:
         if controllers in ("", "name=systemd"):
             units = [one for one in path.split("/") if one.endswith((".service", ".scope"))]
             if units:
-                return printable("/".join(dict.fromkeys((units[0], units[-1]))))
+                return clean.line("/".join(dict.fromkeys((units[0], units[-1]))))
     return None
 
 

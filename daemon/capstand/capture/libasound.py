@@ -18,6 +18,7 @@ import os
 import threading
 from typing import NamedTuple, get_type_hints
 
+from capstand import clean
 from capstand.block import SampleFormat
 from capstand.config import Capture
 
@@ -57,7 +58,7 @@ def _note(
     text = buffer.value.decode(errors="replace")
     if len(lines) == MOST_LINES:
         lines.pop()  # the first ones are the cause, and the last one is told too
-    lines.append("".join(one if one.isprintable() else " " for one in text).strip())
+    lines.append(clean.line(text.strip()))
 
 
 _keep = _HANDLER(_note)

@@ -13,6 +13,8 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
+from capstand import clean
+
 CARD_INFO = 0x81785501
 """SNDRV_CTL_IOCTL_CARD_INFO, struct snd_ctl_card_info."""
 PCM_INFO = 0xC1205531
@@ -61,10 +63,5 @@ def _ask(control: Path, call: int, answer: bytearray) -> bytearray | None:
     return answer
 
 
-def printable(text: str) -> str:
-    """What a driver, a device or a process calls itself must not steer a terminal."""
-    return "".join(one for one in text if one.isprintable()).strip()
-
-
 def _text(raw: bytes) -> str:
-    return printable(raw.split(b"\0", 1)[0].decode(errors="replace"))
+    return clean.line(raw.split(b"\0", 1)[0].decode(errors="replace").strip())

@@ -9,7 +9,7 @@ Thread: capture, while nothing is captured.
 import re
 from pathlib import Path
 
-from capstand.capture.node import printable
+from capstand import clean
 
 FALLBACK = "unplug the device and plug it in again; if a sound server is behind it, restart that"
 
@@ -23,7 +23,7 @@ def advice(device: str, root: Path = Path("/")) -> str:
             return FALLBACK
         if (place.parent / "idVendor").exists():
             usb = place.parent  # the card is an interface of it
-            product = printable((usb / "product").read_text(errors="replace").strip())
+            product = clean.line((usb / "product").read_text(errors="replace").strip())
             what, driver = f"USB device {usb.name} ({product})", Path("/sys/bus/usb/drivers/usb")
             place = usb
         else:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from capstand import bug
+from capstand import bug, clean
 from capstand.block import NS_PER_S, Block
 from capstand.errors import SinkBusy, SinkError
 from capstand.realtime import prepare_thread
@@ -206,7 +206,7 @@ class Outlet:
         except SinkBusy as busy:
             self.delivered += busy.taken
             self.failed += block.frames - busy.taken
-            self.trouble = str(busy)
+            self.trouble = clean.line(busy)
             return
         except Exception:
             self.failed += block.frames
@@ -263,7 +263,7 @@ class Outlet:
 def in_words(sink: str, error: Exception) -> str:
     """What a sink raised, for a person; what nobody foresaw is told with its traceback too."""
     if isinstance(error, SinkError):
-        return str(error)
+        return clean.line(error)
     return f"unexpected {bug.tell(f'sink {sink}', error, SINK=sink)}; tried again"
 
 

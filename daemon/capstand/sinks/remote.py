@@ -131,7 +131,7 @@ class RemoteSink(Sink):
             if channel.gettimeout() != limit_s:
                 channel.settimeout(limit_s)
             send(channel, QUESTION.pack(question, len(payload), *times, *clock), payload)
-            answer = receive_answer(channel)
+            answer = receive_answer(channel, limit_s)
             if answer.taken > frames or answer.inserted_frames < 0:
                 raise ValueError(f"{answer.taken} frames taken of {frames}")
         except TimeoutError:
@@ -150,10 +150,11 @@ class RemoteSink(Sink):
         self._learn(answer)
         if answer.outcome is Outcome.BROKEN:
             self._end(EXIT_S)
+        words = str(answer.said.get("words", "it gave no reason"))
         if answer.outcome is Outcome.BUSY:
-            raise SinkBusy(str(answer.said.get("words")), answer.taken)
+            raise SinkBusy(words, answer.taken)
         if answer.outcome is not Outcome.DONE:
-            raise SinkError(str(answer.said.get("words")))
+            raise SinkError(words)
 
     def _learn(self, answer: Answer) -> None:
         self.inserted_frames = self._inserted_before + answer.inserted_frames

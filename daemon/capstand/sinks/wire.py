@@ -12,10 +12,12 @@ what it says is checked, and what makes no sense is a ValueError.
 import importlib
 import json
 import socket
+import time
 from enum import IntEnum
 from struct import Struct
 from typing import Any, NamedTuple
 
+from capstand import clean
 from capstand.clock import Pace
 from capstand.sinks.sink import Sink
 
@@ -25,6 +27,8 @@ all but the first two are for WRITE."""
 ANSWER = Struct("<BIqI")
 """Outcome, frames taken (for BUSY), frames inserted so far, bytes that follow."""
 LONGEST_ANSWER = 1_000_000
+MOST_VALUES = 10_000
+"""Of what a sink tells of itself; what is more is left out."""
 AT_ONCE = 16384
 """Most questions and answers come whole with one call; only one is under way at a time."""
 
@@ -88,25 +92,48 @@ def receive_question(channel: socket.socket) -> tuple[tuple[Any, ...], bytes]:
     return fields, _filled(channel, received[QUESTION.size :], fields[1])
 
 
-def receive_answer(channel: socket.socket) -> Answer:
-    """Raises EOFError, and ValueError for what is no answer."""
-    received = _filled(channel, channel.recv(AT_ONCE), ANSWER.size)
+def receive_answer(channel: socket.socket, limit_s: float | None = None) -> Answer:
+    """All of it within ``limit_s``, which is the channel's timeout until the first bytes are here.
+
+    Raises EOFError, TimeoutError, and ValueError for what is no answer.
+    """
+    end_s = None if limit_s is None else time.monotonic() + limit_s
+    received = _filled(channel, channel.recv(AT_ONCE), ANSWER.size, end_s)
     outcome, taken, inserted_frames, length = ANSWER.unpack_from(received)
     if length > LONGEST_ANSWER:
         raise ValueError(f"an answer of {length} bytes")
-    said = {}
+    received = _filled(channel, received[ANSWER.size :], length, end_s)
+    if len(received) > length:
+        raise ValueError(f"{len(received) - length} bytes behind an answer")
+    said: object = {}
     if length:
-        said = json.loads(_filled(channel, received[ANSWER.size :], length))
-        if not (isinstance(said, dict) and isinstance(said.get("figures", {}), dict)):
-            raise ValueError("an answer that is no table")
+        try:
+            said = clean.tree(json.loads(received), MOST_VALUES)
+        except RecursionError:
+            raise ValueError("an answer that is nested too deeply") from None
+    if not (isinstance(said, dict) and isinstance(said.get("figures", {}), dict)):
+        raise ValueError("an answer that is no table")
     return Answer(Outcome(outcome), taken, inserted_frames, said)
 
 
-def _filled(channel: socket.socket, received: bytes, size: int) -> bytes:
-    """``received`` and what is missing of ``size`` bytes."""
-    while len(received) < size:
-        more = channel.recv(size - len(received), socket.MSG_WAITALL)
-        if not more:
-            raise EOFError
-        received += more
+def _filled(
+    channel: socket.socket, received: bytes, size: int, end_s: float | None = None
+) -> bytes:
+    """``received`` and what is missing of ``size`` bytes, until ``end_s``."""
+    if len(received) >= size:
+        return received
+    before_s = channel.gettimeout()
+    try:
+        while len(received) < size:
+            if end_s is not None:
+                left_s = end_s - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError
+                channel.settimeout(left_s)
+            more = channel.recv(size - len(received), socket.MSG_WAITALL)
+            if not more:
+                raise EOFError
+            received += more
+    finally:
+        channel.settimeout(before_s)
     return received

@@ -1,0 +1,49 @@
+"""What each signal means to the daemon; no signal that anybody may send ends it without a drain.
+
+    TERM INT QUIT PWR XCPU   end: what was captured is delivered, files and books are closed
+    HUP                      a reload; in a terminal the end, for the terminal has gone
+    the others               nothing: USR1, USR2, ALRM, IO, the real-time ones and their like,
+                             whose default action would be to kill the process at once
+
+Signals that speak of a bug (SEGV, ABRT, which is also the watchdog's, and so on) are left alone.
+
+What comes while the daemon is loaded waits until it can be obeyed: ``hold`` comes first of all, and
+``catch`` lets go. QUIT is not held, so that a start that hangs can be ended from its terminal.
+Thread: main.
+"""
+
+import signal
+from collections.abc import Callable
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGPWR, signal.SIGXCPU)
+HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+IGNORED = (
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF),
+    *(signal.SIGIO, signal.SIGSTKFLT, signal.SIGTTOU),
+    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+)
+
+
+def hold() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+
+
+def let_go() -> None:
+    """For commands that are no daemon: a signal ends them, as it does other programs."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+
+
+def catch(end: Callable[[str], None], hang_up: Callable[[str], None]) -> None:
+    """From now on; each is given the signal's name. What started us may have blocked them, and
+    children inherit that."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    for number in ENDING:
+        signal.signal(number, lambda number, _: end(signal.Signals(number).name))
+    signal.signal(signal.SIGHUP, lambda number, _: hang_up(signal.Signals(number).name))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*ENDING, signal.SIGHUP))
+
+
+def end_of_catching() -> None:
+    """The books are closed: a second signal must not make that end look like a failure."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING, signal.SIGHUP))
