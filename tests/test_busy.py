@@ -30,7 +30,7 @@ from capstand.capture.alsa import AlsaSource
 from capstand.capture.holder import card_number, holder_of, place_of
 from capstand.cli import main
 from capstand.config import Capture, FileSink
-from capstand.control import MAX_CLIENTS, ControlServer, Peer, ask
+from capstand.control import PER_USER, ControlServer, Peer, ask
 from capstand.errors import CapstandError, DeviceError
 from capstand.health import Health
 from capstand.ledger import Ledger
@@ -242,6 +242,7 @@ class Held:
         self._stopping = False
         self.trouble: BaseException | None = None
         self._main = threading.Thread(target=self._run, daemon=True)
+        self._server.start()
         self.stream.start()
         self._main.start()
 
@@ -392,12 +393,12 @@ def test_eight_at_once(held: Held) -> None:
                 answers.append({"stream": "mic"})
             answers.append(held.order("resume", stream="mic"))
 
-    people = [threading.Thread(target=person, args=(one,)) for one in range(MAX_CLIENTS)]
+    people = [threading.Thread(target=person, args=(one,)) for one in range(PER_USER)]
     for one in people:
         one.start()
     for one in people:
         one.join()
-    assert len(answers) == MAX_CLIENTS * 6 and all(one["stream"] == "mic" for one in answers)
+    assert len(answers) == PER_USER * 6 and all(one["stream"] == "mic" for one in answers)
     held.flows()
     stats = held.stream.stats(time.monotonic_ns())
     assert stats.balanced and stats.released is None
@@ -565,6 +566,7 @@ def test_a_device_that_does_not_close_is_told(tmp_path: Path) -> None:
     server = ControlServer(
         tmp_path / "s", selector, {"status": dict}, {"release": lambda what, who: lambda: None}
     )
+    server.start()
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(tmp_path / "s"))
         client.sendall(b'{"ask": "release"}\n')

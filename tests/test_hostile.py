@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from capstand import cli, naming
 from capstand.config import Config, load
-from capstand.control import MAX_CLIENTS, ask
+from capstand.control import PER_USER, ask
 from capstand.decode import decode
 from capstand.errors import ConfigError
 from tests.counts import counts
@@ -422,20 +422,20 @@ def test_a_crowd_of_silent_clients_locks_nobody_out(daemon: Daemon) -> None:
     """With any number of clients that connect and say nothing, or half a line, an honest one is
     answered; who had asked already is answered before it has to go."""
     with ExitStack() as stack:
-        for number in range(10 * MAX_CLIENTS):
+        for number in range(10 * PER_USER):
             client = stack.enter_context(daemon.connect())
             if number % 2:
                 client.sendall(b'{"ask": "sta')
             if number % 7 == 0:
                 client.shutdown(socket.SHUT_WR)
-            assert len(daemon.server._clients) <= MAX_CLIENTS
+            assert len(daemon.server._clients) <= PER_USER
             if number % 5 == 0:
                 assert honest(daemon)
         asked = stack.enter_context(socket.socket(socket.AF_UNIX))
         asked.settimeout(PATIENCE_S)
         asked.connect(str(daemon.path))
         asked.sendall(b'{"ask": "status"}\n')
-        for _ in range(MAX_CLIENTS):
+        for _ in range(PER_USER):
             late = stack.enter_context(socket.socket(socket.AF_UNIX))
             late.setblocking(False)
             try:

@@ -118,6 +118,7 @@ class Service:
         self._reserver.start()
         hotplug = self._listen()
         try:
+            self._control.start()
             threading.Thread(target=self._settle, name="settle", daemon=True).start()
             for stream in self._streams:
                 self._reporters[stream.name].begin()
