@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import select
 import shutil
@@ -22,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jeepney.low_level import HeaderFields, MessageFlag
+from jeepney.wrappers import DBusAddress, new_method_call, new_signal
 
 from capstand import bus as bus_module
 from capstand import claim, reserve
-from capstand.bus import Bus, BusError, Refusal
+from capstand.bus import Bus, BusError, Incoming, Refusal
 from capstand.capture.capturer import OPERATOR
-from capstand.claim import HIGHEST, INTERFACE
+from capstand.claim import HIGHEST, INTERFACE, Claim
 from capstand.config import Capture, FileSink
 from capstand.health import Health
 from capstand.ledger import Ledger
@@ -35,6 +38,7 @@ from capstand.reserve import Reserver, session_address
 from capstand.sinks.outlet import Outlet
 from capstand.stats import Cause
 from capstand.stream import Stream
+from tests.counts import counts
 from tests.fakecard import FakeCard
 from tests.line import Keep, config
 from tests.patience import PATIENCE_S
@@ -522,6 +526,293 @@ def test_two_streams_of_one_card_share_a_name(
     jack.release()
     for stream in one.streams:
         until(lambda capturer=stream.capturer: capturer.grant is not None)  # type: ignore[misc]
+
+
+# Whoever is on the bus
+
+
+def peer(session: SessionBus) -> Bus:
+    """Any program of the user's."""
+    return Bus(session.address)
+
+
+def still_serves(one: Mic, bus: Bus) -> None:
+    """Sound flows without a gap, the name is ours, and who asks rightly is answered."""
+    until(lambda: asks(bus) is False)
+    assert bus.ask("GetNameOwner", "s", NAME)[0] != bus.unique_name
+    one.flows()
+    assert one.reserver._thread.is_alive()
+    assert one.stream.capturer.tally.gaps.count == 0
+
+
+def asks(bus: Bus) -> object:
+    try:
+        return bus.call(NAME, PATH, INTERFACE, "RequestRelease", "i", -5)[0]
+    except Refusal as refusal:  # while it is one of too many
+        return refusal
+
+
+FORGED: list[tuple[str | None, tuple[Any, ...]]] = [
+    (None, ()),
+    ("s", (NAME,)),
+    ("ss", (NAME, ":1.1")),
+    ("sss", (NAME, ":1.0", ":1.99")),
+    ("sss", (NAME, ":1.0", "")),
+    ("ssi", (NAME, "", 5)),
+    ("as", ([NAME, "", ":1.99"],)),
+    ("v", (("s", NAME),)),
+    ("sssay", (NAME, "", ":1.99", b"x" * 9000)),
+]
+
+
+@pytest.mark.parametrize(("signature", "body"), FORGED)
+def test_only_the_bus_says_who_owns_a_name(
+    mic: Made, session: SessionBus, signature: str | None, body: tuple[Any, ...]
+) -> None:
+    """A NameOwnerChanged of any other sender is not believed, whatever shape it has, sent to all or
+    to us alone."""
+    one = mic(session.address).start()
+    one.flows()
+    bus = peer(session)
+    (ours,) = bus.ask("GetNameOwner", "s", NAME)
+    emitter = DBusAddress("/org/freedesktop/DBus", interface="org.freedesktop.DBus")
+    for destination in (None, ours):
+        signal = new_signal(emitter, "NameOwnerChanged", signature, body)
+        if destination:
+            signal.header.fields[HeaderFields.destination] = destination
+        bus._send(signal)
+    still_serves(one, bus)
+    bus.close()
+
+
+@pytest.mark.parametrize(
+    ("sender", "believed"), [(":1.7", False), ("", False), (reserve.BUS, True)]
+)
+def test_the_sender_decides_whether_it_is_believed(
+    tmp_path: Path, session: SessionBus, sender: str, believed: bool
+) -> None:
+    """The same words are news from the bus and nothing from anybody else."""
+    ledger, bus = Ledger(tmp_path), peer(session)
+    reserver = Reserver(list, ledger, lambda: None)
+    reserver._claims[7] = Claim(7, bus, ledger)
+    emitter = DBusAddress("/org/freedesktop/DBus", interface="org.freedesktop.DBus")
+    message = new_signal(emitter, "NameOwnerChanged")
+    where = ("/org/freedesktop/DBus", "org.freedesktop.DBus", "NameOwnerChanged")
+    signal = Incoming(False, sender, *where, "sss", (NAME, ":1.2", ""), message)
+    assert reserver._hear(signal) is believed
+    bus.close()
+    ledger.close(PATIENCE_S)
+
+
+CALLS: list[tuple[str, str, str | None, tuple[Any, ...]]] = [
+    ("org.freedesktop.DBus.Properties", "Get", "sas", (INTERFACE, ["x"])),
+    ("org.freedesktop.DBus.Properties", "Get", "sa{ss}", (INTERFACE, {"x": "y"})),
+    ("org.freedesktop.DBus.Properties", "Get", "s", (INTERFACE,)),
+    ("org.freedesktop.DBus.Properties", "Get", None, ()),
+    ("org.freedesktop.DBus.Properties", "Get", "vv", (("s", INTERFACE), ("as", []))),
+    ("org.freedesktop.DBus.Properties", "GetAll", "as", ([INTERFACE],)),
+    ("org.freedesktop.DBus.Properties", "GetAll", None, ()),
+    (INTERFACE, "RequestRelease", None, ()),
+    (INTERFACE, "RequestRelease", "b", (True,)),
+    (INTERFACE, "RequestRelease", "s", ("2147483647",)),
+    (INTERFACE, "RequestRelease", "d", (1e300,)),
+    (INTERFACE, "RequestRelease", "x", (2**62,)),
+    (INTERFACE, "RequestRelease", "ai", ([2**31 - 1],)),
+    (INTERFACE, "RequestRelease", "v", (("i", 2**31 - 1),)),
+    (INTERFACE, "RequestRelease", "ii", (2**31 - 1, 1)),
+]
+
+
+def test_a_call_of_another_shape_is_refused(mic: Made, session: SessionBus) -> None:
+    """Arguments of wrong types or number get an error, and only that call is lost."""
+    one = mic(session.address).start()
+    one.flows()
+    for interface, member, signature, body in CALLS:
+        bus = peer(session)
+        with pytest.raises(Refusal, match=r"DBus\.Error\.InvalidArgs"):
+            bus.call(NAME, PATH, interface, member, signature, *body)
+        bus.close()
+    bus = peer(session)
+    with pytest.raises(Refusal, match=r"DBus\.Error\.UnknownObject"):
+        bus.call(NAME, f"{PATH}/x", INTERFACE, "RequestRelease", "i", HIGHEST)
+    still_serves(one, bus)
+    bus.close()
+
+
+def test_a_huge_message_is_left_out(mic: Made, session: SessionBus) -> None:
+    """A message of megabytes is read past, not kept and not taken apart."""
+    one = mic(session.address).start()
+    one.flows()
+    bus = peer(session)
+    target = DBusAddress(PATH, bus_name=NAME, interface=INTERFACE)
+    for signature, body in (("ay", b"x" * 8_000_000), ("ai", [7] * 100_000)):
+        bus._send(new_method_call(target, "RequestRelease", signature, (body,)))
+    still_serves(one, bus)
+    bus.close()
+
+
+def test_a_message_that_cannot_be_read_is_left_out(session: SessionBus) -> None:
+    """What jeepney stumbles over costs that message only: a field of the header that it does not
+    know, a file descriptor, bytes that are none of what they say."""
+    here, there = socket.socketpair()
+    bus = Bus(session.address)
+    list(bus.incoming())  # its own name
+    own, bus._socket = bus._socket, here
+    bus._poll = select.poll()
+    bus._poll.register(here, select.POLLIN)
+    right = new_signal(DBusAddress("/x", interface="a.b"), "Right", "s", ("y",)).serialise(serial=1)
+    unknown = right.replace(b"\x03\x01s\x00", b"\x63\x01s\x00")
+    descriptor = new_signal(DBusAddress("/x", interface="a.b"), "Fd", "u", (3,)).serialise(serial=1)
+    descriptor = descriptor.replace(b"\x08\x01g\x00\x01u", b"\x08\x01g\x00\x01h")
+    torn = right.replace(b"y\x00", b"\xff\xff")
+    with here, there:
+        unfinished = right.replace(b"\x08\x01g\x00\x01s", b"\x08\x01g\x00\x01(")
+        for raw in (unknown, descriptor, torn, unfinished):
+            assert raw != right
+            there.sendall(raw + right)
+            assert [one.member for one in bus.incoming()] == ["Right"]
+        there.sendall(right[:40])
+        assert list(bus.incoming()) == []
+        there.sendall(right[40:])
+        assert [one.member for one in bus.incoming()] == ["Right"]
+        there.sendall(b"no D-Bus at all, but long enough")
+        with pytest.raises(BusError):
+            list(bus.incoming())
+    bus._socket = own
+    bus.close()
+
+
+def test_a_flood_is_bounded_and_ends(mic: Made, session: SessionBus) -> None:
+    """One who asks thousands of times is refused, what waits is bounded, and when he has gone the
+    next one is answered."""
+    one = mic(session.address).start()
+    one.flows()
+    bus = peer(session)
+    target = DBusAddress(PATH, bus_name=NAME, interface=INTERFACE)
+    call = new_method_call(target, "RequestRelease", "i", (-5,))
+    call.header.flags = MessageFlag.no_reply_expected
+    for _ in range(3000):
+        bus._send(call)
+    bus.close()
+    late = peer(session)
+    still_serves(one, late)
+    late.close()
+
+
+def test_what_waits_is_bounded(session: SessionBus) -> None:
+    """While an answer is waited for, no more than so many messages of others are kept; the answer
+    and the bus's own word are."""
+    one, other = Bus(session.address), Bus(session.address)
+    target = DBusAddress("/x", bus_name=one.unique_name, interface="a.b")
+    for number in range(3 * bus_module.MOST_WAITING):
+        signal = new_signal(target, "Noise", "u", (number,))
+        signal.header.fields[HeaderFields.destination] = one.unique_name
+        other._send(signal)
+    assert one.ask("NameHasOwner", "s", one.unique_name) == (True,)
+    kept = [message for message in one._inbox if message.header.fields[HeaderFields.member]]
+    assert len(kept) <= bus_module.MOST_WAITING + 1
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize("seed", range(counts(3, 50)))
+def test_anything_at_all_may_be_sent(mic: Made, session: SessionBus, seed: int) -> None:
+    """Random calls and signals of random shapes, and peers that leave in the midst of one: the
+    thread lives, nothing is captured less, and an honest one is answered afterwards."""
+    dice = random.Random(seed)
+    one = mic(session.address).start()
+    one.flows()
+    bus = peer(session)
+    for _ in range(200):
+        signature, body = anything(dice)
+        path = dice.choice((PATH, "/", f"{PATH}/x", "/org/freedesktop/DBus"))
+        interface = dice.choice(
+            (INTERFACE, "org.freedesktop.DBus", "org.freedesktop.DBus.Properties", "a.b")
+        )
+        address = DBusAddress(path, bus_name=NAME, interface=interface)
+        member = dice.choice(("RequestRelease", "Get", "GetAll", "Set", "NameOwnerChanged", "X"))
+        make = dice.choice((new_method_call, new_signal))
+        message = make(address, member, signature, body)
+        message.header.fields[HeaderFields.destination] = NAME
+        raw = message.serialise(serial=next(bus._serial))
+        if dice.random() < 0.1:
+            bus._socket.sendall(raw[: dice.randrange(len(raw))])
+            bus.close()
+            bus = peer(session)
+        else:
+            bus._socket.sendall(raw)
+    bus.close()
+    late = peer(session)
+    still_serves(one, late)
+    late.close()
+
+
+def anything(dice: random.Random) -> tuple[str, tuple[Any, ...]]:
+    """A signature and a body that fits it; priorities no higher than ours."""
+    kinds: dict[str, Callable[[], Any]] = {
+        "i": lambda: -dice.randrange(100),
+        "u": lambda: dice.randrange(100),
+        "x": lambda: dice.randrange(-(2**63), 2**63),
+        "b": lambda: dice.random() < 0.5,
+        "d": dice.random,
+        "s": lambda: dice.choice((NAME, INTERFACE, "Priority", "", "\x1b\u202e", "x" * 20_000)),
+        "as": lambda: [NAME] * dice.randrange(4),
+        "a{sv}": lambda: {"Priority": ("v", ("v", ("i", 1)))},
+        "(si)": lambda: (NAME, 1),
+        "v": lambda: ("aai", [[1], []]),
+    }
+    chosen = dice.choices(list(kinds), k=dice.randrange(4))
+    return "".join(chosen), tuple(kinds[one]() for one in chosen)
+
+
+def test_a_bug_of_ours_there_ends_no_capture(
+    mic: Made, session: SessionBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody foresaw sets the devices free and is told; the thread connects again."""
+    monkeypatch.setattr(reserve, "RECONNECT_S", 0.01)
+    one = mic(session.address).start()
+    one.flows()
+    claims, failed = one.reserver._look, threading.Event()
+
+    def look(bus: Bus) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise IndexError("a bug")
+        claims(bus)
+
+    monkeypatch.setattr(one.reserver, "_look", look)
+    one.reserver.wake()
+    assert failed.wait(PATIENCE_S)
+    bus = peer(session)
+    until(lambda: asks(bus) is False)
+    one.flows()
+    bus.close()
+
+
+def test_a_login_that_drips_has_one_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bus that says its welcome byte by byte is given up after CALL_S."""
+    monkeypatch.setattr(bus_module, "CALL_S", 0.2)
+    ended = threading.Event()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "bus"))
+        server.listen()
+
+        def drip() -> None:
+            client, _ = server.accept()
+            with client, contextlib.suppress(OSError):
+                for _ in range(500):
+                    if ended.wait(0.02):
+                        break
+                    client.sendall(b"x")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        with pytest.raises(BusError, match="timed out"):
+            Bus(f"unix:path={tmp_path}/bus")
+        ended.set()
+        dripping.join()
 
 
 def test_a_bus_that_dies_sets_the_card_free(

@@ -172,6 +172,6 @@ def process_of(bus: "Bus", name: str) -> str:
 
     try:
         (pid,) = bus.ask("GetConnectionUnixProcessID", "s", name)
-    except Refusal:
+    except (Refusal, ValueError):
         return "another program"
     return process_name(str(pid)) or f"pid {pid}"

@@ -13,6 +13,9 @@ The capture thread knows nothing of this: it is told to release its device and t
 feed several streams, but a name is one per process: hence one ``Claim`` per card. Where this user
 has no session bus (the service's own user ``capstand``), nothing is reserved.
 
+Anybody on that bus may send us anything. Who owns a name is believed of the bus alone, what is
+asked must have the shape that the protocol gives it, and each may ask ``RATE`` times a second.
+
 Thread: ``reserve``; it may wait for the bus, for a bounded time, and a bus that fails sets all
 devices free.
 """
@@ -27,6 +30,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from capstand import bug
+from capstand.allowance import Allowances
 from capstand.capture.capturer import RESERVATION
 from capstand.capture.holder import card_number, place_of
 from capstand.capture.identity import card_of
@@ -40,8 +45,10 @@ if TYPE_CHECKING:
     from capstand.bus import Bus, Incoming
 
 
+RATE, BURST = 10.0, 20.0
 LOOK_S = 1.0  # how often cards that come and go are looked for
 RECONNECT_S = 5.0
+BUS = "org.freedesktop.DBus"  # as in bus.py, which is loaded only where there is one
 
 
 class Reserver:
@@ -59,6 +66,7 @@ class Reserver:
         self._address = address
         self._root = root
         self._claims: dict[int, Claim] = {}
+        self._allowed = Allowances(RATE, BURST)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         self._told: str | None = None
@@ -116,14 +124,23 @@ class Reserver:
         try:
             rule = "type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged'"
             bus.ask("AddMatch", "s", f"{rule},arg0namespace='{INTERFACE}'")
+            look_at = 0.0
             while not self._stopping:
                 for message in bus.incoming():
-                    self._handle(bus, message)
-                self._look(bus)
+                    if message.is_call:
+                        self._serve_call(bus, message)
+                    elif self._hear(message):
+                        look_at = 0.0
+                if time.monotonic() >= look_at:
+                    self._look(bus)
+                    look_at = time.monotonic() + LOOK_S
                 self._tell("cards are reserved on the session bus")
-                self._pause(0.0 if bus.pending else LOOK_S, bus.fileno())
+                if self._pause(0.0 if bus.pending else LOOK_S, bus.fileno()):
+                    look_at = 0.0
         except (BusError, Refusal) as error:
             self._tell(f"cards are not reserved any more: {error}")
+        except Exception as error:  # noqa: BLE001  to share cards is not worth the sound
+            self._tell(f"cards are not reserved any more: {bug.tell('reserve', error)}")
         finally:
             bus.close()
             self._claims.clear()
@@ -147,29 +164,44 @@ class Reserver:
             self._claims[number].streams = streams
             self._claims[number].look(time.monotonic())
 
-    def _handle(self, bus: "Bus", message: "Incoming") -> None:
-        if not message.is_call:
-            if message.member == "NameOwnerChanged" and (claim := self._named(message.body[0])):
-                claim.owner_changed(message.body[2])
+    def _hear(self, signal: "Incoming") -> bool:
+        """Whether it is the bus's word that one of our names has another owner. The bus alone knows
+        that, and only it can send as itself."""
+        if (signal.sender, signal.member, signal.signature) != (BUS, "NameOwnerChanged", "sss"):
+            return False
+        name, _, owner = signal.body
+        claim = self._named(name)
+        if claim is not None:
+            claim.owner_changed(owner)
+        return claim is not None
+
+    def _serve_call(self, bus: "Bus", call: "Incoming") -> None:
+        claim = self._named(call.path.replace("/", ".").removeprefix("."))
+        if not self._allowed.take(call.sender, time.monotonic()):
+            bus.refuse(call, "LimitsExceeded")
             return
-        claim = self._named(message.path.replace("/", ".").removeprefix("."))
         if claim is None:
-            bus.refuse(message, "UnknownObject")
+            bus.refuse(call, "UnknownObject")
             return
-        match message.interface, message.member, message.body:
-            case (("" | "org.freedesktop.ReserveDevice1"), "RequestRelease", (int(priority),)):
-                who = process_of(bus, message.sender)
-                bus.answer(message, "b", claim.requested(priority, who))
-            case (_, "Get", ("org.freedesktop.ReserveDevice1", name)):
-                known = claim.properties()
+        match call.interface, call.member, call.signature:
+            case (("" | "org.freedesktop.ReserveDevice1"), "RequestRelease", "i"):
+                (priority,) = call.body
+                who = process_of(bus, call.sender)
+                bus.answer(call, "b", claim.requested(priority, who))
+            case (("" | "org.freedesktop.DBus.Properties"), "Get", "ss"):
+                interface, name = call.body
+                known = claim.properties() if interface == INTERFACE else {}
                 if name in known:
-                    bus.answer(message, "v", known[name])
+                    bus.answer(call, "v", known[name])
                 else:
-                    bus.refuse(message, "UnknownProperty")
-            case (_, "GetAll", (_,)):
-                bus.answer(message, "a{sv}", claim.properties())
+                    bus.refuse(call, "UnknownProperty")
+            case (("" | "org.freedesktop.DBus.Properties"), "GetAll", "s"):
+                known = claim.properties() if call.body == (INTERFACE,) else {}
+                bus.answer(call, "a{sv}", known)
+            case (_, "RequestRelease" | "Get" | "GetAll", _):
+                bus.refuse(call, "InvalidArgs")
             case _:
-                bus.refuse(message, "UnknownMethod")
+                bus.refuse(call, "UnknownMethod")
 
     def _named(self, name: object) -> Claim | None:
         return next((one for one in self._claims.values() if one.name == name), None)
@@ -189,12 +221,15 @@ class Reserver:
         for stream in self._streams():
             stream.capturer.resume(RESERVATION)
 
-    def _pause(self, timeout_s: float, *descriptors: int) -> None:
+    def _pause(self, timeout_s: float, *descriptors: int) -> bool:
+        """Whether it was ended by ``wake``."""
         poll = select.poll()
         for one in (self._wake, *descriptors):
             poll.register(one, select.POLLIN)
-        if any(one == self._wake for one, _ in poll.poll(timeout_s * 1000)):
+        woken = any(one == self._wake for one, _ in poll.poll(timeout_s * 1000))
+        if woken:
             os.eventfd_read(self._wake)
+        return woken
 
     def _tell(self, line: str) -> None:
         """Each change once, if there is a card at all."""
