@@ -18,6 +18,7 @@ from capstand.devices import Device
 from capstand.display import LiveLine, status_line, status_table
 from capstand.stats import StreamStats
 from tests.patience import PATIENCE_S
+from tests.test_control import replying
 
 CONFIG = """\
 [[stream]]
@@ -263,6 +264,31 @@ def test_status_without_a_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert told.out == ""
     assert told.err.startswith(f"capstand: {tmp_path}/control.sock: no capstand answers")
     assert told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["status"], ["reload"], ["release", "mic"], ["resume", "mic"]])
+@pytest.mark.parametrize(
+    "answer", ["{}", '{"reload": [], "streams": [1]}', '{"reload": {"refused": 1}, "stream": {}}']
+)
+def test_an_answer_of_another_version_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], answer: str
+) -> None:
+    """What does not fit this version, or comes from one who is no capstand, ends in a sentence."""
+    with replying(tmp_path / "control.sock", answer.encode()):
+        assert cli.main([*command, "--runtime", str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith(f"capstand: {tmp_path}/control.sock: ")
+    assert told.err.count("\n") == 1 and "does not fit version" in told.err
+
+
+def test_what_a_daemon_tells_is_clean_here_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever made that socket: what he says does not steer the terminal of who asks."""
+    answer = b'{"error": "\x1b[2J\\n\\udcff"}'.replace(b"\x1b", b"\\u001b")
+    with replying(tmp_path / "control.sock", answer):
+        assert cli.main(["status", "--runtime", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "capstand: \\x1b[2J \\udcff\n"
 
 
 # run

@@ -498,20 +498,23 @@ def test_an_answer_without_end_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
 
 @contextlib.contextmanager
 def replying(path: Path, answer: bytes) -> Iterator[Path]:
-    """A server that says ``answer`` to the first who asks."""
+    """A server that says ``answer`` to all who ask."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(str(path))
         server.listen()
 
         def serve() -> None:
-            client, _ = server.accept()
-            with client, contextlib.suppress(OSError):
-                client.recv(1024)
-                client.sendall(answer)
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = server.accept()
+                    with client, contextlib.suppress(OSError):
+                        client.recv(1024)
+                        client.sendall(answer)
 
         thread = threading.Thread(target=serve)
         thread.start()
         yield path
+        server.shutdown(socket.SHUT_RDWR)
         thread.join()
 
 
