@@ -110,10 +110,15 @@ def test_as_a_user_that_nobody_knows(place: Place, home: dict[str, str]) -> None
     """A uid without an entry in the table of users can do everything, as in a container."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("another uid needs root and setpriv")
-    # It may read what root has installed, and nothing else that others may not.
     other = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    other += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-    all_end_well(place, before=other, env=PATH | home)
+    # Where root's own folder holds what is installed, it may read that.
+    reader = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    for before in (other, [*other, *reader]):
+        tried = [*before, sys.executable, "-c", "import capstand"]
+        if not subprocess.run(tried, cwd=place.folder, capture_output=True, check=False).returncode:
+            all_end_well(place, before=before, env=PATH | home)
+            return
+    pytest.skip("what is installed here may be read by root only")
 
 
 @pytest.mark.parametrize(
