@@ -174,10 +174,10 @@ def _check(chosen: argparse.Namespace) -> int:
     from capstand import config
 
     setup = config.load(chosen.file)
-    for name, line in _notes(setup):
-        print(f"{chosen.file}: stream {name}: {line}", file=sys.stderr)
     streams = ", ".join(f"{one.name} from {one.capture.wanted}" for one in setup.stream)
     print(clean.line(f"{chosen.file}: right; {len(setup.stream)} stream(s): {streams}"))
+    for name, line in _notes(setup):
+        print(clean.line(f"{chosen.file}: note: stream {name}: {line}"))
     return 0
 
 
