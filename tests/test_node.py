@@ -1,4 +1,4 @@
-"""What Python believes of a control node's answers, against the C header, and names of any bytes."""
+"""What a control node answers, as the C header has it, and names of any bytes."""
 
 import shutil
 import subprocess
@@ -64,7 +64,7 @@ def test_names(header: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_name_of_any_bytes_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that is cut in the middle of a character, or steers a terminal, is one line of text."""
+    """A name that is cut within a character, or steers a terminal, is one line of text."""
     name = b"R\xc3\xa9duction\x1b[2J\nde brui\xc3"
     answer = node._CARD.pack(0, 0, b"Mic", b"", name, name, b"", b"", b"")
     monkeypatch.setattr(node, "_ask", lambda *_: bytearray(answer))
