@@ -132,7 +132,7 @@ then start $0 again; the rest needs no root"
     fi
     # shellcheck disable=SC2016
     step "installing ${missing[*]}" "${sudo[@]}" "${clean[@]}" DEBIAN_FRONTEND=noninteractive sh -c '
-        apt-get update -q -o APT::Status-Fd=1
+        apt-get update -q
         apt-get install -y -q -o APT::Status-Fd=1 -o DPkg::Lock::Timeout=120 \
             --no-install-recommends "$@"' sh "${missing[@]}"
 }
