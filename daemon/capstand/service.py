@@ -286,7 +286,9 @@ class Service:
             hung[stream.name] += stream.close(deadline)
             stats = stream.stats(time.monotonic_ns())
             self._reporters[stream.name].end(stats, hung[stream.name])
-            if at_hand and not any(one.delivered_frames for one in stats.sinks):
+            if at_hand and not any(
+                one.delivered_frames or one.inside_frames for one in stats.sinks
+            ):
                 say(logging.ERROR, "%s: nothing was recorded: %s", stream.name, _why(stats))
                 self._failed = True
         self._reserver.stop()
