@@ -114,7 +114,7 @@ def test_as_a_user_that_nobody_knows(place: Place, home: dict[str, str]) -> None
     # Where root's own folder holds what is installed, it may read that.
     reader = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
     for before in (other, [*other, *reader]):
-        tried = [*before, sys.executable, "-c", "import capstand"]
+        tried = [*before, "sh", "-c", '"$@"', "sh", *CLI, "--version"]
         if not subprocess.run(tried, cwd=place.folder, capture_output=True, check=False).returncode:
             all_end_well(place, before=before, env=PATH | home)
             return
