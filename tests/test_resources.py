@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from capstand import bug
 from capstand.block import Block
@@ -194,19 +195,23 @@ def test_a_disk_that_is_read_only(tmp_path: Path, small_disk: Path, places: list
 
 
 def test_a_file_may_not_grow(tmp_path: Path, places: list[Place]) -> None:
-    """With RLIMIT_FSIZE below a segment's size recording goes on in a new file each time, and the
-    sound around it is in the books."""
+    """With RLIMIT_FSIZE below a segment's size recording goes on in a new file each time, and no
+    frame is lost at a file's end."""
     place = Place(tmp_path, tmp_path / "rec")
     places.append(place)
     place.hear_well()
-    place.limit(resource.RLIMIT_FSIZE, 100_000)
-    line = place.hear("sink bad: ")
-    assert "File too large; recording waits; " in line and "lower segment_s" in line
-    place.limit(resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
-    place.hear("bad: mic-")
-    place.daemon.end()
-    events = place.daemon.ledger()
-    assert events[-1]["balanced"] is True
+    limit = 100_000
+    place.limit(resource.RLIMIT_FSIZE, limit)
+    deadline = time.monotonic() + PATIENCE_S
+    while len(list((tmp_path / "rec").glob("*.wav"))) < 5:
+        time.sleep(0.02)
+        assert time.monotonic() < deadline, "no new file is begun"
+    books, _ = place.end()
+    bad = books["sinks"][0]
+    assert (bad["delivered_frames"], bad["dropped_frames"]) == (books["captured_frames"], 0)
+    files = sorted((tmp_path / "rec").iterdir())
+    assert all(one.stat().st_size <= limit for one in files[1:])
+    assert sum(soundfile.info(one).frames for one in files) == bad["delivered_frames"]
 
 
 def test_no_descriptor_is_free(tmp_path: Path, places: list[Place]) -> None:
