@@ -129,19 +129,23 @@ def test_wav_is_bit_exact(
     (path,) = tmp_path.iterdir()
     facts = soundfile.info(path)
     assert facts.format in ("WAV", "WAVEX")  # what RF64 is while it is short
-    assert facts.subtype == f"PCM_{sample.bits}"
+    others = {"U8": "PCM_U8", "S20_3LE": "PCM_24", "FLOAT_LE": "FLOAT"}
+    assert facts.subtype == others.get(sample.alsa_name, f"PCM_{sample.bits}")
     assert (facts.samplerate, facts.channels, facts.frames) == (96_000, channels, 1607)
-    assert same(path, samples, sample)
+    if sample is SampleFormat.FLOAT_LE:
+        assert soundfile.read(path, dtype="float32")[0].tobytes() == samples
+    else:
+        assert same(path, samples, sample)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 8])
 @pytest.mark.parametrize(
     "sample",
-    [SampleFormat.S16_LE, SampleFormat.S24_LE, SampleFormat.S24_3LE],
+    [one for one in SampleFormat if one.alsa_name not in ("S32_LE", "FLOAT_LE")],
     ids=lambda one: one.alsa_name,
 )
 def test_flac_is_bit_exact(tmp_path: Path, sample: SampleFormat, channels: int) -> None:
-    """A FLAC of 16 or 24 bits holds each sample as the device gave it."""
+    """A FLAC of 8, 16 or 24 bits holds each sample as the device gave it."""
     desk = Desk(tmp_path, AudioFormat(48_000, channels, sample), container="flac")
     samples = desk.write(*range(0, 8000, PERIOD))
     desk.sink.flush()
@@ -149,7 +153,9 @@ def test_flac_is_bit_exact(tmp_path: Path, sample: SampleFormat, channels: int) 
     desk.sink.close()
     (path,) = tmp_path.iterdir()
     facts = soundfile.info(path)
-    assert (facts.format, facts.subtype) == ("FLAC", f"PCM_{sample.bits}")
+    others = {"U8": "PCM_S8", "S20_3LE": "PCM_24"}
+    subtype = others.get(sample.alsa_name, f"PCM_{sample.bits}")
+    assert (facts.format, facts.subtype) == ("FLAC", subtype)
     assert (facts.samplerate, facts.channels, facts.frames) == (48_000, channels, 8003)
     assert same(path, samples, sample)
 
@@ -163,6 +169,53 @@ def test_a_gap_is_filled_with_silence(tmp_path: Path, container: str) -> None:
     desk.sink.close()
     (path,) = tmp_path.iterdir()
     assert same(path, first + bytes(20_001 * S16.frame_bytes) + later)
+
+
+@pytest.mark.parametrize("sample", list(SampleFormat), ids=lambda one: one.alsa_name)
+def test_silence_is_that_of_the_format(tmp_path: Path, sample: SampleFormat) -> None:
+    """A gap is 0 in the file, also where the card's samples have no sign."""
+    desk = Desk(tmp_path, AudioFormat(48_000, 2, sample))
+    desk.write(0, PERIOD + 20_001)
+    desk.sink.close()
+    (path,) = tmp_path.iterdir()
+    gap = soundfile.read(path)[0][PERIOD : PERIOD + 20_001]
+    assert len(gap) == 20_001 and not gap.any()
+
+
+@pytest.mark.parametrize("segment_s", [60.0, 86_400.0], ids=["RIFF", "RF64"])
+@pytest.mark.parametrize("sample", list(SampleFormat), ids=lambda one: one.alsa_name)
+def test_what_a_crash_leaves_is_read_in_every_format(
+    tmp_path: Path, sample: SampleFormat, segment_s: float
+) -> None:
+    """Sound that was made safe is there after kill -9; a file without sound is removed."""
+    for written in (1, 0):
+        desk = Desk(tmp_path, AudioFormat(48_000, 2, sample), segment_s=segment_s)
+        samples = desk.write(0) if written else b""
+        if written:
+            desk.sink.flush()
+        else:
+            desk.sink.prepare(desk.block(0))
+        segment = desk.sink._segment
+        assert segment is not None
+        segment._file.close = lambda: None  # nothing more is done to it
+        os.fsync(segment._descriptor)
+        (part,) = tmp_path.iterdir()
+        left = part.read_bytes()
+        segment._file = None
+        os.close(segment._descriptor)
+        desk.sink._segment = None
+        gc.collect()
+        part.write_bytes(left)  # what libsndfile does at its end undone
+        Desk(tmp_path, AudioFormat(48_000, 2, sample)).sink.open()
+        if written:
+            (path,) = tmp_path.iterdir()
+            if sample is SampleFormat.FLOAT_LE:
+                assert soundfile.read(path, dtype="float32")[0].tobytes() == samples
+            else:
+                assert same(path, samples, sample)
+            path.unlink()
+        else:
+            assert list(tmp_path.iterdir()) == []
 
 
 def test_a_gap_can_be_left_out(tmp_path: Path) -> None:

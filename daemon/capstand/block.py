@@ -12,17 +12,28 @@ NS_PER_S = 1_000_000_000
 
 
 class SampleFormat(Enum):
-    """ALSA's name, bytes per sample in memory, significant bits. Little-endian, signed."""
+    """ALSA's name and number, bytes per sample in memory, significant bits (of a float those of its
+    mantissa). The spool knows them by their place in this list: a new one goes to its end.
+    """
 
-    S16_LE = ("S16_LE", 2, 16)
-    S24_LE = ("S24_LE", 4, 24)
-    S24_3LE = ("S24_3LE", 3, 24)
-    S32_LE = ("S32_LE", 4, 32)
+    S16_LE = ("S16_LE", 2, 2, 16)
+    S24_LE = ("S24_LE", 6, 4, 24)
+    S24_3LE = ("S24_3LE", 32, 3, 24)
+    S32_LE = ("S32_LE", 10, 4, 32)
+    S16_BE = ("S16_BE", 3, 2, 16)
+    S20_3LE = ("S20_3LE", 36, 3, 20)
+    FLOAT_LE = ("FLOAT_LE", 14, 4, 24)
+    U8 = ("U8", 1, 1, 8)
 
-    def __init__(self, alsa_name: str, size_bytes: int, bits: int) -> None:
+    def __init__(self, alsa_name: str, alsa_number: int, size_bytes: int, bits: int) -> None:
         self.alsa_name = alsa_name
+        self.alsa_number = alsa_number
         self.size_bytes = size_bytes
         self.bits = bits
+
+    def silence(self, samples: int) -> bytes:
+        """So many samples of nothing; unsigned ones rest in the middle of their range."""
+        return (b"\x80" if self is SampleFormat.U8 else b"\0") * (samples * self.size_bytes)
 
 
 class AudioFormat(NamedTuple):

@@ -39,7 +39,11 @@ from capstand.unreadable import unreadable
 MAX_BYTES = 262_144
 PIPE_S = 5.0
 FORMATS = tuple(one.alsa_name for one in SampleFormat)
-COMMON_RATES = (8000, 11025, 16000, 22050, 32000, 44100, 48000, 88200, 96000, 176400, 192000)
+MOST_HZ = 768_000
+COMMON_RATES = (
+    *(8000, 11025, 16000, 22050, 32000, 44100, 48000, 88200, 96000, 176400, 192000),
+    *(250_000, 256_000, 352_800, 384_000, 500_000, 705_600, 768_000),
+)
 SIGNALS = ("tone", "silence", "noise", "file", "counter")
 FAULTS = ("overrun", "unplug", "stall")
 RING_S = 1.0
@@ -109,7 +113,7 @@ class Capture(NamedTuple):
     """What to ask of the device."""
 
     device: Annotated[str | tuple[str, ...], OneOrSome(DEVICE_NAME, MOST_DEVICES)]
-    rate_hz: Annotated[int, Whole(8000, 192_000, COMMON_RATES)] = 48_000
+    rate_hz: Annotated[int, Whole(8000, MOST_HZ, COMMON_RATES)] = 48_000
     channels: Annotated[int, Whole(1, 32)] = 2
     format: Annotated[str, Choice(FORMATS)] = "S16_LE"
     period_ms: Annotated[float, Number(1, 1000)] = 10.0

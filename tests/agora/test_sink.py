@@ -97,6 +97,10 @@ def captured(seen: dict[str, Any], card: Capture) -> npt.NDArray[np.int64]:
         {"channels": 2, "format": "S24_3LE"},
         {"channels": 2, "format": "S24_LE"},
         {"channels": 2, "format": "S32_LE"},
+        {"channels": 2, "format": "S16_BE"},
+        {"channels": 2, "format": "S20_3LE"},
+        {"channels": 2, "format": "FLOAT_LE"},
+        {"channels": 1, "format": "U8"},
         {"channels": 2, "period_ms": 4.0},
         {"channels": 2, "period_ms": 1024 / 48},
     ],
@@ -135,7 +139,9 @@ def test_every_frame_of_the_stream_is_pushed(
     assert standin.violations() == []
 
 
-@pytest.mark.parametrize(("rate_hz", "channels"), [(44100, 2), (96000, 1), (22050, 1)])
+@pytest.mark.parametrize(
+    ("rate_hz", "channels"), [(44100, 2), (96000, 1), (22050, 1), (250_000, 1), (384_000, 2)]
+)
 def test_other_rates_are_resampled(
     standin: StandIn, tmp_path: Path, rate_hz: int, channels: int
 ) -> None:

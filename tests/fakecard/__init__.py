@@ -29,13 +29,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-FORMATS = ("S16_LE", "S24_LE", "S24_3LE", "S32_LE")
+FORMATS = ("S16_LE", "S24_LE", "S24_3LE", "S32_LE", "S16_BE", "S20_3LE", "FLOAT_LE", "U8")
 
 _SOURCE = Path(__file__).with_name("fakecap.c")
 _CONTROL_BYTES = 4096
 _OVERRUN, _SUSPEND = 1, 2
-_COUNTER_BITS = {"S16_LE": 16, "S24_LE": 24, "S24_3LE": 24, "S32_LE": 32}
-_SAMPLE_BYTES = {"S16_LE": 2, "S24_LE": 4, "S24_3LE": 3, "S32_LE": 4}
+_COUNTER_BITS = dict(zip(FORMATS, (16, 24, 24, 32, 16, 24, 24, 8), strict=True))
+_SAMPLE_BYTES = dict(zip(FORMATS, (2, 4, 3, 4, 2, 3, 4, 1), strict=True))
 
 
 class _Control(ctypes.Structure):
@@ -269,7 +269,8 @@ class FakeCard:
 def counter(data: bytes, format: str, channels: int) -> npt.NDArray[np.int64]:
     """Read the frame numbers out of captured bytes, one per frame.
 
-    S16 of two and more channels and S32 carry 32 bits, S24 24, S16 mono 16. The first number is
+    S16_LE of two and more channels and S32 carry 32 bits, S24 24, S16_LE mono 16; the others carry
+    the bytes of the number, whatever those mean as sound. The first number is
     what the sound says, the others are unwrapped from it: right as long as no jump exceeds half
     the counter's range.
     """

@@ -61,7 +61,8 @@ struct control {
 _Static_assert(sizeof(struct control) <= CONTROL_BYTES, "the control file is one page");
 
 static const unsigned int formats[] = {SND_PCM_FORMAT_S16_LE, SND_PCM_FORMAT_S24_LE, SND_PCM_FORMAT_S24_3LE,
-				       SND_PCM_FORMAT_S32_LE};
+				       SND_PCM_FORMAT_S32_LE, SND_PCM_FORMAT_S16_BE, SND_PCM_FORMAT_S20_3LE,
+				       SND_PCM_FORMAT_FLOAT_LE, SND_PCM_FORMAT_U8};
 #define FORMATS (sizeof formats / sizeof *formats)
 
 struct card {

@@ -157,7 +157,7 @@ class AlsaSource:
                 device=device,
                 rate=capture.rate_hz,
                 channels=capture.channels,
-                format=getattr(alsaaudio, f"PCM_FORMAT_{capture.format}"),
+                format=capture.audio.sample.alsa_number,
                 periodsize=period,
                 periods=max(2, round(wanted / period)),
             )

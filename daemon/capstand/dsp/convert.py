@@ -23,6 +23,15 @@ def to_int32(samples: bytes | memoryview, sample: SampleFormat) -> Int32:
             return wide.view("<i4").reshape(-1)
         case SampleFormat.S32_LE:
             return np.frombuffer(samples, "<i4")
+        case SampleFormat.S16_BE:
+            return np.frombuffer(samples, ">i2").astype(np.int32) << 16
+        case SampleFormat.S20_3LE:
+            return to_int32(samples, SampleFormat.S24_3LE) << 4
+        case SampleFormat.FLOAT_LE:
+            whole = np.rint(to_float32(samples, sample).astype(np.float64) * 2.0**31)
+            return np.clip(whole, -(2.0**31), 2.0**31 - 1).astype(np.int32)
+        case SampleFormat.U8:
+            return (np.frombuffer(samples, np.uint8) ^ 0x80).astype(np.int32) << 24
 
 
 def from_int32(values: Int32, sample: SampleFormat) -> bytes:
@@ -37,10 +46,20 @@ def from_int32(values: Int32, sample: SampleFormat) -> bytes:
             return packed[:, 1:].tobytes()
         case SampleFormat.S32_LE:
             return values.astype("<i4").tobytes()
+        case SampleFormat.S16_BE:
+            return (values >> 16).astype(">i2").tobytes()
+        case SampleFormat.S20_3LE:
+            return from_int32(values >> 4, SampleFormat.S24_3LE)
+        case SampleFormat.FLOAT_LE:
+            return (values * 2.0**-31).astype("<f4").tobytes()
+        case SampleFormat.U8:
+            return bytes(((values >> 24) + 128).astype(np.uint8))
 
 
 def from_float(values: npt.NDArray[np.floating[Any]], sample: SampleFormat) -> bytes:
     """Values within ±1.0 as packed samples, rounded to the format's bits; beyond, clipped."""
+    if sample is SampleFormat.FLOAT_LE:
+        return bytes(np.clip(values, -1, 1).astype("<f4").reshape(-1).tobytes())
     scale = 2.0 ** (sample.bits - 1)
     whole = np.clip(np.rint(values * scale), -scale, scale).astype(np.int64)
     np.minimum(whole, int(scale) - 1, out=whole)  # as a float32, 2³¹ − 1 would be 2³¹
@@ -48,7 +67,12 @@ def from_float(values: npt.NDArray[np.floating[Any]], sample: SampleFormat) -> b
 
 
 def to_float32(samples: bytes | memoryview, sample: SampleFormat) -> npt.NDArray[np.float32]:
-    """Packed samples within ±1.0; 24 bits fit without loss. Shape: flat."""
+    """Packed samples within ±1.0; 24 bits fit without loss. Shape: flat. Floats may be beyond; one
+    that is no number is 0.
+    """
+    if sample is SampleFormat.FLOAT_LE:
+        values = np.frombuffer(samples, "<f4")
+        return np.asarray(np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=-1.0), np.float32)
     return to_int32(samples, sample).astype(np.float32) * np.float32(2.0**-31)
 
 

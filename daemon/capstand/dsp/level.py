@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from capstand.block import AudioFormat, SampleFormat
-from capstand.dsp.convert import to_float32, to_int32
+from capstand.dsp.convert import to_float32
 
 FLOOR_DBFS = -120.0
 WINDOW_S = 0.2
@@ -46,8 +46,7 @@ class Meter:
             values = np.frombuffer(samples, "<i2").astype(np.float32)
             full = 2.0**15
         else:
-            values = to_int32(samples, self._sample).astype(np.float32)
-            full = 2.0**31
+            values, full = to_float32(samples, self._sample), 1.0
         square = float(np.dot(values, values)) / (full * full)
         peak = max(float(values.max()), -float(values.min())) / full
         self.zeros_s = 0.0 if peak else self.zeros_s + len(samples) / self._bytes_per_s

@@ -120,7 +120,7 @@ class Leftovers:
 
 def _recover(descriptor: int, folder: int, name: str) -> None:
     """Gives a segment its name; one without sound is removed."""
-    if os.fstat(descriptor).st_size <= HEADER_BYTES:
+    if os.fstat(descriptor).st_size <= _header_bytes(descriptor, name):
         os.unlink(name, dir_fd=folder)
         return
     if name.endswith(".wav.part"):
@@ -133,3 +133,9 @@ def _recover(descriptor: int, folder: int, name: str) -> None:
                 raise
     name_it(folder, name.removesuffix(".part"))
     disk.sync_folder(folder)
+
+
+def _header_bytes(descriptor: int, name: str) -> int:
+    """The length of a segment without sound; that of floats grows with their channels."""
+    at = os.pread(descriptor, 4096, 0).find(b"data") if name.endswith(".wav.part") else -1
+    return max(HEADER_BYTES, at + 8)

@@ -138,17 +138,17 @@ class Segment:
 
     def write(self, samples: bytes, frames: int) -> None:
         try:
-            match self._audio.sample.alsa_name:
-                case "S16_LE":
+            match self._audio.sample:
+                case SampleFormat.S16_LE:
                     self._file.buffer_write(samples, "int16")
-                case "S32_LE":
+                case SampleFormat.S32_LE:
                     self._file.buffer_write(samples, "int32")
-                case "FLOAT_LE":
+                case SampleFormat.FLOAT_LE:
                     self._file.buffer_write(samples, "float32")
-                case _:
+                case packed:
                     from capstand.dsp.convert import to_int32
 
-                    values = to_int32(samples, self._audio.sample)
+                    values = to_int32(samples, packed)
                     self._file.buffer_write(values.tobytes(), "int32")
         except BaseException:
             self.failed = True
@@ -158,7 +158,7 @@ class Segment:
 
     def silence(self, frames: int) -> None:
         chunk = self._audio.rate_hz
-        zeros = silent(min(frames, chunk), self._audio)
+        zeros = self._audio.sample.silence(min(frames, chunk) * self._audio.channels)
         while frames:
             part = min(frames, chunk)
             self.write(zeros[: part * self._audio.frame_bytes], part)
@@ -287,11 +287,6 @@ def subtype(sample: SampleFormat, container: str) -> str:
     if sample.bits == 8:
         return "PCM_S8" if container == "flac" else "PCM_U8"
     return {16: "PCM_16", 20: "PCM_24", 24: "PCM_24", 32: "PCM_32"}[sample.bits]
-
-
-def silent(frames: int, audio: AudioFormat) -> bytes:
-    """Silence is zero, but in an unsigned format the middle."""
-    return (b"\x80" if audio.sample.alsa_name == "U8" else b"\0") * (frames * audio.frame_bytes)
 
 
 def lock(descriptor: int) -> bool | None:
