@@ -121,6 +121,7 @@ def make_root(suite: str, root: Path, packages: Iterable[str], *options: str) ->
         "--mode=root",
         "--variant=minbase",
         f"--include={','.join(packages)}",
+        "--dpkgopt=force-unsafe-io",  # a power cut ends the building anyway
         *options,
         *apt_options(),
         suite,
