@@ -821,9 +821,9 @@ def test_at_the_end_a_slow_disk_is_waited_for_longer_than_a_channel(
             let_go.set()
             self.enough.set()
 
-    def slowly(segment: Segment) -> None:
+    def slowly(segment: Segment) -> int:
         assert let_go.wait(PATIENCE_S)
-        finish(segment)
+        return finish(segment)
 
     channel = Channel()
     stream.outlets[0].sink = channel
