@@ -25,6 +25,7 @@ from tests.line import Keep, Line, capture, counters
 from tests.patience import PATIENCE_S
 
 FORMATS = tuple(one.alsa_name for one in SampleFormat)
+WIDE = tuple(one for one in FORMATS if one != "U8")
 S = 1_000_000_000
 
 
@@ -49,7 +50,9 @@ def test_counter(format: str, channels: int) -> None:
     """In every format and width frame n carries n, in each channel that has room for it."""
     played = Played(capture(format=format, channels=channels, rate_hz=48_000))
     samples = b"".join(played.read()[1] for _ in range(150))
-    bits = 16 if format == "S16_LE" and channels == 1 else 24
+    bits = min(24, SampleFormat[format].bits)
+    if format == "S16_LE" and channels > 1:
+        bits = 24
     expected = np.arange(150 * 480) & ((1 << bits) - 1)
     assert np.array_equal(counters(samples, played.card) & ((1 << bits) - 1), expected)
     if format != "S16_LE":
@@ -204,7 +207,7 @@ def test_stalls_that_overlap(faults: list[Fault]) -> None:
     assert before == pytest.approx(48 * going, abs=2)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WIDE)
 @pytest.mark.parametrize("level_dbfs", [0.0, -20.0, -60.0])
 def test_tone_level(format: str, level_dbfs: float) -> None:
     """A tone of so many dBFS peaks there, and its RMS is 3.0 dB lower."""
@@ -234,7 +237,7 @@ def test_noise_and_silence() -> None:
     assert not any(silence.read()[1])
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WIDE)
 def test_file(format: str, tmp_path: Path) -> None:
     """A sound file is played from its start, over and over, without a break."""
     path = tmp_path / "ramp.wav"

@@ -51,9 +51,10 @@ def from_int32(values: Int32, sample: SampleFormat) -> bytes:
         case SampleFormat.S20_3LE:
             return from_int32(values >> 4, SampleFormat.S24_3LE)
         case SampleFormat.FLOAT_LE:
-            return (values * 2.0**-31).astype("<f4").tobytes()
+            return (values.astype(np.float64) * 2.0**-31).astype("<f4").tobytes()
         case SampleFormat.U8:
-            return bytes(((values >> 24) + 128).astype(np.uint8))
+            raised = np.asarray((values >> 24) + 128, np.uint8)
+            return bytes(raised.data)
 
 
 def from_float(values: npt.NDArray[np.floating[Any]], sample: SampleFormat) -> bytes:
