@@ -53,14 +53,13 @@ def from_int32(values: Int32, sample: SampleFormat) -> bytes:
         case SampleFormat.FLOAT_LE:
             return (values.astype(np.float64) * 2.0**-31).astype("<f4").tobytes()
         case SampleFormat.U8:
-            raised = np.asarray((values >> 24) + 128, np.uint8)
-            return bytes(raised.data)
+            return ((values >> 24) + 128).astype(np.uint8).tobytes()
 
 
 def from_float(values: npt.NDArray[np.floating[Any]], sample: SampleFormat) -> bytes:
     """Values within ±1.0 as packed samples, rounded to the format's bits; beyond, clipped."""
     if sample is SampleFormat.FLOAT_LE:
-        return bytes(np.clip(values, -1, 1).astype("<f4").reshape(-1).tobytes())
+        return np.asarray(np.clip(values, -1, 1), "<f4").tobytes()
     scale = 2.0 ** (sample.bits - 1)
     whole = np.clip(np.rint(values * scale), -scale, scale).astype(np.int64)
     np.minimum(whole, int(scale) - 1, out=whole)  # as a float32, 2³¹ − 1 would be 2³¹
