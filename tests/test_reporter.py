@@ -72,9 +72,11 @@ def journal() -> Iterator[Journal]:
     one = Journal()
     one.addFilter(Repeats())
     before = log.handlers[:], log.level
-    log.handlers[:], log.level = [one], logging.INFO
+    log.handlers[:] = [one]
+    log.setLevel(logging.INFO)
     yield one
-    log.handlers[:], log.level = before
+    log.handlers[:] = before[0]
+    log.setLevel(before[1])
 
 
 def gaps(line: Line, *frames: int, cause: Cause = Cause.OVERRUN) -> None:
@@ -167,15 +169,14 @@ def test_the_day_is_closed_by_a_total(
     """When the date changes, by midnight or because the clock was set, the sums are written for
     the day that is over."""
     line, ledger = Line(capture(), []), Ledger(tmp_path)
-    day = 86_400 * 20_000
-    monkeypatch.setattr(time, "time", lambda: day - 1.0)
+    monkeypatch.setattr(module, "_today", lambda: "2025-11-25")
     reporter = Reporter(line.stream, ledger)
     reporter.look(line.stats())
-    monkeypatch.setattr(time, "time", lambda: day + 1.0)
+    monkeypatch.setattr(module, "_today", lambda: "2025-11-26")
     reporter.look(line.stats())
     reporter.look(line.stats())
     monkeypatch.undo()
-    assert [one["closes"] for one in books(ledger, "total")] == ["2024-10-03"]
+    assert [one["closes"] for one in books(ledger, "total")] == ["2025-11-25"]
 
 
 def test_a_process_that_holds_the_card_is_told_once_whatever_its_number(

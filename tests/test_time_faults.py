@@ -146,6 +146,7 @@ def test_only_what_people_read_comes_from_the_wall_clock() -> None:
         "sinks/file.py",
         "sinks/spool.py",
         "ledger.py",
+        "logs.py",
         "lending.py",
         "agora/install.py",
         "agora/token.py",

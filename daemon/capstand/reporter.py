@@ -7,7 +7,6 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from datetime import UTC, datetime
 
 from capstand import realtime
 from capstand.handover import Leaving
@@ -21,7 +20,6 @@ from capstand.stream import Stream
 TOTAL_S = 300.0
 GAP_TOTAL_S = 60.0
 """After a gap the sums are written, but no more often than this."""
-DAY_S = 86_400
 DROP_S = 10.0
 """A sink that is away misses sound all the time; the books get a line so often."""
 
@@ -57,7 +55,7 @@ class Reporter:
         self._refusals: list[str] = []
         self._gap_total_due = 0.0
         self._total_due = time.monotonic() + TOTAL_S
-        self._day = int(time.time() // DAY_S)
+        self._day = _today()
         self._fields = {"STREAM": stream.name, "DEVICE": stream.config.capture.wanted}
 
     def _write(self, event: str, **what: object) -> None:
@@ -97,9 +95,8 @@ class Reporter:
         self._tell_trouble(stats)
         self._tell_sinks_own(stream.outlets)
         self._tell_concerns()
-        if (day := int(time.time() // DAY_S)) != self._day:
-            before = datetime.fromtimestamp(self._day * DAY_S, UTC).date().isoformat()
-            self._day = day
+        if (day := _today()) != self._day:
+            before, self._day = self._day, day
             self._write_total("total", stats, closes=before)
         elif time.monotonic() >= self._total_due:
             self._write_total("total", stats)
@@ -355,6 +352,10 @@ class Reporter:
             LOST_FRAMES=stats.lost_frames,
             **self._fields,
         )
+
+
+def _today() -> str:
+    return wall_time(time.monotonic_ns())[:10]
 
 
 def _figures(sink: SinkStats) -> dict[str, object]:
