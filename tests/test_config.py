@@ -734,7 +734,7 @@ def test_a_rate_that_flac_cannot_hold_is_told() -> None:
     ("line", "fault"),
     [
         ("mode = 640", 'mode: 640 is not a mode such as "0640", as chmod takes it: 6 for the '
-         "daemon itself, then 0, 2, 4 or 6"),
+         "daemon itself, then 0, 2, 4 or 6; a text stands in quotation marks"),
         ('mode = "0755"', 'mode: "0755" is not a mode such as "0640", as chmod takes it: 6 for the '
          "daemon itself, then 0, 2, 4 or 6"),
         ('mode = "0040"', 'mode: "0040" is not a mode such as "0640", as chmod takes it: 6 for the '
@@ -745,7 +745,7 @@ def test_a_rate_that_flac_cannot_hold_is_told() -> None:
         ('mount = "mnt"', 'mount: "mnt" is not "auto", true, false or the path of a mount point, '
          'such as "/mnt/usb"'),
         ("mount = 1", 'mount: 1 is not "auto", true, false or the path of a mount point, such as '
-         '"/mnt/usb"'),
+         '"/mnt/usb"; a text stands in quotation marks'),
         ('mount = "/mnt/usb"', 'mount: path, "/rec", is not below "/mnt/usb"'),
         ("keep_days = -1", "keep_days: -1 is no number from 0 to 36500"),
         ("keep_gb = nan", "keep_gb: nan is no number from 0 to 1e+06"),
@@ -883,13 +883,13 @@ PLACE = "an absolute path, or the name of a credential in the unit (LoadCredenti
         ),
         (
             '{source = "server", url = "https://a/", method = "PUT"}',
-            ['.method: "PUT" is not one of "GET", "POST"'],
+            ['.method: this text of 3 characters is not one of "GET", "POST"'],
         ),
         (
             '{source = "server", url = "https://a/", token_path = "data..token"}',
             [
-                '.token_path: "data..token" is not the keys that lead to the token, such as '
-                "data.token"
+                ".token_path: this text of 11 characters is not the keys that lead to the token, "
+                "such as data.token"
             ],
         ),
         (

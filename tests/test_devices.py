@@ -237,8 +237,8 @@ def test_a_device_tells_all_that_it_can(plugged: tuple[Slots, FakeCard]) -> None
     (found,) = find(slots.root)
     assert (found.rates_hz, found.rates_continuous) == ([8000, 192_000], True)
     assert found.channels == list(range(1, 33))
-    assert found.formats == ["S16_LE", "S24_LE", "S24_3LE", "S32_LE"]
-    assert "8000 to 192000 Hz; 1 to 32 channels; S16_LE, S24_LE, S24_3LE, S32_LE" in str(found)
+    assert found.formats == [one.alsa_name for one in SampleFormat]
+    assert "8000 to 192000 Hz; 1 to 32 channels; S16_LE, S24_LE, S24_3LE, S32_LE," in str(found)
     card.restrict(rates=(44_100, 44_100), channels=(1, 1), formats=["S32_LE"])
     (found,) = find(slots.root)
     assert "44100 Hz; 1 channel; S32_LE" in str(found)
@@ -313,10 +313,10 @@ def test_what_cannot_be_asked_for_is_not_offered() -> None:
 
 
 def test_a_holder_that_calls_itself_anything_is_one_line(tmp_path: Path) -> None:
-    """A process chooses its name: what of it is no text is left out."""
+    """A process chooses its name: what of it is no text is written out."""
     proc(tmp_path, HOLDER | {"812/comm": "x\nSTOPPING=1\x1b[2J\n"})
     proc(tmp_path, {"812/cgroup": "0::/user.slice/a\x1b[2J.scope\n"})
-    assert holder_of("0", 0, tmp_path) == "xSTOPPING=1[2J (pid 812, a[2J.scope)"
+    assert holder_of("0", 0, tmp_path) == r"x STOPPING=1\x1b[2J (pid 812, a\x1b[2J.scope)"
 
 
 def test_a_card_of_no_use_says_what_a_configuration_may_ask_for() -> None:

@@ -70,7 +70,7 @@ def test_a_name_of_any_bytes_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node, "_ask", lambda *_: bytearray(answer))
     names = node.card_names(Path("x"))
     assert names is not None
-    assert names.name == names.long_name == "Réduction[2Jde brui\ufffd"
+    assert names.name == names.long_name == "Réduction\\x1b[2J de brui\ufffd"
 
 
 def test_what_is_no_control_node_has_no_names(tmp_path: Path) -> None:

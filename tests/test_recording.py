@@ -203,6 +203,7 @@ def test_what_a_crash_leaves_is_read_in_every_format(
         left = part.read_bytes()
         segment._file = None
         os.close(segment._descriptor)
+        os.close(segment._folder)
         desk.sink._segment = None
         gc.collect()
         part.write_bytes(left)  # what libsndfile does at its end undone

@@ -73,10 +73,15 @@ def find(root: Path = Path("/")) -> list[Device]:
     there = identity.cards(root)
     pcms = _pcm_names(root)
     return [
-        _look(root, there, card, number, pcms.get((card.number, number)))
+        _clean(_look(root, there, card, number, pcms.get((card.number, number))))
         for card in there
         for number in card.captures
     ]
+
+
+def _clean(device: Device) -> Device:
+    """A device says itself what it is called."""
+    return Device._make(clean.line(one) if isinstance(one, str) else one for one in device)
 
 
 def _pcm_names(root: Path) -> dict[tuple[int, int], str]:
@@ -86,7 +91,7 @@ def _pcm_names(root: Path) -> dict[tuple[int, int], str]:
     except OSError:
         return {}
     lines = re.findall(r"(?m)^(\d+)-(\d+): ([^:\n]*):", text)
-    return {(int(card), int(number)): clean.line(name) for card, number, name in lines}
+    return {(int(card), int(number)): clean.line(name.strip()) for card, number, name in lines}
 
 
 def _look(

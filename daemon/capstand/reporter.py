@@ -262,9 +262,13 @@ class Reporter:
             for event, what in outlet.sink.events():
                 self._write(event, sink=outlet.name, **what)
                 if event == "note":
-                    text = "%s: sink %s: %s"
-                    about = (self._stream.name, outlet.name, what["reason"])
-                    say(logging.WARNING, text, *about, SINK=outlet.name, **self._fields)
+                    say(
+                        logging.WARNING,
+                        "%s: sink %s: %s",
+                        *(self._stream.name, outlet.name, what["reason"]),
+                        SINK=outlet.name,
+                        **self._fields,
+                    )
 
     def _tell_concerns(self) -> None:
         """What ails a sink although it takes what comes: its begin and its end."""
