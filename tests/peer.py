@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+from capstand import secret
 from capstand.block import Block
 from capstand.clock import Pace
 from capstand.errors import SinkBusy, SinkError
@@ -18,6 +19,18 @@ from capstand.sinks.sink import Sink
 
 FRAME_BYTES = 4
 _RECORD = struct.Struct("<iqqdd?I")
+
+
+SECRET = "s3cr3t-of-the-device"
+SHOUT = f"a {SECRET}\x1b[2J"
+
+
+def _fail() -> None:
+    raise ValueError(SHOUT)
+
+
+def _fail_in_c() -> None:
+    raise ValueError(SHOUT)
 
 
 class Got(NamedTuple):
@@ -40,15 +53,16 @@ class Peer(Sink):
     fail    refuses                     crash   reads where there is no memory
     hang    never comes back            exit N  ends its process
     babble  answers nonsense            bug     raises what nobody foresaw
+    bugs    raises a secret that it has read: here, in a thread, and where C calls
     """
 
     concern = "it is only a test"
 
-    def __init__(self, file: Path, acts: dict[int, str], secret: str, pace: Pace) -> None:
+    def __init__(self, file: Path, acts: dict[int, str], text: str, pace: Pace) -> None:
         self.inserted_frames = 0
         self._file = file
         self._acts = acts
-        self._secret = secret
+        self._secret = text
         self._pace = pace
 
     @property
@@ -89,6 +103,13 @@ class Peer(Sink):
                 os._exit(int(status))
             case ["bug"]:
                 raise KeyError("a bug")
+            case ["bugs"]:
+                secret.learn(SECRET)
+                thread = threading.Thread(target=_fail, name="looks after it")
+                thread.start()
+                thread.join()
+                ctypes.CFUNCTYPE(None)(_fail_in_c)()
+                raise ValueError(SHOUT)
             case ["babble"]:
                 os.write(int(sys.argv[1]), b"\xff" * 64)
                 threading.Event().wait()

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
+from capstand import signals
 from capstand.block import Block
 from capstand.clock import Clock
 from capstand.config import AgoraSink
@@ -382,7 +383,7 @@ def test_only_the_daemon_ends_it(place: Place) -> None:
     sink.open()
     pid = pid_of(sink)
     assert pid is not None
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (*signals.ENDING, signal.SIGHUP, *signals.IGNORED, signals.FIRST_REAL_TIME):
         os.kill(pid, number)
     sink.write(block(0))
     sink.close()
@@ -509,6 +510,23 @@ def test_its_log_lines_say_whose_they_are(place: Place, capfd: pytest.CaptureFix
     record.__dict__["fields"] = {"CHANNEL": "studio"}
     assert _Named("mic", "far").filter(record)
     assert record.__dict__["fields"] == {"STREAM": "mic", "SINK": "far", "CHANNEL": "studio"}
+
+
+def test_what_goes_wrong_in_its_process_is_logged_clean(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing there writes a traceback of its own: neither the sink's call, nor a thread, nor a
+    function that C calls. Lines are clean, and a secret that was read is in none."""
+    outlet = Outlet("far", place.sink({0: "bugs"}), 1000)
+    outlet.put(block(0))
+    assert outlet.try_open() and not outlet.feed()
+    drive(outlet)
+    told = capfd.readouterr().err
+    for where in ("the sink's process ended", "thread looks after it ended", "in a callback"):
+        assert f"{where}: ValueError: a (secret)\\x1b[2J" in told
+    for text in (told, str(outlet.trouble)):
+        assert peer.SECRET not in text and "\x1b[2J" not in text
+    assert all(one[:1] in " 012" for one in told.splitlines())  # a time, or set in below one
 
 
 def test_the_daemon_itself_loads_no_library_of_a_channel() -> None:

@@ -7,7 +7,7 @@ Threads: any but capture and push, which end of one, and the service with them.
 import logging
 import traceback
 
-from capstand import clean, secret
+from capstand import clean
 
 _told: set[tuple[str, str, int | None]] = set()
 _log = logging.getLogger("capstand")
@@ -20,11 +20,11 @@ def tell(where: str, error: BaseException, **fields: object) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1] if frames else None
     at = f" (at {last.filename.rsplit('/', 1)[-1]}:{last.lineno})" if last else ""
-    line = f"{type(error).__name__}: {secret.without(clean.line(error))}{at}"
+    line = f"{type(error).__name__}: {clean.line(error)}{at}"
     key = (type(error).__name__, last.filename if last else "", last.lineno if last else 0)
     if key not in _told:
         _told.add(key)
-        text = secret.without("".join(traceback.format_exception(error)).rstrip())
+        text = "".join(traceback.format_exception(error)).rstrip()
         extra = {"fields": fields, "has_traceback": True}
         _log.error("%s: %s\n%s", where, line, text, extra=extra)
     return line

@@ -9,12 +9,17 @@ surrogates and what Unicode has not assigned are written as Python writes them (
 And what is right in Unicode may not exist where it is to be written: ``ERRORS`` is an error handler
 for streams that writes an arrow as "->" there, and what has no such likeness as above.
 
+Secrets that this process has read are left out of it too (``secret.py``): an error of a library may
+hold one.
+
 Nothing here raises. Threads: any.
 """
 
 import codecs
 import math
 from itertools import islice
+
+from capstand import secret
 
 LONGEST = 2000
 MOST_LINES = 100
@@ -47,7 +52,7 @@ _PLAIN = {
 
 def line(text: object, longest: int = LONGEST) -> str:
     """``text`` as one printable line of at most ``longest`` characters; white space is a space."""
-    whole = _string(text)
+    whole = secret.without(_string(text))
     if len(whole) <= longest and whole.isprintable():
         return whole
     shown = "".join(map(_shown, whole[: longest + 1])).strip()

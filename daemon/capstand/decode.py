@@ -23,6 +23,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, ge
 
 import tomli
 
+from capstand import clean
 from capstand.errors import ConfigError
 from capstand.slips import explain, invisible, odd_sign
 
@@ -33,6 +34,7 @@ MOST_FAULTS = 50
 MOST_CARDS = 32
 MOST_PARTS = 16
 MOST_DEPTH = 8
+LONGEST_WORD = 60
 CALL = 50
 """What a call of the parser costs, in characters of its text."""
 MOST_TABLES = 256
@@ -212,7 +214,7 @@ def decode(text: str, path: str, kind: type[T]) -> T:
     found = [(_line_of(keys, lines), keys, what) for keys, what in walk.found]
     found.sort(key=lambda one: one[0])
     faults = [
-        _printable(f"{path}:{line}: {_spoken(keys, document)}: {_in_words(what, keys)}")
+        clean.line(f"{path}:{line}: {_spoken(keys, document)}: {_in_words(what, keys)}")
         for line, keys, what in found[:MOST_FAULTS]
     ]
     if more := len(found) - MOST_FAULTS:
@@ -313,10 +315,10 @@ class _Walk:
             return _WRONG
         made = kind(**right)
         # Beside other faults only what concerns keys that are there and right by themselves.
-        clean = len(self.found) == before
+        faultless = len(self.found) == before
         for below, what in made.problems() if hasattr(made, "problems") else ():
             path = tuple(int(one) if one.isdigit() else one for one in below.split("."))
-            if clean or path[0] in right:
+            if faultless or path[0] in right:
                 self.wrong((*keys, *path), what)
         return made if len(self.found) == before else _WRONG
 
@@ -422,7 +424,7 @@ SECRET_WORDS = re.compile(
 LONGEST_LOOK = 300
 """More of a text than is ever shown."""
 PLAIN = re.compile(r"[a-z_]{1,20}")
-HARMLESS = re.compile(r"[a-z]{0,12}")
+HARMLESS = re.compile(r"[A-Za-z]{0,12}")
 SECRETIVE = re.compile(
     r"[0-9a-fA-F]{20,}|00[67][A-Za-z0-9+/=]{20,}|-----BEGIN|://|:[^/:@]+@"
     r"|(?=[A-Za-z0-9+_=~-]*[0-9])(?=[A-Za-z0-9+_=~-]*[A-Za-z])[A-Za-z0-9+_=~-]{24,}"
@@ -432,9 +434,13 @@ SECRETIVE = re.compile(
 
 def _hidden(keys: Keys, value: object) -> bool:
     """Whether a secret is meant to be here, or may be by mistake: no text beside a token's keys is
-    shown, but for a plain word as its ``source``."""
+    shown, but for a plain word as its ``source`` or ``method``."""
     names = [one for one in keys if isinstance(one, str)]
-    if names[-1:] == ["source"] and isinstance(value, str) and HARMLESS.fullmatch(value):
+    if (
+        names[-1:] in (["source"], ["method"])
+        and isinstance(value, str)
+        and HARMLESS.fullmatch(value)
+    ):
         return False
     near = _near_secret(names)
     return near if isinstance(value, str) else bool(names and SECRET_WORDS.search(names[-1]))
@@ -456,11 +462,6 @@ def _described(value: object) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "this number"
     return _shown(value)
-
-
-def _printable(text: str) -> str:
-    """What a file holds must not steer the terminal or the journal it is reported to."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _shown(value: object) -> str:
@@ -587,10 +588,6 @@ def _line_of(keys: Keys, lines: dict[Keys, int]) -> int:
     return 1
 
 
-def _short(word: str) -> str:
-    return word if len(word) <= 60 else word[:57] + "..."
-
-
 def _spoken(keys: Keys, document: dict[str, Any]) -> str:
     """A path for people: elements of an array go by their name, where they have one."""
     words: list[str] = []
@@ -603,9 +600,9 @@ def _spoken(keys: Keys, document: dict[str, Any]) -> str:
         if isinstance(key, int):
             name = value.get("name") if isinstance(value, dict) else None
             shown = isinstance(name, str) and name and name.isprintable() and not secretive(name)
-            words.append(_short(str(name)) if shown else str(key + 1))
+            words.append(clean.line(name, LONGEST_WORD) if shown else str(key + 1))
         elif secretive(key) or (_near_secret(words) and not PLAIN.fullmatch(key)):
             words.append("a key that is not shown")
         else:
-            words.append(_short(key) if key.isprintable() else ascii(_short(key)))
+            words.append(clean.line(key, LONGEST_WORD))
     return ".".join(words) or "file"

@@ -12,7 +12,10 @@ What comes while the daemon is loaded waits until it can be obeyed: ``hold`` com
 Thread: main.
 """
 
+import ctypes
+import os
 import signal
+import struct
 from collections.abc import Callable
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGPWR, signal.SIGXCPU)
@@ -22,6 +25,8 @@ IGNORED = (
     *(signal.SIGIO, signal.SIGSTKFLT, signal.SIGTTOU),
     *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
 )
+
+FIRST_REAL_TIME = 32
 
 
 def hold() -> None:
@@ -38,10 +43,27 @@ def catch(end: Callable[[str], None], hang_up: Callable[[str], None]) -> None:
     children inherit that."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    _ignore_the_c_librarys()
     for number in ENDING:
         signal.signal(number, lambda number, _: end(signal.Signals(number).name))
     signal.signal(signal.SIGHUP, lambda number, _: hang_up(signal.Signals(number).name))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*ENDING, signal.SIGHUP))
+
+
+def ignore() -> None:
+    """For a sink's process, which the daemon alone ends."""
+    for number in (*ENDING, signal.SIGHUP, *IGNORED):
+        signal.signal(number, signal.SIG_IGN)
+    _ignore_the_c_librarys()
+
+
+def _ignore_the_c_librarys() -> None:
+    """glibc keeps signal 32 for itself and lets nobody say what it means; until it needs it, the
+    kernel's default kills the process. Where a thread is cancelled glibc takes it back."""
+    number = {"x86_64": 13, "aarch64": 134, "riscv64": 134}.get(os.uname().machine)
+    if number is not None:
+        ignored = struct.pack("@PLPQ", signal.SIG_IGN, 0, 0, 0)  # struct sigaction of the kernel
+        ctypes.CDLL(None).syscall(number, FIRST_REAL_TIME, ignored, None, 8)  # rt_sigaction
 
 
 def end_of_catching() -> None:

@@ -9,6 +9,8 @@ import pwd
 import stat
 from pathlib import Path
 
+from capstand import clean
+
 
 def unreadable(path: Path, error: OSError) -> str:
     """The reason that ``error`` gives for ``path``, and a mend."""
@@ -42,9 +44,8 @@ def _not_permitted(path: Path, error: OSError) -> str:
 
 def _not_found(path: Path, error: OSError) -> str:
     if path.is_symlink():
-        return (
-            f"{error.strerror}: it is a link to {_short(str(path.readlink()))}, which is not there"
-        )
+        target = clean.line(path.readlink(), 100)
+        return f"{error.strerror}: it is a link to {target}, which is not there"
     for folder in reversed(path.absolute().parents):
         if not os.path.lexists(folder):
             return f"{error.strerror}: {folder} is not there; expected a TOML file"
@@ -79,8 +80,3 @@ def _group(gid: int) -> str:
         return grp.getgrgid(gid).gr_name
     except KeyError:
         return str(gid)
-
-
-def _short(text: str) -> str:
-    shown = text if len(text) <= 100 else text[:97] + "..."
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in shown)

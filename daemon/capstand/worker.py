@@ -4,8 +4,8 @@ The other end of the socket is a RemoteSink (``sinks/remote.py``) in the daemon,
 sink to make, opens it, and sends blocks; each question is answered before the next is read. What
 the sink raises unforeseen is said, and ends the process: the daemon starts a new one.
 
-The daemon alone decides when a sink ends, so that nothing captured is left behind: signals for a
-clean end, which a terminal sends to all processes in it, are ignored. But where the daemon is gone
+The daemon alone decides when a sink ends, so that nothing captured is left behind: signals that a
+terminal, or ``systemctl kill``, sends to all processes are ignored. But where the daemon is gone
 nobody is left to ask, and a thread of its own ends the process at once, whatever hangs in it.
 
 It ends by ``os._exit`` once it has said its last word: threads of the SDK may still call back, and
@@ -23,16 +23,14 @@ import logging
 import os
 import pickle
 import select
-import signal
 import socket
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from capstand import clean, console, logs, realtime, secret
+from capstand import bug, clean, console, logs, realtime, signals
 from capstand.block import Block
 from capstand.errors import SinkBusy, SinkError
 from capstand.sinks.sink import Sink
@@ -74,7 +72,7 @@ class Worker:
             except SinkError as error:
                 self._answer(Outcome.FAILED, str(error))
             except Exception as error:
-                words = secret.without(f"{type(error).__name__}: {error}")
+                words = f"{type(error).__name__}: {clean.line(error)}"
                 self._answer(Outcome.BROKEN, f"{words}; the log has more")
                 raise
             else:
@@ -128,8 +126,7 @@ def main() -> NoReturn:
     console.prepare()
     descriptor, stream, name = sys.argv[1:]
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("0")
     realtime.prepare_process()  # what it refuses, the daemon has told
@@ -139,17 +136,30 @@ def main() -> NoReturn:
     channel = socket.socket(fileno=int(descriptor))
     channel.set_inheritable(False)
     threading.Thread(target=_end_with_parent, args=(channel,), name="parent", daemon=True).start()
-    status = 1
+    threading.excepthook = _thread_died
+    sys.unraisablehook = _unraisable
+    status = 0
     try:
         with contextlib.suppress(EOFError, ConnectionError):
             Worker(channel, repeats).serve()
-        repeats.tell(all_now=True)
         atexit._run_exitfuncs()  # what the sink's libraries want
-        status = 0
+    except BaseException as error:  # noqa: BLE001  told, and the process ends
+        bug.tell("the sink's process ended", error)
+        status = 1
     finally:
-        if status:
-            traceback.print_exc()
+        repeats.tell(all_now=True)
         _end(status)
+
+
+def _thread_died(died: threading.ExceptHookArgs) -> None:
+    if died.exc_value is not None:
+        bug.tell(f"thread {died.thread.name if died.thread else 'unknown'} ended", died.exc_value)
+
+
+def _unraisable(raised: "sys.UnraisableHookArgs") -> None:
+    """Of a function that C calls, such as the SDK: Python would print it as it is."""
+    if raised.exc_value is not None:
+        bug.tell("in a callback", raised.exc_value)
 
 
 def _end(status: int) -> NoReturn:
