@@ -892,6 +892,34 @@ PLACE = "an absolute path, or the name of a credential in the unit (LoadCredenti
                 "such as data.token"
             ],
         ),
+        *(
+            (
+                f'{{source = "server", url = "{url}"}}',
+                [".url: it has no valid host and port; expected such as https://host:8443/path"],
+            )
+            for url in (
+                *("https://h:99999/a", "https://h:0/", "https://h:x/", "https:///a"),
+                *("https://[::1/", "https://?k=1", "https://a..b/", f"https://{'a' * 64}.org/"),
+            )
+        ),
+        (
+            '{source = "server", url = "https://h/ü?key=1"}',
+            [".url: it has characters that are not ASCII; write them percent-encoded"],
+        ),
+        *(
+            (
+                f'{{source = "server", url = "https://h/{{{name}}}"}}',
+                [
+                    ".url: a name in braces stands for nothing; expected {app_id}, {channel}, "
+                    "{uid} or {expiry}"
+                ],
+            )
+            for name in ("chanel", "s3cr3t-K3y", "")
+        ),
+        (
+            '{source = "server", url = "https://h/{uid}", token_path = "007eJxTYGDYkkdoerHrF8bca"}',
+            [".token_path: this looks like a token; expected the keys that lead to one"],
+        ),
         (
             '{source = "server", url = "https://"}',
             [".url: this text of 8 characters is not an https:// address"],

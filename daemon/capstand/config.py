@@ -245,6 +245,9 @@ class FileSink(NamedTuple):
             )
 
 
+PLACEHOLDER = r"\{(app_id|channel|uid|expiry)\}"
+
+
 class FileToken(NamedTuple):
     """Tokens that something else puts into a file."""
 
@@ -291,16 +294,34 @@ class ServerToken(NamedTuple):
                 "it holds a user name or a password; put the secret into a file and name that as "
                 "the credential",
             )
+        else:
+            yield from self._url_problems()
         if self.credential is not None:
             yield from _no_secret_itself("credential", self.credential)
+        if self.token_path is not None and secretive(self.token_path):
+            yield "token_path", "this looks like a token; expected the keys that lead to one"
         yield from self._body_problems()
+
+    def _url_problems(self) -> Iterator[tuple[str, str]]:
+        """Nothing of the address is shown: a key may be in it."""
+        filled = re.sub(PLACEHOLDER, "1", self.url)
+        if re.search(r"\{[^{}]*\}", filled):
+            yield (
+                "url",
+                "a name in braces stands for nothing; expected {app_id}, {channel}, {uid} or "
+                "{expiry}",
+            )
+        elif not filled.isascii():
+            yield "url", "it has characters that are not ASCII; write them percent-encoded"
+        elif not _has_host(filled):
+            yield "url", "it has no valid host and port; expected such as https://host:8443/path"
 
     def _body_problems(self) -> Iterator[tuple[str, str]]:
         if self.body is None:
             return
         if self.method == "GET":
             yield "body", 'a GET has none; set method = "POST", or delete the key'
-        filled = re.sub(r"\{(app_id|channel|uid|expiry)\}", "1", self.body)
+        filled = re.sub(PLACEHOLDER, "1", self.body)
         if wrong := re.search(r"\{[A-Za-z_]+\}", filled):
             yield (
                 "body",
@@ -339,6 +360,19 @@ class LocalToken(NamedTuple):
 
     def __repr__(self) -> str:
         return "LocalToken(...)"
+
+
+def _has_host(url: str) -> bool:
+    """Whether an address has a host that a name server could know, and a port that can be."""
+    from urllib.parse import urlsplit  # for those with a token server only
+
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return False
+    labels = host.rstrip(".").split(".")
+    return port != 0 and all(1 <= len(one) <= 63 for one in labels)
 
 
 def _no_secret_itself(key: str, place: str) -> Iterator[tuple[str, str]]:

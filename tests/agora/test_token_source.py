@@ -485,7 +485,7 @@ def test_the_stamp_follows_credential_and_authority(credential: str, tmp_path: P
         ("https://example.org/hush hush", "white space"),
         ("https://example.org/\r\nhush: x", "white space"),
         ("https://exämple.org/hush", "not ASCII"),
-        ("https://example.org/{chanel}?hush", r"has {chanel}; expected {app_id}, {channel}, {uid}"),
+        ("https://example.org/{chanel}?hush", "name in braces than {app_id}, {channel}, {uid}"),
     ],
 )
 def test_a_url_that_cannot_be_right_is_refused(url: str, words: str) -> None:

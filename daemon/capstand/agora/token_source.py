@@ -317,7 +317,7 @@ def _filled(url: str, values: dict[str, str]) -> str:
         name = found[1]
         if name not in values:
             known = ", ".join(f"{{{one}}}" for one in values)
-            raise TokenError(f"the token server's url has {{{name}}}; expected {known}")
+            raise TokenError(f"the token server's url has another name in braces than {known}")
         return quote(values[name], safe="")
 
     return re.sub(r"\{([^{}]*)\}", value, url)
