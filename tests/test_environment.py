@@ -192,17 +192,37 @@ def test_in_a_directory_that_is_gone(place: Place) -> None:
     """The current directory may have been removed: what needs it says so."""
     gone = ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh"]
     all_end_well(place, before=gone)
-    process = subprocess.run(
-        [*gone, *CLI, "run", "--seconds", "0.2", "--runtime", str(place.folder / "run")],
-        cwd=place.folder,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert process.returncode == 1
-    assert "capstand: the current directory cannot be used (No such file" in process.stderr
-    assert process.stderr.count("capstand: ") == 1
+    run = ["run", "--quiet", "--seconds", "0.2", "--runtime", str(place.folder / "run")]
+    right = ["--config", str(place.folder / "ok.toml")]
+    for command in (run, ["check", "ok.toml"], [*run, *right, "--state", "state"]):
+        process = subprocess.run(
+            [*gone, *CLI, *command],
+            cwd=place.folder,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert process.returncode == 1
+        assert "capstand: the current directory cannot be used (No such file" in process.stderr
+        assert process.stderr.count("capstand: ") == 1
+
+
+def test_a_home_that_nobody_has(place: Place) -> None:
+    """A folder in the home directory of a user who is not there is refused in words."""
+    command = ["agora", "install", "--into", "~no-such-user/agora"]
+    process = subprocess.run([*CLI, *command], capture_output=True, text=True, check=False)
+    told = "capstand: ~no-such-user has no home directory; name the folder by --into /WHOLE/PATH\n"
+    assert (process.returncode, process.stderr) == (1, told)
+
+
+def test_a_bug_is_told_in_clean_lines() -> None:
+    """What nobody foresaw ends a command with its traceback, which steers no terminal."""
+    code = "from capstand import console\nconsole.prepare()\nraise KeyError('\\x1b[2J')"
+    code += ".with_traceback(None) from ValueError('\\udcff\\x1b]0;x\\x07')"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert process.returncode == 1 and b"\x1b" not in process.stderr
+    assert b"ValueError: \\udcff\\x1b]0;x\\x07\n" in process.stderr
 
 
 def test_in_a_directory_that_cannot_be_written(place: Place) -> None:

@@ -77,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
             what = f"{error.filename}: {error.strerror}"
         elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
             what = f"cannot write to stdout: {error.strerror}"
+        elif error.errno == errno.ENOENT:  # of os.getcwd()
+            what = f"the current directory cannot be used ({error.strerror}); go to another one"
         else:
             what = str(error.strerror or error)
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
@@ -268,10 +270,11 @@ def _agora_install(chosen: argparse.Namespace) -> int:
 
     os.umask(0o022)  # the service's user reads what root installs
     try:
-        folder = chosen.into or install.default_folder()
+        folder = (chosen.into or install.default_folder()).expanduser()
     except RuntimeError:
+        whose = str(chosen.into).split("/")[0] if chosen.into else f"uid {os.geteuid()}"
         raise CapstandError(
-            f"uid {os.geteuid()} has no home directory; name the folder by --into DIR"
+            f"{whose} has no home directory; name the folder by --into /WHOLE/PATH"
         ) from None
     install.install(folder, lambda text: print(clean.lines(text), flush=True), again=chosen.again)
     return 0

@@ -15,7 +15,9 @@ Thread: main, before the others begin and after they have ended.
 import io
 import os
 import sys
+import traceback
 from contextlib import suppress
+from types import TracebackType
 
 from capstand import clean
 
@@ -25,6 +27,7 @@ def prepare() -> None:
     for number in range(3):
         with suppress(OSError):  # without /dev/null it stays as it is
             _open_on_null(number)
+    sys.excepthook = _tell_bug
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:
@@ -44,6 +47,11 @@ def _open_on_null(number: int) -> None:
         else:
             os.dup2(opened, number)
             os.close(opened)
+
+
+def _tell_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What nobody foresaw, in clean lines; Python would print names and texts as they are."""
+    complain(clean.lines("".join(traceback.format_exception(kind, error, trace)).rstrip()))
 
 
 def complain(text: str) -> None:
