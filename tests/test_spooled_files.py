@@ -4,6 +4,7 @@ and with the daemon as a whole."""
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -34,6 +35,26 @@ CONTAINERS = [
     ("flac", "S16_LE", 3600.0),
     ("flac", "S24_LE", 3600.0),
 ]
+
+
+@pytest.mark.parametrize("name", ["../other.wav", "link.wav", "folder.wav", "fifo.wav"])
+@pytest.mark.parametrize("frames", [0, 10])
+def test_what_is_no_recording_there_is_not_cut(tmp_path: Path, name: str, frames: int) -> None:
+    """A mark is only as good as the directories that it and the recording lie in: a name that leads
+    out of them, a link, a folder and a pipe are left alone, and recording goes on."""
+    other = tmp_path / "other.wav"
+    other.write_bytes(bytes(1000))
+    desk = Desk(tmp_path / "rec", S16)
+    folder = Path(desk.setup.path)
+    folder.mkdir(exist_ok=True)
+    (folder / "link.wav").symlink_to(other)
+    (folder / "folder.wav").mkdir()
+    os.mkfifo(folder / "fifo.wav")
+    later = desk.recording()
+    later.rewind(json.dumps([name, frames, 100]))
+    later.open()
+    assert other.read_bytes() == bytes(1000)
+    assert (folder / "link.wav").is_symlink() and (folder / "fifo.wav").is_fifo()
 
 
 @pytest.mark.parametrize("end", ["killed", "closed", "recovered"])

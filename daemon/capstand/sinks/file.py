@@ -300,12 +300,13 @@ class Recording(Sink):
     def _take_back(self, place: str) -> None:
         """Where the segment is not there, its disk may come later."""
         name, frames, size = json.loads(place)
+        if Path(name).name != name:
+            self._taken_back = None  # nothing of ours leads out of the directory
+            return
         self._mine = name
-        path = self._folder / name
-        part = path.with_name(name + ".part")
-        for file in (part, path):
-            if file.exists():
-                cut(file, frames, size)
+        for one in (f"{name}.part", name):
+            with contextlib.suppress(FileNotFoundError):
+                cut(self._folder / one, frames, size)
                 self._taken_back = None
                 break
 

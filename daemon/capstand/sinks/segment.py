@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import struct
 from pathlib import Path
 
@@ -324,14 +325,26 @@ def is_there(name: str, folder: int) -> bool:
     return True
 
 
+def is_file(path: Path) -> bool:
+    """Whether an ordinary file is there, and no link to one. Raises OSError."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
 def cut(file: Path, frames: int, size: int) -> None:
     """Cuts a segment off after so many frames, which end at that size; without sound, removes it.
-    The next ``open`` gives it its name.
+    The next ``open`` gives it its name. Raises FileNotFoundError where no file is there: a link may
+    lead anywhere, and is none.
     """
+    if not is_file(file):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
     if frames == 0:
         file.unlink()
         return
-    with file.open("r+b") as open_file:
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with os.fdopen(os.open(file, flags), "r+b") as open_file:
         descriptor = open_file.fileno()
         if os.fstat(descriptor).st_size < size:
             return

@@ -92,7 +92,7 @@ class Spool:
             if re.fullmatch(r"(?a)[0-9a-f]{16}\.spool", path.name):
                 try:
                     Reader(path).close()
-                    about = path.stat()
+                    about = path.lstat()
                 except OSError as error:
                     self._note(path, error)
                     continue
@@ -164,7 +164,7 @@ class Spool:
                 reader.close()
             if sound_bytes:
                 if sound_bytes < last.bytes:
-                    os.truncate(last.path, sound_bytes)
+                    _truncate(last.path, sound_bytes)
                 last.bytes = sound_bytes
                 return end
             self._remove(self._segments.pop())
@@ -347,6 +347,16 @@ class _Segment:
         self.bytes = size
         self.began_ns = began_ns
         self.newest_ns = newest_ns
+
+
+def _truncate(path: Path, size: int) -> None:
+    """As os.truncate, which would follow a link."""
+    flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags)
+    try:
+        os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
 
 
 def _boot() -> bytes:
