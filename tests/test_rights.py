@@ -217,6 +217,23 @@ def test_a_session_directory_is_believed_only_if_it_is_ours(
     assert rights.own_runtime() == folder / "capstand"
 
 
+@pytest.mark.parametrize("where", ["", "here", "./here", "~"])
+def test_a_relative_directory_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Where the environment names a directory that depends on the current one, it does not count:
+    a question asked elsewhere would not find the daemon, and the ledger would lie anywhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir(mode=0o700)
+    for variable in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+        monkeypatch.setenv(variable, where)
+    assert rights.own_runtime().is_absolute()
+    monkeypatch.setenv("HOME", "/home/mic")
+    assert rights.own_state() == Path("/home/mic/.local/state/capstand")
+    monkeypatch.setenv("HOME", where or "here")
+    assert rights.own_state().is_absolute()
+
+
 def test_one_in_tmp_is_believed_only_if_it_is_ours() -> None:
     """What somebody else may have laid in /tmp is refused with what to do, and ours is made."""
     folder = Path(f"/tmp/capstand-test-{os.getpid()}")

@@ -3,7 +3,7 @@
 jeepney makes and reads the messages; the socket is ours, because a bus that hangs must not keep a
 microphone closed. What comes in while an answer is waited for is kept for ``incoming``.
 
-The bus is believed, those on it are not, and each of them may send us what he likes: a message that
+The bus is believed, those on it are not, and each of them may send us anything: a message that
 is longer than ours ever are, or that jeepney cannot read, is left out; so is what comes while
 ``MOST_WAITING`` wait already, but not an answer, nor what the bus itself says; and a flood is read
 slowly, for the bus to hold.

@@ -5,10 +5,10 @@ connection closed. Whatever else comes in is refused with ``{"error": ...}``; a 
 silent or sends too much is dropped, and the daemon never waits for one.
 
 Questions are harmless and anybody's. An order (``{"ask": "release", "stream": "mic"}``) changes
-something, so it is told who gives it, as the kernel knows him (SO_PEERCRED), and it may need a
+something, so it is told who gives it, as the kernel says (SO_PEERCRED), and it may need a
 while: then it returns a function that is asked again and again until it has the answer.
 
-Threads: ``control``, which is ordinary, has the socket and all that a stranger can make dear:
+Threads: ``control``, at ordinary priority, has the socket and all that a stranger can make costly:
 connections, JSON, answers that are slow to be taken. Main, which has a real-time priority, only
 works out the answers, and no more than ``RATE`` a second for each user. Who asks more often waits;
 who keeps ``PER_USER`` questions open is refused the next one, and told to ask again. Other users
@@ -409,7 +409,7 @@ def ask(path: Path, question: str, timeout_s: float = 5.0, **what: Any) -> dict[
     """Asks the daemon at ``path``, which has ``timeout_s`` for all of it. Raises CapstandError when
     none answers, or it refuses.
 
-    What is answered is cleaned: whoever made that socket need not be who he seems.
+    What is answered is cleaned: whoever made that socket need not be a capstand.
     """
     deadline_s = time.monotonic() + timeout_s
     request = json.dumps({"ask": question, **what}).encode() + b"\n"

@@ -1,7 +1,7 @@
 """Cards are shared with PipeWire, PulseAudio and JACK by org.freedesktop.ReserveDevice1.
 
 On the bus of a user's session whoever owns the name ``org.freedesktop.ReserveDevice1.AudioN`` may
-use card N. Another who wants it calls RequestRelease with his priority; an owner of a lower one
+use card N. Another who wants it calls RequestRelease with a priority of its own; an owner of a lower one
 closes the card, drops the name and says yes. (An owner may also keep the name until it is replaced,
 but then PipeWire's own tools wait for ever.) So capstand
 
@@ -247,7 +247,7 @@ def _on_card(device: str) -> bool:
 
 
 def session_address() -> str | None:
-    """The bus of this user's session, also for a service of the system that runs as him."""
+    """The bus of this user's session, also for a system service that runs as that user."""
     if given := os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
         return given
     own = Path(f"/run/user/{os.geteuid()}/bus")

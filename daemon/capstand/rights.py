@@ -96,7 +96,7 @@ def _groups(whom: User) -> list[int]:
 
 def settle_into(state: Path, runtime: Path) -> str | None:
     """As root: takes the rights of the user to whom ``state`` belongs, where that is not root, and
-    gives him ``runtime``. Returns a line that says so, or None; raises CapstandError.
+    gives them ``runtime``. Returns a line that says so, or None; raises CapstandError.
     """
     if os.geteuid() != 0 or (owner := other_owner(state)) is None:
         return None
@@ -173,19 +173,27 @@ def is_ours(folder: Path) -> bool:
 def own_runtime() -> Path:
     """A user's own: in the session's directory, or in /tmp where there is none."""
     uid = os.geteuid()
-    for session in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
-        if session and is_ours(Path(session)):
-            return Path(session) / "capstand"
+    for session in (_absolute("XDG_RUNTIME_DIR"), Path(f"/run/user/{uid}")):
+        if session and is_ours(session):
+            return session / "capstand"
     return temporary()
 
 
 def own_state() -> Path:
     """Where a user's own daemon keeps its ledger."""
-    if own := os.environ.get("XDG_STATE_HOME"):
-        return Path(own) / "capstand"
+    if own := _absolute("XDG_STATE_HOME"):
+        return own / "capstand"
     with contextlib.suppress(RuntimeError):  # no HOME and no entry in the table of users
-        return Path.home() / ".local/state/capstand"
+        if (home := Path.home()).is_absolute():
+            return home / ".local/state/capstand"
     return believe(temporary(), make=True) / "state"
+
+
+def _absolute(variable: str) -> Path | None:
+    """The directory that a variable names; a relative one is to be ignored, says the standard for
+    such variables (XDG Base Directory)."""
+    path = Path(os.environ.get(variable, ""))
+    return path if path.is_absolute() else None
 
 
 def temporary() -> Path:

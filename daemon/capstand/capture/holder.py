@@ -2,9 +2,9 @@
 
 The kernel names the owner in /proc/asound/card*/pcm*c/sub*/status, by the number of the thread that
 opened it. A kernel without those files, and an owner that has no entry in our /proc, leave the
-descriptors in /proc/*/fd, of which an ordinary user sees only his own processes'. Whoever opened
-the device may since have died and left it to a child, so a descriptor may be found where the owner
-is not.
+descriptors in /proc/*/fd, of which an ordinary user sees only those of their own processes. Whoever
+opened the device may since have died and left it to a child, so a descriptor may be found where the
+owner is not.
 
 Thread: any; the capture thread comes here only when an open was refused.
 """
