@@ -25,6 +25,7 @@ from capstand.capture.source import UNKNOWN
 from capstand.clock import Clock
 from capstand.config import Capture
 from capstand.errors import DeviceError
+from capstand.pusher import Pusher
 from capstand.ring import Ring
 from capstand.stats import Cause
 from tests.fakecard import FORMATS, FakeCard, counter
@@ -598,6 +599,59 @@ def test_a_buffer_that_is_short_all_the_same(fakecard: FakeCard, readers: list[R
             pass
     assert not np.diff(one.offsets()).any()
     assert len(one.indices) >= 7 * 240
+
+
+def test_a_buffer_that_is_much_longer_than_asked_for(
+    fakecard: FakeCard, readers: list[Reader]
+) -> None:
+    """What a stalled process finds in a buffer that is longer than the ring loses nothing, although
+    the push thread rests: a full ring wakes it, and the device keeps the rest meanwhile."""
+    fakecard.grant(period_frames=480, buffer_frames=480_000)
+    one = held(fakecard, readers, **S16)
+    pusher = Pusher(one.ring, one.setup.audio.frame_bytes, None, (), 0, patience_ms=3_600_000)
+    thread = threading.Thread(target=pusher.run)
+    thread.start()
+    try:
+        fakecard.virtual(480)
+        one.capturer.step(0)
+        fakecard.virtual(400_000)
+        while one.capturer.step(0):
+            pass
+        count = one.capturer.tally.count()
+        assert count.captured > 4 * one.ring.slots * 480 - 1000
+        assert (count.ring_dropped, count.lost_estimated) == (0, 0)
+    finally:
+        pusher.stop()
+        thread.join(PATIENCE_S)
+    assert pusher.taken == count.captured
+
+
+def test_a_push_thread_that_hangs_is_waited_for_once(
+    fakecard: FakeCard, readers: list[Reader]
+) -> None:
+    """Until a block gets into the ring again; the device goes on being read."""
+    fakecard.grant(period_frames=480, buffer_frames=480_000)
+    one = held(fakecard, readers, **S16)
+    waits: list[int] = []
+    wait = one.ring.wait
+
+    def noted(timeout_ms: int) -> bool:
+        waits.append(timeout_ms)
+        return wait(0)
+
+    one.ring.wait = noted  # type: ignore[method-assign]
+    fakecard.virtual((one.ring.slots + 20) * 480)
+    while one.capturer.step(0):
+        pass
+    assert one.capturer.tally.count().ring_dropped == 20 * 480
+    assert len(waits) == 1 and 0 < waits[0] <= 1000
+    one.ring.take()
+    one.ring.release(one.ring.slots)
+    fakecard.virtual((2 * one.ring.slots + 40) * 480)
+    while one.capturer.step(0):
+        pass
+    assert one.capturer.tally.count().ring_dropped == 40 * 480
+    assert len(waits) == 2
 
 
 @pytest.mark.parametrize("numbers", [(1,), (3,), (1, 4, 2)])

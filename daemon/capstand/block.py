@@ -13,7 +13,7 @@ NS_PER_S = 1_000_000_000
 
 class SampleFormat(Enum):
     """ALSA's name and number, bytes per sample in memory, significant bits (of a float those of its
-    mantissa). The spool knows them by their place in this list: a new one goes to its end.
+    mantissa). The spool has numbers of its own for them (``record.py``).
     """
 
     S16_LE = ("S16_LE", 2, 2, 16)

@@ -26,7 +26,8 @@ BATCH = 8
 
 class Pusher:
     """Moves blocks from ``ring`` to ``outlets`` and counts ``taken`` frames; where none of them is
-    in a hurry, ``patience_ms`` at a time, because each wake-up costs more than what it does.
+    in a hurry, ``patience_ms`` at a time, because each wake-up costs more than what it does; a full
+    ring ends that rest.
 
     ``meter`` may come later than the sound: loading numpy takes longer than opening a card.
     """
@@ -62,6 +63,7 @@ class Pusher:
         wait.register(self._wake, select.POLLIN)
         rest = select.poll()
         rest.register(self._wake, select.POLLIN)
+        rest.register(self._ring.pressed, select.POLLIN)
         stopping = False
         while not stopping:
             if any(one == self._wake for one, _ in wait.poll()):
@@ -70,6 +72,7 @@ class Pusher:
             self.step()
             if self.patience_ms and not stopping:
                 rest.poll(self.patience_ms)
+                self._ring.relax()
 
     def step(self) -> int:
         """Passes on all that is in the ring; returns the number of blocks."""

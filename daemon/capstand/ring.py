@@ -7,12 +7,15 @@ counter granted it, and a system call orders memory. The writer asks the kernel 
 when its own credit has run out, so in steady state it makes one call a block.
 
 Rule for a full ring: the newest block is dropped, because the reader may be looking at all others.
-The writer fills a scratch slot instead, and goes on reading the device.
+The writer fills a scratch slot instead, and goes on reading the device. Before that it may ``wait``
+a moment for a slot, which wakes a reader that rests by a third eventfd, ``pressed``.
 
-Threads: ``slot`` and ``publish`` belong to the writer; ``take`` and ``release`` to the reader.
+Threads: ``slot``, ``full``, ``wait`` and ``publish`` belong to the writer; ``take``, ``release``
+and ``relax`` to the reader.
 """
 
 import os
+import select
 from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -39,6 +42,9 @@ class Ring:
         self._marks = array("q", bytes(8 * 3 * slots))  # first frame, frames, captured at
         self._published = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._freed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.pressed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._room = select.poll()
+        self._room.register(self._freed, select.POLLIN)
         self._write = 0  # the writer's position and credit
         self._credit = slots
         self._read = 0  # the reader's position
@@ -55,6 +61,23 @@ class Ring:
             except BlockingIOError:
                 return self._rows[self.slots]
         return self._rows[self._write]
+
+    @property
+    def full(self) -> bool:
+        """Whether the last ``slot`` was the scratch slot."""
+        return self._credit == 0
+
+    def wait(self, timeout_ms: int) -> bool:
+        """Waits for a free slot; false if none came."""
+        os.eventfd_write(self.pressed, 1)
+        return bool(self._room.poll(timeout_ms))
+
+    def relax(self) -> None:
+        """The reader is awake: the writer need not press any more."""
+        try:
+            os.eventfd_read(self.pressed)
+        except BlockingIOError:
+            return
 
     def publish(self, first_frame: int, frames: int, captured_at_ns: int) -> bool:
         """Hands the filled slot to the reader; False if it was the scratch slot (block dropped)."""
@@ -95,3 +118,4 @@ class Ring:
         """Both threads must have ended."""
         os.close(self._published)
         os.close(self._freed)
+        os.close(self.pressed)
