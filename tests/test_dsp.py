@@ -1,5 +1,7 @@
 """What is done to samples: rates, channels and formats, measured."""
 
+import math
+
 import alsaaudio
 import numpy as np
 import numpy.typing as npt
@@ -7,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstand.block import SampleFormat
+from capstand.block import AudioFormat, SampleFormat
 from capstand.dsp.channels import to_channels
 from capstand.dsp.convert import from_float, from_int32, to_float32, to_int32, to_s16
+from capstand.dsp.level import Meter, mean_square
 from capstand.dsp.resample import Resampler
 
 Floats = npt.NDArray[np.float32]
@@ -269,3 +272,15 @@ def test_every_format_holds_its_bits(sample: SampleFormat, values: list[int]) ->
     )
     named = getattr(alsaaudio, f"PCM_FORMAT_{sample.alsa_name}", 36)  # it does not name S20_3LE
     assert sample.alsa_number == named
+
+
+@pytest.mark.parametrize("value", [2.0, 1e20, -3e38, float("inf"), float("nan")])
+def test_floats_far_beyond_full_scale_have_a_level(value: float) -> None:
+    """Whatever a device calls a sample, the meter says a number, without a warning of numpy's."""
+    packed = np.full(1600, value, "<f4").tobytes()
+    meter = Meter(AudioFormat(8000, 1, SampleFormat.FLOAT_LE))
+    with np.errstate(all="raise"):
+        meter.update(packed)
+        assert math.isfinite(mean_square(packed, SampleFormat.FLOAT_LE))
+    assert meter.level_dbfs is not None and -120.0 <= meter.level_dbfs <= 120.0
+    assert meter.peak_dbfs is not None and -120.0 <= meter.peak_dbfs <= 120.0

@@ -8,6 +8,8 @@ import numpy.typing as npt
 from capstand.block import SampleFormat
 
 Int32 = npt.NDArray[np.int32]
+FAR = 1e6
+"""120 dB beyond full scale: no sound, but what a broken device or its driver may bring."""
 
 
 def to_int32(samples: bytes | memoryview, sample: SampleFormat) -> Int32:
@@ -67,12 +69,12 @@ def from_float(values: npt.NDArray[np.floating[Any]], sample: SampleFormat) -> b
 
 
 def to_float32(samples: bytes | memoryview, sample: SampleFormat) -> npt.NDArray[np.float32]:
-    """Packed samples within ±1.0; 24 bits fit without loss. Shape: flat. Floats may be beyond; one
-    that is no number is 0.
+    """Packed samples within ±1.0; 24 bits fit without loss. Shape: flat. Floats may be beyond,
+    up to ``FAR``, which can still be squared and summed up; one that is no number is 0.
     """
     if sample is SampleFormat.FLOAT_LE:
-        values = np.frombuffer(samples, "<f4")
-        return np.asarray(np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=-1.0), np.float32)
+        values = np.nan_to_num(np.frombuffer(samples, "<f4"), nan=0.0, posinf=1.0, neginf=-1.0)
+        return np.asarray(np.clip(values, -FAR, FAR), np.float32)
     return to_int32(samples, sample).astype(np.float32) * np.float32(2.0**-31)
 
 
