@@ -415,6 +415,22 @@ def test_a_damaged_leftover_holds_nothing_up(tmp_path: Path, raw: bytes) -> None
     assert same(tmp_path / f"mic-{STAMP}.wav", samples)
 
 
+def test_a_leftover_with_a_few_frames_is_sound(tmp_path: Path) -> None:
+    """A file is removed only where nothing follows its own header, however short that is."""
+    desk = Desk(tmp_path, AudioFormat(8000, 1, SampleFormat.U8))
+    desk.write(0, frames=8)
+    desk.sink.flush()
+    (part,) = tmp_path.iterdir()
+    left = part.read_bytes()
+    desk.sink.close()
+    next(tmp_path.iterdir()).unlink()
+    part.write_bytes(left)
+    Desk(tmp_path, AudioFormat(8000, 1, SampleFormat.U8))
+    (path,) = tmp_path.iterdir()
+    assert path.name == f"mic-{STAMP}.wav"
+    assert soundfile.info(path).frames == 8
+
+
 def test_only_its_own_segments_are_recovered(tmp_path: Path) -> None:
     """Of a directory that is shared, a stream touches what carries its name as a whole."""
     others = [f"mic-2-{STAMP}.wav.part", f"mi-{STAMP}.wav.part", "mic-notes.part", "mic-1.wav.part"]

@@ -138,4 +138,4 @@ def _recover(descriptor: int, folder: int, name: str) -> None:
 def _header_bytes(descriptor: int, name: str) -> int:
     """The length of a segment without sound; that of floats grows with their channels."""
     at = os.pread(descriptor, 4096, 0).find(b"data") if name.endswith(".wav.part") else -1
-    return max(HEADER_BYTES, at + 8)
+    return HEADER_BYTES if at < 0 else at + 8
