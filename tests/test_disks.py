@@ -439,6 +439,9 @@ def test_files_get_the_mode_that_is_asked_for(tmp_path: Path) -> None:
         desk.write(0)
         assert mode(next((tmp_path / "new/rec").iterdir())) == 0o664
         desk.sink.close()
+        said = Desk(tmp_path / "said", mode="0640")
+        said.write(0)
+        said.sink.close()
         plain = Desk(tmp_path / "plain")
         plain.write(0)
         plain.sink.close()
@@ -446,14 +449,26 @@ def test_files_get_the_mode_that_is_asked_for(tmp_path: Path) -> None:
         os.umask(before)
     assert mode(next((tmp_path / "new/rec").iterdir())) == 0o664
     assert mode(tmp_path / "new") == mode(tmp_path / "new/rec") == 0o775
+    assert mode(tmp_path / "said") == 0o750
+    assert mode(next((tmp_path / "said").iterdir())) == 0o640
     assert mode(next((tmp_path / "plain").iterdir())) == 0o600
 
 
 def test_files_get_the_group_that_is_asked_for(tmp_path: Path) -> None:
-    """The group is given to files and to directories that are made."""
+    """The group is given to files and to directories that are made, and can read them whatever the
+    umask."""
     if os.geteuid() != 0:
         pytest.skip("a group of others can be given by root only")
-    desk = Desk(tmp_path / "rec", group="audio", mode="0660")
+    before = os.umask(0o077)
+    try:
+        desk = Desk(tmp_path / "rec", group="audio", mode="0660")
+        readers = Desk(tmp_path / "plain", group="audio")
+    finally:
+        os.umask(before)
+    readers.write(0)
+    assert mode(tmp_path / "plain") == 0o750
+    assert mode(next((tmp_path / "plain").iterdir())) == 0o640
+    readers.sink.close()
     desk.write(0)
     desk.sink.close()
     group = desk.setup.group_id

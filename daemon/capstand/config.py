@@ -199,7 +199,7 @@ class FileSink(NamedTuple):
     min_free_mb: Annotated[int, Whole(0, 10_000_000)] = 200
     queue_ms: Annotated[int, Whole(100, 60_000)] = 20_000
     mount: Annotated[bool | str, FlagOr(MOUNT)] = "auto"
-    mode: Annotated[str, Text("0?6[0246][0246]", MODE_WORDS)] = "0640"
+    mode: Annotated[str, Text("0?6[0246][0246]", MODE_WORDS)] | None = None
     group: (
         Annotated[str, Text(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}", "the name of a group")] | None
     ) = None

@@ -73,7 +73,7 @@ class Recording(Sink):
         self._setup = setup
         self._audio = audio
         self._folder = Path(setup.path)
-        self._access = folder.Access(int(setup.mode, 8), setup.group_id)
+        self._access = folder.Access(int(setup.mode, 8) if setup.mode else None, setup.group_id)
         self._now_ns = now_ns
         self._wall_ns = wall_ns
         self._limit = round(setup.segment_s * audio.rate_hz)

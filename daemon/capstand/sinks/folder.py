@@ -19,19 +19,22 @@ _REMOVABLE = ("/mnt", "/media", "/run/media", "/srv")
 
 
 class Access(NamedTuple):
-    """Mode and group of what is made; ``group`` None leaves it to the system."""
+    """Mode and group of what is made; None leaves it to the system, ``DEFAULT_MODE`` and umask. Who
+    gives a group wants it to read, whatever the umask.
+    """
 
-    mode: int = DEFAULT_MODE
+    mode: int | None = None
     group: int | None = None
 
     def give(self, descriptor: int, *, folder: bool = False) -> None:
-        """Raises OSError where it may not, with the rest done; the umask holds where nothing else
-        was asked for.
-        """
-        mode = self.mode | (self.mode & 0o444) >> 2 if folder else self.mode
+        """Raises OSError where it may not, with the rest done."""
+        if self == Access():
+            return
+        mode = DEFAULT_MODE if self.mode is None else self.mode
+        if folder:
+            mode |= (mode & 0o444) >> 2
         with contextlib.ExitStack() as then:
-            if self.mode != DEFAULT_MODE:
-                then.callback(os.fchmod, descriptor, mode)  # after fchown, which clears bits
+            then.callback(os.fchmod, descriptor, mode)  # after fchown, which clears bits
             if self.group is not None:
                 os.fchown(descriptor, -1, self.group)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from capstand.block import AudioFormat, SampleFormat
 from capstand.sinks import disk
 from capstand.sinks.appending import Appending
-from capstand.sinks.folder import Access
+from capstand.sinks.folder import DEFAULT_MODE, Access
 
 HEADER_BYTES = 112
 """The longest header of a segment without sound (RF64); that of WAV is 44, of FLAC 86."""
@@ -101,7 +101,7 @@ class Segment:
                 continue
             flags = access | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             try:
-                descriptor = os.open(f"{name}.part", flags, 0o640, dir_fd=self._folder)
+                descriptor = os.open(f"{name}.part", flags, DEFAULT_MODE, dir_fd=self._folder)
             except FileExistsError:
                 continue
             if lock(descriptor) is not False and is_there(f"{name}.part", self._folder):
