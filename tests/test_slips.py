@@ -96,6 +96,10 @@ def slip(line: str) -> str:
         ("[stream.sink.spool]]", "the table's name begins with [; end it with ]"),
         ("[stream sink spool]", "a table's name is words with a . between them"),
         ('[stream.sink.spool] path = "/s"', "something follows the name of a table; begin a new"),
+        ("mode = 0644", 'a mode stands in quotation marks; write mode = "0640"'),
+        ("mode = 0640 # as chmod", 'a mode stands in quotation marks; write mode = "0640"'),
+        ("p\u0430th = '/x'", "U+0430 (cyrillic small letter a) at place 2 of the key; write the"),
+        ("path\uff11 = 1", "U+FF11 (fullwidth digit one) at place 5 of the key; write the plain"),
         ("<<<<<<< HEAD", "<<<<<<< is what a merge leaves behind; choose one of the two sides"),
         ("spool = {path = '/s'", "the value of spool begins with { and has no } at its end"),
         ("x = [1 2]", "begins with [ and has no ] at its end, or no comma between its parts"),
@@ -118,6 +122,23 @@ def test_two_kinds_of_stream_are_told_at_the_wrong_one() -> None:
     assert faults(single + "[[stream.sink]]\n")[0].startswith(
         "c.toml:5: not TOML: [stream.sink] and"
     )
+
+
+@pytest.mark.parametrize("first", ["[[stream.sink]]\ntype = 'file'", "[stream.capture]"])
+def test_a_table_above_its_stream_is_told(first: str) -> None:
+    """[stream.capture] and [[stream.sink]] belong below the [[stream]] that has them."""
+    line = first.count("\n") + 2
+    assert faults(first + "\n" + RIGHT) == [
+        f"c.toml:{line}: not TOML: a table of [[stream]] stands above it, in line 1; "
+        "move [[stream]] up"
+    ]
+
+
+def test_a_letter_of_another_alphabet_in_a_value_is_told() -> None:
+    """It looks like a plain one; a path that is written in another alphabet is right."""
+    (fault,) = faults(RIGHT.replace('"mic"', '"m\u0456c"'))
+    assert "U+0456 (cyrillic small letter byelorussian-ukrainian i) at place 2; write" in fault
+    assert read(RIGHT.replace("/var", "/\u0437\u0430\u043f\u0438\u0441\u0438"))
 
 
 def test_old_line_ends_are_told_where_they_begin() -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 QUOTES = (
     "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\uff02\u2018\u2019\u201a\u201b\u2032\uff07\u00b4`"
 )
+PLAIN = "write the plain letter or digit"
 MINUS = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d"
 WIDE = {"\uff1d": "=", "\uff3b": "[", "\uff3d": "]", "\uff0c": ",", "\uff1a": ":", "\uff03": "#"}
 WORDS = {
@@ -54,6 +55,8 @@ def odd_sign(text: str) -> str | None:
     for column, one in enumerate(text, 1):
         if mend := _mend(one):
             return f"{_called(one)} at place {column}; {mend}"
+    if (at := _foreign(text)) is not None:
+        return f"{_called(text[at])} at place {at + 1}; {PLAIN}"
     return None
 
 
@@ -66,6 +69,16 @@ def invisible(text: str) -> str | None:
 
 
 # Signs
+
+
+def _foreign(text: str) -> int | None:
+    """Where a letter or digit of another alphabet stands within a plain word, as if it were one of
+    its own."""
+    pattern = r"(?<=[A-Za-z0-9_])[^\W\x00-\x7f]|[^\W\x00-\x7f](?=[A-Za-z0-9_])"
+    for found in re.finditer(pattern, text):
+        if not unicodedata.name(found[0], "").startswith("LATIN"):
+            return found.start()
+    return None
 
 
 def _odd_sign(here: str, column: int) -> str | None:
@@ -144,6 +157,17 @@ def _header(lines: list[str], line: int, said: str, known: Collection[str]) -> S
             f"put the keys of both into one{again}",
         )
     if re.match(r"Cannot", said):
+        inside = next(
+            (
+                one
+                for one, other in enumerate(lines[: line - 1], 1)
+                if re.match(rf"\s*\[+\s*{re.escape('.'.join(parts))}\s*\.", other)
+            ),
+            None,
+        )
+        if double and inside:
+            mend = f"a table of [[{path}]] stands above it, in line {inside}; move [[{path}]] up"
+            return Slip(line, mend)
         return Slip(line, f"the table [{path}] is there already, as a key; keep one of the two")
     return Slip(line, "no name of a table; expected one such as [stream.capture]")
 
@@ -172,6 +196,8 @@ def _statement(lines: list[str], line: int, said: str, known: Collection[str]) -
         return _no_equals(here, known)
     if not key:
         return "a key is missing before ="
+    if (at := _foreign(key)) is not None:
+        return f"{_called(key[at])} at place {at + 1} of the key; {PLAIN}"
     if not re.fullmatch(r"[A-Za-z0-9_.\-\s]+|(\"[^\"]*\"|'[^']*'|[A-Za-z0-9_-]|\.|\s)+", key):
         return "a key is letters, digits, _ and -; what stands before = is none"
     if re.search(r"[A-Za-z0-9_-]\s+[A-Za-z0-9_-]", key):
@@ -179,6 +205,8 @@ def _statement(lines: list[str], line: int, said: str, known: Collection[str]) -
     named = _name([one.strip() for one in key.split(".")], known)
     if said.startswith("Cannot"):
         return _twice(lines, line, key, named)
+    if named == "mode" and re.match("0?[0-7]{3}$", value.partition("#")[0].strip()):
+        return 'a mode stands in quotation marks; write mode = "0640"'
     return _value(value, said, named)
 
 
