@@ -23,6 +23,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from capstand.pusher import FIRST_REST_MS, Pusher
 from capstand.ring import Ring, Slot
 from tests.patience import PATIENCE_S
 
@@ -250,4 +251,20 @@ def test_steady_state_keeps_nothing() -> None:
     pass_on(100_000)
     gc.collect()
     assert sys.getallocatedblocks() - before < 50
+    ring.close()
+
+
+@pytest.mark.parametrize("blocks_per_s", [1, 10, 100, 375, 750, 1500, 3000])
+def test_the_reader_never_rests_until_the_ring_is_full(blocks_per_s: int) -> None:
+    """Of a card with a buffer of two short periods the blocks are short, and so is the ring."""
+    ring = Ring(100, SLOT_FRAMES * FRAME_BYTES)
+    pusher = Pusher(ring, FRAME_BYTES, None, (), 0, patience_ms=200)
+    rest_ms, rests = FIRST_REST_MS, []
+    for _ in range(100):
+        filled = rest_ms * blocks_per_s // 1000
+        rests.append(rest_ms)
+        assert filled <= 0.75 * ring.slots
+        rest_ms = pusher.rest_ms(rest_ms, 4 * filled // ring.slots)
+    assert max(rests[50:]) == (200 if blocks_per_s < 125 else max(rests[50:]))
+    assert min(rests[50:]) >= min(200, 12_000 // blocks_per_s)
     ring.close()

@@ -20,6 +20,7 @@ from capstand.sinks.outlet import Mark, Outlet
 if TYPE_CHECKING:
     from capstand.dsp.level import Meter
 
+FIRST_REST_MS = 10
 BATCH = 8
 """Slots are given back at least this often, so that a long backlog does not keep the ring full."""
 
@@ -27,7 +28,7 @@ BATCH = 8
 class Pusher:
     """Moves blocks from ``ring`` to ``outlets`` and counts ``taken`` frames; where none of them is
     in a hurry, ``patience_ms`` at a time, because each wake-up costs more than what it does; a full
-    ring ends that rest.
+    ring ends that rest. Blocks may be short, so it rests no longer than half of the ring takes.
 
     ``meter`` may come later than the sound: loading numpy takes longer than opening a card.
     """
@@ -64,15 +65,22 @@ class Pusher:
         rest = select.poll()
         rest.register(self._wake, select.POLLIN)
         rest.register(self._ring.pressed, select.POLLIN)
-        stopping = False
+        stopping, rest_ms = False, FIRST_REST_MS
         while not stopping:
             if any(one == self._wake for one, _ in wait.poll()):
                 os.eventfd_read(self._wake)
             stopping = self._stopping
-            self.step()
+            quarters = 4 * self.step() // self._ring.slots
             if self.patience_ms and not stopping:
-                rest.poll(self.patience_ms)
+                rest_ms = self.rest_ms(rest_ms, quarters)
+                rest.poll(rest_ms)
                 self._ring.relax()
+
+    def rest_ms(self, last_ms: int, quarters: int) -> int:
+        """How long to rest after a rest of ``last_ms``, in which so many quarters of the ring were
+        filled."""
+        next_ms = 2 * last_ms if quarters < 1 else last_ms if quarters < 2 else last_ms // 2
+        return max(1, min(self.patience_ms, next_ms))
 
     def step(self) -> int:
         """Passes on all that is in the ring; returns the number of blocks."""
