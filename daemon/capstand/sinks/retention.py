@@ -146,6 +146,7 @@ class Retention:
                 except FileNotFoundError:
                     total -= one.bytes
                 except OSError as error:
+                    total -= one.bytes  # or those that can be removed would all go in its place
                     why = error.strerror or str(error)
                     self._told(f"{self._folder}/{one.name} cannot be removed: {why}")
                 else:
