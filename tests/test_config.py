@@ -19,6 +19,8 @@ from capstand.config import (
     CHANNEL_NAME,
     COMMON_RATES,
     MAX_BYTES,
+    MOST_QUEUE_BYTES,
+    MOST_RING_BYTES,
     PROFILES,
     SCENARIOS,
     TRACK_RATES,
@@ -90,7 +92,6 @@ def test_a_short_file_is_completed_by_defaults() -> None:
                 capture=Capture(
                     device="hw:CARD=Mic,DEV=0",
                     rate_hz=48_000,
-                    channels=2,
                     format="S16_LE",
                     period_ms=10.0,
                     buffer_ms=500.0,
@@ -123,6 +124,7 @@ name = "a"
 device = "synthetic"
 rate_hz = 44100
 channels = 8
+pick = [8, 1, 2]
 format = "S24_3LE"
 period_ms = 20
 buffer_ms = 80
@@ -157,6 +159,7 @@ path = "/two"
                 device="synthetic",
                 rate_hz=44_100,
                 channels=8,
+                pick=(8, 1, 2),
                 format="S24_3LE",
                 period_ms=20.0,
                 buffer_ms=80.0,
@@ -204,17 +207,54 @@ def test_periods_and_buffer_in_frames() -> None:
     assert capture.buffer_frames % 441 == 0
 
 
+@pytest.mark.parametrize("bytes_per_s", ["24 MB", "98 MB"])
+def test_the_memory_of_much_sound_is_bounded(bytes_per_s: str) -> None:
+    """32 channels at a high rate take no more memory for the ring and for what waits than is meant
+    for them, and what that is less than ``queue_ms`` is told."""
+    rate_hz = {"24 MB": 192_000, "98 MB": 768_000}[bytes_per_s]
+    much = Capture(device="hw:0", rate_hz=rate_hz, channels=32, format="S32_LE", buffer_ms=10_000.0)
+    assert much.ring_slots * much.slot_bytes <= MOST_RING_BYTES
+    assert much.queue_frames(20_000) * much.audio.frame_bytes <= MOST_QUEUE_BYTES
+    told = much.bounded("file", 20_000)
+    assert told is not None and "sink file: queue_ms is 20000, and " in told
+    usual = Capture(device="hw:0")
+    assert usual.ring_slots == 100 and usual.queue_frames(20_000) == 960_000
+    assert usual.bounded("file", 20_000) is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "opened", "kept"),
+    [
+        ({}, 2, 2),
+        ({"channels": 8}, 8, 8),
+        ({"channels": 8, "pick": (3,)}, 8, 1),
+        ({"pick": (3, 1)}, None, 2),
+    ],
+)
+def test_channels_are_of_the_card_and_pick_is_what_is_kept(
+    keys: dict[str, Any], opened: int | None, kept: int
+) -> None:
+    """``channels`` is how many the card is opened with; the stream has those that are picked."""
+    capture = Capture(device="hw:0", **keys)
+    assert (capture.card_channels, capture.audio.channels) == (opened, kept)
+    assert capture.card_channel(0) == keys.get("pick", (1,))[0]
+
+
 @given(
     st.builds(
         Capture,
         device=st.just("hw:0"),
         rate_hz=st.integers(8000, 768_000),
-        channels=st.integers(1, 32),
+        channels=st.just(32),
+        pick=st.lists(st.integers(1, 32), min_size=1, unique=True).map(tuple),
         format=st.sampled_from([one.alsa_name for one in SampleFormat]),
         period_ms=st.floats(1, 1000),
         buffer_ms=st.floats(4000, 10_000),
         priority=st.integers(0, 80),
         silence_warn_s=st.floats(0, 86_400),
+        dead_warn_s=st.floats(0, 86_400),
+        dc_warn_dbfs=st.floats(-60, 0),
+        clip_warn_per_s=st.floats(0, 10_000),
         reserve_priority=st.integers(-(2**31), 2**31 - 1),
         synthetic=st.none(),
     ),
@@ -251,6 +291,8 @@ def test_what_is_written_is_what_is_read(capture: Capture, sink: FileSink) -> No
 def written(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return repr(list(value))
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
@@ -478,8 +520,22 @@ def test_channels_and_app_ids_are_those_the_source_takes(text: str) -> None:
         ("chanels = 1", "chanels: unknown key; did you mean channels?"),
         (
             "zzz = 1",
-            "zzz: unknown key; known here: device, rate_hz, channels, format, period_ms, "
-            "buffer_ms, priority, silence_warn_s, reserve_priority, synthetic",
+            "zzz: unknown key; known here: device, rate_hz, channels, pick, format, "
+            "period_ms, buffer_ms, priority, silence_warn_s, dead_warn_s, dc_warn_dbfs, "
+            "clip_warn_per_s, reserve_priority, synthetic",
+        ),
+        ("pick = 1", "pick: 1 is no array; write such as [1]"),
+        ("pick = []", "pick: 0 values are not 1 to 32"),
+        ("pick = [0]", "pick: 0 is no whole number from 1 to 32"),
+        ("pick = [1, 3, 1]", "pick: 1 is in the array twice; expected each value once"),
+        (
+            'pick = ["2"]',
+            'pick: "2" is no whole number from 1 to 32; write the number without quotation marks',
+        ),
+        (
+            "pick = [1, 5]\nchannels = 4",
+            "pick: 5 is more than channels, 4, which the card is opened with; set channels to 5 or "
+            "more, or leave it out",
         ),
         (
             'synthetic = {signal = "noise"}',

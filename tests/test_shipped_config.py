@@ -68,8 +68,8 @@ def test_what_is_commented_out_is_the_default() -> None:
     """A key that is commented out shows its default; those of a table that is commented out as a
     whole, and examples of keys without one, apart."""
     tables = explained()
-    examples = {"file", "app_id", "channel", "uid", "rate_hz", "channels", "path", "type", "group"}
-    examples |= {"mode"}
+    examples = {"file", "app_id", "channel", "uid", "rate_hz", "channels", "pick", "path", "type"}
+    examples |= {"group", "mode"}
     for name in ("[stream.capture]", "[stream.capture.synthetic]", "[[stream.sink]] file"):
         defaults = TABLES[name][0]._field_defaults
         for key, value in tables[name].items():

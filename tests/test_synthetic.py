@@ -18,7 +18,7 @@ from capstand.capture.source import Reading
 from capstand.capture.synthetic import MonotonicTime, SyntheticSource, VirtualTime
 from capstand.config import Capture, Fault, Synthetic
 from capstand.dsp.convert import to_int32
-from capstand.dsp.level import Meter
+from capstand.dsp.level import FLOOR_DBFS, Meter
 from capstand.errors import DeviceError
 from capstand.stats import Cause
 from tests.line import Keep, Line, capture, counters
@@ -51,8 +51,7 @@ def test_counter(format: str, channels: int) -> None:
     played = Played(capture(format=format, channels=channels, rate_hz=48_000))
     samples = b"".join(played.read()[1] for _ in range(150))
     bits = min(24, SampleFormat[format].bits)
-    if format == "S16_LE" and channels > 1:
-        bits = 24
+    bits = 24 if format == "S16_LE" and channels > 1 else bits
     expected = np.arange(150 * 480) & ((1 << bits) - 1)
     assert np.array_equal(counters(samples, played.card) & ((1 << bits) - 1), expected)
     if format != "S16_LE":
@@ -216,6 +215,9 @@ def test_tone_level(format: str, level_dbfs: float) -> None:
     meter = Meter(played.card.audio)
     for _ in range(30):
         meter.update(played.read()[1])
+    if format == "U8" and level_dbfs == -60.0:  # less than half of its lowest bit
+        assert meter.peak_dbfs == meter.level_dbfs == FLOOR_DBFS
+        return
     assert meter.peak_dbfs == pytest.approx(level_dbfs, abs=0.15)
     assert meter.level_dbfs == pytest.approx(level_dbfs - 3.0, abs=0.15)
 
@@ -245,8 +247,22 @@ def test_file(format: str, tmp_path: Path) -> None:
     soundfile.write(path, ramp, 48_000)
     played = Played(capture(format=format, synthetic=Synthetic(signal="file", file=str(path))))
     samples = b"".join(played.read()[1] for _ in range(10))
-    wave = to_int32(samples, SampleFormat[format]).reshape(-1, 2) >> 16
-    assert np.array_equal(wave, np.resize(ramp, (4800, 2)))
+    bits = min(16, SampleFormat[format].bits)
+    wave = to_int32(samples, SampleFormat[format]).reshape(-1, 2) >> (32 - bits)
+    assert np.array_equal(wave, np.resize(ramp >> (16 - bits), (4800, 2)))
+
+
+@pytest.mark.parametrize("pick", [(2,), (2, 1), (1, 2)])
+def test_picked_channels_of_the_simulated_card(pick: tuple[int, ...], tmp_path: Path) -> None:
+    """The simulated card has as many channels as its file, and those that are picked are heard."""
+    path = tmp_path / "ramp.wav"
+    ramp = np.stack((np.arange(1000), -np.arange(1000)), axis=1).astype("<i2")
+    soundfile.write(path, ramp, 48_000)
+    setup = Synthetic(signal="file", file=str(path))
+    played = Played(capture(pick=pick, channels=2, synthetic=setup))
+    heard = np.frombuffer(b"".join(played.read()[1] for _ in range(10)), "<i2")
+    places = [one - 1 for one in pick]
+    assert np.array_equal(heard.reshape(-1, len(pick)), np.resize(ramp, (4800, 2))[:, places])
 
 
 @pytest.mark.parametrize(("rate_hz", "channels"), [(44_100, 2), (48_000, 1)])

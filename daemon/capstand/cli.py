@@ -140,8 +140,11 @@ def _notes(setup: "Config") -> list[tuple[str, str]]:
     return [
         (stream.name, line)
         for stream in setup.stream
-        for name in stream.capture.devices
-        if (line := note(name))
+        for line in (
+            *(note(name) for name in stream.capture.devices),
+            *(stream.capture.bounded(one.name, one.queue_ms) for one in stream.sink),
+        )
+        if line
     ]
 
 

@@ -26,6 +26,7 @@ from capstand.decode import (
     Number,
     OneOrSome,
     Prefixed,
+    Some,
     Tagged,
     Text,
     Whole,
@@ -46,6 +47,9 @@ COMMON_RATES = (
 )
 SIGNALS = ("tone", "silence", "noise", "file", "counter")
 FAULTS = ("overrun", "unplug", "stall")
+CHANNELS = 2
+LARGEST_PERIOD = 2
+"""A granted period may be up to this many times what was asked; the ring's slots allow for it."""
 RING_S = 1.0
 PROFILES = (
     "auto",
@@ -81,6 +85,9 @@ AbsolutePath = Annotated[str, Text(PATH, "an absolute path, such as /var/lib/cap
 ALSA_NAME = Text(r"[^\0-\x20\x7f][^\0-\x1f\x7f]{0,255}", "a device, such as hw:CARD=Mic,DEV=0")
 DEVICE_NAME = Prefixed({prefix: Text(*shape) for prefix, shape in SHAPES.items()}, ALSA_NAME)
 MOST_DEVICES = 8
+MOST_CHANNELS = 32
+MOST_RING_BYTES = MOST_QUEUE_BYTES = 256_000_000
+"""The ring's memory, and what may wait for a sink; most streams need a hundredth of it."""
 
 
 class Fault(NamedTuple):
@@ -114,12 +121,18 @@ class Capture(NamedTuple):
 
     device: Annotated[str | tuple[str, ...], OneOrSome(DEVICE_NAME, MOST_DEVICES)]
     rate_hz: Annotated[int, Whole(8000, MOST_HZ, COMMON_RATES)] = 48_000
-    channels: Annotated[int, Whole(1, 32)] = 2
+    channels: Annotated[int, Whole(1, MOST_CHANNELS)] | None = None
+    pick: Annotated[tuple[int, ...], Some(Whole(1, MOST_CHANNELS), MOST_CHANNELS, "[1]")] | None = (
+        None
+    )
     format: Annotated[str, Choice(FORMATS)] = "S16_LE"
     period_ms: Annotated[float, Number(1, 1000)] = 10.0
     buffer_ms: Annotated[float, Number(20, 10_000)] = 500.0
     priority: Annotated[int, Whole(0, 80)] = 70
     silence_warn_s: Annotated[float, Number(0, 86_400)] = 60.0
+    dead_warn_s: Annotated[float, Number(0, 86_400)] = 60.0
+    dc_warn_dbfs: Annotated[float, Number(-60, 0)] = -26.0
+    clip_warn_per_s: Annotated[float, Number(0, 10_000)] = 5.0
     reserve_priority: Annotated[int, Whole(-(2**31), 2**31 - 1)] = 10
     synthetic: Synthetic | None = None
 
@@ -135,7 +148,23 @@ class Capture(NamedTuple):
 
     @property
     def audio(self) -> AudioFormat:
-        return AudioFormat(self.rate_hz, self.channels, SampleFormat[self.format])
+        """What the stream has: the channels that are taken from the card."""
+        channels = len(self.pick) if self.pick else self.channels or CHANNELS
+        return AudioFormat(self.rate_hz, channels, SampleFormat[self.format])
+
+    @property
+    def card_channels(self) -> int | None:
+        """How many the card is opened with; None: as few as hold all that are picked."""
+        return self.channels or (None if self.pick else CHANNELS)
+
+    @property
+    def least_channels(self) -> int:
+        """The fewest that the card may have."""
+        return self.card_channels or max(self.pick or (CHANNELS,))
+
+    def card_channel(self, at: int) -> int:
+        """The card's number, as people count, of the stream's channel ``at``."""
+        return self.pick[at] if self.pick else at + 1
 
     @property
     def period_frames(self) -> int:
@@ -148,10 +177,38 @@ class Capture(NamedTuple):
 
     @property
     def ring_slots(self) -> int:
-        """The ring takes what the device's buffer may hand over at once, twice."""
-        return max(4, math.ceil(max(RING_S, 2 * self.buffer_ms / 1000) * 1000 / self.period_ms))
+        """The ring takes what the device's buffer may hand over at once, twice, in memory that is
+        bounded."""
+        wanted = math.ceil(max(RING_S, 2 * self.buffer_ms / 1000) * 1000 / self.period_ms)
+        return max(4, min(wanted, MOST_RING_BYTES // self.slot_bytes))
+
+    @property
+    def slot_bytes(self) -> int:
+        """A slot of the ring has room for the longest period that a card may grant."""
+        return LARGEST_PERIOD * self.period_frames * self.audio.frame_bytes
+
+    def queue_frames(self, queue_ms: int) -> int:
+        """How much may wait for a sink, in memory that is bounded."""
+        frames = queue_ms * self.rate_hz // 1000
+        return min(frames, MOST_QUEUE_BYTES // self.audio.frame_bytes)
+
+    def bounded(self, name: str, queue_ms: int) -> str | None:
+        """What to know of a sink whose ``queue_ms`` is more than memory is given for."""
+        kept_ms = self.queue_frames(queue_ms) * 1000 // self.rate_hz
+        if kept_ms >= queue_ms:
+            return None
+        return (
+            f"sink {name}: queue_ms is {queue_ms}, and {kept_ms} ms of so much sound are "
+            f"{MOST_QUEUE_BYTES // 1_000_000} MB; no more is kept in memory"
+        )
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if self.pick and self.channels and max(self.pick) > self.channels:
+            yield (
+                "pick",
+                f"{max(self.pick)} is more than channels, {self.channels}, which the card is "
+                f"opened with; set channels to {max(self.pick)} or more, or leave it out",
+            )
         if self.buffer_ms < 4 * self.period_ms:
             yield (
                 "buffer_ms",
@@ -483,7 +540,8 @@ class Stream(NamedTuple):
                 yield from self._too_coarse(number, sink)
                 continue
             if sink.container == "flac":
-                for what in flac_refuses(self.capture.audio):
+                key = "capture.pick takes" if self.capture.pick else "capture.channels is"
+                for what in flac_refuses(self.capture.audio, key):
                     yield f"sink.{number}.container", f"flac holds {what}"
 
     def _too_coarse(self, number: int, sink: AgoraSink) -> Iterator[tuple[str, str]]:
@@ -551,7 +609,7 @@ class Config(NamedTuple):
                 seen.add(who)
 
 
-def flac_refuses(audio: AudioFormat) -> Iterator[str]:
+def flac_refuses(audio: AudioFormat, channels_are: str = "capture.channels is") -> Iterator[str]:
     """What FLAC (its streamable subset, as libsndfile writes it) holds less of than this."""
     sample, channels, rate_hz = audio.sample, audio.channels, audio.rate_hz
     if sample.alsa_name.startswith("FLOAT"):
@@ -562,7 +620,7 @@ def flac_refuses(audio: AudioFormat) -> Iterator[str]:
             'take "wav" or S24_LE'
         )
     if channels > FLAC_CHANNELS:
-        yield f'at most {FLAC_CHANNELS} channels, capture.channels is {channels}; take "wav"'
+        yield f'at most {FLAC_CHANNELS} channels, {channels_are} {channels}; take "wav"'
     if rate_hz > FLAC_RATE_HZ or (rate_hz > FLAC_ANY_RATE_HZ and rate_hz % 10):
         yield (
             f"any rate up to {FLAC_ANY_RATE_HZ} Hz and multiples of 10 up to {FLAC_RATE_HZ}, "

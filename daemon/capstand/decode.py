@@ -177,6 +177,25 @@ class OneOrSome(NamedTuple):
         return tuple(self.rule.check(one) for one in value)
 
 
+class Some(NamedTuple):
+    """An array of 1 to ``most`` values, each once; ``like`` shows one."""
+
+    rule: Whole
+    most: int
+    like: str
+
+    def check(self, value: object) -> tuple[int, ...]:
+        if not isinstance(value, list):
+            raise _Fault(value, f"is no array; write such as {self.like}")
+        if not 1 <= len(value) <= self.most:
+            raise _Fault(NOTHING, f"{len(value)} values are not 1 to {self.most}")
+        made = tuple(self.rule.check(one) for one in value)
+        for one in made:
+            if made.count(one) > 1:
+                raise _Fault(one, "is in the array twice; expected each value once")
+        return made
+
+
 class Tagged:
     """A table of one of several kinds; the value of ``key`` says which."""
 

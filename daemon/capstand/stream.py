@@ -21,7 +21,7 @@ from pathlib import Path
 
 from capstand import realtime
 from capstand.block import NS_PER_S, AudioFormat
-from capstand.capture.alsa import LARGEST_PERIOD, AlsaSource
+from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import Capturer
 from capstand.capture.preference import Preference
 from capstand.capture.source import Source
@@ -66,8 +66,7 @@ class Stream:
         self.leaving: list[Leaving] = []
         self._state = state
         self.clock = Clock(audio.rate_hz, capture.period_frames)
-        slot_bytes = LARGEST_PERIOD * capture.period_frames * audio.frame_bytes
-        self.ring = Ring(capture.ring_slots, slot_bytes)
+        self.ring = Ring(capture.ring_slots, capture.slot_bytes)
         self.source = _source(capture)
         self.capturer = Capturer(self.source, self.clock, self.ring, capture.priority)
         self.outlets = [
@@ -314,13 +313,14 @@ def _patience_ms(config: StreamConfig) -> int:
 
 def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock: Clock) -> Outlet:
     audio = capture.audio
-    queue_frames = sink.queue_ms * audio.rate_hz // 1000
+    queue_frames = capture.queue_frames(sink.queue_ms)
     if isinstance(sink, FileSink):
         gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
         priority = realtime.below(capture.priority, capture.priority)
         note = state / "recording" / stream / sink.name
         recording = Recording(stream, sink, audio, priority=priority, note=note)
-        kept = _spooled(stream, recording, sink, audio, priority)
+        window_frames = capture.queue_frames(min(WINDOW_MS, sink.queue_ms))
+        kept = _spooled(stream, recording, sink, audio, priority, window_frames)
         return Outlet(sink.name, kept, queue_frames, gather_frames, priority=priority)
     from capstand.sinks.remote import RemoteSink
     from capstand.sinks.wire import Plan
@@ -340,6 +340,7 @@ def _spooled(
     setup: SinkConfig,
     audio: AudioFormat,
     priority: int,
+    window_frames: int,
 ) -> Sink:
     """The sink itself, or with a spool in front of it."""
     if setup.spool is None:
@@ -348,7 +349,6 @@ def _spooled(
     from capstand.sinks.spooled import Spooled
 
     folder = Path(setup.spool.path) / stream / setup.name
-    window_ms = min(WINDOW_MS, setup.queue_ms)
     spool = Spool(folder, audio, setup.spool.max_mb * 1_000_000, setup.spool.max_age_s)
     return Spooled(
         setup.name,
@@ -356,7 +356,7 @@ def _spooled(
         spool,
         rate_hz=audio.rate_hz,
         speed=setup.spool.speed,
-        window_frames=window_ms * audio.rate_hz // 1000,
+        window_frames=window_frames,
         priority=priority,
     )
 

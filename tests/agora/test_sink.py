@@ -84,7 +84,7 @@ def captured(seen: dict[str, Any], card: Capture) -> npt.NDArray[np.int64]:
 
     data = b"".join(bytes.fromhex(samples) for *_, samples in seen["blocks"])
     flat = to_int32(data, card.audio.sample).astype(np.int64)
-    return flat.reshape(-1, card.channels)
+    return flat.reshape(-1, card.audio.channels)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_every_frame_of_the_stream_is_pushed(
     seen = run(sound, standin, keys, str(tmp_path), "", 0.6, script=SCRIPT)
     pushes = standin.pushes()
     assert {(one.rate_hz, one.channels, one.frames, one.ret) for one in pushes} == {
-        (card.rate_hz, card.channels, card.rate_hz // 100, 0)
+        (card.rate_hz, card.audio.channels, card.rate_hz // 100, 0)
     }
     sent = values(pushes)
     rounded = np.minimum((captured(seen, card) + (1 << 15)) >> 16, 32767).astype(np.int16)

@@ -215,7 +215,7 @@ class FakeCard:
     ) -> None:
         """From the next open on allow only these: rates in Hz and channels from min to max.
 
-        What is left out is unrestricted: 8000..192000 Hz, 1..32 channels, all FORMATS.
+        What is left out is unrestricted: 8000..768000 Hz, 1..32 channels, all FORMATS.
         """
         mask = sum(1 << FORMATS.index(name) for name in set(formats))
         self._control.rate_min_hz, self._control.rate_max_hz = rates

@@ -371,7 +371,7 @@ static int constrain(struct card *card)
 						   ctl->channels_max ? ctl->channels_max : 32)) < 0 ||
 	    (err = snd_pcm_ioplug_set_param_minmax(io, SND_PCM_IOPLUG_HW_RATE,
 						   ctl->rate_min_hz ? ctl->rate_min_hz : 8000,
-						   ctl->rate_max_hz ? ctl->rate_max_hz : 192000)) < 0 ||
+						   ctl->rate_max_hz ? ctl->rate_max_hz : 768000)) < 0 ||
 	    (err = snd_pcm_ioplug_set_param_minmax(io, SND_PCM_IOPLUG_HW_PERIOD_BYTES, 32, 1 << 20)) < 0 ||
 	    (err = snd_pcm_ioplug_set_param_minmax(io, SND_PCM_IOPLUG_HW_BUFFER_BYTES, 64, 1 << 24)) < 0 ||
 	    (ctl->period_frames && (err = fix(io, SND_PCM_IOPLUG_HW_PERIOD_BYTES, 4 * ctl->period_frames)) < 0) ||

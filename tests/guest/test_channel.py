@@ -44,6 +44,7 @@ token = {{source = "file", path = "agora-token"}}
 send_buffer_ms = 5000
 queue_ms = 5000
 max_latency_ms = 60000
+catch_up = "never"
 rate_lock = {lock}
 """
 RECORDING = """

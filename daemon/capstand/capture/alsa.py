@@ -29,9 +29,10 @@ from capstand import naming
 from capstand.block import NS_PER_S, AudioFormat
 from capstand.capture import holder, identity, kernel, libasound, rebind
 from capstand.capture.libasound import refresh_configuration
+from capstand.capture.pick import Pick
 from capstand.capture.source import UNKNOWN, Grant, Reading
 from capstand.capture.truerate import FASTEST, SLACK_S, too_fast
-from capstand.config import Capture
+from capstand.config import LARGEST_PERIOD, Capture
 from capstand.errors import DeviceError
 from capstand.stats import Cause
 
@@ -43,8 +44,6 @@ BLOCKED_NS = 50_000
 """A wait that took longer did wait: what ended it happened just now."""
 STILL_PERIODS = 2.5
 """So many periods, and half a buffer, without a frame say that a running device stands still."""
-LARGEST_PERIOD = 2
-"""A granted period may be up to this many times what was asked; the ring's slots allow for it."""
 
 _ERRNOS = {
     os.strerror(number): number
@@ -91,6 +90,8 @@ class AlsaSource:
         self._unit = 0  # the card's period
         self._after = 0  # frames lost behind those that were read last
         self._buffer = 0
+        self._channels = 0  # of the card
+        self._pick: Pick | None = None  # where not all of them are taken as they are
         self._drained = False  # less than a period is left: wait before the next look
         self._looked = False  # a look just now found another period
         self._edge = False  # the device has just woken the reader
@@ -112,6 +113,8 @@ class AlsaSource:
         refresh_configuration()
         try:
             self._knock(device)
+            self._channels = capture.card_channels or self._fewest_channels(device)
+            self._pick = Pick.of(capture, self._channels)
             pcm = self._configured(device)
         except (alsaaudio.ALSAAudioError, OSError) as error:
             raise self._failure(error, "cannot be opened") from None
@@ -156,7 +159,7 @@ class AlsaSource:
                 mode=alsaaudio.PCM_NONBLOCK,
                 device=device,
                 rate=capture.rate_hz,
-                channels=capture.channels,
+                channels=self._channels,
                 format=capture.audio.sample.alsa_number,
                 periodsize=period,
                 periods=max(2, round(wanted / period)),
@@ -167,6 +170,25 @@ class AlsaSource:
                 return pcm
             pcm.close()
             period, again = granted, False
+
+    def _fewest_channels(self, device: str) -> int:
+        """The fewest channels of the device that hold all that are picked. Where it is no card's
+        own, two if it can be, because ALSA's plug mixes a card's channels into a single one."""
+        capture = self._capture
+        least = capture.least_channels
+        offered = libasound.channel_counts(device, capture.rate_hz, capture.audio.sample)
+        enough = [count for count in offered if count >= least]
+        if not offered:
+            return least  # it will refuse, and say what
+        if not enough:
+            raise DeviceError(
+                f"{self._label}: channel {least} is picked and it has {max(offered)}; set pick to "
+                "channels that it has",
+                errno.EINVAL,
+                refused=True,
+            )
+        direct = device.startswith("hw:")
+        return min((one for one in enough if direct or one > 1), default=enough[0])
 
     def _knock(self, device: str) -> None:
         """Raises where the kernel would not open a card's own device. pyalsaaudio 0.11 keeps some
@@ -397,8 +419,12 @@ class AlsaSource:
                 else:
                     self._lose_all()
                 break
-            slot[at : at + len(samples)] = samples
-            fetched, at = fetched + int(frames), at + len(samples)
+            if self._pick is not None:
+                at += self._pick.put(slot[at:], samples)
+            else:
+                slot[at : at + len(samples)] = samples
+                at += len(samples)
+            fetched += int(frames)
             if frames < self._unit:
                 break
         return fetched
@@ -432,7 +458,7 @@ class AlsaSource:
         capture, info = self._capture, pcm.info()
         asked = {
             "rate_hz": capture.rate_hz,
-            "channels": capture.channels,
+            "channels": self._channels,
             "format": capture.format,
         }
         granted = {
@@ -449,8 +475,10 @@ class AlsaSource:
         self._look_ms = max(1, self._buffer * 500 // capture.rate_hz)
         if wrong:
             self.close()
+            more = not capture.pick and granted["channels"] > asked["channels"]
+            advice = "; pick = [1] takes one channel of a card with more" if more else ""
             raise DeviceError(
-                f"{self._label}: {'; '.join(wrong)}; {offers(self._device)}",
+                f"{self._label}: {'; '.join(wrong)}; {offers(self._device)}{advice}",
                 errno.EINVAL,
                 refused=True,
             )

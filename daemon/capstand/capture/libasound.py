@@ -20,7 +20,7 @@ from typing import NamedTuple, get_type_hints
 
 from capstand import clean
 from capstand.block import SampleFormat
-from capstand.config import Capture
+from capstand.config import MOST_CHANNELS, Capture
 
 MOST_LINES = 16
 RATES_HZ = (
@@ -30,10 +30,8 @@ RATES_HZ = (
 """Rates that are asked for one by one where a device has some and not all between two bounds."""
 
 _RULES = get_type_hints(Capture, include_extras=True)
-ASKABLE_HZ, ASKABLE_CHANNELS = (
-    (rule.low, rule.high)
-    for rule in (_RULES[key].__metadata__[0] for key in ("rate_hz", "channels"))
-)
+ASKABLE_HZ = _RULES["rate_hz"].__metadata__[0][:2]
+ASKABLE_CHANNELS = (1, MOST_CHANNELS)
 """The bounds of what a configuration may ask for."""
 
 _CAPTURE, _NONBLOCK = 1, 1
@@ -154,6 +152,28 @@ def abilities(device: str) -> Abilities:
     _checked(_asound.snd_pcm_open(ctypes.byref(pcm), device.encode(), _CAPTURE, _NONBLOCK))
     try:
         return _asked(pcm)
+    finally:
+        _asound.snd_pcm_close(pcm)
+
+
+def channel_counts(device: str, rate_hz: int, sample: SampleFormat) -> tuple[int, ...]:
+    """How many channels the device can have at that rate and in that format; none where it has not
+    these. Opens it for a moment. Raises OSError."""
+    pcm = ctypes.c_void_p()
+    _checked(_asound.snd_pcm_open(ctypes.byref(pcm), device.encode(), _CAPTURE, _NONBLOCK))
+    try:
+        space = ctypes.create_string_buffer(_asound.snd_pcm_hw_params_sizeof())
+        _checked(_asound.snd_pcm_hw_params_any(pcm, space))
+        if (
+            _asound.snd_pcm_hw_params_set_format(pcm, space, sample.alsa_number) < 0
+            or _asound.snd_pcm_hw_params_set_rate(pcm, space, rate_hz, 0) < 0
+        ):
+            return ()
+        return tuple(
+            count
+            for count in range(1, ASKABLE_CHANNELS[1] + 1)
+            if _asound.snd_pcm_hw_params_test_channels(pcm, space, count) == 0
+        )
     finally:
         _asound.snd_pcm_close(pcm)
 

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from capstand.block import NS_PER_S
-from capstand.capture.alsa import LARGEST_PERIOD
 from capstand.capture.source import UNKNOWN, Grant, Reading, Source
 from capstand.config import Capture
 from capstand.errors import DeviceError
@@ -40,8 +39,7 @@ class Preference:
     ) -> None:
         self._sources = sources
         self._now_ns = now_ns
-        frames = LARGEST_PERIOD * capture.period_frames
-        self._unheard = memoryview(bytearray(frames * capture.audio.frame_bytes))
+        self._unheard = memoryview(bytearray(capture.slot_bytes))
         self._at = 0  # the source in use
         self._open = False
         self._brought = False  # it has brought frames since it was opened

@@ -24,6 +24,7 @@ import numpy as np
 import soundfile
 
 from capstand.block import NS_PER_S, AudioFormat, SampleFormat
+from capstand.capture.pick import Pick
 from capstand.capture.source import UNKNOWN, Grant, Reading
 from capstand.config import Capture, Fault, Synthetic
 from capstand.dsp.convert import from_float, from_int32
@@ -91,6 +92,11 @@ class SyntheticSource:
         self._capture = capture
         self._setup = capture.synthetic or Synthetic()
         self._audio = capture.audio
+        channels = capture.least_channels
+        self._card_audio = self._audio._replace(channels=channels)
+        self._pick = Pick.of(capture, channels)
+        frames = capture.period_frames if self._pick else 0
+        self._whole = memoryview(bytearray(frames * self._card_audio.frame_bytes))
         self._time: Time = clock or MonotonicTime()
         self._reading = Reading()
         self._reading.edge = True  # its position is never old
@@ -121,7 +127,7 @@ class SyntheticSource:
         if self._active("unplug", now):
             raise DeviceError("synthetic: the simulated card is unplugged", errno.ENODEV)
         self._still_ns = self._stood_still(now)
-        self._fill = self._fill or _signal(self._setup, self._audio)
+        self._fill = self._fill or _signal(self._setup, self._card_audio)
         self._read = self._produced(now)
         self._restarted = False
         capture = self._capture
@@ -170,7 +176,11 @@ class SyntheticSource:
             reading.lost, reading.cause, self._restarted = UNKNOWN, Cause.STALLED, False
         reading.ahead = produced - self._read
         reading.stamp_ns = now + self._lateness_ns()
-        self._fill(slot, self._read, period)
+        if self._pick is None:
+            self._fill(slot, self._read, period)
+        else:
+            self._fill(self._whole, self._read, period)
+            self._pick.put(slot, self._whole)
         self._read += period
         reading.frames = period
         return reading
