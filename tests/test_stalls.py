@@ -372,9 +372,7 @@ def test_exact_zeros_are_counted(sample: SampleFormat, channels: int) -> None:
     lies beside the 24 bits of S24_LE is no sound."""
     card = capture(format=sample.alsa_name, channels=channels)
     meter = Meter(card.audio)
-    zeros = bytes(480 * card.audio.frame_bytes)
-    if sample is SampleFormat.U8:
-        zeros = b"\x80" * (480 * channels)  # its zero is the middle
+    zeros = sample.silence(480 * channels)
     if sample is SampleFormat.S24_LE:
         zeros = b"\0\0\0\x7f" * (480 * channels)
     for _ in range(500):

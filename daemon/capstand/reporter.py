@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from capstand import realtime
+from capstand.defect import Defect
 from capstand.handover import Leaving
 from capstand.health import Health
 from capstand.ledger import Ledger, wall_time
@@ -47,6 +48,7 @@ class Reporter:
         self._opens = 0
         self._restarts = 0
         self._zeros = self._wrong_rate = False
+        self._defects: dict[str, Defect] = {}
         self._health = Health.STARTING.value
         self._trouble: str | None = None
         self._told: dict[str, _Told] = defaultdict(_Told)
@@ -168,6 +170,7 @@ class Reporter:
             say(logging.WARNING, "%s: %s", stats.name, self._trouble, **fields)
         self._tell_zeros()
         self._tell_rate()
+        self._tell_defects()
         trouble = self._stream.capturer.trouble
         text = str(trouble) if trouble else None
         if text != self._trouble:
@@ -215,6 +218,17 @@ class Reporter:
         elif zeros is None and self._zeros:
             say(logging.INFO, "%s: there is sound again, not only zeros", name, **self._fields)
         self._zeros = zeros is not None
+
+    def _tell_defects(self) -> None:
+        """The beginning of a channel's defect, that further channels have it too, and its end."""
+        name, before = self._stream.name, self._defects
+        self._defects = {one.kind: one for one in self._stream.defects()}
+        for kind, one in self._defects.items():
+            if kind not in before or not set(one.channels) <= set(before[kind].channels):
+                say(logging.WARNING, "%s: %s", name, one.words, KIND=kind, **self._fields)
+        for kind, one in before.items():
+            if kind not in self._defects:
+                say(logging.INFO, "%s: %s", name, one.over, KIND=kind, **self._fields)
 
     def _tell_rate(self) -> None:
         """The beginning and the end of a rate that is not the card's nominal one."""

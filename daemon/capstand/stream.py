@@ -13,13 +13,15 @@ Thread: main; but ``start_meter`` is called by one that loads the meter and ends
 ``close`` of a stream that a reload ends by one that waits for it.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from capstand import realtime
+from capstand import defect, realtime
 from capstand.block import NS_PER_S, AudioFormat
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import Capturer
@@ -30,6 +32,7 @@ from capstand.clock import Clock
 from capstand.config import Capture, FileSink
 from capstand.config import Sink as SinkConfig
 from capstand.config import Stream as StreamConfig
+from capstand.defect import Defect
 from capstand.handover import ABANDON_S, LEAVE_S, Leaving, Side
 from capstand.health import SinkView, Verdict, View, judge
 from capstand.plan import sink_plan
@@ -38,7 +41,10 @@ from capstand.ring import Ring
 from capstand.sinks.file import Recording
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Sink
-from capstand.stats import StreamStats, span
+from capstand.stats import ChannelLevel, StreamStats, span
+
+if TYPE_CHECKING:
+    from capstand.dsp.defects import Defects
 
 JOIN_S = 1.0
 DISK_S = 6.0
@@ -81,6 +87,7 @@ class Stream:
             _patience_ms(config),
         )
         self.source.patience_ms = 0 if self.hurry else CAPTURE_PATIENCE_MS
+        self.watch: Defects | None = None
         self._threads: dict[str, threading.Thread] = {}
         self._moved: dict[str, tuple[int, int]] = {}
         self._looked_ns = self._back_ns = 0
@@ -104,10 +111,13 @@ class Stream:
 
     def start_meter(self) -> None:
         """Once sound flows: loading numpy takes longer than opening a card would."""
+        from capstand.dsp.defects import Defects, Limits
         from capstand.dsp.level import Meter
 
         if self.pusher.meter is None:
-            self.pusher.meter = Meter(self.config.capture.audio)
+            capture = self.config.capture
+            self.watch = Defects(capture.audio, Limits.of(capture))
+            self.pusher.meter = Meter(capture.audio, self.watch)
 
     def exchange(self, config: StreamConfig) -> None:
         """Other sinks for the same capture, from the next block on. What a removed sink was given
@@ -210,6 +220,7 @@ class Stream:
             released=capturer.released,
             ring_dropped_frames=count.ring_dropped,
             notice=self.notice(),
+            channel_levels=self._channel_levels(),
         )
 
     def notice(self) -> str | None:
@@ -231,6 +242,7 @@ class Stream:
             self._back_ns = now_ns
         self._looked_ns = now_ns
         here_ns = now_ns - self._back_ns
+        defects = "; ".join(one.words for one in self.defects()) or None
         return judge(
             View(
                 open=capturer.grant is not None,
@@ -249,7 +261,7 @@ class Stream:
                 ),
                 sinks=tuple(self._sink_view(one, now_ns) for one in self.outlets),
                 patience_ns=capturer.patience_ns,
-                concern=self.wrong_rate() or self.only_zeros(),
+                concern=self.wrong_rate() or self.only_zeros() or defects,
                 released=capturer.released,
             )
         )
@@ -258,6 +270,26 @@ class Stream:
         """What to do about a card that runs at another rate than it says."""
         rate_hz = self.capturer.true_rate.rate_hz
         return None if rate_hz is None else in_words(self.config.capture.rate_hz, rate_hz)
+
+    def defects(self) -> list[Defect]:
+        """What is wrong with the sound of single channels."""
+        figures = self.watch.figures if self.watch else None
+        return defect.find(figures, self.config.capture) if figures else []
+
+    def _channel_levels(self) -> tuple[ChannelLevel, ...] | None:
+        figures = self.watch.figures if self.watch else None
+        if figures is None:
+            return None
+        return tuple(
+            ChannelLevel(
+                channel=self.config.capture.card_channel(at),
+                peak_dbfs=round(20 * math.log10(max(one.peak, 1e-6)), 1),
+                dc=None if one.dc is None else round(one.dc, 5),
+                clipped_per_s=None if one.clipped_per_s is None else round(one.clipped_per_s, 1),
+                constant_s=round(one.constant_s, 1),
+            )
+            for at, one in enumerate(figures)
+        )
 
     def only_zeros(self) -> str | None:
         """What to look at when nothing but zeros has come for ``silence_warn_s``."""

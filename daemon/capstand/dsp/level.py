@@ -10,26 +10,33 @@ import numpy as np
 
 from capstand.block import AudioFormat, SampleFormat
 from capstand.dsp.convert import to_float32
+from capstand.dsp.defects import Defects
 
 FLOOR_DBFS = -120.0
 WINDOW_S = 0.2
+MOST_BYTES = 1 << 22
+"""What is gathered for one window where a second has very much sound."""
 
 
 class Meter:
     """``level_dbfs`` and ``peak_dbfs`` of the last full window; None before the first. ``zeros_s``:
     for how long every sample has been exactly zero, which no open microphone is, however quiet.
+    ``defects``, where given, looks at the channels apart.
 
     Blocks are gathered and measured once a window: twenty small calls into numpy, each with cold
     caches, cost more than all else that happens to a block.
     """
 
-    def __init__(self, audio: AudioFormat) -> None:
+    def __init__(self, audio: AudioFormat, defects: Defects | None = None) -> None:
         self.level_dbfs: float | None = None
         self.peak_dbfs: float | None = None
         self.zeros_s = 0.0
+        self._defects = defects
         self._sample = audio.sample
+        self._channels = audio.channels
         self._bytes_per_s = audio.rate_hz * audio.frame_bytes
-        self._window_bytes = round(WINDOW_S * audio.rate_hz) * audio.frame_bytes
+        frames = min(round(WINDOW_S * audio.rate_hz), MOST_BYTES // audio.frame_bytes)
+        self._window_bytes = frames * audio.frame_bytes
         self._gathered: list[bytes] = []
         self._bytes = 0
 
@@ -43,18 +50,21 @@ class Meter:
 
     def _measure(self, samples: bytes) -> None:
         if self._sample is SampleFormat.S16_LE:
-            values = np.frombuffer(samples, "<i2").astype(np.float32)
-            full = 2.0**15
+            whole = np.frombuffer(samples, "<i2")
+            values, full = whole.astype(np.float32), 2.0**15
+            peak = max(int(whole.max()), -int(whole.min())) / full
         else:
             values, full = to_float32(samples, self._sample), 1.0
+            peak = max(float(values.max()), -float(values.min()))
         square = float(np.dot(values, values)) / (full * full)
-        peak = max(float(values.max()), -float(values.min())) / full
         self.zeros_s = 0.0 if peak else self.zeros_s + len(samples) / self._bytes_per_s
-        self.level_dbfs = _dbfs(math.sqrt(square / len(values)))
-        self.peak_dbfs = _dbfs(peak)
+        self.level_dbfs = dbfs(math.sqrt(square / len(values)))
+        self.peak_dbfs = dbfs(peak)
+        if self._defects is not None:
+            self._defects.window(values.reshape(-1, self._channels), full, peak)
 
 
-def _dbfs(amplitude: float) -> float:
+def dbfs(amplitude: float) -> float:
     return round(20 * math.log10(amplitude), 1) if amplitude > 1e-6 else FLOOR_DBFS
 
 
