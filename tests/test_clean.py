@@ -126,6 +126,11 @@ def test_a_card_may_be_called_anything(tmp_path: Path) -> None:
     (tmp_path / "proc/asound/pcm").write_bytes(
         b"00-00: USB\xc3 \x1b[2J : x : capture 1\n01-00: Second : x : capture 1\n"
     )
+    script = (
+        "import sys; from pathlib import Path; from capstand import cli, devices; "
+        f"found = devices.find(Path({str(tmp_path)!r})); devices.find = lambda: found; "
+        "sys.exit(cli.main(['devices', *sys.argv[1:]]))"
+    )
     told = [
         subprocess.run([sys.executable, "-c", script, *how], capture_output=True, check=True).stdout
         for how in ([], ["--json"])
