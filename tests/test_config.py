@@ -939,7 +939,7 @@ PLACE = "an absolute path, or the name of a credential in the unit (LoadCredenti
         ),
         (
             '{source = "server", url = "https://a/", method = "PUT"}',
-            ['.method: this text of 3 characters is not one of "GET", "POST"'],
+            ['.method: "PUT" is not one of "GET", "POST"'],
         ),
         (
             '{source = "server", url = "https://a/", token_path = "data..token"}',

@@ -1,9 +1,9 @@
 """Cards are shared with PipeWire, PulseAudio and JACK by org.freedesktop.ReserveDevice1.
 
 On the bus of a user's session whoever owns the name ``org.freedesktop.ReserveDevice1.AudioN`` may
-use card N. Another who wants it calls RequestRelease with a priority of its own; an owner of a lower one
-closes the card, drops the name and says yes. (An owner may also keep the name until it is replaced,
-but then PipeWire's own tools wait for ever.) So capstand
+use card N. Another who wants it calls RequestRelease with a priority of its own; an owner of a
+lower one closes the card, drops the name and says yes. (An owner may also keep the name until it is
+replaced, but then PipeWire's own tools wait for ever.) So capstand
 
 - takes the name before it opens a card, asking an owner to let go first;
 - lets go when asked with a higher priority than ``reserve_priority``, once the card is closed;
