@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 import pytest
 import trustme
@@ -397,6 +398,25 @@ def test_a_server_may_want_a_post(
         assert source(url, credential, authorities.file, **keys).fetch() == TOKEN
     assert server.posted == [(kind, sent)]
     assert server.asked[0][1] == f"Bearer {CREDENTIAL}"
+
+
+@pytest.mark.parametrize(
+    "channel", ["{uid}", "{expiry}{app_id}", "{{uid}}", "{x}", "\\1", "a&uid=9"]
+)
+def test_a_channel_is_sent_as_it_is_called(authorities: Authorities, channel: str) -> None:
+    """A name may look like something that stands for a value, or like another field; in the
+    address and in either kind of body it stays a name."""
+    keys: dict[str, Any] = {"channel": channel, "method": "POST"}
+    with token_server(authorities, say(TOKEN.encode())) as (server, url):
+        for body in ('{"room": "{channel}"}', "room={channel}"):
+            one = source(f"{url}&room={{channel}}", None, authorities.file, body=body, **keys)
+            assert one.fetch() == TOKEN
+    json_body, form = (body for _, body in server.posted)
+    assert json.loads(json_body) == {"room": channel}
+    assert parse_qsl(form) == [("room", channel)]
+    assert all(
+        parse_qsl(path.partition("?")[2])[-1:] == [("room", channel)] for path, _ in server.asked
+    )
 
 
 def test_a_server_that_wants_another_method_says_so(authorities: Authorities) -> None:

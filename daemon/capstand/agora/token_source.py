@@ -331,12 +331,14 @@ def is_json(body: str) -> bool:
 def fill_body(body: str, values: dict[str, str]) -> str:
     """``body`` with what stands for a value replaced, escaped as its kind wants."""
     import json
+    import re
     from urllib.parse import quote
 
-    for name, value in values.items():
-        escaped = json.dumps(value)[1:-1] if is_json(body) else quote(value, safe="")
-        body = body.replace(f"{{{name}}}", escaped)
-    return body
+    def value(found: "re.Match[str]") -> str:
+        text = values[found[1]]
+        return json.dumps(text)[1:-1] if is_json(body) else quote(text, safe="")
+
+    return re.sub(rf"\{{({'|'.join(values)})\}}", value, body)
 
 
 def _split(url: str) -> tuple[str, int, str]:
