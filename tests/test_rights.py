@@ -163,6 +163,8 @@ def test_the_ledger_follows_no_link(tmp_path: Path) -> None:
     assert not (tmp_path / "ledger/mic.jsonl").is_symlink()
     assert "start" in (tmp_path / "ledger/mic.jsonl").read_text()
     assert victim.read_text() == "mine\n"
+    (aside,) = [one for one in (tmp_path / "ledger").iterdir() if one.is_symlink()]
+    assert aside.name.startswith("mic.jsonl.aside-") and not ledger.path("mic").is_symlink()
 
 
 def test_everybody_may_ask_whatever_the_umask(tmp_path: Path) -> None:
