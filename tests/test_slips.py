@@ -11,7 +11,7 @@ import tomli
 
 from capstand import config, decode, secret
 from capstand.agora.token import TokenError
-from capstand.agora.token_source import TokenServer, read_secret
+from capstand.agora.token_source import LocalTokens, TokenServer, read_secret
 from capstand.bug import tell
 from capstand.config import MAX_BYTES, Config, load
 from capstand.decode import MOST_FAULTS
@@ -349,6 +349,23 @@ def test_an_unforeseen_error_shows_no_secret_that_was_read(tmp_path: Path) -> No
     assert "s3cr3t" not in line and "abcdefXYZ" not in line
     assert "(secret)" in line
     assert secret.without("short") == "short"
+
+
+def test_what_is_used_is_not_forgotten_for_what_came_later(tmp_path: Path) -> None:
+    """A server gives a new token every minute, for months; the key in its address stays hidden."""
+    server = TokenServer("https://localhost:1/?key=key-of-the-address", None, None, "a", "c", 1, 60)
+    for number in range(1000):
+        secret.learn(f"token number {number}")
+        if number % 50 == 0:
+            with pytest.raises(TokenError):  # nobody listens there
+                server.fetch()
+    assert secret.without("at /?key=key-of-the-address") == "at /?key=(secret)"
+
+
+def test_a_token_that_is_made_here_is_a_secret_too(tmp_path: Path) -> None:
+    (tmp_path / "certificate").write_text("0123456789abcdef" * 2)
+    made = LocalTokens("0" * 32, str(tmp_path / "certificate"), "studio", 7, 60).fetch()
+    assert made.startswith("007") and made not in secret.without(f"the SDK refuses {made}")
 
 
 # What costs time, and what cannot be read

@@ -4,14 +4,17 @@ Thread: any.
 """
 
 from collections import deque
+from contextlib import suppress
 
 SHORTEST = 6
 _known: deque[str] = deque(maxlen=64)
 
 
 def learn(text: str) -> str:
-    """Remembers a secret, and hands it back."""
-    if len(text) >= SHORTEST and text not in _known:
+    """Remembers a secret, and hands it back; of many, those that were used last."""
+    if len(text) >= SHORTEST:
+        with suppress(ValueError):
+            _known.remove(text)
         _known.append(text)
     return text
 

@@ -104,8 +104,9 @@ class LocalTokens:
 
     def fetch(self) -> str:
         certificate = read_secret(self._place)
-        return token.build(
-            self._app_id, certificate, self._channel, self._uid, self._life_s, time.time()
+        life_s, now_s = self._life_s, time.time()
+        return secret.learn(
+            token.build(self._app_id, certificate, self._channel, self._uid, life_s, now_s)
         )
 
     def stamp(self) -> object:
@@ -133,6 +134,7 @@ class TokenServer:
         "_method",
         "_path",
         "_port",
+        "_templates",
         "_timeout_s",
         "_token_path",
         "words",
@@ -154,18 +156,24 @@ class TokenServer:
     ) -> None:
         values = {"app_id": app_id, "channel": channel, "uid": str(uid), "expiry": str(life_s)}
         self._host, self._port, self._path = _split(_filled(url, values))
-        _learn_parts(url.removeprefix("https://").partition("/")[2])
+        self._templates = url.removeprefix("https://").partition("/")[2], body or ""
         self._method = method
         self._body = None if body is None else fill_body(body, values)
-        _learn_parts(body or "")
         self._token_path = token_path
         self._credential = credential_place
         self._ca_file = ca_file
         self._timeout_s = timeout_s
         port = "" if self._port == 443 else f":{self._port}"
         self.words = f"token server https://{self._host}{port}"
+        self._learn()
+
+    def _learn(self) -> None:
+        """What is in the address or the body may be a key, but for what is filled in."""
+        for one in self._templates:
+            _learn_parts(one)
 
     def fetch(self) -> str:
+        self._learn()
         headers = {"Accept": "application/json, text/plain", "User-Agent": "capstand"}
         if self._credential is not None:
             headers["Authorization"] = f"Bearer {read_secret(self._credential)}"
