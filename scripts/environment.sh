@@ -17,7 +17,10 @@ trusted_path() {
     done
     echo "$kept"
 }
-[ "$EUID" != 0 ] || PATH=$(trusted_path)
+if [ "$EUID" = 0 ]; then
+    PATH=$(trusted_path)
+    unset TMPDIR # who owns that folder could lead what root writes there elsewhere
+fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 # Before a command: it gets of the environment only this, and starts in /.

@@ -157,6 +157,18 @@ def test_root_takes_no_program_from_where_others_may_write(
     )
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="root's files: run as root")
+def test_root_writes_no_log_where_another_user_rules(checkout: Checkout, tmp_path: Path) -> None:
+    """TMPDIR may be kept by sudo; whoever owns that folder could put a link in the log's place."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, NOBODY, NOBODY)
+    done = checkout.shell("step trying false", env={"TMPDIR": str(theirs)})
+    assert done.returncode == 1 and "what was said is in /tmp/capstand-" in done.stderr
+    assert list(theirs.iterdir()) == []
+    Path(done.stderr.strip().split()[-1]).unlink()
+
+
 def test_a_32_bit_system_is_refused_with_a_word(checkout: Checkout) -> None:
     """Before anything is installed."""
     done = checkout.shell("make_environment", before=("setarch", "linux32"))
