@@ -208,6 +208,35 @@ def test_in_a_directory_that_is_gone(place: Place) -> None:
         assert process.stderr.count("capstand: ") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        *((b"\xff", "\\udcff"), (b"a\nb", "a b"), (b"\x7f", "\\x7f"), (b"\xc2\xa0x", " x")),
+        *(("\u202e".encode(), "\\u202e"), (b"'\"\\$HOME ~", None)),
+    ],
+)
+def test_in_a_directory_of_any_name(tmp_path: Path, name: bytes, shown: str | None) -> None:
+    """The first try records into it, or says what keeps it from that."""
+    folder = tmp_path / os.fsdecode(name)
+    folder.mkdir()
+    process = subprocess.run(
+        [
+            *(*CLI, "run", "--quiet", "--no-config", "--seconds", "0.2"),
+            *("--state", str(tmp_path / "state"), "--runtime", str(tmp_path / "run")),
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    if shown is None:
+        assert process.returncode == 0 and list(folder.iterdir()) == [folder / "recordings"]
+    else:
+        assert process.returncode == 1 and list(folder.iterdir()) == []
+        assert f"/{shown}, has a sign in its name that cannot be seen" in process.stderr
+
+
 def test_a_home_that_nobody_has(place: Place) -> None:
     """A folder in the home directory of a user who is not there is refused in words."""
     command = ["agora", "install", "--into", "~no-such-user/agora"]

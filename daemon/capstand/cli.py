@@ -160,6 +160,12 @@ def _without_configuration() -> "Config":
             f"the current directory cannot be used ({error.strerror}), and recordings would go "
             "there; go to another one, or give a configuration by --config FILE"
         ) from None
+    if not str(here).isprintable():
+        raise CapstandError(
+            f"the current directory, {clean.line(here)}, has a sign in its name that cannot be "
+            "seen, and recordings would go there; go to another one, or give a configuration by "
+            "--config FILE"
+        )
     found = devices.find()
     text = devices.default_configuration(found, here / "recordings")
     setup = decode(text, "built-in configuration", config.Config)
