@@ -54,6 +54,21 @@ def test_events_are_lines_in_order(tmp_path: Path) -> None:
     assert ledger.trouble is None
 
 
+def test_a_file_that_is_far_too_large_holds_no_ledger_up(tmp_path: Path) -> None:
+    """What has grown to gigabytes by somebody else is put by as it is, and counts as what it takes:
+    it is the first that is forgotten."""
+    with (tmp_path / "mic.jsonl").open("wb") as file:
+        file.truncate(3_000_000_000)
+    one = LedgerFile(tmp_path, "mic")
+    one.rotate()
+    one.compress()
+    (archive,) = one.archives()
+    assert not archive.packed and archive.size == 3_000_000_000
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".new"] == []
+    (gone,) = one.forget(366, 200_000_000, None)
+    assert (gone.file, gone.reason) == ("mic.jsonl.000001", "more than 200 MB")
+
+
 def test_text_from_outside_is_bounded(tmp_path: Path) -> None:
     """However long a reason is, its line is short."""
     ledger = Ledger(tmp_path)
@@ -343,6 +358,19 @@ def test_a_slow_disk_gets_the_last_line_too(
     go_on.set()
     ledger.close(PATIENCE_S)
     assert [one["event"] for one in events(ledger.path("mic"))] == ["start", "stop"]
+
+
+def test_lines_that_are_lost_at_the_end_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What could not be written by then is counted, for each stream."""
+    (tmp_path / "ledger").touch()
+    ledger = Ledger(tmp_path / "ledger")
+    for number in range(3):
+        ledger.write("mic", "drop", frames=number, reason=str(number))
+    ledger.close(PATIENCE_S)
+    (told,) = [one.getMessage() for one in caplog.records if "lost" in one.getMessage()]
+    assert told.startswith(f"{tmp_path}/ledger/mic.jsonl: 3 lines of the ledger are lost")
 
 
 def test_two_daemons_share_a_folder(tmp_path: Path) -> None:

@@ -115,6 +115,14 @@ class Ledger:
             self._closing = True
             self._changed.notify()
         self._thread.join(timeout_s)
+        for stream, book in self._books.items():
+            if left := book.waiting:
+                say(
+                    logging.ERROR,
+                    "%s: %d lines of the ledger are lost; they could not be written in time",
+                    *(self.path(stream), left),
+                    STREAM=stream,
+                )
 
     def _run(self) -> None:
         while True:
@@ -158,6 +166,10 @@ class _Book:
         self._save = False
 
     # From any thread
+
+    @property
+    def waiting(self) -> int:
+        return len(self._lines)
 
     def take(self, entry: Entry, now_s: float) -> None:
         event = entry["event"]

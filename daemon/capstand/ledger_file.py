@@ -29,7 +29,8 @@ from typing import NamedTuple
 LIMIT_BYTES = 4_000_000
 LOCK_S = 1.0
 CHUNK_BYTES = 262_144
-LONGEST_READ = 64 * LIMIT_BYTES
+LARGEST_BYTES = 4 * LIMIT_BYTES
+"""What is larger is not as we wrote it. To read it as a whole would hold up all ledgers."""
 DAY_S = 86_400
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EROFS)
 """A file system without fdatasync; a read-only one has nothing to make safe."""
@@ -121,12 +122,12 @@ class LedgerFile:
         return sorted(found)
 
     def compress(self) -> None:
-        """All that is full and not compressed. A file that cannot be costs itself; the last error
-        is raised at the end.
+        """All that is full and not compressed, but for what is far too large. A file that cannot be
+        costs itself; the last error is raised at the end.
         """
         failed: OSError | None = None
         for one in self.archives():
-            if not one.packed:
+            if not one.packed and one.size <= LARGEST_BYTES:
                 try:
                     _compress(one.path)
                 except OSError as error:
@@ -396,7 +397,7 @@ def _content(archive: Archive) -> tuple[int, str | None, str | None]:
 
 def _chunks(archive: Archive) -> Iterator[bytes]:
     unpacker = zlib.decompressobj(wbits=31) if archive.packed else None
-    left = LONGEST_READ
+    left = LARGEST_BYTES
     with os.fdopen(open_plain(archive.path, os.O_RDONLY), "rb") as file:
         while left > 0 and (chunk := file.read(CHUNK_BYTES // 16)):
             content = unpacker.decompress(chunk, left) if unpacker else chunk
