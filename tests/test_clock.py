@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capstand.block import NS_PER_S
 from capstand.capture.capturer import Capturer
 from capstand.clock import MIN_WINDOW, RATE_LIMIT, WINDOW_S, Clock
 from capstand.errors import DeviceError
@@ -365,3 +366,16 @@ def test_timeline_never_goes_back(
             assert abs(clock.ns_per_frame / clock.nominal_ns - 1) <= RATE_LIMIT + 1e-12
     finally:
         ring.close()
+
+
+@pytest.mark.parametrize("ppm", [-9900, -5000, 5000, 8500])
+def test_a_card_that_is_off_by_up_to_a_hundredth_is_followed(ppm: float) -> None:
+    """The clock says that it follows 1 %, so it learns the rate instead of starting again and
+    again; beyond that ``truerate.py`` tells."""
+    clock, rng = Clock(48_000, 480), random.Random(1)
+    frame_ns = NS_PER_S / (48_000 * (1 + ppm * 1e-6))
+    for frame in range(480, 60 * 48_000, 480):
+        clock.observe(frame, 5 * NS_PER_S + round(frame * frame_ns + rng.expovariate(1 / 5e4)))
+    assert clock.settled and clock.drift_ppm == pytest.approx(ppm, abs=2)
+    assert clock.time_of(frame) == pytest.approx(5 * NS_PER_S + frame * frame_ns, abs=50_000)
+    assert clock.relocks <= 3

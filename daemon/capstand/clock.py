@@ -36,6 +36,9 @@ WINDOW_S = 0.25
 MIN_WINDOW = 5
 START_RATE_SD = 300e-6
 """Standard deviation of a card's rate before we know it: ±200 ppm is the rule."""
+FAR_RATE_SD = 3000e-6
+"""The same once it does not fit again and again: some are off by half a percent and more."""
+AGAIN_NS = 5 * NS_PER_S
 RATE_WALK = 0.02e-6
 """Random walk of a crystal's rate, per square root of a second."""
 RATE_LIMIT = 0.01
@@ -151,6 +154,7 @@ class Clock:
         self._longest_step = round(1.05 * period_frames)
         self._last_frame = 0
         self._edge_ns = 0  # when the device itself last set a look off
+        self._relocked_ns = 0
         self._restart_filter(START_RATE_SD)
 
     def _restart_filter(self, rate_sd: float) -> None:
@@ -301,7 +305,11 @@ class Clock:
             if self._misfits >= MISFIT_WINDOWS:
                 self.relocks += 1
                 at_ns = self._anchor_ns + round(self._offset_ns + residual_ns)
+                again = at_ns - self._relocked_ns < AGAIN_NS
+                self._relocked_ns = at_ns
                 self.restart(self._anchor_frame, at_ns)
+                if again:  # it is the rate that does not fit
+                    self._var_rate = FAR_RATE_SD * FAR_RATE_SD
             return False
         self._misfits = 0
         gain_offset = self._var_offset / total
