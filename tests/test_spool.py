@@ -164,14 +164,19 @@ def test_a_block_of_an_earlier_boot_has_its_true_wall_time(folder: Path) -> None
 
 
 def test_sound_of_another_format_is_not_taken_for_its_own(folder: Path) -> None:
-    """What was captured at another rate is passed over."""
+    """What was captured at another rate is passed over, and told as what it is, once."""
     queue = spool(folder)
     queue.commit(0, "")
     fill(queue, 3)
     other = Spool(folder, AUDIO._replace(rate_hz=16_000), ROOM, 3600)
     other.open()
     assert other.end - other.position == 3 * FRAMES
-    assert other.read(0) is None
+    assert other.read(0) is None and other.missed == "another format"
+    other.read(0)
+    assert list(other.notes) == [
+        f"{folder}: sound of 8000 Hz, 1 ch, S16_LE waits there and 16000 Hz, 1 ch, S16_LE is "
+        "captured now; it is passed over"
+    ]
 
 
 def test_it_never_holds_more_than_its_limit(folder: Path) -> None:

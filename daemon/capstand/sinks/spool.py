@@ -43,7 +43,8 @@ class Spool:
     """Keeps at most ``limit_bytes`` in ``folder``, in ``audio``'s format.
 
     It holds the positions from ``position`` to ``end``. What is in the way there, such as a file
-    that cannot be read, costs itself alone; ``notes`` says so, once each.
+    that cannot be read, costs itself alone; ``notes`` says so, once each. ``missed`` says why the
+    last ``read`` passed something over.
 
     Calls that write raise OSError when the
     disk refuses; what an ``append`` then left is taken back.
@@ -65,6 +66,7 @@ class Spool:
         self.end = 0
         self.place = ""
         self.folder = folder
+        self.missed = "damaged"
         self.notes: deque[str] = deque(maxlen=NOTES)
         self._noted_about: set[str] = set()
         self._audio = audio
@@ -112,8 +114,12 @@ class Spool:
 
     def _note(self, path: Path, error: OSError) -> None:
         words = f"{path}: {error.strerror or error}; it is passed over"
-        if words not in self._noted_about and len(self._noted_about) < NOTES:
-            self._noted_about.add(words)
+        self._say(words, words)
+
+    def _say(self, about: str, words: str) -> None:
+        """Once of each thing."""
+        if about not in self._noted_about and len(self._noted_about) < NOTES:
+            self._noted_about.add(about)
             self.notes.append(words)
 
     def _open(self, path: Path, flags: int) -> int:
@@ -219,6 +225,7 @@ class Spool:
         """The first sound record that reaches beyond ``position``, without what is before it; None
         at the end.
         """
+        self.missed = "damaged"
         while True:
             segment, newest = self._holding(position)
             if segment is None:
@@ -238,6 +245,12 @@ class Spool:
             if record.end <= position:
                 continue
             if audio != self._audio:
+                self.missed = "another format"
+                self._say(
+                    "format",
+                    f"{self.folder}: sound of {audio} waits there and {self._audio} is captured "
+                    "now; it is passed over",
+                )
                 position = record.end
                 continue
             if boot != self._boot:

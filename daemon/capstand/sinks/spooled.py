@@ -412,9 +412,9 @@ class Spooled(Sink):
             elif self._spooling:
                 self._in_hand = self._spool.read(self._next)
                 if self._in_hand is None:
-                    self._lose(self._end, "damaged")
+                    self._lose(self._end, self._spool.missed)
                 else:
-                    self._lose(self._in_hand.position, "damaged")
+                    self._lose(self._in_hand.position, self._spool.missed)
                     self._next = self._in_hand.end
             return self._in_hand
 
