@@ -125,6 +125,21 @@ def test_check_notes_a_name_that_goes_by_a_number(
     assert told.err == ""
 
 
+def test_check_notes_sound_that_memory_is_too_small_for(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """check says how much of very much sound waits in memory, whatever queue_ms says."""
+    text = place.config.read_text()
+    much = 'device = "synthetic"\nrate_hz = 768000\nchannels = 32\nformat = "S32_LE"'
+    kept = "\n".join(
+        x for x in text.splitlines() if not x.startswith(("rate_hz", "channels", "fo"))
+    )
+    place.config.write_text(kept.replace('device = "synthetic"', much))
+    assert cli.main(["check", str(place.config)]) == 0
+    told = capsys.readouterr()
+    assert "note: stream mic: sink file: queue_ms is 20000, and 2604 ms of so much" in told.out
+
+
 def test_check_tells_every_fault(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """check ends with 78 and a line on stderr for each fault of a wrong file."""
     text = place.config.read_text().replace('"mic"', '"a b"').replace("min_free_mb", "minfree")

@@ -495,6 +495,22 @@ def test_a_changed_device_touches_its_own_stream_alone(
     assert rates == {44100, 48000}
 
 
+def test_other_channels_are_picked_by_a_reload(
+    run: Callable[[str], Running], tmp_path: Path, fakecard: FakeCard
+) -> None:
+    """A changed pick opens the card anew, and the recordings then have as many channels."""
+    fakecard.restrict(channels=(8, 8))
+    keys = {"device": fakecard.device, "channels": 8}
+    running = run(stream_text("mic", sink_text("disk", tmp_path / "a"), pick=[3], **keys))  # type: ignore[arg-type]
+    running.hear("mic")
+    wider = stream_text("mic", sink_text("disk", tmp_path / "a"), pick=[8, 1], **keys)  # type: ignore[arg-type]
+    assert running.change(wider) == ["mic: started anew, because its capture changed"]
+    running.hear("mic")
+    running.end()
+    assert [one["balanced"] for one in running.events("mic", "stop")] == [True, True]
+    assert {soundfile.info(path).channels for path in (tmp_path / "a").iterdir()} == {1, 2}
+
+
 def test_a_sink_changes_under_a_card_without_a_loss(
     run: Callable[[str], Running], tmp_path: Path, fakecard: FakeCard
 ) -> None:

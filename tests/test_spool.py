@@ -1,6 +1,7 @@
 """The spool's queue on disk: in order, within bounds, and whole after a crash at any byte."""
 
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,6 +162,28 @@ def test_a_block_of_an_earlier_boot_has_its_true_wall_time(folder: Path) -> None
     later.open()
     (found,) = rest(later)
     assert booted + found.block.captured_at_ns == wall_ns
+
+
+@pytest.mark.parametrize("sample", list(SampleFormat), ids=lambda one: one.alsa_name)
+def test_every_format_comes_back_as_it_went_in(folder: Path, sample: SampleFormat) -> None:
+    """Sound of each format waits as it is, also for the next run, half a block apart; no other
+    format is taken for it."""
+    audio = AudioFormat(48_000, 3, sample)
+    sound_of = random.Random(5).randbytes(FRAMES * audio.frame_bytes)
+    queue = Spool(folder, audio, ROOM, 3600)
+    queue.open()
+    queue.append(0, Block(7, FRAMES, NS_PER_S, sound_of))
+    queue.commit(30, "half-way")
+    later = Spool(folder, audio, ROOM, 3600)
+    later.open()
+    (found,) = rest(later)
+    assert (found.block.first_frame, found.block.frames) == (37, FRAMES - 30)
+    assert found.block.samples == sound_of[30 * audio.frame_bytes :]
+    for other in SampleFormat:
+        if other is not sample:
+            stranger = Spool(folder, audio._replace(sample=other), ROOM, 3600)
+            stranger.open()
+            assert stranger.read(stranger.position) is None
 
 
 def test_sound_of_another_format_is_not_taken_for_its_own(folder: Path) -> None:

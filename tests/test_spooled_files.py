@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import soundfile
 
 from capstand.block import AudioFormat, Block, SampleFormat
 from capstand.config import Capture, FileSink, Spool
@@ -34,6 +35,12 @@ CONTAINERS = [
     ("wav", "S24_LE", 86_400.0),
     ("flac", "S16_LE", 3600.0),
     ("flac", "S24_LE", 3600.0),
+    ("wav", "U8", 3600.0),
+    ("wav", "S16_BE", 3600.0),
+    ("wav", "S20_3LE", 3600.0),
+    ("wav", "FLOAT_LE", 86_400.0),
+    ("flac", "U8", 3600.0),
+    ("flac", "S20_3LE", 3600.0),
 ]
 
 
@@ -81,7 +88,11 @@ def test_a_recording_is_taken_back_to_its_mark(
     later.open()
     (path,) = tmp_path.iterdir()
     assert not path.name.endswith(".part")
-    assert np.array_equal(heard(path), expected(samples, audio.sample)[: 2 * safe])
+    if sample == "FLOAT_LE":
+        values = soundfile.read(path, dtype="float32")[0].astype("<f4")
+        assert values.tobytes() == samples[: safe * audio.frame_bytes]
+    else:
+        assert np.array_equal(heard(path), expected(samples, audio.sample)[: 2 * safe])
     if end == "killed":
         desk.sink._segment = None  # its process is gone
 

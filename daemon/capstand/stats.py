@@ -173,17 +173,6 @@ class SinkStats(NamedTuple):
 SIMULATED = "simulated sound, not a microphone"
 
 
-class ChannelLevel(NamedTuple):
-    """One channel, by the card's number: its peak just now, its mean as a share of full scale and
-    its clipped peaks over the last seconds, and for how long it has brought a single value."""
-
-    channel: int
-    peak_dbfs: float
-    dc: float | None
-    clipped_per_s: float | None
-    constant_s: float
-
-
 class StreamStats(NamedTuple):
     """One stream at one moment; the keys of ``capstand status --json``. ``released`` says to whom
     and until when the device is left, None while it is ours to open."""
@@ -213,7 +202,7 @@ class StreamStats(NamedTuple):
     released: str | None = None
     ring_dropped_frames: int = 0  # captured, and lost on the way to the sinks; each counts them too
     notice: str | None = None  # what the card granted differently, and what that means
-    channel_levels: tuple[ChannelLevel, ...] | None = None
+    channel_levels: list[dict[str, Any]] | None = None
 
     @property
     def simulated(self) -> bool:
@@ -229,12 +218,7 @@ class StreamStats(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         sinks = [one._asdict() for one in self.sinks]
-        levels = self.channel_levels and [one._asdict() for one in self.channel_levels]
-        return self._asdict() | {
-            "sinks": sinks,
-            "channel_levels": levels,
-            "balanced": self.balanced,
-        }
+        return self._asdict() | {"sinks": sinks, "balanced": self.balanced}
 
 
 def span(seconds: float) -> str:

@@ -41,7 +41,7 @@ from capstand.ring import Ring
 from capstand.sinks.file import Recording
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Sink
-from capstand.stats import ChannelLevel, StreamStats, span
+from capstand.stats import StreamStats, span
 
 if TYPE_CHECKING:
     from capstand.dsp.defects import Defects
@@ -276,20 +276,22 @@ class Stream:
         figures = self.watch.figures if self.watch else None
         return defect.find(figures, self.config.capture) if figures else []
 
-    def _channel_levels(self) -> tuple[ChannelLevel, ...] | None:
+    def _channel_levels(self) -> list[dict[str, float | None]] | None:
+        """Of each channel, by the card's number: its peak just now, over the last seconds its mean
+        and its clipped peaks, and for how long it has brought a single value."""
         figures = self.watch.figures if self.watch else None
         if figures is None:
             return None
-        return tuple(
-            ChannelLevel(
-                channel=self.config.capture.card_channel(at),
-                peak_dbfs=round(20 * math.log10(max(one.peak, 1e-6)), 1),
-                dc=None if one.dc is None else round(one.dc, 5),
-                clipped_per_s=None if one.clipped_per_s is None else round(one.clipped_per_s, 1),
-                constant_s=round(one.constant_s, 1),
-            )
+        return [
+            {
+                "channel": self.config.capture.card_channel(at),
+                "peak_dbfs": round(20 * math.log10(max(one.peak, 1e-6)), 1),
+                "dc": None if one.dc is None else round(one.dc, 5),
+                "clipped_per_s": None if one.clipped_per_s is None else round(one.clipped_per_s, 1),
+                "constant_s": round(one.constant_s, 1),
+            }
             for at, one in enumerate(figures)
-        )
+        ]
 
     def only_zeros(self) -> str | None:
         """What to look at when nothing but zeros has come for ``silence_warn_s``."""
