@@ -257,6 +257,17 @@ def test_a_dead_side_is_a_concern_and_told_once(
     assert told[1] == "mic: no channel is dead any more"
 
 
+def test_floats_that_are_no_sound() -> None:
+    """The largest floats, infinities and what is no number leave figures that are numbers."""
+    ear = Ear(format="FLOAT_LE")
+    odd = np.array([3e38, -3e38, np.inf, -np.inf, np.nan, 3e38, 3e38, 1e-40] * 6000, "<f4")
+    assert ear.raw(odd.tobytes(), 40).kinds
+    assert ear.watch.figures is not None
+    figures = [x for one in ear.watch.figures for x in (one.peak, one.dc, one.clipped_per_s)]
+    figures += [ear.meter.level_dbfs, ear.meter.peak_dbfs]
+    assert all(one is not None and math.isfinite(one) for one in figures)
+
+
 @pytest.mark.parametrize("rate_hz", [8000, 768_000])
 def test_other_rates(rate_hz: int) -> None:
     """At any rate a clipped voice is told and a full tone is not."""

@@ -19,6 +19,7 @@ from capstand.errors import DeviceError
 from capstand.ring import Ring
 from tests.fakecard import FakeCard
 from tests.patience import PATIENCE_S
+from tests.test_alsa import Pointers
 
 PERIOD = 480
 
@@ -122,6 +123,36 @@ def test_the_card_is_opened_with_enough_channels(
             assert np.array_equal(found[:, at], np.arange(count) & 0xFFFF)
         else:
             assert not found[:, at].any(), "the high half of a small number"
+
+
+def test_what_the_kernel_counts_is_picked_too(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """Where losses are counted by the kernel's pointers frames are picked in the same way."""
+    fakecard.restrict(channels=(8, 8))
+    one = opened(readers, setup(pick=(3,)))
+    assert isinstance(one.source, AlsaSource)
+    one.run(1)
+    one.source._kernel = Pointers(one.source)  # type: ignore[assignment]
+    found = one.run(50 * PERIOD)[:, 0]
+    assert np.array_equal(found, np.arange(len(found)) & 0xFFFF)
+
+
+def test_alsa_mixes_nothing_into_a_picked_channel(
+    fakecard: FakeCard, readers: list[Reader]
+) -> None:
+    """Through ALSA's plug, which would make one channel of a card's two by their mean, the first
+    one is heard alone; which is seen where the second one has no more the value 0."""
+    fakecard.restrict(channels=(2, 2))
+    fakecard.virtual(0)
+    one = opened(readers, setup(device="plug:fake", pick=(1,)))
+    one.capturer.step(0)
+    begin = 3 * 65536
+    for position in range(begin, begin + 20 * PERIOD, PERIOD):
+        fakecard.virtual(position)
+        while one.capturer.step(1):
+            pass
+    fakecard.virtual(None)
+    found = one.run(PERIOD)[:, 0].astype(int)
+    assert set(np.diff(found[PERIOD:]) % 65536) == {1}
 
 
 def test_a_channel_that_the_card_has_not(fakecard: FakeCard, readers: list[Reader]) -> None:

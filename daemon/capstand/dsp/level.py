@@ -14,6 +14,8 @@ from capstand.dsp.defects import Defects
 
 FLOOR_DBFS = -120.0
 WINDOW_S = 0.2
+MOST = 1e3
+"""Floats may be anything; what is more than this is no sound, and its square no number."""
 MOST_BYTES = 1 << 22
 """What is gathered for one window where a second has very much sound."""
 
@@ -56,6 +58,8 @@ class Meter:
         else:
             values, full = to_float32(samples, self._sample), 1.0
             peak = max(float(values.max()), -float(values.min()))
+            if peak > MOST:
+                values, peak = np.clip(values, -MOST, MOST), MOST
         square = float(np.dot(values, values)) / (full * full)
         self.zeros_s = 0.0 if peak else self.zeros_s + len(samples) / self._bytes_per_s
         self.level_dbfs = dbfs(math.sqrt(square / len(values)))
