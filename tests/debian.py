@@ -180,7 +180,7 @@ def enter(root: Path) -> dict[str, str]:
         if (source := Path("/") / name).is_file():
             (root / name).unlink(missing_ok=True)
             shutil.copyfile(source, root / name)
-    for folder in ("proc", "dev"):
+    for folder in ("proc", "dev", "sys"):
         run("mount", "--rbind", f"/{folder}", root / folder)
     run("mount", "-t", "tmpfs", "tmpfs", root / "tmp")
     for place in named_places(merged, environment):

@@ -247,8 +247,9 @@ def test_the_largest_file_is_asked_for(tmp_path: Path) -> None:
     try:
         largest = disk.largest_file(descriptor)
         assert largest >= 2**32
-        with pytest.raises(OSError, match="Invalid argument"):
-            os.lseek(descriptor, largest + 1, os.SEEK_SET)
+        if largest < 2**63 - 1:  # a tmpfs knows no limit
+            with pytest.raises(OSError, match="Invalid argument"):
+                os.lseek(descriptor, largest + 1, os.SEEK_SET)
         assert os.lseek(descriptor, 0, os.SEEK_CUR) == 0
     finally:
         os.close(descriptor)

@@ -170,8 +170,8 @@ def test_a_clock_that_was_never_set_removes_nothing_by_days(tmp_path: Path, year
 def test_what_a_clock_that_was_never_set_named_goes_last(tmp_path: Path) -> None:
     """Nobody knows how old it is: by size the others go before it."""
     shelf = Shelf(tmp_path, keep_gb=SIZE / 1e9)
-    unknown = shelf.put(20_000)
     names = [shelf.put(3), shelf.put(2)]
+    unknown = shelf.put(20_000)
     shelf.retention.sweep(None)
     assert shelf.names() == {unknown}
     assert [one for one, _ in shelf.removed] == names

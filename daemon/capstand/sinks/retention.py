@@ -12,6 +12,7 @@ Thread: one for each sweep, at most one at a time; removing a large file may tak
 """
 
 import contextlib
+import math
 import os
 import re
 import threading
@@ -179,9 +180,9 @@ class Retention:
                         continue
                     stamp_s = _seconds(match[1])
                     newest_s = max(stamp_s, about.st_mtime)
-                    if newest_s < EARLIEST_S:
-                        newest_s = float("inf")  # of a clock that was not set: nobody knows
                     hour = newest_s // 3600
+                    if newest_s < EARLIEST_S:
+                        hour = newest_s = math.inf  # of a clock that was not set: nobody knows
                     files.append(_File((hour, stamp_s, entry.name), entry.name, size, newest_s))
         return files, total
 
