@@ -585,7 +585,7 @@ def test_a_fault_of_a_sink_is_told_in_full(line: str, fault: str) -> None:
         (
             "path = 1",
             "1 is not an absolute path, such as /var/lib/capstand/mic; "
-            "a text stands in quotation marks",
+            "put the text in quotation marks",
         ),
         (
             'path = "/a\\u001b[2J"',
@@ -790,7 +790,7 @@ def test_a_rate_that_flac_cannot_hold_is_told() -> None:
     ("line", "fault"),
     [
         ("mode = 640", 'mode: 640 is not a mode such as "0640", as chmod takes it: 6 for the '
-         "daemon itself, then 0, 2, 4 or 6; a text stands in quotation marks"),
+         "daemon itself, then 0, 2, 4 or 6; put the text in quotation marks"),
         ('mode = "0755"', 'mode: "0755" is not a mode such as "0640", as chmod takes it: 6 for the '
          "daemon itself, then 0, 2, 4 or 6"),
         ('mode = "0040"', 'mode: "0040" is not a mode such as "0640", as chmod takes it: 6 for the '
@@ -801,7 +801,7 @@ def test_a_rate_that_flac_cannot_hold_is_told() -> None:
         ('mount = "mnt"', 'mount: "mnt" is not "auto", true, false or the path of a mount point, '
          'such as "/mnt/usb"'),
         ("mount = 1", 'mount: 1 is not "auto", true, false or the path of a mount point, such as '
-         '"/mnt/usb"; a text stands in quotation marks'),
+         '"/mnt/usb"; put the text in quotation marks'),
         ('mount = "/mnt/usb"', 'mount: path, "/rec", is not below "/mnt/usb"'),
         ("keep_days = -1", "keep_days: -1 is no number from 0 to 36500"),
         ("keep_gb = nan", "keep_gb: nan is no number from 0 to 1e+06"),
@@ -935,7 +935,7 @@ PLACE = "an absolute path, or the name of a credential in the unit (LoadCredenti
         ),
         (
             """{source = "server", url = "https://a/", method = "POST", body = 'u={user}'}""",
-            [".body: {user} stands for nothing; expected {app_id}, {channel}, {uid} or {expiry}"],
+            [".body: {user} is not known; expected {app_id}, {channel}, {uid} or {expiry}"],
         ),
         (
             '{source = "server", url = "https://a/", method = "PUT"}',
@@ -965,10 +965,7 @@ PLACE = "an absolute path, or the name of a credential in the unit (LoadCredenti
         *(
             (
                 f'{{source = "server", url = "https://h/{{{name}}}"}}',
-                [
-                    ".url: a name in braces stands for nothing; expected {app_id}, {channel}, "
-                    "{uid} or {expiry}"
-                ],
+                [".url: unknown name in braces; expected {app_id}, {channel}, {uid} or {expiry}"],
             )
             for name in ("chanel", "s3cr3t-K3y", "")
         ),

@@ -234,7 +234,7 @@ def test_in_a_directory_of_any_name(tmp_path: Path, name: bytes, shown: str | No
         assert process.returncode == 0 and list(folder.iterdir()) == [folder / "recordings"]
     else:
         assert process.returncode == 1 and list(folder.iterdir()) == []
-        assert f"/{shown}, has a sign in its name that cannot be seen" in process.stderr
+        assert f"/{shown}, contains an invisible character" in process.stderr
 
 
 def test_a_home_that_nobody_has(place: Place) -> None:

@@ -162,9 +162,9 @@ def _without_configuration() -> "Config":
         ) from None
     if not str(here).isprintable():
         raise CapstandError(
-            f"the current directory, {clean.line(here)}, has a sign in its name that cannot be "
-            "seen, and recordings would go there; go to another one, or give a configuration by "
-            "--config FILE"
+            f"the name of the current directory, {clean.line(here)}, contains an invisible "
+            "character, and recordings would go there; go to another directory, or give a "
+            "configuration by --config FILE"
         )
     found = devices.find()
     text = devices.default_configuration(found, here / "recordings")

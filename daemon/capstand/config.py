@@ -365,8 +365,7 @@ class ServerToken(NamedTuple):
         if re.search(r"\{[^{}]*\}", filled):
             yield (
                 "url",
-                "a name in braces stands for nothing; expected {app_id}, {channel}, {uid} or "
-                "{expiry}",
+                "unknown name in braces; expected {app_id}, {channel}, {uid} or {expiry}",
             )
         elif not filled.isascii():
             yield "url", "it has characters that are not ASCII; write them percent-encoded"
@@ -382,8 +381,7 @@ class ServerToken(NamedTuple):
         if wrong := re.search(r"\{[A-Za-z_]+\}", filled):
             yield (
                 "body",
-                f"{wrong[0]} stands for nothing; expected {{app_id}}, {{channel}}, {{uid}} or "
-                "{expiry}",
+                f"{wrong[0]} is not known; expected {{app_id}}, {{channel}}, {{uid}} or {{expiry}}",
             )
         elif filled.lstrip().startswith(("{", "[")):
             try:

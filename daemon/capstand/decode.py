@@ -421,7 +421,7 @@ def _number_in(value: object) -> float | None:
 def _mend_of(value: object) -> str:
     """How to mend a text that has not its shape."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return "a text stands in quotation marks"
+        return "put the text in quotation marks"
     if not isinstance(value, str):
         return ""
     if sign := odd_sign(value):

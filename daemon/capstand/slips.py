@@ -61,7 +61,7 @@ def odd_sign(text: str) -> str | None:
 
 
 def invisible(text: str) -> str | None:
-    """A sign that cannot be seen in a text that is in order otherwise."""
+    """An invisible character in a text that is in order otherwise."""
     for column, one in enumerate(text, 1):
         if _unseen(one):
             return f"{_called(one)} at place {column}; {_mend(one)}"
@@ -98,9 +98,9 @@ def _mend(one: str) -> str | None:
     if one in QUOTES:
         return 'write the plain quotation mark "'
     if one in MINUS:
-        return "write the plain sign -"
+        return "write the plain character -"
     if one in WIDE:
-        return f"write the plain sign {WIDE[one]}"
+        return f"write the plain character {WIDE[one]}"
     if unicodedata.category(one) in ("Zs", "Zl", "Zp"):
         return "write a plain space, or delete it"
     if _unseen(one):
@@ -199,7 +199,7 @@ def _statement(lines: list[str], line: int, said: str, known: Collection[str]) -
     if (at := _foreign(key)) is not None:
         return f"{_called(key[at])} at place {at + 1} of the key; {PLAIN}"
     if not re.fullmatch(r"[A-Za-z0-9_.\-\s]+|(\"[^\"]*\"|'[^']*'|[A-Za-z0-9_-]|\.|\s)+", key):
-        return "a key is letters, digits, _ and -; what stands before = is none"
+        return "a key is letters, digits, _ and -; the text before = is not one"
     if re.search(r"[A-Za-z0-9_-]\s+[A-Za-z0-9_-]", key):
         return "a key is one word; join the words before = by _ or delete what is too much"
     named = _name([one.strip() for one in key.split(".")], known)
@@ -218,7 +218,7 @@ def _no_equals(here: str, known: Collection[str]) -> str:
     if word[2]:
         return f"a value follows after = and not after {word[2]}; write {named} = …"
     if word.end() == len(here):
-        return f"{named} alone says nothing; write {named} = and its value"
+        return f"{named} has no value; write {named} = and its value"
     return f"= is missing between key and value; write {named} = …"
 
 
@@ -247,7 +247,7 @@ def _value(value: str, said: str, named: str) -> str:
     if re.fullmatch(r"[+-]?0\d+(\.\d+)?", bare):
         return "a number does not begin with 0; delete the zero"
     if re.fullmatch(r"[+-]?[\d.,_]+\s*[%A-Za-z\u00b5\u03bc/]+", bare):
-        return "a number stands alone; the unit is in the name of the key"
+        return "write the number without a unit; the key names it"
     if re.fullmatch(r"[+-]?\d[\d\s.,'_]*", bare):
         return "no number; write its digits without anything between them"
     if bare.startswith(("[", "{")):
@@ -255,7 +255,7 @@ def _value(value: str, said: str, named: str) -> str:
         return f"what begins with {bare[0]} has commas between its values and {end} at its end"
     if bare.startswith("="):
         return f"one = is enough; write {named} = …"
-    return f'a text stands in quotation marks; write {named} = "…"'
+    return f'put the text in quotation marks; write {named} = "…"'
 
 
 def _quoted(value: str, said: str) -> str:
@@ -273,7 +273,7 @@ def _quoted(value: str, said: str) -> str:
     if rest.startswith(("//", "--", ";")):
         return "a comment begins with #"
     if said.startswith("Illegal character"):
-        return "a sign that cannot be seen stands in the text; delete it"
+        return "the text contains an invisible character; delete it"
     return "something follows after the closing quotation mark; delete it, or begin a new line"
 
 
