@@ -2,7 +2,8 @@
 
    $SHIM has words such as "fsync_folder=22 flock=37": which call fails with which errno. "rewrite" is
    a pwrite before the end of the file, "statvfs" with 0 answers zeros, "size" is how large a file
-   may get, which a seek tells as on FAT, but not with "seek_any=1". For LD_PRELOAD. */
+   may get, which a seek tells as on FAT, but not with "seek_any=1", "write_once" refuses the third
+   block of sound and no other. For LD_PRELOAD. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -121,6 +122,11 @@ ssize_t write(int fd, const void *data, size_t count) {
     REAL(ssize_t, "write", int, const void *, size_t);
     off64_t (*seek)(int, off64_t, int) = dlsym(RTLD_NEXT, "lseek64");
     ssize_t some = fit(fd, count, seek(fd, 0, SEEK_CUR));
+    static int sound;
+    if (value("write_once") >= 0 && count > 500 && ours(fd) && ++sound == 3) {
+        errno = value("write_once");
+        return -1;
+    }
     return some < 0 || refused("write", fd) ? -1 : real(fd, data, some);
 }
 

@@ -182,6 +182,13 @@ def test_a_file_that_cannot_be_named_is_no_loss(
     assert words.endswith(".part is whole but keeps this name: Input/output error")
 
 
+def test_a_write_that_fails_once_is_told_in_words(record: Callable[..., Outcome]) -> None:
+    """What libsndfile says of it says nothing; the sound before it is in the file."""
+    out = record("write_once=5")
+    assert (out.delivered, out.dropped, out.frames) == (1600, 800, 1600)
+    assert "the disk refused a write, and took the next one; recording waits" in out.told[0]
+
+
 @pytest.mark.parametrize("container", ["wav", "flac"])
 def test_what_could_not_be_synced_is_not_called_delivered(
     record: Callable[..., Outcome], container: str

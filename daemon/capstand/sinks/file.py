@@ -175,12 +175,15 @@ class Recording(Sink):
 
     def _cause(self, error: Exception) -> Exception:
         """libsndfile only says that the system failed; a write by hand says why."""
-        if self._segment is not None and not isinstance(error, OSError):
-            try:
-                self._segment.probe()
-            except OSError as plain:
-                return plain
-        return error
+        if self._segment is None or isinstance(error, OSError):
+            return error
+        try:
+            self._segment.probe()
+        except OSError as plain:
+            return plain
+        if isinstance(error, struct.error | ZeroDivisionError):
+            return error
+        return RuntimeError("the disk refused a write, and took the next one")
 
     def write(self, block: Block) -> None:
         before = self._given
