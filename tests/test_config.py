@@ -748,6 +748,17 @@ def test_what_flac_cannot_hold_is_told() -> None:
     ]
 
 
+def test_what_flac_holds_is_what_is_picked() -> None:
+    """FLAC takes 8 channels of a card with more; of more the error names what is picked."""
+    text = with_sink('container = "flac"')
+    picked = "channels = 32\npick = {}\n[[stream.sink]]"
+    read(text.replace("[[stream.sink]]", picked.format(list(range(20, 28)))))
+    assert faults(text.replace("[[stream.sink]]", picked.format(list(range(20, 29))))) == [
+        "c.toml:10: stream.mic.sink.1.container: flac holds at most 8 channels, capture.pick takes "
+        '9; take "wav"'
+    ]
+
+
 HELD_RATES = (8000, 44_100, 65_535, 65_536, 65_540, 78_125, 88_200, 96_000, 100_001, 192_000,
               250_000, 384_000, 500_000, 655_350, 655_360, 705_600, 768_000)  # fmt: skip
 

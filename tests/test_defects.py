@@ -257,6 +257,12 @@ def test_a_dead_side_is_a_concern_and_told_once(
     assert told[1] == "mic: no channel is dead any more"
 
 
+def test_one_value_after_the_other_is_not_one_value() -> None:
+    """A very slow square wave is constant at each look, and is not stuck."""
+    wave = np.repeat(np.array([0.2, -0.2]), 9600)[:, None] * np.array([1.0, 1.0])
+    assert Ear().hear(wave, 130).kinds == []
+
+
 def test_floats_that_are_no_sound() -> None:
     """The largest floats, infinities and what is no number leave figures that are numbers."""
     ear = Ear(format="FLOAT_LE")

@@ -285,8 +285,8 @@ class Stream:
         return [
             {
                 "channel": self.config.capture.card_channel(at),
-                "peak_dbfs": round(20 * math.log10(max(one.peak, 1e-6)), 1),
-                "dc": None if one.dc is None else round(one.dc, 5),
+                "peak_dbfs": round(20 * math.log10(max(one.peak, 1e-6)), 1) + 0.0,
+                "dc": None if one.dc is None else round(one.dc, 5) + 0.0,
                 "clipped_per_s": None if one.clipped_per_s is None else round(one.clipped_per_s, 1),
                 "constant_s": round(one.constant_s, 1),
             }
