@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,26 @@ def test_the_table_needs_no_key_to_be_text() -> None:
     cleaned = clean.tree([stats])
     assert isinstance(cleaned, list)
     assert all(one.isprintable() for one in display.status_table(cleaned).splitlines())
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_json_that_is_nested_without_end_is_refused(opening: str) -> None:
+    """However deep, it is an error and not the end of the process, in a thread with a small stack
+    too."""
+    deep = opening * 100_000
+    found: list[str] = []
+
+    def parse() -> None:
+        with pytest.raises(ValueError, match="nested too deeply"):
+            clean.parsed(deep.encode())
+        found.append(str(clean.parsed("[" * 100 + "]" * 100)))
+        assert clean.parsed(json.dumps(["[" * 9, "\\", '"['] * 200)) == ["[" * 9, "\\", '"['] * 200
+
+    threading.stack_size(512 * 1024)
+    try:
+        thread = threading.Thread(target=parse)
+        thread.start()
+    finally:
+        threading.stack_size(0)
+    thread.join()
+    assert found == ["[" * 100 + "]" * 100]

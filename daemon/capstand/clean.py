@@ -12,12 +12,14 @@ for streams that writes an arrow as "->" there, and what has no such likeness as
 Secrets that this process has read are left out of it too (``secret.py``): an error of a library may
 hold one.
 
-Nothing here raises. Threads: any.
+But for ``parsed`` nothing here raises. Threads: any.
 """
 
 import codecs
 import math
+import re
 from itertools import islice
+from typing import Any
 
 from capstand import secret
 
@@ -26,9 +28,12 @@ MOST_LINES = 100
 DEEPEST = 16
 MOST_VALUES = 200_000
 LONGEST_KEY = 100
+NESTED = 500
 ERRORS = "capstand.plain"
 
 _INT_LIMIT = 2**63
+_BRACKETS = re.compile(r'"(?s:[^"\\]|\\.)*+"?+|[\[\]{}]')
+"""And texts as a whole, in which they are nothing."""
 _PLAIN = {
     **dict.fromkeys("▎▍▌▋▊▉", "="),
     "▏": "|",
@@ -82,6 +87,22 @@ def tree(value: object, most: int = MOST_VALUES) -> object:
     ``most`` values, ``DEEPEST`` deep; what is too much is left out.
     """
     return _tree(value, DEEPEST, [most])
+
+
+def parsed(raw: bytes | str) -> Any:
+    """What a JSON text of others' making holds. Raises ValueError, also for one that is nested so
+    deeply that Python's own reader could run out of a thread's small stack: 3.13 ends the process
+    then.
+    """
+    import json  # a daemon's start is worth more than it
+
+    text = raw.decode() if isinstance(raw, bytes) else raw
+    depth = 0
+    for one in _BRACKETS.finditer(text) if text.count("[") + text.count("{") > NESTED else ():
+        depth += (one[0] in "[{") - (one[0] in "]}")
+        if depth > NESTED:
+            raise ValueError("nested too deeply")
+    return json.loads(text)
 
 
 def in_encoding(text: str, encoding: str | None) -> str:

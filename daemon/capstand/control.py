@@ -339,10 +339,10 @@ class ControlServer:
 
     def _request(self, raw: bytes) -> Mapping[str, Any] | None:
         try:
-            request = json.loads(raw)
+            request = clean.parsed(raw)
             if request["ask"] in self._answers or request["ask"] in self._orders:
                 return dict(request)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             pass
         return None
 
@@ -415,13 +415,13 @@ def ask(path: Path, question: str, timeout_s: float = 5.0, **what: Any) -> dict[
     request = json.dumps({"ask": question, **what}).encode() + b"\n"
     try:
         while True:
-            answer = clean.tree(json.loads(_asked(path, request, deadline_s)))
+            answer = clean.tree(clean.parsed(_asked(path, request, deadline_s)))
             if not isinstance(answer, dict):
                 raise ValueError("the answer is no table")
             if not answer.get("busy") or time.monotonic() + BUSY_S > deadline_s:
                 break
             time.sleep(BUSY_S)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         if isinstance(error, TimeoutError | BlockingIOError):
             reason = f"no whole answer within {timeout_s:g} s"

@@ -30,7 +30,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from capstand import bug
+from capstand import bug, clean
 from capstand.config import LedgerConfig
 from capstand.ledger_days import DayBook
 from capstand.ledger_file import LedgerFile
@@ -225,7 +225,7 @@ class _Book:
         )
 
     def _written(self, line: bytes) -> None:
-        self._days.add(json.loads(line))
+        self._days.add(clean.parsed(line))
         self._save = self._save or line.startswith(SAVED_WITH)
 
     def _save_days(self) -> None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from capstand import clean
 from capstand.ledger_file import append_line, locked, open_plain, read_tail, replace
 
 STREAM_SUMS = ("produced_frames", "captured_frames", "lost_frames", "restarts", "opens")
@@ -96,8 +97,8 @@ class DaySums:
     @classmethod
     def from_state(cls, text: bytes) -> "DaySums | None":
         """None for what this program did not write."""
-        with suppress(ValueError, RecursionError, TypeError, AttributeError, KeyError):
-            state = json.loads(text)
+        with suppress(ValueError, TypeError, AttributeError, KeyError):
+            state = clean.parsed(text)
             counters = {str(key): int(value) for key, value in state["counters"].items()}
             made = cls(str(state["day"]), counters)
             made.last = list(state["last"])
@@ -177,8 +178,8 @@ class DayBook:
 
 
 def _event(line: bytes) -> Json | None:
-    with suppress(ValueError, RecursionError):
-        event = json.loads(line)
+    with suppress(ValueError):
+        event = clean.parsed(line)
         return event if isinstance(event, dict) else None
     return None
 

@@ -14,7 +14,6 @@ Thread: the ledger's.
 
 import errno
 import fcntl
-import json
 import os
 import re
 import stat
@@ -25,6 +24,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from capstand import clean
 
 LIMIT_BYTES = 4_000_000
 LOCK_S = 1.0
@@ -406,8 +407,8 @@ def _chunks(archive: Archive) -> Iterator[bytes]:
 
 
 def _time_in(line: bytes) -> str | None:
-    with suppress(ValueError, RecursionError):
-        event = json.loads(line)
+    with suppress(ValueError):
+        event = clean.parsed(line)
         if isinstance(event, dict) and isinstance(event.get("at"), str):
             return str(event["at"])[:40]
     return None

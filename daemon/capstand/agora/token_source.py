@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from capstand import secret
+from capstand import clean, secret
 from capstand.agora import token
 from capstand.agora.token import TokenError
 from capstand.decode import secretive
@@ -465,7 +465,6 @@ def _shut(one: "socket.socket | None") -> None:
 
 def _token_in(status: int, answer: bytes, token_path: str | None) -> str:
     """The token in an answer. Raises TokenError, whose words hold nothing of it."""
-    import json
     import re
 
     if status in (401, 403):
@@ -485,8 +484,8 @@ def _token_in(status: int, answer: bytes, token_path: str | None) -> str:
     if len(answer) > MAX_BYTES:
         raise TokenError(f"its answer is longer than {MAX_BYTES} bytes; expected a token")
     try:
-        value = json.loads(answer)
-    except (ValueError, RecursionError):
+        value = clean.parsed(answer)
+    except ValueError:
         value = answer.decode("utf-8", "replace")
     if token_path is not None:
         value = _at(value, token_path)

@@ -16,7 +16,6 @@ they do not hold up the start of capture. Old recordings are removed in another 
 
 import contextlib
 import errno
-import json
 import struct
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from capstand import clean
 from capstand.block import NS_PER_S, AudioFormat, Block
 from capstand.config import FileSink
 from capstand.errors import SinkError
@@ -302,7 +302,7 @@ class Recording(Sink):
 
     def _take_back(self, place: str) -> None:
         """Where the segment is not there, its disk may come later."""
-        name, frames, size = json.loads(place)
+        name, frames, size = clean.parsed(place)
         if Path(name).name != name:
             self._taken_back = None  # nothing of ours leads out of the directory
             return

@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from capstand import clean
 from capstand.block import NS_PER_S, AudioFormat, Block
 from capstand.sinks.disk import sync_file, sync_folder
 from capstand.sinks.record import HEAD_BYTES, Reader, Record, packed
@@ -151,7 +152,7 @@ class Spool:
                     os.close(file)
                 check, _, text = raw.rstrip(b"\0").partition(b" ")
                 if int(check, 16) == zlib.crc32(text):
-                    found.append(json.loads(text))
+                    found.append(clean.parsed(text))
         if not found:
             return None
         self._turn, position, place, empty = max(found)

@@ -10,7 +10,6 @@ what it says is checked, and what makes no sense is a ValueError.
 """
 
 import importlib
-import json
 import socket
 import time
 from enum import IntEnum
@@ -107,10 +106,7 @@ def receive_answer(channel: socket.socket, limit_s: float | None = None) -> Answ
         raise ValueError(f"{len(received) - length} bytes behind an answer")
     said: object = {}
     if length:
-        try:
-            said = clean.tree(json.loads(received), MOST_VALUES)
-        except RecursionError:
-            raise ValueError("an answer that is nested too deeply") from None
+        said = clean.tree(clean.parsed(received), MOST_VALUES)
     if not (isinstance(said, dict) and isinstance(said.get("figures", {}), dict)):
         raise ValueError("an answer that is no table")
     return Answer(Outcome(outcome), taken, inserted_frames, said)
