@@ -77,7 +77,7 @@ def test_devices_are_listed(slots: Slots, fakecard_plugin: Path) -> None:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert "usb-port:pci-0000:00:14.0-usb-0:1.4\n" in out
-    assert "8000 to 192000 Hz" in out
+    assert "8000 to 768000 Hz" in out
     assert "usb:046d:0825:A1\n" in out
     assert "the kernel has the card, and /dev/snd/pcmC1D0c is missing" in out
 
