@@ -268,16 +268,18 @@ def stand_still(one: Reader, card: FakeCard) -> None:
 
 
 def test_a_stall_that_ends_in_an_overrun(fakecard: FakeCard, readers: list[Reader]) -> None:
-    """A card that stood still while it was read, and then overran, has a gap of the stall."""
+    """A card that stood still while it was read, and then overran, has a gap of the stall. (Before
+    it a machine that is late may have overruns of its own.)"""
     one = reader(readers, asked(fakecard, buffer_ms=100.0))
     one.open()
     one.run(20 * PERIOD)
+    before = one.capturer.tally.gaps.count
     stand_still(one, fakecard)
     fakecard.overrun()
     fakecard.stall(False)
     one.run(20 * PERIOD)
     assert fakecard.overruns >= 1
-    assert one.capturer.tally.gaps.since(0)[0].cause is Cause.STALLED
+    assert Cause.STALLED in [gap.cause for gap in one.capturer.tally.gaps.since(before)]
 
 
 def test_a_restarted_stream_that_overruns(fakecard: FakeCard, readers: list[Reader]) -> None:
