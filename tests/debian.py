@@ -173,6 +173,7 @@ def enter(root: Path) -> dict[str, str]:
     For a process in a mount namespace of its own (APART): host folders are mounted into root, and
     whoever deletes root afterwards must not see them there.
     """
+    run("mount", "--bind", root, root)  # what runs in it may have mounts of its own: `unshare -m`
     merged, environment = host_pip_configuration()
     with (root / "etc/pip.conf").open("w", encoding="utf-8") as file:
         merged.write(file)
