@@ -27,6 +27,8 @@ settings.load_profile("slow")
 
 def pytest_configure() -> None:
     figures.begin()
+    # A shell starts what it runs in the background with Ctrl-C ignored, for all its descendants.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
