@@ -181,10 +181,10 @@ def test_patience_ends_with_the_thread(fakecard: FakeCard, readers: list[Reader]
 
 def test_patience_knows_the_buffer(fakecard: FakeCard, readers: list[Reader]) -> None:
     """However patient, a reader is back when an eighth of the buffer is full."""
-    one = reader(readers, asked(fakecard, buffer_ms=200.0))
+    one = reader(readers, asked(fakecard, buffer_ms=4000.0))
     one.source.patience_ms = 60_000
     one.open()
-    one.run(100 * PERIOD)
+    one.run(200 * PERIOD)
     assert one.indices == one.numbers
     assert one.capturer.tally.gaps.count == 0
 
@@ -236,19 +236,19 @@ def late_frames(one: Reader, began_ns: int) -> float:
 
 def test_an_overrun_is_estimated(fakecard: FakeCard, readers: list[Reader]) -> None:
     """After an overrun the gap is what the card lost, to the period, and marked as an estimate."""
-    one = reader(readers, asked(fakecard, buffer_ms=100.0))
+    one = reader(readers, asked(fakecard, buffer_ms=1500.0))
     one.open()
     one.run(150 * PERIOD)
     assert not one.offsets().any()
     one.capturer.step(0)
-    time.sleep(0.25)  # the reader is away for longer than the buffer
+    time.sleep(1.8)  # the reader is away for longer than the buffer
     starts, began_ns = fakecard.starts, time.monotonic_ns()
     while fakecard.starts == starts:
         one.step(200)
     allowed = PERIOD + late_frames(one, began_ns)
     true, off = lose(one, fakecard)
     assert fakecard.overruns >= 1
-    assert true >= 100 * 48
+    assert true >= 1500 * 48
     assert off <= allowed
     gaps = one.capturer.tally.gaps.since(0)
     assert {(one.cause, one.exact) for one in gaps} == {(Cause.OVERRUN, False)}
@@ -285,7 +285,7 @@ def test_a_stall_that_ends_in_an_overrun(fakecard: FakeCard, readers: list[Reade
 def test_a_restarted_stream_that_overruns(fakecard: FakeCard, readers: list[Reader]) -> None:
     """A stream that was started again because it stood still may overrun at once; the gap is of the
     stall."""
-    one = reader(readers, asked(fakecard))
+    one = reader(readers, asked(fakecard, buffer_ms=4000.0))
     one.open()
     one.run(20 * PERIOD)
     one.source.restart()
@@ -563,7 +563,7 @@ def test_a_period_that_is_not_the_one_asked_for(
     the buffer is as long as asked for in time, not in periods; the clock still sees the moments at
     which the card moves."""
     fakecard.grant(period_frames=granted)
-    one = reader(readers, asked(fakecard, **S16))
+    one = reader(readers, asked(fakecard, buffer_ms=4000.0, **S16))
     one.source.patience_ms = patience_ms
     one.open()
     grant = one.capturer.grant

@@ -377,7 +377,7 @@ static int constrain(struct card *card)
 	    (ctl->period_frames && (err = fix(io, SND_PCM_IOPLUG_HW_PERIOD_BYTES, 4 * ctl->period_frames)) < 0) ||
 	    (ctl->buffer_frames && (err = fix(io, SND_PCM_IOPLUG_HW_BUFFER_BYTES, 4 * ctl->buffer_frames)) < 0))
 		return err;
-	return snd_pcm_ioplug_set_param_minmax(io, SND_PCM_IOPLUG_HW_PERIODS, 2, 1024);
+	return snd_pcm_ioplug_set_param_minmax(io, SND_PCM_IOPLUG_HW_PERIODS, 2, 65536);
 }
 
 /* Maps the control file, makes it first where it is missing, and refuses what a card would refuse. */
