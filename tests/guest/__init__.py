@@ -79,11 +79,12 @@ class Job:
         """What the command wrote, once it has ended and closed its output."""
         deadline = time.monotonic() + timeout_s
         pause_s = 0.02
-        while (result := self._poll()) is None:
-            if time.monotonic() > deadline:
-                raise self._guest.error(f"still running after {timeout_s} s: {self._command}")
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, 0.5)
+        with self._guest.going():
+            while (result := self._poll()) is None:
+                if time.monotonic() > deadline:
+                    raise self._guest.error(f"still running after {timeout_s} s: {self._command}")
+                time.sleep(pause_s)
+                pause_s = min(pause_s * 1.5, 0.1 if self._guest.own_time else 0.5)
         return result
 
     def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30) -> Result:
@@ -109,13 +110,17 @@ class Guest:
     """One emulated machine and its disk. Leaves no qemu behind: not after close(), an exception, or
     our own death.
 
+    With own_time the machine's clock counts its instructions and runs only while a command is under
+    way or waited for: however busy the host is, no time passes in it that it did not have.
+
     folder receives serial.log and the disk overlay; packages are Debian's, beside those that every
     guest has, and make an image of their own. Start it from the main thread: qemu is killed
     when the thread that started it ends.
     """
 
-    def __init__(self, folder: Path, packages: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, packages: Sequence[str] = (), own_time: bool = False) -> None:
         self.folder = folder
+        self.own_time = own_time
         self.packages = packages
         self.serial_log = folder / "serial.log"
         self.share = folder
@@ -128,6 +133,7 @@ class Guest:
         self._qemu: subprocess.Popen[bytes] | None = None
         self._agent: Wire | None = None
         self._monitor: Wire | None = None
+        self._going = 0
         atexit.register(self.close)
 
     def __enter__(self) -> Guest:
@@ -193,14 +199,30 @@ class Guest:
             raise
         self.boot_s = time.monotonic() - began
 
+    @contextlib.contextmanager
+    def going(self) -> Iterator[None]:
+        """With own_time, time passes in the machine meanwhile, and only then."""
+        self._going += 1
+        self._let_go(True)
+        try:
+            yield
+        finally:
+            self._going -= 1
+            self._let_go(self._going > 0)
+
+    def _let_go(self, on: bool) -> None:
+        if self.own_time and self._qemu is not None:
+            self._qemu.send_signal(signal.SIGCONT if on else signal.SIGSTOP)
+
     def shutdown(self, timeout_s: float = 120) -> None:
         """An orderly power-off: services are stopped, the disk is unmounted."""
         assert self._qemu is not None
-        self.agent("guest-exec", path="/bin/systemctl", arg=["poweroff"])
-        try:
-            self._qemu.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise self.error(f"the guest did not power off within {timeout_s} s") from None
+        with self.going():
+            self.agent("guest-exec", path="/bin/systemctl", arg=["poweroff"])
+            try:
+                self._qemu.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                raise self.error(f"the guest did not power off within {timeout_s} s") from None
         self.power_cut()
 
     def hold(self, seconds: float) -> None:
@@ -355,7 +377,8 @@ class Guest:
         if self._agent is None:
             raise GuestError("the guest is not running")
         try:
-            return self._agent.call(command, **arguments)
+            with self.going():
+                return self._agent.call(command, **arguments)
         except WireError as error:
             raise self.error(f"agent: {error}") from error
 
@@ -363,7 +386,8 @@ class Guest:
         """A command of the qemu machine protocol: stop, cont, query-status, …"""
         if self._monitor is None:
             raise GuestError("the guest is not running")
-        return self._monitor.call(command, **arguments)
+        with self.going():
+            return self._monitor.call(command, **arguments)
 
     def human_monitor(self, command: str) -> str:
         """A line as typed in qemu's human monitor: `info registers`, `sendkey`, …"""
@@ -408,13 +432,16 @@ class Guest:
             "kvm": ["-accel", "kvm", "-cpu", "host"],
             "tcg": ["-accel", "tcg,thread=multi", "-cpu", "Nehalem"],
         }
+        if self.own_time:
+            cpu["tcg"] = ["-accel", "tcg,thread=single", "-cpu", "Nehalem"]
+            cpu["tcg"] += ["-icount", "shift=2,sleep=off", "-rtc", "clock=vm"]
         for name in ("agent", "monitor"):
             (self._sockets / name).unlink(missing_ok=True)
         kernel_line = (
             "root=/dev/vda rw console=ttyS0 quiet mitigations=off init_on_alloc=0 panic=-1"
         )
         options = f"""
-            -nodefaults -display none -no-reboot -m 2048 -smp 2 -net none
+            -nodefaults -display none -no-reboot -m 2048 -smp {1 if self.own_time else 2} -net none
             -device virtio-rng-pci
             -serial file:{self.serial_log}
             -device virtio-serial
