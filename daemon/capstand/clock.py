@@ -9,9 +9,11 @@ reach the loop at all. Behind it stands the usual second-order loop, offset and 
 from a two-state Kalman filter: wide at the start, narrow when settled, no gears to tune. Compared
 with the laws of zita-ajbridge, FFmpeg and GStreamer in tests/test_clock.py.
 
-Frames the device counted but we lost are in the index, so a gap does not disturb the loop. A
-device that stood still (a stall, a reopened card) is found as a run of windows that do not fit;
-then the loop starts again at the new offset and keeps the rate.
+Frames the device counted but we lost are in the index, so a gap does not disturb the loop. Windows
+in a row that do not fit, but agree with each other, are a step. Where the device is behind by it,
+so much sound never came: the frames are ``missing``, the reader moves the index on by them, and
+the line stays as it was. Where it is ahead, or the windows do not agree, the loop starts again at
+the new offset and keeps the rate.
 
 CLOCK_MONOTONIC itself changes its rate while NTP slews the wall clock, by up to 500 ppm from one
 moment to the next. No crystal does that, and the settled filter would follow for minutes: so
@@ -28,6 +30,7 @@ Thread: one (capture). O(1) per observation, nothing grows.
 
 import math
 from array import array
+from itertools import pairwise
 from typing import Protocol
 
 from capstand.block import NS_PER_S
@@ -48,7 +51,13 @@ SLEW_LIMIT = 1200e-6
 SLEW_SIGMA = 4.0
 """So far beyond the expected a window has to be, twice in a row and growing, to speak of a slew."""
 MISFIT_WINDOWS = 4
-"""Windows in a row that must disagree before the loop believes that the device stood still."""
+"""Windows in a row that must not fit, and agree, before the loop believes in a step."""
+MOST_MISFITS = 7
+"""As long as some of them do not agree, since losses may follow each other."""
+STEP_NS = 100_000
+"""Windows agree that differ by no more than that, beyond their noise."""
+LOOSE_NS = 300_000
+"""How well the length of a loss is known at once."""
 EDGE_NS = NS_PER_S
 """So long after an edge of the device's own, other looks are not needed."""
 SURE = 4e-6
@@ -145,6 +154,7 @@ class Clock:
         self._full_window = max(MIN_WINDOW, math.ceil(WINDOW_S / period_s))
         self.started = False
         self.relocks = 0
+        self.missing = 0  # frames that never came, as just found; see take_missing
         self._anchor_frame = 0
         self._anchor_ns = 0
         self._offset_ns = 0.0
@@ -163,7 +173,8 @@ class Clock:
         self._var_rate = rate_sd * rate_sd
         self._window = 1
         self._lateness_ns = 0.0
-        self._misfits = 0
+        self._misfits: tuple[float, ...] = ()  # residuals, since none fitted
+        self._var_rate_before = 0.0  # when one fitted last
         self._suspect_ns = 0.0  # how far the last window was off, where that was suspicious
         self._line.clear()
         self._clear_window()
@@ -210,6 +221,19 @@ class Clock:
         self._restart_filter(START_RATE_SD if not self.started else 20e-6)
         self.started = True
         self._var_offset = 1e12  # the stamp may be 1 ms late
+
+    def loosen(self) -> None:
+        """The frame index was moved on, for frames that never came: the offset is less sure, the
+        rate is not."""
+        self._var_offset += LOOSE_NS * LOOSE_NS
+        self._misfits = ()
+        self._suspect_ns = 0.0
+        self._clear_window()
+
+    def take_missing(self) -> int:
+        """The frames that never came: the index of those to come is to be moved on by them."""
+        missing, self.missing = self.missing, 0
+        return missing
 
     def observe(self, frame: int, stamp_ns: int, edge: bool | None = None) -> None:
         """At ``stamp_ns`` the device had produced ``frame`` frames. ``edge``: it had just come to
@@ -285,6 +309,34 @@ class Clock:
         self._var_offset += elapsed_ns * elapsed_ns * variance
         return elapsed_ns * elapsed_ns * variance
 
+    def _judge_misfits(self, tolerance_ns: float) -> None:
+        misfits = self._misfits
+        if len(misfits) < MISFIT_WINDOWS:
+            return
+        last = misfits[-MISFIT_WINDOWS:]
+        steps = [after - before for before, after in pairwise(last)]
+        if max(last) - min(last) <= tolerance_ns:
+            step_ns = sum(last) / len(last)
+        elif all(abs(step) > tolerance_ns for step in steps):
+            step_ns = 0.0  # it grows all the time: another rate
+        elif len(misfits) < MOST_MISFITS:
+            return
+        else:
+            step_ns = min(last[-2:])
+        if step_ns > 0:
+            self.missing = round(step_ns / self.ns_per_frame)
+            self._misfits = ()
+            self._suspect_ns = self._covariance = 0.0  # what looked like a slew was none
+            self._var_rate = self._var_rate_before
+            return
+        self.relocks += 1
+        at_ns = self._anchor_ns + round(self._offset_ns + misfits[-1])
+        again = at_ns - self._relocked_ns < AGAIN_NS
+        self._relocked_ns = at_ns
+        self.restart(self._anchor_frame, at_ns)
+        if again:  # it is the rate that does not fit
+            self._var_rate = FAR_RATE_SD * FAR_RATE_SD
+
     def _correct(self, frame: int, residual_ns: float, noise: float) -> bool:
         """Follows a window's edge; false where it does not fit."""
         elapsed_ns = max(0.0, (frame - self._anchor_frame) * self.nominal_ns)
@@ -298,20 +350,15 @@ class Clock:
         self._var_offset += elapsed_ns * (2.0 * self._covariance + elapsed_ns * self._var_rate)
         self._covariance += elapsed_ns * self._var_rate
         self._var_rate += walk
+        if not self._misfits:
+            self._var_rate_before = self._var_rate
         total = self._var_offset + noise
         total += self._slewed(residual_ns, elapsed_ns, total)
         if abs(residual_ns) > 6.0 * math.sqrt(total) + 200_000.0:
-            self._misfits += 1
-            if self._misfits >= MISFIT_WINDOWS:
-                self.relocks += 1
-                at_ns = self._anchor_ns + round(self._offset_ns + residual_ns)
-                again = at_ns - self._relocked_ns < AGAIN_NS
-                self._relocked_ns = at_ns
-                self.restart(self._anchor_frame, at_ns)
-                if again:  # it is the rate that does not fit
-                    self._var_rate = FAR_RATE_SD * FAR_RATE_SD
+            self._misfits = (*self._misfits, residual_ns)
+            self._judge_misfits(STEP_NS + 6.0 * math.sqrt(noise))
             return False
-        self._misfits = 0
+        self._misfits = ()
         gain_offset = self._var_offset / total
         gain_rate = self._covariance / total
         self._offset_ns += gain_offset * residual_ns

@@ -27,6 +27,7 @@ class Cause(IntEnum):
     STALLED = 6
     RELEASED = 7
     SWITCHED = 8
+    DEVICE = 9
 
     @property
     def words(self) -> str:
@@ -43,6 +44,7 @@ _WORDS = {
     Cause.SWITCHED: "another device was taken, one that is preferred",
     Cause.RING_FULL: "ring full: the pusher was held up",
     Cause.RELEASED: "the device was released to another program",
+    Cause.DEVICE: "the card delivered less than its rate: bus errors?",
 }
 
 
@@ -101,6 +103,7 @@ class Count(NamedTuple):
     lost_exact: int
     lost_estimated: int
     ring_dropped: int
+    lost_by_device: int  # of the estimated ones, those of the cause DEVICE
 
 
 class Tally:
@@ -112,6 +115,7 @@ class Tally:
     __slots__ = (
         "captured",
         "gaps",
+        "lost_by_device",
         "lost_estimated",
         "lost_exact",
         "produced",
@@ -126,6 +130,7 @@ class Tally:
         self.lost_exact = 0
         self.lost_estimated = 0
         self.ring_dropped = 0
+        self.lost_by_device = 0
         self.gaps = GapTable()
 
     def count(self) -> Count:
@@ -138,6 +143,7 @@ class Tally:
                 self.lost_exact,
                 self.lost_estimated,
                 self.ring_dropped,
+                self.lost_by_device,
             )
             if turn == self.turn and not turn & 1:
                 return count

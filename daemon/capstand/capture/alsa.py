@@ -7,7 +7,8 @@ back, because pyalsaaudio ignores what the setters refuse.
 Loss is counted in one of two ways. On a plain ``hw:`` device the kernel's own pointers count it to
 the frame (``capture/kernel.py``). Everywhere else (dsnoop, plug, PipeWire, ...) an overrun is seen
 only as −32 from ``PCM.read()``, which has then already thrown the buffer away; the length of the
-gap is left to the clock. Facts about pyalsaaudio 0.11 that shape this file: ``htimestamp()``
+gap is left to the clock. What the card never delivered no pointer counts: frames are held against
+time (``capture/shortfall.py``). Facts about pyalsaaudio 0.11 that shape this file: ``htimestamp()``
 returns rubbish unless the stream runs, and on a plug-in whose position moves all the time libasound
 repeats it, with Python's lock held, until two looks agree (5 s were seen), so ``avail()`` and our
 own clock right after it are the stamp; a read that starts the stream may bring a short block; an
@@ -30,6 +31,7 @@ from capstand.block import NS_PER_S, AudioFormat
 from capstand.capture import holder, identity, kernel, libasound, rebind
 from capstand.capture.libasound import refresh_configuration
 from capstand.capture.pick import Pick
+from capstand.capture.shortfall import PAUSE_MS, Shortfall
 from capstand.capture.source import UNKNOWN, Grant, Reading
 from capstand.capture.truerate import FASTEST, SLACK_S, too_fast
 from capstand.config import LARGEST_PERIOD, Capture
@@ -44,6 +46,10 @@ BLOCKED_NS = 50_000
 """A wait that took longer did wait: what ended it happened just now."""
 STILL_PERIODS = 2.5
 """So many periods, and half a buffer, without a frame say that a running device stands still."""
+STILL_NS = 25_000_000
+"""Also so long at least, and what is unread lies before the stand-still."""
+ROOM = 0.75
+"""So much of the buffer may fill while a suspicious pointer is looked at again."""
 
 _ERRNOS = {
     os.strerror(number): number
@@ -96,6 +102,12 @@ class AlsaSource:
         self._looked = False  # a look just now found another period
         self._edge = False  # the device has just woken the reader
         self._rests = 0
+        self._shortfall = Shortfall(capture.rate_hz)
+        self._opened = False  # before: where it goes on is measured
+        self._taken = 0  # frames read since the stream was started
+        self._count = -1  # as the device was seen to move last, and when
+        self._moved_ns = 0
+        self._still_ns = STILL_NS
         self.patience_ms = 0
         self._look_ms = 0  # half a buffer: a look at least so often, so that no turn can hide
 
@@ -136,7 +148,11 @@ class AlsaSource:
         if exact:
             try:
                 self._kernel = kernel.KernelPcm(
-                    descriptors[0][0], capture.rate_hz, self._period, self._buffer
+                    descriptors[0][0],
+                    capture.rate_hz,
+                    self._period,
+                    self._buffer,
+                    follows_data=self._follows_data(pcm),
                 )
             except OSError:
                 exact = False
@@ -145,6 +161,10 @@ class AlsaSource:
         self._brought_ns = self._empty_ns = 0
         self._drained = self._looked = False
         self._after = 0
+        still_ns = STILL_PERIODS * self._period * NS_PER_S / capture.rate_hz
+        self._still_ns = max(STILL_NS, round(still_ns))
+        self._begin(measured=self._opened)
+        self._opened = True
         return Grant(self._label, self._audio, granted, self._buffer, exact)
 
     def _configured(self, device: str) -> "alsaaudio.PCM":
@@ -190,6 +210,20 @@ class AlsaSource:
         direct = device.startswith("hw:")
         return min((one for one in enough if direct or one > 1), default=enough[0])
 
+    def _follows_data(self, pcm: "alsaaudio.PCM") -> bool:
+        place = holder.place_of(self._device)
+        number = holder.card_number(place[0], self._root) if place else None
+        batch = bool(pcm.info()["is_batch"])
+        return batch if number is None else kernel.follows_data(number, batch, self._root)
+
+    def _begin(self, *, measured: bool) -> None:
+        """The stream is about to be set going."""
+        self._taken, self._count = 0, -1
+        if measured:
+            self._shortfall.measure()
+        else:
+            self._shortfall.forget()
+
     def _knock(self, device: str) -> None:
         """Raises where the kernel would not open a card's own device. pyalsaaudio 0.11 keeps some
         memory of each opening that fails, and a card may be busy or away for months."""
@@ -226,7 +260,7 @@ class AlsaSource:
 
     def read(self, slot: memoryview, timeout_ms: int) -> Reading:
         reading = self._reading
-        reading.frames = reading.lost = 0
+        reading.frames = reading.lost = reading.short = 0
         if self._after:
             after, self._after = self._after, 0
             self._lose(after, Cause.OVERRUN) if after != UNKNOWN else self._lose_all()
@@ -246,15 +280,17 @@ class AlsaSource:
         if self._drained:
             self._let_come(timeout_ms)
             waited = True
+        until_ns = time.monotonic_ns() + timeout_ms * 1_000_000
         while True:
             if not self._looked:
-                pcm.status()
+                self._look(pcm)
             self._looked = False
             if pcm.missed:
                 # Turns that cannot be counted were missed by a device that stood still.
                 stood = pcm.missed == UNKNOWN
                 self._lose(pcm.missed, Cause.STALLED if stood else Cause.OVERRUN)
                 pcm.missed = 0
+                self._shortfall.forget()
             if pcm.state != kernel.RUNNING:
                 if self._start(pcm.state, slot):
                     return
@@ -262,18 +298,22 @@ class AlsaSource:
                 skipped = pcm.skip(pcm.avail - self._buffer + MARGIN_PERIODS * self._period)
                 self._lose(skipped, Cause.STALLED if self._stood_still() else Cause.OVERRUN)
                 continue
-            elif pcm.avail >= self._period:
-                first = pcm.appl_ptr
+            elif pcm.avail >= self._period or (pcm.avail and self._still()):
+                if self._hold(pcm.avail):
+                    if self._rest.poll(PAUSE_MS) or time.monotonic_ns() > until_ns:
+                        return
+                    continue
+                first, count = pcm.appl_ptr, pcm.hw_ptr - pcm.avail
                 reading.stamp_ns, reading.ahead = pcm.stamp_ns, pcm.avail
                 reading.edge, self._edge = self._edge, False
                 frames = self._fetch(slot)
                 if not frames:
                     return
-                pcm.status()
+                self._look(pcm)
                 if not pcm.lapped(first) and not pcm.doubtful:
                     self._drained = pcm.avail < self._period
                     self._looked = not self._drained
-                    self._deliver(frames)
+                    self._deliver(frames, count)
                     return
                 self._lose(frames, Cause.TORN)
                 continue
@@ -281,8 +321,33 @@ class AlsaSource:
                 self._empty_ns = time.monotonic_ns()
             if waited:
                 return
-            self._wait(timeout_ms)
+            still_ms = self._still_ns // 1_000_000 + 1
+            self._wait(min(timeout_ms, still_ms) if pcm.avail else timeout_ms)
             waited = True
+
+    def _look(self, pcm: kernel.KernelPcm) -> None:
+        pcm.status()
+        if pcm.state == kernel.RUNNING and not pcm.doubtful:
+            self._see(pcm.stamp_ns, pcm.hw_ptr)
+
+    def _see(self, stamp_ns: int, count: int) -> None:
+        self._shortfall.see(stamp_ns, count)
+        if count != self._count:
+            self._count, self._moved_ns = count, stamp_ns
+
+    def _still(self) -> bool:
+        """Whether the device has not moved for so long that what is unread lies before a
+        stand-still: it is to be handed out, so that a gap comes to its place."""
+        return time.monotonic_ns() - self._moved_ns > self._still_ns
+
+    def _hold(self, avail: int) -> bool:
+        """Whether to leave what is there for a moment, because a loss may be before it."""
+        if not self._shortfall.suspicious:
+            return False
+        if avail > ROOM * self._buffer:
+            self._shortfall.hurry()
+            return False
+        return not self._still()
 
     def _read_estimated(self, slot: memoryview, timeout_ms: int) -> None:
         pcm, reading, waited = self._pcm, self._reading, False
@@ -290,20 +355,28 @@ class AlsaSource:
         if self._drained:
             self._let_come(timeout_ms)
             waited = True
+        until_ns = time.monotonic_ns() + timeout_ms * 1_000_000
         while True:
             state = pcm.state()
             if state == kernel.RUNNING:
                 avail = pcm.avail()
                 stamp_ns = time.monotonic_ns()
+                if 0 <= avail <= self._buffer:
+                    self._see(stamp_ns, self._taken + avail)
                 # At an edge it takes what is there: who rests until a block is whole sees no other.
                 enough = self._unit if self._edge else self._period
                 if not 0 <= avail <= self._buffer or avail >= enough:
+                    if self._hold(avail):
+                        if self._rest.poll(PAUSE_MS) or time.monotonic_ns() > until_ns:
+                            return
+                        continue
+                    count = self._taken
                     reading.stamp_ns, reading.ahead = stamp_ns, avail
                     reading.edge, self._edge = self._edge, False
                     frames = self._fetch(slot)
                     if frames:
                         self._drained = 0 <= avail - frames < self._unit
-                        self._deliver(frames)
+                        self._deliver(frames, count)
                     return
                 if 0 <= avail < self._unit:
                     self._empty_ns = stamp_ns
@@ -374,6 +447,7 @@ class AlsaSource:
         if state == kernel.SUSPENDED:
             self._lose(UNKNOWN, Cause.SUSPENDED)
             self._pcm.drop()
+        self._begin(measured=self._lost == UNKNOWN or self._shortfall.measuring)
         frames = self._fetch(slot)
         if not frames:
             return False
@@ -381,7 +455,7 @@ class AlsaSource:
             self._refuse_no_card()
         self._reading.ahead = frames + max(0, self._after)
         self._reading.stamp_ns, self._reading.edge = time.monotonic_ns(), False
-        self._deliver(frames)
+        self._deliver(frames, 0)
         return True
 
     def _refuse_no_card(self) -> None:
@@ -399,6 +473,7 @@ class AlsaSource:
         else:
             if fetched >= most:
                 raise too_fast(self._label)
+        self._taken += fetched
         self._after = UNKNOWN if frames < 0 else fetched  # what it had gathered before
 
     def _fetch(self, slot: memoryview) -> int:
@@ -427,6 +502,7 @@ class AlsaSource:
             fetched += int(frames)
             if frames < self._unit:
                 break
+        self._taken += fetched
         return fetched
 
     def _lose_all(self) -> None:
@@ -447,8 +523,13 @@ class AlsaSource:
             self._cause = cause
         self._lost = UNKNOWN if UNKNOWN in (frames, self._lost) else self._lost + frames
 
-    def _deliver(self, frames: int) -> None:
-        reading = self._reading
+    def _deliver(self, frames: int, count: int) -> None:
+        """Hands out what was fetched; the device had delivered ``count`` frames before it."""
+        reading, shortfall = self._reading, self._shortfall
+        if shortfall.found:
+            shortfall.found = False
+            reading.stamp_ns, reading.ahead = shortfall.stamp_ns, shortfall.count - count
+            reading.short = shortfall.most_frames
         reading.frames, reading.lost, reading.cause = frames, self._lost, self._cause
         self._lost = 0
         self._brought_ns = reading.stamp_ns

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from errno import EIO
 
 from capstand.block import NS_PER_S
-from capstand.capture.source import UNKNOWN, Grant, Source
+from capstand.capture.source import UNKNOWN, Grant, Reading, Source
 from capstand.capture.truerate import TrueRate, too_fast
 from capstand.clock import Clock
 from capstand.errors import DeviceError
@@ -41,6 +41,7 @@ STALL_READS = 5
 POLL_MS = 200
 HASTY_NS = 1_000_000
 HASTY_PAUSE_S = 0.005
+LEAST_SHORT_S = 0.001
 RETRY_S = (0.05, 0.1, 0.2, 0.5)  # a device that comes or is let go is often a moment late
 REFUSED_RETRY_S = 5.0
 REST_S = 1.0
@@ -192,17 +193,21 @@ class Capturer:
                 self.opens, reading.grant = self.opens + 1, None
                 self.true_rate.opened(self.grant.buffer_frames, now_ns)
             self._account(lost, reading.cause, reading.stamp_ns, reading.ahead)
-        first = tally.produced
         stamp_ns = reading.stamp_ns
+        if reading.short:
+            self._account_short(reading)
         if stamp_ns:
-            at = first + reading.ahead
+            at = tally.produced + reading.ahead
             self._looked_ns, self._unread = stamp_ns, reading.ahead - frames
             if at != self._observed:  # several periods of one look are one observation
                 self._observed = at
                 clock.observe(at, stamp_ns, reading.edge)
                 self.true_rate.observe(at, stamp_ns)
+                if clock.missing:
+                    self._lose(clock.take_missing(), Cause.DEVICE, exact=False)
         elif not clock.started:
-            clock.observe(first + frames, now_ns)
+            clock.observe(tally.produced + frames, now_ns)
+        first = tally.produced
         captured_at_ns = clock.time_of(first)
         if captured_at_ns <= self.captured_at_ns:
             captured_at_ns = self.captured_at_ns + 1
@@ -272,18 +277,36 @@ class Capturer:
                 lost = max(0, clock.frame_at(first_ns) - tally.produced)
             self._reopened = False
         if lost:
-            at_ns = clock.time_of(tally.produced) if clock.started else stamp_ns
-            tally.gaps.note(tally.produced, lost, at_ns, cause, exact)
-            tally.turn += 1
-            tally.produced += lost
-            if exact:
-                tally.lost_exact += lost
-            else:
-                tally.lost_estimated += lost
-            tally.turn += 1
+            self._lose(lost, cause, exact, stamp_ns)
         if not exact:
             clock.restart(tally.produced + ahead, stamp_ns)
             self.true_rate.restart()
+
+    def _account_short(self, reading: Reading) -> None:
+        """Books what never came, by the clock, which goes on as it went."""
+        clock, rate = self._clock, self.true_rate.rate_hz
+        if not clock.started or rate is not None:
+            return
+        lost = clock.frame_at(reading.stamp_ns) - self.tally.produced - reading.ahead
+        lost = min(lost, reading.short)
+        if lost >= LEAST_SHORT_S * clock.rate_hz:
+            self._lose(lost, Cause.DEVICE, exact=False)
+            clock.loosen()
+
+    def _lose(self, lost: int, cause: Cause, exact: bool, stamp_ns: int = 0) -> None:
+        """Books a gap before the next frame."""
+        tally, clock = self.tally, self._clock
+        at_ns = clock.time_of(tally.produced) if clock.started else stamp_ns
+        tally.gaps.note(tally.produced, lost, at_ns, cause, exact)
+        tally.turn += 1
+        tally.produced += lost
+        if exact:
+            tally.lost_exact += lost
+        else:
+            tally.lost_estimated += lost
+        if cause is Cause.DEVICE:
+            tally.lost_by_device += lost
+        tally.turn += 1
 
     @property
     def released(self) -> str | None:

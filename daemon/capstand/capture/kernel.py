@@ -5,9 +5,11 @@ stop_threshold = boundary lets the stream run on through an overrun, STATUS give
 pointers and their stamp in one call, FORWARD leaves behind what has been overwritten. Sizes and
 numbers are those of 64-bit Linux; elsewhere ``usable`` says no and losses are estimated from time.
 
-When the machine itself stops for longer than the buffer (a host that steals its processor), the
-driver may miss whole turns of the buffer, and the pointer with it: then the stamps have gone on by
-whole buffers more than the pointer has, and that difference is counted too (``turns.py``).
+When the machine itself stops for longer than the buffer (a host that steals its processor), a
+driver that asks the card where it is, modulo the buffer, may miss whole turns of it, and the
+pointer with it: then the stamps have gone on by whole buffers more than the pointer has, and that
+difference is counted too (``turns.py``). A driver that counts the data it gets (``follows_data``)
+misses no turn; what never came is no turn either, and only time can tell of it (``shortfall.py``).
 
 While this is in use, ``avail()`` and ``htimestamp()`` of libasound must not be called: libasound
 still believes in its own stop_threshold and would force an overrun. Thread: capture.
@@ -35,6 +37,9 @@ _FRAMES = struct.Struct("Q")
 _PROTOCOL = 0x02000F
 _TSTAMP_ENABLE, _TSTAMP_MONOTONIC = 1, 1
 
+PACKET_BUSES = ("usb", "firewire", "virtio", "xen", "gadget")
+"""A card on one of these brings its sound in packets."""
+
 
 def usable(device: str, descriptor: int, root: Path = Path("/")) -> bool:
     """Whether the descriptor of the PCM ``device`` is the kernel's own and of a known layout."""
@@ -42,6 +47,16 @@ def usable(device: str, descriptor: int, root: Path = Path("/")) -> bool:
         return False
     link = (root / f"proc/self/fd/{descriptor}").readlink()
     return re.fullmatch(r"/dev/snd/pcmC\d+D\d+c", str(link)) is not None
+
+
+def follows_data(card: int, batch: bool, root: Path = Path("/")) -> bool:
+    """Whether the pointer of a card counts what came: packets of a bus, or (``batch``) whole
+    transfers that an interrupt told of."""
+    device = root / f"sys/class/sound/card{card}/device"
+    try:
+        return batch or (device / "subsystem").readlink().name in PACKET_BUSES
+    except OSError:
+        return batch
 
 
 class KernelPcm:
@@ -54,7 +69,13 @@ class KernelPcm:
     """
 
     def __init__(
-        self, descriptor: int, rate_hz: int, period_frames: int, buffer_frames: int
+        self,
+        descriptor: int,
+        rate_hz: int,
+        period_frames: int,
+        buffer_frames: int,
+        *,
+        follows_data: bool = False,
     ) -> None:
         self._descriptor = descriptor
         self._buffer = buffer_frames
@@ -71,7 +92,7 @@ class KernelPcm:
         self.avail = 0
         self.missed = 0
         self.doubtful = False
-        self._turns = Turns(rate_hz, buffer_frames, boundary)
+        self._turns = None if follows_data else Turns(rate_hz, buffer_frames, boundary)
         request = bytearray(
             _SW_PARAMS.pack(
                 _TSTAMP_ENABLE,
@@ -98,13 +119,17 @@ class KernelPcm:
             _STATUS.unpack_from(self._status)
         )
         self.stamp_ns = seconds * 1_000_000_000 + nanoseconds
+        if self._turns is not None:
+            self._look_for_turns(self._turns, asked_ns)
+
+    def _look_for_turns(self, turns: Turns, asked_ns: int) -> None:
         if self.state == RUNNING:
             now_ns = time.monotonic_ns()
-            missed = self._turns.see(self.stamp_ns, self.hw_ptr, asked_ns, now_ns)
+            missed = turns.see(self.stamp_ns, self.hw_ptr, asked_ns, now_ns)
             self.missed = UNKNOWN if UNKNOWN in (missed, self.missed) else self.missed + missed
         else:
-            self._turns.forget()
-        self.doubtful = self._turns.doubtful
+            turns.forget()
+        self.doubtful = turns.doubtful
         if self.doubtful:
             left = self.skip(self.avail)
             self.appl_ptr = (self.appl_ptr + left) % self.boundary

@@ -28,6 +28,8 @@ class Reading:
 
     ``frames``: frames put into the slot, 0 when nothing was there.
     ``lost``, ``cause``: frames lost right before those in the slot, and why.
+    ``short``: the device has also delivered less than its rate there, by at most so many frames;
+    the clock tells how many at the stamp, which is that of the look that shows it best.
     ``stamp_ns``, ``ahead``: at ``stamp_ns`` the device had produced ``ahead`` frames counted from
     the first one in the slot; ``stamp_ns`` 0 means there was no usable stamp.
     ``edge``: the device had just come to that, and so woke the reader; any other look may be late
@@ -36,11 +38,11 @@ class Reading:
     then ``lost`` is ``UNKNOWN``, and the reader sets it back to None.
     """
 
-    __slots__ = ("ahead", "cause", "edge", "frames", "grant", "lost", "stamp_ns")
+    __slots__ = ("ahead", "cause", "edge", "frames", "grant", "lost", "short", "stamp_ns")
 
     def __init__(self) -> None:
         self.frames = 0
-        self.lost = 0
+        self.lost = self.short = 0
         self.cause = Cause.OVERRUN
         self.stamp_ns = 0
         self.ahead = 0

@@ -1,0 +1,146 @@
+"""Sound that a card never delivered: what no pointer shows, time does.
+
+Some pointers follow data. That of a USB card counts the packets that came; what the bus loses moves
+nothing. A plug-in's counts what a sound server handed on. So frames are held against time: a look
+at the pointer lags behind the best of the looks before it, and a lag that stays is a loss.
+
+One look proves nothing: a stamp may be late, an interrupt wait, a pointer move by 20 ms at a time.
+A look that lags by more than usual is only ``suspicious``. The reader then leaves the sound where
+it is, since the card's buffer has room, and looks again soon. Either the lag goes, or ``LOOKS`` at
+a pointer that moves again, over ``SURE_NS``, all show it. Of these the one that lags least says
+where the device truly is, and the clock says how much is missing there.
+
+A lag that grows all the time is no loss but a card that runs at another rate than it says
+(``truerate.py`` tells of it): what all of the last blocks of looks grew by is expected of the next.
+
+After a new start there is nothing to lag behind, and the first look may be a bad one. ``measure``
+has several made, and the best of them found, before the first frame is taken.
+
+Only arithmetic, so that it can be tried against any card and any host. Thread: capture.
+"""
+
+from capstand.block import NS_PER_S
+
+LOOKS = 3
+SURE_NS = 15_000_000
+PAUSE_MS = 1
+"""Between two looks at a suspicious pointer: one that is seen to move has only just moved."""
+SETTLED_NS = 1_000_000
+"""A pointer whose lag still falls by more is catching up."""
+LEAST_NS = 3_000_000
+SPREADS = 2.0
+"""From so many times the usual lag on a look is suspicious; less is left to the clock."""
+DRIFT = 600e-6
+"""A crystal may be off by that, and NTP slew the clock besides."""
+BLOCK_NS = 250_000_000
+BLOCK_LOOKS = 4
+BLOCKS = 3
+FADES = 0.9
+"""What is left, a block later, of what was usual."""
+ALARMS = 3
+"""So many false alarms in a block are that device's way."""
+
+
+class Shortfall:
+    """``suspicious``: look again before reading. ``found``, set back by the reader: a loss is sure,
+    by the look of ``count`` at ``stamp_ns``, of ``most_frames`` at most; after ``measure`` that
+    look is only where the device was.
+    """
+
+    def __init__(self, rate_hz: int) -> None:
+        self._nominal_ns = NS_PER_S / rate_hz
+        self.found = False
+        self.stamp_ns = self.count = self.most_frames = 0
+        self._moves = self._since_ns = 0  # of a doubt: looks at a pointer that moves, since when
+        self._last_count = -1
+        self._doubtful_ns = self._least_ns = 0.0  # the lag that raised it, the least since
+        self.forget()
+
+    def forget(self) -> None:
+        """The stream does not run: the next look is the first."""
+        self.suspicious = self.found = self.measuring = False
+        self._growths: tuple[float, ...] = ()  # of the lag from block to block, per ns
+        self._usual_ns = 0.0
+        self._refer(0, 0)
+
+    def _refer(self, stamp_ns: int, count: int) -> None:
+        """Makes a look the one that others lag behind; a block begins."""
+        self._stamp_ns, self._count = stamp_ns, count
+        self._block_ns = stamp_ns
+        self._looks = self._alarms = 0
+        self._best_ns = self._best_count = 0
+        self._best_lag_ns = self._worst_ns = self._alarm_ns = 0.0
+
+    def measure(self) -> None:
+        """The stream has just been started, and where it is has to be known well."""
+        self.forget()
+        self._doubt()
+        self.measuring = True
+
+    def hurry(self) -> None:
+        """The buffer is nearly full: what is measured has to do."""
+        if self.measuring:
+            self.forget()
+
+    def see(self, stamp_ns: int, count: int) -> None:
+        """At ``stamp_ns`` the device had delivered ``count`` frames."""
+        if not self._stamp_ns:
+            self._refer(stamp_ns, count)
+        since_ns = stamp_ns - self._stamp_ns
+        expected = max(0.0, min(self._growths)) if len(self._growths) == BLOCKS else 0.0
+        lag_ns = since_ns * (1.0 - expected) - (count - self._count) * self._nominal_ns
+        limit_ns = max(LEAST_NS, SPREADS * self._usual_ns) + DRIFT * since_ns
+        if self.suspicious and lag_ns <= limit_ns and not self.measuring:
+            self.suspicious = False
+            self._alarms += 1
+            self._alarm_ns = max(self._alarm_ns, self._doubtful_ns)
+        elif self.suspicious:
+            self._weigh(stamp_ns, count, lag_ns)
+            return
+        elif lag_ns > limit_ns and len(self._growths) == BLOCKS:
+            self._doubt()
+            self._doubtful_ns, self._last_count = lag_ns, count
+            return
+        self._note(stamp_ns, count, lag_ns)
+
+    def _doubt(self) -> None:
+        self.suspicious = True
+        self._moves = self._since_ns = 0
+        self._last_count = -1
+        self._doubtful_ns = self._least_ns = 0.0
+
+    def _weigh(self, stamp_ns: int, count: int, lag_ns: float) -> None:
+        """Another look in doubt; one at a pointer that stands still says nothing."""
+        if count == self._last_count:
+            return
+        self._last_count = count
+        settled = self._moves and lag_ns > self._least_ns - SETTLED_NS
+        if not settled:
+            self._moves, self._since_ns = 0, stamp_ns
+        if not self._moves or lag_ns < self._least_ns:
+            self.stamp_ns, self.count, self._least_ns = stamp_ns, count, lag_ns
+        self._moves += 1
+        if self._moves >= LOOKS and stamp_ns - self._since_ns >= SURE_NS:
+            most_ns = self._least_ns + SETTLED_NS + DRIFT * (stamp_ns - self._stamp_ns)
+            self.most_frames = 0 if self.measuring else round(most_ns / self._nominal_ns)
+            self.suspicious = self.measuring = False
+            self.found = True
+            self._refer(self.stamp_ns, self.count)
+
+    def _note(self, stamp_ns: int, count: int, lag_ns: float) -> None:
+        """An ordinary look: at the end of a block the best of them is what the next lag behind."""
+        if not self._looks or lag_ns < self._best_lag_ns:
+            self._best_ns, self._best_count, self._best_lag_ns = stamp_ns, count, lag_ns
+        self._worst_ns = max(self._worst_ns, lag_ns) if self._looks else lag_ns
+        self._looks += 1
+        if self._looks < BLOCK_LOOKS or stamp_ns - self._block_ns < BLOCK_NS:
+            return
+        if since_ns := self._best_ns - self._stamp_ns:
+            behind_ns = since_ns - (self._best_count - self._count) * self._nominal_ns
+            self._growths = (*self._growths, behind_ns / since_ns)[-BLOCKS:]
+        usual_ns = self._worst_ns - self._best_lag_ns
+        if self._alarms >= ALARMS:
+            usual_ns = max(usual_ns, self._alarm_ns)
+        self._usual_ns = max(FADES * self._usual_ns, usual_ns)
+        self._refer(self._best_ns, self._best_count)
+        self._block_ns = stamp_ns
