@@ -62,6 +62,7 @@ class Script:
     """
 
     patience_ms = 0
+    wary = False
 
     def __init__(
         self, card: Capture, rows: Iterable[tuple[int, int, int, int, int] | None]

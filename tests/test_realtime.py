@@ -223,6 +223,7 @@ class Hasty:
     """A source whose waits end at once with nothing, as a descriptor in error does."""
 
     patience_ms = 0
+    wary = False
 
     def __init__(self, reads: int) -> None:
         self.left = reads

@@ -50,6 +50,8 @@ SLEW_LIMIT = 1200e-6
 """The largest change of rate followed: NTP's from 500 ppm slow to as much fast, and room."""
 SLEW_SIGMA = 4.0
 """So far beyond the expected a window has to be, twice in a row and growing, to speak of a slew."""
+SUDDEN_NS = 500_000
+"""As far off from one window to the next, it may be a lost packet: the window after tells."""
 MISFIT_WINDOWS = 4
 """Windows in a row that must not fit, and agree, before the loop believes in a step."""
 MOST_MISFITS = 7
@@ -205,6 +207,11 @@ class Clock:
         sure = abs(self._rate - self._line.rate) < AGREED  # false where that is nan
         return self.started and self._var_rate < (2e-6) ** 2 and sure
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether the last window did not fit: more looks at the device's edges are welcome."""
+        return bool(self._misfits)
+
     def time_of(self, frame: int) -> int:
         """When the frame was sampled, in ns. Needs ``started``."""
         ahead = (frame - self._anchor_frame) * self.ns_per_frame
@@ -301,7 +308,8 @@ class Clock:
         self._suspect_ns = residual_ns
         change = (residual_ns - before) / elapsed_ns
         growing = before * residual_ns > 0 and abs(residual_ns) > abs(before)
-        if not growing or abs(change) > SLEW_LIMIT:
+        sudden = not self._misfits and abs(residual_ns) > SUDDEN_NS
+        if not growing or sudden or abs(change) > SLEW_LIMIT:
             return 0.0
         variance = change * change
         self._var_rate += variance

@@ -109,6 +109,7 @@ class AlsaSource:
         self._moved_ns = 0
         self._still_ns = STILL_NS
         self.patience_ms = 0
+        self.wary = False
         self._look_ms = 0  # half a buffer: a look at least so often, so that no turn can hide
 
     def open(self) -> Grant:
@@ -396,7 +397,9 @@ class AlsaSource:
         """
         rest_ms = min(self.patience_ms, self._look_ms // 4, timeout_ms)
         self._rests = (self._rests + 1) % RESTS
-        if self._rests and rest_ms * self._capture.rate_hz > self._period * 1000:
+        if self.wary:
+            self._wait(timeout_ms)
+        elif self._rests and rest_ms * self._capture.rate_hz > self._period * 1000:
             self._drained = self._edge = False
             self._rest.poll(rest_ms)
         elif self._rests and self._kernel is None and self._unit < self._period:

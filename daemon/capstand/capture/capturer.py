@@ -205,6 +205,7 @@ class Capturer:
                 self.true_rate.observe(at, stamp_ns)
                 if clock.missing:
                     self._lose(clock.take_missing(), Cause.DEVICE, exact=False)
+                self._source.wary = clock.doubtful
         elif not clock.started:
             clock.observe(tally.produced + frames, now_ns)
         first = tally.produced

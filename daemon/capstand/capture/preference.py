@@ -96,6 +96,14 @@ class Preference:
         for source in self._sources:
             source.patience_ms = patience_ms
 
+    @property
+    def wary(self) -> bool:
+        return self._sources[self._at].wary
+
+    @wary.setter
+    def wary(self, wary: bool) -> None:
+        self._sources[self._at].wary = wary
+
     def restart(self) -> None:
         self._sources[self._at].restart()
 

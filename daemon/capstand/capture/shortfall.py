@@ -111,9 +111,9 @@ class Shortfall:
 
     def _weigh(self, stamp_ns: int, count: int, lag_ns: float) -> None:
         """Another look in doubt; one at a pointer that stands still says nothing."""
-        if count == self._last_count:
+        stood, self._last_count = self._last_count in (-1, count), count
+        if stood:
             return
-        self._last_count = count
         settled = self._moves and lag_ns > self._least_ns - SETTLED_NS
         if not settled:
             self._moves, self._since_ns = 0, stamp_ns

@@ -59,6 +59,8 @@ class Source(Protocol):
     patience_ms: int
     """So long, at most an eighth of its buffer, a device may be left alone while sound flows: where
     no sink is in a hurry, each wake-up costs more than what it does. Any thread."""
+    wary: bool
+    """The clock is in doubt about the device and wants to see each of its moves; no patience."""
 
     def open(self) -> Grant:
         """Opens, configures and checks what was granted; the stream is ready to run."""

@@ -109,6 +109,7 @@ class SyntheticSource:
         self._read = 0
         self._stopping = False
         self.patience_ms = 0  # it hands over each period at once
+        self.wary = False
         self._restarted = False
 
     def true_time_ns(self, frame: int) -> int:
