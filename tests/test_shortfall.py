@@ -18,9 +18,10 @@ from capstand.capture.source import Grant, Reading
 from capstand.clock import Clock
 from capstand.ring import Ring
 from capstand.stats import Cause, Gap
+from capstand.stream import Stream
 from tests.counts import FULL
 from tests.figures import figure
-from tests.line import capture
+from tests.line import capture, config
 
 RATE = 48_000
 PERIOD = 480
@@ -221,3 +222,23 @@ def test_a_card_that_lies_about_its_rate_loses_nothing() -> None:
         line.close()
         assert line.gaps == []
         assert line.capturer.true_rate.rate_hz is not None
+
+
+def test_a_bus_that_loses_again_and_again_is_told() -> None:
+    """One silence, however long, is booked and past; losses of 10 ms and more in an hour, in three
+    of its minutes, say for an hour what to look at."""
+    stream = Stream(config(capture()))
+    tally, minute = stream.capturer.tally, 60 * NS_PER_S
+    tally.lost_by_device += RATE
+    assert stream.bad_bus(10 * minute) is None
+    assert stream.stats(10 * minute).device_lost_ms_last_hour == 1000
+    assert stream.bad_bus(80 * minute) is None
+    for number in range(3):
+        tally.lost_by_device += 4 * 48
+        told = stream.bad_bus((80 + number) * minute)
+    assert told is not None
+    assert "12 ms" in told
+    assert "cable" in told
+    assert stream.bad_bus(139 * minute) is not None
+    assert stream.bad_bus(140 * minute) is None
+    stream.dispose()

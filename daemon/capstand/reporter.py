@@ -305,6 +305,7 @@ class Reporter:
             captured_frames=stats.captured_frames,
             lost_frames=stats.lost_frames,
             lost_exact=stats.lost_exact,
+            device_lost_ms_last_hour=stats.device_lost_ms_last_hour,
             gaps=stats.gaps,
             restarts=stats.restarts,
             opens=stats.opens,

@@ -16,6 +16,7 @@ Thread: main; but ``start_meter`` is called by one that loads the meter and ends
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,11 @@ CAPTURE_PATIENCE_MS = 50
 LIVE_GATHER_MS = 10
 WINDOW_MS = 5000
 """A sink that is slower than that is spooled: what is in memory, a crash takes along."""
+MINUTE_NS = 60 * NS_PER_S
+CABLE_MS = 10
+CABLE_MINUTES = 3
+"""A sound bus loses nothing for weeks, and a knock at a plug loses some packets once. Ten packets
+of 1 ms an hour are a click every six minutes; in three minutes of it they are no single knock."""
 AWAY_NS = 2 * NS_PER_S
 """So long between two looks the process itself stood still, and what it saw says nothing."""
 STATE = Path("/var/lib/capstand")
@@ -91,6 +97,8 @@ class Stream:
         self._threads: dict[str, threading.Thread] = {}
         self._moved: dict[str, tuple[int, int]] = {}
         self._looked_ns = self._back_ns = 0
+        self._bus_losses: deque[tuple[int, int]] = deque()  # of an hour: minute, frames
+        self._bus_lost = 0
 
     @property
     def hurry(self) -> bool:
@@ -221,6 +229,7 @@ class Stream:
             ring_dropped_frames=count.ring_dropped,
             notice=self.notice(),
             channel_levels=self._channel_levels(),
+            device_lost_ms_last_hour=round(self.lost_on_bus(now_ns)[0], 1),
         )
 
     def notice(self) -> str | None:
@@ -261,9 +270,34 @@ class Stream:
                 ),
                 sinks=tuple(self._sink_view(one, now_ns) for one in self.outlets),
                 patience_ns=capturer.patience_ns,
-                concern=self.wrong_rate() or self.only_zeros() or defects,
+                concern=self.wrong_rate() or self.bad_bus(now_ns) or self.only_zeros() or defects,
                 released=capturer.released,
             )
+        )
+
+    def lost_on_bus(self, now_ns: int) -> tuple[float, int]:
+        """What the device did not deliver in the last hour, in ms, and in how many minutes."""
+        lost, minute, losses = (
+            self.capturer.tally.lost_by_device,
+            now_ns // MINUTE_NS,
+            self._bus_losses,
+        )
+        if lost > self._bus_lost:
+            before = losses.pop()[1] if losses and losses[-1][0] == minute else 0
+            losses.append((minute, before + lost - self._bus_lost))
+            self._bus_lost = lost
+        while losses and losses[0][0] <= minute - 60:
+            losses.popleft()
+        return sum(one for _, one in losses) * 1000 / self.config.capture.rate_hz, len(losses)
+
+    def bad_bus(self, now_ns: int) -> str | None:
+        """What to look at where a card loses sound on its way again and again."""
+        lost_ms, minutes = self.lost_on_bus(now_ns)
+        if lost_ms < CABLE_MS or minutes < CABLE_MINUTES:
+            return None
+        return (
+            f"the card failed to deliver {lost_ms:.0f} ms of sound in the last hour, in {minutes} "
+            "different minutes: try another cable, a port without a hub, a stronger power supply"
         )
 
     def wrong_rate(self) -> str | None:
