@@ -58,6 +58,8 @@ MOST_MISFITS = 7
 """As long as some of them do not agree, since losses may follow each other."""
 STEP_NS = 100_000
 """Windows agree that differ by no more than that, beyond their noise."""
+CLEAR = 4.0
+"""A step is a loss only if it is so many times what the noise of the stamps could make up."""
 LOOSE_NS = 300_000
 """How well the length of a loss is known at once."""
 EDGE_NS = NS_PER_S
@@ -331,7 +333,7 @@ class Clock:
             return
         else:
             step_ns = min(last[-2:])
-        if step_ns > 0:
+        if step_ns > CLEAR * tolerance_ns:
             self.missing = round(step_ns / self.ns_per_frame)
             self._misfits = ()
             self._suspect_ns = self._covariance = 0.0  # what looked like a slew was none

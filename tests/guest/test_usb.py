@@ -180,7 +180,7 @@ def test_what_the_bus_loses_is_booked(usb: Usb) -> None:
     rows = compare(*usb.recorded())
 
     found = faults(rows)
-    assert len(found) == 7
+    assert len(found) == 6  # a ragged packet fails, but its frames arrive
     for booked, true, causes in found:
         assert abs(booked - true) <= EXACT
         assert causes == {"device, estimated"}
