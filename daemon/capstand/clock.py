@@ -30,7 +30,6 @@ Thread: one (capture). O(1) per observation, nothing grows.
 
 import math
 from array import array
-from itertools import pairwise
 from typing import Protocol
 
 from capstand.block import NS_PER_S
@@ -39,8 +38,6 @@ WINDOW_S = 0.25
 MIN_WINDOW = 5
 START_RATE_SD = 300e-6
 """Standard deviation of a card's rate before we know it: ±200 ppm is the rule."""
-FAR_RATE_SD = 3000e-6
-"""The same once it does not fit again and again: some are off by half a percent and more."""
 AGAIN_NS = 5 * NS_PER_S
 RATE_WALK = 0.02e-6
 """Random walk of a crystal's rate, per square root of a second."""
@@ -52,14 +49,18 @@ SLEW_SIGMA = 4.0
 """So far beyond the expected a window has to be, twice in a row and growing, to speak of a slew."""
 SUDDEN_NS = 500_000
 """As far off from one window to the next, it may be a lost packet: the window after tells."""
-MISFIT_WINDOWS = 4
+MISFIT_WINDOWS = 3
 """Windows in a row that must not fit, and agree, before the loop believes in a step."""
 MOST_MISFITS = 7
 """As long as some of them do not agree, since losses may follow each other."""
+SCATTER = 1.25
+"""Of normal values, the standard deviation by the mean distance."""
+SLOPE_SIGMA = 4.0
+"""So well is known how fast they grow: a loss does not, another rate does."""
 STEP_NS = 100_000
 """Windows agree that differ by no more than that, beyond their noise."""
-CLEAR = 4.0
-"""A step is a loss only if it is so many times what the noise of the stamps could make up."""
+CLEAR_NS, CLEAR = 300_000, 12.0
+"""A step is a loss only beyond that and so many times the noise of the stamps."""
 LOOSE_NS = 300_000
 """How well the length of a loss is known at once."""
 EDGE_NS = NS_PER_S
@@ -167,6 +168,8 @@ class Clock:
         self._window_frames = round(WINDOW_S * rate_hz)
         self._longest_step = round(1.05 * period_frames)
         self._last_frame = 0
+        self._scatter_ns = 0.0  # mean distance from the line, of the edges of windows that fit
+        self._usual = self._full_window  # how many looks a window has where none is in doubt
         self._edge_ns = 0  # when the device itself last set a look off
         self._relocked_ns = 0
         self._restart_filter(START_RATE_SD)
@@ -177,7 +180,8 @@ class Clock:
         self._var_rate = rate_sd * rate_sd
         self._window = 1
         self._lateness_ns = 0.0
-        self._misfits: tuple[float, ...] = ()  # residuals, since none fitted
+        self._misfits: tuple[tuple[float, float], ...] = ()  # ns since one fitted, and residuals
+        self._unfit_ns = 0.0  # since one fitted
         self._var_rate_before = 0.0  # when one fitted last
         self._suspect_ns = 0.0  # how far the last window was off, where that was suspicious
         self._line.clear()
@@ -190,9 +194,7 @@ class Clock:
         self._low_frame = self._second_frame = 0
         self._first_frame = -1
         self._sharp = True  # no look that the device did not set off
-        self._step = (
-            1 << 62
-        )  # the least by which the pointer moved, where nothing is known of edges
+        self._step = 1 << 62  # the least by which the pointer moved, if nothing is known of edges
 
     @property
     def ns_per_frame(self) -> float:
@@ -236,7 +238,7 @@ class Clock:
         rate is not."""
         self._var_offset += LOOSE_NS * LOOSE_NS
         self._misfits = ()
-        self._suspect_ns = 0.0
+        self._unfit_ns = self._suspect_ns = 0.0
         self._clear_window()
 
     def take_missing(self) -> int:
@@ -263,6 +265,13 @@ class Clock:
         self._last_frame = frame
         if self._seen == 0:
             self._first_frame = frame
+        long = frame - self._first_frame >= self._window_frames
+        # In doubt the reader looks more often. The edge that more looks show is a little lower, and
+        # must not be taken for a step.
+        if self._misfits and self._seen >= self._usual:
+            if long:
+                self._close_window()
+            return
         residual = (stamp_ns - self._anchor_ns - self._offset_ns) - (
             frame - self._anchor_frame
         ) * self.nominal_ns * (1.0 + self._rate)
@@ -274,8 +283,7 @@ class Clock:
                 self._second, self._second_frame = residual, frame
         self._seen += 1
         self._sum += residual
-        long = frame - self._first_frame >= self._window_frames and self._seen >= MIN_WINDOW
-        if self._seen >= self._window or long:
+        if self._seen >= self._window or (long and self._seen >= MIN_WINDOW):
             self._close_window()
 
     def _close_window(self) -> None:
@@ -283,10 +291,11 @@ class Clock:
         if count >= MIN_WINDOW:
             residual, frame = self._second, self._second_frame
             lateness = max(0.0, self._sum / count - residual)
-            # The second smallest of n exponential values of mean m lies 2m/n above the true edge
-            # and spreads by 1.4m/n; the outliers in the mean make up the difference.
-            spread = 1.5 / count
-            residual -= spread * self._lateness_ns
+            # Of what the mean is above the second smallest of n exponential values, that is
+            # 2.5/(n - 2) above the true edge, and spreads by 1.75/(n - 2); of even values, by twice
+            # as much.
+            spread = 1.75 / (count - 2)
+            residual -= 2.5 / (count - 2) * self._lateness_ns
         else:
             residual, frame = self._low, self._low_frame
             lateness = max(self._lateness_ns, 200_000.0)
@@ -295,21 +304,28 @@ class Clock:
             self._lateness_ns = lateness
         self._lateness_ns += 0.1 * (min(lateness, 4 * self._lateness_ns + 1e4) - self._lateness_ns)
         noise = (spread * self._lateness_ns + 1_000.0) ** 2
+        whole = self._window == self._full_window or count < self._window
         self._window = min(self._full_window, self._window * 2)
         sharp = self._sharp and count >= MIN_WINDOW and self._step <= self._longest_step
         self._clear_window()
         predicted_ns = self.time_of(frame)
-        if self._correct(frame, residual, noise) and sharp:
+        if not self._correct(frame, residual, noise):
+            return
+        if whole:
+            self._usual = count
+        if sharp:
             self._line.note(frame, predicted_ns + round(residual), self._rate, lateness)
 
-    def _slewed(self, residual_ns: float, elapsed_ns: float, total: float) -> float:
+    def _slewed(self, residual_ns: float, elapsed_ns: float, total: float, noise: float) -> float:
         """How much less certain the offset is (ns²) because the rate seems to have changed."""
         before, self._suspect_ns = self._suspect_ns, 0.0
-        if abs(residual_ns) < SLEW_SIGMA * math.sqrt(total) or not elapsed_ns:
+        if abs(residual_ns) < SLEW_SIGMA * math.sqrt(total + 3.0 * noise) or not elapsed_ns:
             return 0.0
         self._suspect_ns = residual_ns
         change = (residual_ns - before) / elapsed_ns
-        growing = before * residual_ns > 0 and abs(residual_ns) > abs(before)
+        more_ns = abs(residual_ns) - abs(before)
+        noise_ns = max(math.sqrt(noise), SCATTER * self._scatter_ns)
+        growing = before * residual_ns > 0 and more_ns > SLEW_SIGMA * noise_ns
         sudden = not self._misfits and abs(residual_ns) > SUDDEN_NS
         if not growing or sudden or abs(change) > SLEW_LIMIT:
             return 0.0
@@ -319,37 +335,46 @@ class Clock:
         self._var_offset += elapsed_ns * elapsed_ns * variance
         return elapsed_ns * elapsed_ns * variance
 
-    def _judge_misfits(self, tolerance_ns: float) -> None:
-        misfits = self._misfits
-        if len(misfits) < MISFIT_WINDOWS:
+    def _judge_misfits(self, noise_ns: float) -> None:
+        if len(self._misfits) < MISFIT_WINDOWS:
             return
-        last = misfits[-MISFIT_WINDOWS:]
-        steps = [after - before for before, after in pairwise(last)]
-        if max(last) - min(last) <= tolerance_ns:
-            step_ns = sum(last) / len(last)
-        elif all(abs(step) > tolerance_ns for step in steps):
+        last = self._misfits[-MISFIT_WINDOWS:]
+        mean_t, mean_r = (sum(column) / len(last) for column in zip(*last, strict=True))
+        square = sum((t - mean_t) ** 2 for t, _ in last)
+        slope, unsure, steep = 0.0, math.inf, math.inf
+        if square:
+            slope = sum((t - mean_t) * (r - mean_r) for t, r in last) / square
+            unsure = SLOPE_SIGMA * noise_ns / math.sqrt(square)
+            steep = abs(mean_r) / mean_t  # it would have to be, had it grown since one fitted
+        low, high = min(r for _, r in last), max(r for _, r in last)
+        if high - low <= STEP_NS + 6.0 * noise_ns and abs(slope) + unsure < 0.5 * steep:
+            step_ns = mean_r
+        elif slope * mean_r > 0.0 and abs(slope) > max(0.5 * steep, unsure):
             step_ns = 0.0  # it grows all the time: another rate
-        elif len(misfits) < MOST_MISFITS:
+        elif len(self._misfits) < MOST_MISFITS:
             return
         else:
-            step_ns = min(last[-2:])
-        if step_ns > CLEAR * tolerance_ns:
+            step_ns = min(r for _, r in last[-2:])
+        if step_ns > CLEAR_NS + CLEAR * noise_ns:
             self.missing = round(step_ns / self.ns_per_frame)
             self._misfits = ()
-            self._suspect_ns = self._covariance = 0.0  # what looked like a slew was none
+            # What looked like a slew was none.
+            self._unfit_ns = self._suspect_ns = self._covariance = 0.0
             self._var_rate = self._var_rate_before
             return
         self.relocks += 1
-        at_ns = self._anchor_ns + round(self._offset_ns + misfits[-1])
+        at_ns = self._anchor_ns + round(self._offset_ns + last[-1][1])
         again = at_ns - self._relocked_ns < AGAIN_NS
         self._relocked_ns = at_ns
         self.restart(self._anchor_frame, at_ns)
-        if again:  # it is the rate that does not fit
-            self._var_rate = FAR_RATE_SD * FAR_RATE_SD
+        if again or step_ns == 0.0:  # it is the rate that does not fit
+            rate_sd = min(RATE_LIMIT, max(abs(slope), unsure / SLOPE_SIGMA))
+            self._var_rate = max(self._var_rate, rate_sd * rate_sd)
 
     def _correct(self, frame: int, residual_ns: float, noise: float) -> bool:
         """Follows a window's edge; false where it does not fit."""
         elapsed_ns = max(0.0, (frame - self._anchor_frame) * self.nominal_ns)
+        self._unfit_ns += elapsed_ns
         self._offset_ns += elapsed_ns * (1.0 + self._rate)
         whole = round(self._offset_ns)
         self._anchor_frame = max(frame, self._anchor_frame)
@@ -363,12 +388,14 @@ class Clock:
         if not self._misfits:
             self._var_rate_before = self._var_rate
         total = self._var_offset + noise
-        total += self._slewed(residual_ns, elapsed_ns, total)
+        total += self._slewed(residual_ns, elapsed_ns, total, noise)
         if abs(residual_ns) > 6.0 * math.sqrt(total) + 200_000.0:
-            self._misfits = (*self._misfits, residual_ns)
-            self._judge_misfits(STEP_NS + 6.0 * math.sqrt(noise))
+            self._misfits = (*self._misfits, (self._unfit_ns, residual_ns))
+            self._judge_misfits(max(math.sqrt(noise), SCATTER * self._scatter_ns))
             return False
+        self._scatter_ns += 0.05 * (abs(residual_ns) - self._scatter_ns)
         self._misfits = ()
+        self._unfit_ns = 0.0
         gain_offset = self._var_offset / total
         gain_rate = self._covariance / total
         self._offset_ns += gain_offset * residual_ns
