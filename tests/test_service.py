@@ -197,6 +197,38 @@ def test_what_loads_the_meter_has_a_priority(
     assert asked == {"settle": realtime.LOWEST if priority else 0}
 
 
+ASKING = """
+import sys, threading
+from capstand import cli, realtime
+ask = realtime.be_real_time
+def told(name, priority):
+    print(name, priority, *(one.name.split()[0] for one in threading.enumerate()), flush=True)
+    return ask(name, priority)
+realtime.be_real_time = told
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_nothing_is_in_a_hurry_before_sound_is_captured(tmp_path: Path) -> None:
+    """Loading, and reading the configuration, leave the processor to the other services of a start:
+    the main thread asks for a priority only when the capture thread is there."""
+    setup = tmp_path / "capstand.toml"
+    setup.write_text(CONFIGURATION.format(device="synthetic", folder=tmp_path))
+    run = ["run", "--seconds", "2", "--quiet", "--config", str(setup)]
+    run += ["--runtime", str(tmp_path / "run"), "--state", str(tmp_path / "state")]
+    done = subprocess.run(
+        [sys.executable, "-c", ASKING, *run],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_S,
+    )
+    asked = [line.split() for line in done.stdout.splitlines()]
+    assert {"main", "capture"} <= {name for name, *_ in asked}
+    for name, priority, *threads in asked:
+        assert "capture" in threads or priority == "0" or name == "push" or "sink" in name
+
+
 def test_a_wrong_configuration_ends_it_with_its_errno(tmp_path: Path) -> None:
     """A configuration that is refused is told as ERRNO=22 with the first fault, and exit 78."""
     daemon = Daemon(tmp_path, "[[stream]]\n")

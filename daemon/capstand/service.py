@@ -112,8 +112,6 @@ class Service:
                 f"{self._runtime}: {error.strerror or error}; "
                 "--runtime names a directory it may write to",
             )
-        if refusal := realtime.in_one_line(refused, self._keep_up()):
-            say(logging.WARNING, "%s", refusal, KIND="refusal")
         threading.excepthook = self._thread_died
         self._reserver.start()
         hotplug = self._listen()
@@ -123,6 +121,9 @@ class Service:
             for stream in self._streams:
                 self._reporters[stream.name].begin()
                 stream.start()
+            # Until sound is captured nothing is in a hurry, and other services start too.
+            if refusal := realtime.in_one_line(refused, self._keep_up()):
+                say(logging.WARNING, "%s", refusal, KIND="refusal")
             self._watch(None if seconds is None else time.monotonic() + seconds)
         except Exception as error:  # noqa: BLE001  files and books are closed even then
             self._end_of("main", error)
