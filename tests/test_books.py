@@ -16,7 +16,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstand.block import Block
+from capstand.block import NS_PER_S, Block
 from capstand.capture.source import UNKNOWN, Grant
 from capstand.capture.synthetic import SyntheticSource, VirtualTime
 from capstand.config import Fault, FileSink, Synthetic
@@ -199,6 +199,31 @@ def test_a_short_buffer_is_told(asked_ms: float, told: bool) -> None:
     assert stats.notice == (words if told else None)
     assert (words in status_line([stats])) is told
     assert (words in status_table([stats.as_json()])) is told
+
+
+class Replaced(SyntheticSource):
+    """A card in whose place another has come."""
+
+    def open(self) -> Grant:
+        return super().open()._replace(successor="usb:1234:5678 is another one now")
+
+
+def test_a_card_in_the_place_of_another_is_in_the_status_for_a_minute() -> None:
+    """Long enough to be seen; the journal has it for good (tests/test_reporter.py)."""
+    card, time = capture(), VirtualTime()
+    line = Line(card, [Keep()], time, Replaced(card, time))
+    line.capture()
+    first = line.stats()
+    assert first.notice == "usb:1234:5678 is another one now"
+    assert "usb:1234:5678 is another one now" in status_line([first])
+    while time.now_ns() < first.captured_at_ns + 50 * NS_PER_S:
+        line.capture()
+        line.push()
+    assert line.stats().notice is not None
+    while time.now_ns() < first.captured_at_ns + 62 * NS_PER_S:
+        line.capture()
+        line.push()
+    assert line.stats().notice is None
 
 
 def test_gap_table_keeps_the_newest() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from capstand.capture import alsa, libasound
 from capstand.capture.alsa import AlsaSource
-from capstand.capture.identity import cards, locate, name_of
+from capstand.capture.identity import bus_of, cards, locate, name_of
 from capstand.config import Capture, Config
 from capstand.decode import decode
 from capstand.errors import ConfigError, DeviceError
@@ -497,6 +497,89 @@ def test_the_same_card_plugged_in_again_while_it_was_opened_is_opened_again(slot
     assert before is not None and after is not None
     assert before.device == after.device
     assert before != after
+
+
+def test_a_card_says_what_bus_it_is_on(slots: Slots) -> None:
+    """By sysfs; a card that tells nothing is on none that is known."""
+    slots.plug(1, MIC)
+    slots.plug(2)
+    device = slots.sound / "card1" / "device"
+    device.symlink_to(device.resolve().parents[1])
+    (device / "subsystem").symlink_to(slots.root / "sys/bus/usb")
+    assert [bus_of(number, slots.root) for number in (1, 2, 3)] == ["usb", "", ""]
+
+
+TWINS = [
+    ((None, "1-1"), (None, "1-1"), None),
+    (
+        (None, "1-1"),
+        (None, "1-2"),
+        "is another one of its kind, or was moved: port {2}; before port {1}",
+    ),
+    (
+        ("A1", "1-1"),
+        ("A1", "1-2"),
+        "is plugged in elsewhere: port {2}, serial number A1; before port {1}",
+    ),
+    (
+        ("A1", "1-1"),
+        ("B2", "1-1"),
+        "is another one now: port {1}, serial number B2; before port {1}",
+    ),
+    (("A1", "1-1"), (None, "1-2"), "is another one now: port {2}; before port {1}"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "told"), TWINS)
+def test_a_twin_that_takes_over_is_told(
+    first: tuple[str | None, str],
+    second: tuple[str | None, str],
+    told: str | None,
+    slots: Slots,
+    three: dict[str, FakeCard],
+) -> None:
+    """Who goes by vendor and product gets the next one that fits, and is told by port and serial
+    number which one that is, and which one it was."""
+    one, card = source(slots, f"usb:{MIC}"), three[f"usb:{MIC}:A1"]
+    grants = []
+    for serial, port in (first, second, second):
+        slots.plug(1, MIC, serial=serial, port=port, card=card)
+        grants.append(one.open())
+        one.close()
+        slots.unplug(1)
+    ports = [f"pci-0000:00:14.0-usb-0:{number}" for number in range(3)]
+    words = told and f"usb:{MIC} {told}".format("", ports[1], ports[2])
+    assert grants[0].successor is None
+    assert (grants[1].successor or "").startswith(words or "")
+    assert (grants[1].successor is None) is (told is None)
+    assert grants[2].successor == grants[1].successor
+
+
+def test_udev_is_waited_for_before_a_person_is_told(
+    slots: Slots, three: dict[str, FakeCard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card that was just plugged in may not be opened for a moment; only after 2 s of that a word
+    about groups is of use. Each time anew."""
+    now_ns = 10**12
+    monkeypatch.setattr("capstand.capture.alsa.time.monotonic_ns", lambda: now_ns)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    one = source(slots, f"usb:{MIC}")
+    for _ in range(2):
+        with pytest.raises(DeviceError, match="not plugged in"):
+            one.open()
+        slots.plug(1, MIC, card=three[f"usb:{MIC}:A1"])
+        for after_s, words in (
+            (0, "udev makes it ready"),
+            (1.9, "udev"),
+            (2.1, "may not be opened"),
+        ):
+            now_ns += round(after_s * 1e9)
+            with pytest.raises(DeviceError, match=words) as denied:
+                one.open()
+            assert denied.value.errno == errno.EACCES
+            now_ns -= round(after_s * 1e9)
+        slots.unplug(1)
+        now_ns += 10**10
 
 
 HOSTILE = st.sampled_from(

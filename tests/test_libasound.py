@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from capstand.block import SampleFormat
 from capstand.capture import libasound
 from capstand.capture.alsa import AlsaSource
 from capstand.config import Capture
@@ -127,6 +128,24 @@ def test_an_ability_is_asked_beyond_what_is_set(fakecard: FakeCard) -> None:
     assert "FLOAT64_LE" in unlimited.others
     assert unlimited.askable_hz[0] >= 8000
     assert unlimited.askable_channels == tuple(range(1, 33))
+
+
+def test_a_device_is_tried_out(fakecard: FakeCard) -> None:
+    """Before a USB card is opened for good: one that answers, whatever it answers, is well; what it
+    said meanwhile is not told as a fault of somebody's configuration; nothing is left open."""
+    tried = (fakecard.device, 48_000, 2, SampleFormat.S16_LE)
+    libasound.hear()
+    libasound.try_out(*tried)
+    fakecard.restrict(rates=(44_100, 44_100))
+    libasound.try_out(*tried)
+    assert libasound.told() == ""
+    fakecard.open_error(errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"):
+        libasound.try_out(*tried)
+    fakecard.open_error(0)
+    fakecard.restrict()
+    for _ in range(3):  # a card is one program's at a time
+        libasound.try_out(*tried)
 
 
 UNIT = Path(__file__).parent.parent / "systemd/capstand.service"

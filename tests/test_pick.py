@@ -151,7 +151,7 @@ def test_alsa_mixes_nothing_into_a_picked_channel(
         while one.capturer.step(1):
             pass
     fakecard.virtual(None)
-    found = one.run(PERIOD)[:, 0].astype(int)
+    found = one.run(20 * PERIOD)[:, 0].astype(int)
     assert set(np.diff(found[PERIOD:]) % 65536) == {1}
 
 

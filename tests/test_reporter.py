@@ -45,6 +45,27 @@ def test_a_concern_of_a_sink_is_told_when_it_begins_and_when_it_ends(
     ]
 
 
+def test_a_card_in_the_place_of_another_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the new one is opened; and again when another takes its place."""
+    line, ledger = Line(capture(), [Keep()]), Ledger(tmp_path)
+    reporter, capturer = Reporter(line.stream, ledger), line.stream.capturer
+    said: list[str] = []
+    monkeypatch.setattr(
+        "capstand.reporter.say", lambda _, text, *words, **__: said.append(text % words)
+    )
+    line.capture()
+    for successor in (None, "another one now: port 2", "another one now: port 2", "port 1"):
+        assert capturer.grant is not None
+        capturer.grant = capturer.last_grant = capturer.grant._replace(successor=successor)
+        reporter.look(line.stats())
+        capturer.opens += 1
+    assert [one for one in said if "port" in one] == ["mic: another one now: port 2", "mic: port 1"]
+    told = [one.get("successor") for one in books(ledger, "grant")]
+    assert told == [None, "another one now: port 2", None, "port 1"]
+
+
 # Gaps
 
 

@@ -47,6 +47,7 @@ class Reporter:
         self._gap_frames = 0
         self._opens = 0
         self._restarts = 0
+        self._successor: str | None = None
         self._zeros = self._wrong_rate = False
         self._defects: dict[str, Defect] = {}
         self._health = Health.STARTING.value
@@ -87,11 +88,17 @@ class Reporter:
                 *(grant.buffer_frames * 1000 / rate, counted),
                 **self._fields,
             )
-            if stats.notice is not None:
-                say(logging.WARNING, "%s: %s", stream.name, stats.notice, **self._fields)
+            if (short := stream.short_buffer()) is not None:
+                say(logging.WARNING, "%s: %s", stream.name, short, **self._fields)
+            changed = grant.successor != self._successor
+            if grant.successor is not None and changed:
+                fields = {"KIND": "successor", **self._fields}
+                say(logging.WARNING, "%s: %s", stream.name, grant.successor, **fields)
+            self._successor = grant.successor
             if stats.simulated:
                 say(logging.WARNING, "%s: %s", stream.name, SIMULATED, **self._fields)
-            self._write("grant", device=grant.device, exact=grant.exact)
+            said = {"successor": grant.successor} if changed and grant.successor else {}
+            self._write("grant", device=grant.device, exact=grant.exact, **said)
         self._tell_gaps(stats)
         self._tell_released(stats)
         self._tell_trouble(stats)

@@ -208,7 +208,7 @@ class StreamStats(NamedTuple):
     released: str | None = None
     ring_dropped_frames: int = 0  # captured, and lost on the way to the sinks; each counts them too
     device_lost_ms_last_hour: float = 0.0  # what the card did not deliver, found by time
-    notice: str | None = None  # what the card granted differently, and what that means
+    notice: str | None = None  # that the card is another one, or granted less, and what that means
     channel_levels: list[dict[str, Any]] | None = None
 
     @property

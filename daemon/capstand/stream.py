@@ -99,6 +99,7 @@ class Stream:
         self._looked_ns = self._back_ns = 0
         self._bus_losses: deque[tuple[int, int]] = deque()  # of an hour: minute, frames
         self._bus_lost = 0
+        self._successor: tuple[str | None, int] = None, 0  # of whom was told, and since when
 
     @property
     def hurry(self) -> bool:
@@ -227,13 +228,25 @@ class Stream:
             sinks=tuple(one.books(count, audio.rate_hz, now_ns) for one in sides),
             released=capturer.released,
             ring_dropped_frames=count.ring_dropped,
-            notice=self.notice(),
+            notice=self.notice(now_ns),
             channel_levels=self._channel_levels(),
             device_lost_ms_last_hour=round(self.lost_on_bus(now_ns)[0], 1),
         )
 
-    def notice(self) -> str | None:
-        """What a person should know of the open card's grant."""
+    def notice(self, now_ns: int) -> str | None:
+        """What a person should know of the open card: what its grant lacks, and for a minute that
+        it is another one than before."""
+        grant = self.capturer.grant
+        if grant is None:
+            return None
+        if grant.successor != self._successor[0]:
+            self._successor = grant.successor, now_ns
+        successor, since_ns = self._successor
+        new = successor if now_ns - since_ns < MINUTE_NS else None
+        return "; ".join(filter(None, (self.short_buffer(), new))) or None
+
+    def short_buffer(self) -> str | None:
+        """What it means that the open card granted a shorter buffer."""
         grant, capture = self.capturer.grant, self.config.capture
         if grant is None or 2 * grant.buffer_frames >= capture.buffer_frames:
             return None

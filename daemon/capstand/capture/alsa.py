@@ -44,10 +44,14 @@ RESTS = 4
 """Of so many times that a patient reader could rest, one waits for the device itself."""
 BLOCKED_NS = 50_000
 """A wait that took longer did wait: what ended it happened just now."""
+PACKET_BUSES = ("usb", "firewire", "virtio", "xen", "gadget")
+"""A card on one of these brings its sound in packets, and its pointer counts what came."""
 STILL_PERIODS = 2.5
 """So many periods, and half a buffer, without a frame say that a running device stands still."""
 STILL_NS = 25_000_000
 """Also so long at least, and what is unread lies before the stand-still."""
+UDEV_NS = 2 * NS_PER_S
+"""So long udev may take to give a card that was just plugged in to its group."""
 ROOM = 0.75
 """So much of the buffer may fill while a suspicious pointer is looked at again."""
 
@@ -65,6 +69,7 @@ _ERRNOS = {
         errno.ESTRPIPE,
         errno.ENOMEM,
         errno.EMFILE,
+        errno.ETIMEDOUT,
     )
 }
 
@@ -108,13 +113,36 @@ class AlsaSource:
         self._count = -1  # as the device was seen to move last, and when
         self._moved_ns = 0
         self._still_ns = STILL_NS
+        self._place: identity.Place | None = None  # of the card that was opened last
+        self._successor: str | None = None
+        self._denied_ns = 0  # since when it may not be opened
         self.patience_ms = 0
         self.wary = False
         self._look_ms = 0  # half a buffer: a look at least so often, so that no turn can hide
 
     def open(self) -> Grant:
-        capture = self._capture
         self.close()
+        try:
+            grant = self._open()
+        except DeviceError as error:
+            raise self._patient(error) from None
+        self._denied_ns = 0
+        return grant
+
+    def _patient(self, error: DeviceError) -> DeviceError:
+        """A card that was just plugged in may not be opened until udev is done with it: that is
+        worth a word about groups only when it lasts."""
+        if error.errno != errno.EACCES:
+            self._denied_ns = 0
+            return error
+        now_ns = time.monotonic_ns()
+        self._denied_ns = self._denied_ns or now_ns
+        if now_ns - self._denied_ns > UDEV_NS:
+            return error
+        return DeviceError(f"waiting for {self._name}: udev makes it ready", errno.EACCES)
+
+    def _open(self) -> Grant:
+        capture = self._capture
         self._device = self._label = self._name
         libasound.hear()
         place = identity.locate(self._name, self._root)
@@ -128,6 +156,8 @@ class AlsaSource:
             self._knock(device)
             self._channels = capture.card_channels or self._fewest_channels(device)
             self._pick = Pick.of(capture, self._channels)
+            if self._bus() == "usb":
+                libasound.try_out(device, capture.rate_hz, self._channels, capture.audio.sample)
             pcm = self._configured(device)
         except (alsaaudio.ALSAAudioError, OSError) as error:
             raise self._failure(error, "cannot be opened") from None
@@ -153,7 +183,7 @@ class AlsaSource:
                     capture.rate_hz,
                     self._period,
                     self._buffer,
-                    follows_data=self._follows_data(pcm),
+                    follows_data=bool(pcm.info()["is_batch"]) or self._bus() in PACKET_BUSES,
                 )
             except OSError:
                 exact = False
@@ -166,7 +196,11 @@ class AlsaSource:
         self._still_ns = max(STILL_NS, round(still_ns))
         self._begin(measured=self._opened)
         self._opened = True
-        return Grant(self._label, self._audio, granted, self._buffer, exact)
+        if place is not None:
+            if self._place is not None and (told := place.instead_of(self._place, self._name)):
+                self._successor = told
+            self._place = place
+        return Grant(self._label, self._audio, granted, self._buffer, exact, self._successor)
 
     def _configured(self, device: str) -> "alsaaudio.PCM":
         """The device as asked for. Where its period is another one, so is the buffer of so many
@@ -211,11 +245,11 @@ class AlsaSource:
         direct = device.startswith("hw:")
         return min((one for one in enough if direct or one > 1), default=enough[0])
 
-    def _follows_data(self, pcm: "alsaaudio.PCM") -> bool:
-        place = holder.place_of(self._device)
+    def _bus(self) -> str:
+        """What the card is on, "usb" for one; "" where it is no card's own device."""
+        place = holder.place_of(self._device) if self._device.startswith("hw:") else None
         number = holder.card_number(place[0], self._root) if place else None
-        batch = bool(pcm.info()["is_batch"])
-        return batch if number is None else kernel.follows_data(number, batch, self._root)
+        return "" if number is None else identity.bus_of(number, self._root)
 
     def _begin(self, *, measured: bool) -> None:
         """The stream is about to be set going."""
@@ -242,8 +276,11 @@ class AlsaSource:
     def restart(self) -> None:
         assert self._pcm is not None
         try:
-            self._pcm.drop()
-        except alsaaudio.ALSAAudioError as error:
+            if self._kernel is not None:
+                self._kernel.drop()
+            else:
+                self._pcm.drop()
+        except (alsaaudio.ALSAAudioError, OSError) as error:
             raise self._failure(error, "cannot be started again") from None
         self._lose(UNKNOWN, Cause.STALLED)
         self._drained = self._looked = False
@@ -252,8 +289,10 @@ class AlsaSource:
         return rebind.advice(self._device)
 
     def close(self) -> None:
-        pcm, self._pcm, self._kernel = self._pcm, None, None
+        pcm, known, self._pcm, self._kernel = self._pcm, self._kernel, None, None
         if pcm is not None:
+            if known is not None:
+                known.let_go()
             pcm.close()
 
     def wake(self) -> None:
@@ -599,7 +638,7 @@ class AlsaSource:
                 )
             case errno.EINVAL:
                 advice = "`capstand devices` lists what it offers"
-            case errno.EIO:
+            case errno.EIO | errno.ETIMEDOUT:
                 advice = f"opening it again; if that does not help, {self.advice()}"
             case _:
                 advice = "opening it again"

@@ -45,6 +45,8 @@ LEAST_SHORT_S = 0.001
 RETRY_S = (0.05, 0.1, 0.2, 0.5)  # a device that comes or is let go is often a moment late
 REFUSED_RETRY_S = 5.0
 REST_S = 1.0
+OPEN_S = 30.0
+"""A card that does not answer may take so long to be opened, by the kernel's patience with it."""
 GRACE_NS = NS_PER_S
 """So long at most the push thread is waited for when the ring is full."""
 OPERATOR, RESERVATION = "operator", "reservation"
@@ -138,7 +140,7 @@ class Capturer:
         return self.pause_s
 
     def open(self) -> None:
-        self.seen_ns = self._now_ns()
+        self.seen_ns, self.pause_s = self._now_ns(), OPEN_S
         grant = self._source.open()
         self.opens += 1
         self._reopened = True

@@ -64,10 +64,30 @@ class Card(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a named device is: ``device`` is what ALSA calls it now."""
+    """Where a named device is: ``device`` is what ALSA calls it now; ``port`` and ``serial`` are
+    those of a USB card.
+    """
 
     device: str
     birth: tuple[str, int]
+    port: str | None = None
+    serial: str | None = None
+
+    def instead_of(self, before: "Place", name: str) -> str | None:
+        """In words, that ``name`` means another device than before, as far as can be seen: cards
+        of one kind without serial numbers differ by their ports alone."""
+        if (self.port, self.serial) == (before.port, before.serial):
+            return None
+        now, then = self._seen_as(), before._seen_as()
+        if self.serial is not None and self.serial == before.serial:
+            return f"{name} is plugged in elsewhere: {now}; before {then}"
+        if self.serial is None and before.serial is None:
+            return f"{name} is another one of its kind, or was moved: {now}; before {then}"
+        return f"{name} is another one now: {now}; before {then}"
+
+    def _seen_as(self) -> str:
+        serial = f", serial number {self.serial}" if self.serial else ""
+        return f"port {self.port}{serial}" if self.port else f"{self.device}, not on USB"
 
 
 def has_sound(root: Path = ROOT) -> bool:
@@ -133,7 +153,8 @@ def locate(name: str, root: Path = ROOT) -> Place | None:
     (card,) = fitting
     number = wanted.device if wanted.device is not None else min(card.captures, default=None)
     reach(name, card, number, root)
-    return Place(f"hw:{card.number},{number}", card.birth)
+    port = next(iter(card.ports), card.port)
+    return Place(f"hw:{card.number},{number}", card.birth, port, card.serial)
 
 
 def reach(name: str, card: Card, number: int | None, root: Path = ROOT) -> None:
@@ -182,6 +203,14 @@ def joining(gid: int | None = None) -> str:
 def card_called(called: str, root: Path = ROOT) -> Card | None:
     """The card that has this number or id now."""
     return next((one for one in cards(root) if called in (str(one.number), one.id)), None)
+
+
+def bus_of(number: int, root: Path = ROOT) -> str:
+    """The kernel's name of the bus that a card is on; "" where it cannot be told."""
+    try:
+        return (root / f"sys/class/sound/card{number}/device/subsystem").readlink().name
+    except OSError:
+        return ""
 
 
 def card_of(name: str, root: Path = ROOT) -> int | None:

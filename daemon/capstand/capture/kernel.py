@@ -15,6 +15,7 @@ While this is in use, ``avail()`` and ``htimestamp()`` of libasound must not be 
 still believes in its own stop_threshold and would force an overrun. Thread: capture.
 """
 
+import contextlib
 import fcntl
 import re
 import struct
@@ -27,6 +28,8 @@ from capstand.capture.turns import Turns
 SW_PARAMS = 0xC0884113
 STATUS = 0x80984120
 FORWARD = 0x40084149
+DROP = 0x4143
+HW_FREE = 0x4112
 
 PREPARED, RUNNING, XRUN, SUSPENDED, DISCONNECTED = 2, 3, 4, 7, 8
 
@@ -37,9 +40,6 @@ _FRAMES = struct.Struct("Q")
 _PROTOCOL = 0x02000F
 _TSTAMP_ENABLE, _TSTAMP_MONOTONIC = 1, 1
 
-PACKET_BUSES = ("usb", "firewire", "virtio", "xen", "gadget")
-"""A card on one of these brings its sound in packets."""
-
 
 def usable(device: str, descriptor: int, root: Path = Path("/")) -> bool:
     """Whether the descriptor of the PCM ``device`` is the kernel's own and of a known layout."""
@@ -47,16 +47,6 @@ def usable(device: str, descriptor: int, root: Path = Path("/")) -> bool:
         return False
     link = (root / f"proc/self/fd/{descriptor}").readlink()
     return re.fullmatch(r"/dev/snd/pcmC\d+D\d+c", str(link)) is not None
-
-
-def follows_data(card: int, batch: bool, root: Path = Path("/")) -> bool:
-    """Whether the pointer of a card counts what came: packets of a bus, or (``batch``) whole
-    transfers that an interrupt told of."""
-    device = root / f"sys/class/sound/card{card}/device"
-    try:
-        return batch or (device / "subsystem").readlink().name in PACKET_BUSES
-    except OSError:
-        return batch
 
 
 class KernelPcm:
@@ -135,6 +125,17 @@ class KernelPcm:
             self.appl_ptr = (self.appl_ptr + left) % self.boundary
             self.avail -= left
             self.missed = UNKNOWN if self.missed == UNKNOWN else self.missed + left
+
+    def drop(self) -> None:
+        """Stops the stream and throws away what is there. Raises OSError."""
+        fcntl.ioctl(self._descriptor, DROP)
+
+    def let_go(self) -> None:
+        """Before libasound closes it: what a card that does not answer keeps waiting for seconds is
+        done here, without Python's lock, which pyalsaaudio holds meanwhile."""
+        with contextlib.suppress(OSError):
+            self.drop()
+            fcntl.ioctl(self._descriptor, HW_FREE)
 
     def skip(self, frames: int) -> int:
         """Leaves behind up to ``frames`` unread frames; returns how many were really left."""

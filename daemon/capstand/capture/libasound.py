@@ -14,6 +14,7 @@ Thread: any; with Python's lock released.
 """
 
 import ctypes
+import errno
 import os
 import threading
 from typing import NamedTuple, get_type_hints
@@ -35,6 +36,7 @@ ASKABLE_CHANNELS = (1, MOST_CHANNELS)
 """The bounds of what a configuration may ask for."""
 
 _CAPTURE, _NONBLOCK = 1, 1
+_INTERLEAVED, _TRIAL_US = 3, 100_000
 _LINE_BYTES = 400
 _HANDLER = ctypes.CFUNCTYPE(
     None, *(ctypes.c_char_p, ctypes.c_int) * 2, ctypes.c_char_p, ctypes.c_void_p
@@ -176,6 +178,21 @@ def channel_counts(device: str, rate_hz: int, sample: SampleFormat) -> tuple[int
         )
     finally:
         _asound.snd_pcm_close(pcm)
+
+
+def try_out(device: str, rate_hz: int, channels: int, sample: SampleFormat) -> None:
+    """Configures the device for a moment: a USB card that hangs leaves each question unanswered for
+    5 s, and pyalsaaudio asks with Python's lock in its hand. Raises OSError, but not where the card
+    answers that it cannot do that."""
+    pcm = ctypes.c_void_p()
+    _checked(_asound.snd_pcm_open(ctypes.byref(pcm), device.encode(), _CAPTURE, _NONBLOCK))
+    try:
+        setup = (sample.alsa_number, _INTERLEAVED, channels, rate_hz, 1, _TRIAL_US)
+        if (result := _asound.snd_pcm_set_params(pcm, *setup)) != -errno.EINVAL:
+            _checked(result)
+    finally:
+        _asound.snd_pcm_close(pcm)
+        hear()
 
 
 def _asked(pcm: ctypes.c_void_p) -> Abilities:

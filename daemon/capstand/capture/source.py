@@ -14,13 +14,17 @@ UNKNOWN = -1
 
 
 class Grant(NamedTuple):
-    """What the device agreed to. ``exact``: losses are counted from the device's own pointers."""
+    """What the device agreed to. ``exact``: losses are counted from the device's own pointers.
+    ``successor``: another device than before answers to the same name, in words; told until the
+    next one does.
+    """
 
     device: str
     format: AudioFormat
     period_frames: int
     buffer_frames: int
     exact: bool
+    successor: str | None = None
 
 
 class Reading:
