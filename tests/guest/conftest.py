@@ -113,9 +113,12 @@ class Machine:
             self.player.stop()
         self.player = self.guest.spawn("exec /root/player hw:Loopback,0,0 48000 4")
 
+    def answer(self) -> dict[str, Any]:
+        """What the daemon tells of all its streams."""
+        return dict(json.loads(self.guest.run(ASK_STATUS, timeout_s=60).out))
+
     def status(self) -> dict[str, Any]:
-        answer = json.loads(self.guest.run(ASK_STATUS, timeout_s=60).out)
-        stream: dict[str, Any] = answer["streams"][0]
+        stream: dict[str, Any] = self.answer()["streams"][0]
         return stream
 
     def show(self, *properties: str) -> dict[str, str]:
