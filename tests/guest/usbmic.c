@@ -6,7 +6,9 @@
  *
  * PORT is one of vhci_hcd's, 0 to 7; CONTROL a FIFO, made if it is missing, that takes the faults below, a line each.
  *
- *   rate=48000 channels=1 bits=16 ppm=0 high=0 vid=1234 pid=5678 serial=NONE name=Microphone
+ *   rate=48000 channels=1 bits=16 ppm=0 high=0 vid=1234 pid=5678 serial=NONE name=Microphone epoch=START
+ *
+ * With epoch, a time of CLOCK_MONOTONIC in ns, the counter began there: it is the same one after a replug.
  *
  *   ppm X               the device's clock from now on
  *   silence MS          the bus says nothing for so long; what the device counted meanwhile is lost
@@ -72,7 +74,7 @@ struct urb { /* waits for its time */
 
 static int rate = 48000, channels = 1, bits = 16, high, vid = 0x1234, pid = 0x5678;
 static const char *serial, *product = "Microphone";
-static double ppm;
+static double ppm, epoch = -1;
 
 static int bus; /* our end of the socket */
 static int64_t began_ns, silent_until, empty_until;
@@ -506,6 +508,8 @@ int main(int argc, char **argv)
             serial = value;
         else if (!strcmp(argv[i], "name"))
             product = value;
+        else if (!strcmp(argv[i], "epoch"))
+            epoch = atof(value);
         else
             return 2;
     }
@@ -519,6 +523,8 @@ int main(int argc, char **argv)
         fail(argv[2]);
     describe();
     began_ns = now_ns();
+    if (epoch >= 0)
+        counted = (began_ns - epoch) * 1e-9 * rate * (1 + ppm * 1e-6);
     attach(atoi(argv[1]));
     printf("ready\n");
     for (;;) {
