@@ -367,9 +367,11 @@ class Clock:
         again = at_ns - self._relocked_ns < AGAIN_NS
         self._relocked_ns = at_ns
         self.restart(self._anchor_frame, at_ns)
-        if again or step_ns == 0.0:  # it is the rate that does not fit
-            rate_sd = min(RATE_LIMIT, max(abs(slope), unsure / SLOPE_SIGMA))
+        if abs(slope) > unsure:  # it is the rate that does not fit
+            rate_sd = min(RATE_LIMIT, abs(slope))
             self._var_rate = max(self._var_rate, rate_sd * rate_sd)
+        elif again:
+            self._var_rate = START_RATE_SD * START_RATE_SD
 
     def _correct(self, frame: int, residual_ns: float, noise: float) -> bool:
         """Follows a window's edge; false where it does not fit."""
