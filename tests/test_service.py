@@ -197,12 +197,13 @@ def test_what_loads_the_meter_has_a_priority(
     assert asked == {"settle": realtime.LOWEST if priority else 0}
 
 
-ASKING = """
-import sys, threading
+ASKING = r"""
+import os, sys, threading
 from capstand import cli, realtime
 ask = realtime.be_real_time
 def told(name, priority):
-    print(name, priority, *(one.name.split()[0] for one in threading.enumerate()), flush=True)
+    threads = " ".join(one.name.split()[0] for one in threading.enumerate())
+    os.write(1, f"{name} {priority} {threads}\n".encode())
     return ask(name, priority)
 realtime.be_real_time = told
 sys.exit(cli.main(sys.argv[1:]))

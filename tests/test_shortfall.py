@@ -178,6 +178,22 @@ def test_a_silent_bus_is_a_gap_at_its_place() -> None:
     assert line.clock.drift_ppm == pytest.approx(80, abs=2)
 
 
+@pytest.mark.parametrize("lost_ms", [1, 2, 3, 5, 10, 20])
+def test_each_small_loss_is_booked_soon(lost_ms: int) -> None:
+    """Thirty losses of one length, with the lateness of a USB card's stamps: each is booked within
+    2 s and to the millisecond."""
+    losses = [(40 + 7.3 * n, lost_ms / 1000) for n in range(30)]
+    line = Line(Card(lambda _: 33.0, jitter_us=71, losses=losses, seed=3))
+    line.run(40)
+    for at_s, length in losses:
+        booked = len(line.gaps)
+        line.run(at_s + length + 2)
+        (gap,) = line.gaps[booked:]
+        assert gap.frames == pytest.approx(length * RATE, abs=48)
+    line.close()
+    assert line.clock.drift_ppm == pytest.approx(33, abs=2)
+
+
 @pytest.mark.parametrize("step", [48, 240, 480, 960])
 @pytest.mark.parametrize("ppm", [-500.0, 500.0])
 @pytest.mark.parametrize("kind", ["steady", "warming", "slewed"])

@@ -30,6 +30,7 @@ Thread: one (capture). O(1) per observation, nothing grows.
 
 import math
 from array import array
+from itertools import pairwise
 from typing import Protocol
 
 from capstand.block import NS_PER_S
@@ -53,8 +54,8 @@ MISFIT_WINDOWS = 3
 """Windows in a row that must not fit, and agree, before the loop believes in a step."""
 MOST_MISFITS = 7
 """As long as some of them do not agree, since losses may follow each other."""
-SCATTER = 1.25
-"""Of normal values, the standard deviation by the mean distance."""
+SCATTER = 0.886
+"""Of normal values, the standard deviation by the mean difference of two."""
 SLOPE_SIGMA = 4.0
 """So well is known how fast they grow: a loss does not, another rate does."""
 STEP_NS = 100_000
@@ -168,7 +169,8 @@ class Clock:
         self._window_frames = round(WINDOW_S * rate_hz)
         self._longest_step = round(1.05 * period_frames)
         self._last_frame = 0
-        self._scatter_ns = 0.0  # mean distance from the line, of the edges of windows that fit
+        self._scatter_ns = 0.0  # mean difference between the edges of whole windows that fit
+        self._edge_off_ns = 0.0  # how far the last of them was off the line
         self._usual = self._full_window  # how many looks a window has where none is in doubt
         self._edge_ns = 0  # when the device itself last set a look off
         self._relocked_ns = 0
@@ -313,27 +315,33 @@ class Clock:
             return
         if whole:
             self._usual = count
+            self._scatter_ns += 0.05 * (abs(residual - self._edge_off_ns) - self._scatter_ns)
+            self._edge_off_ns = residual
         if sharp:
             self._line.note(frame, predicted_ns + round(residual), self._rate, lateness)
 
     def _slewed(self, residual_ns: float, elapsed_ns: float, total: float, noise: float) -> float:
         """How much less certain the offset is (ns²) because the rate seems to have changed."""
         before, self._suspect_ns = self._suspect_ns, 0.0
-        if abs(residual_ns) < SLEW_SIGMA * math.sqrt(total + 3.0 * noise) or not elapsed_ns:
+        scatter_ns = max(math.sqrt(noise), SCATTER * self._scatter_ns)
+        total += scatter_ns * scatter_ns - noise
+        if abs(residual_ns) < SLEW_SIGMA * math.sqrt(total) or not elapsed_ns:
             return 0.0
         self._suspect_ns = residual_ns
         change = (residual_ns - before) / elapsed_ns
         more_ns = abs(residual_ns) - abs(before)
-        noise_ns = max(math.sqrt(noise), SCATTER * self._scatter_ns)
-        growing = before * residual_ns > 0 and more_ns > SLEW_SIGMA * noise_ns
-        sudden = not self._misfits and abs(residual_ns) > SUDDEN_NS
+        growing = before * residual_ns > 0 and more_ns > SLEW_SIGMA * scatter_ns
+        if not self._misfits:
+            sudden = abs(residual_ns) > SUDDEN_NS
+        else:  # all of it has to have grown since one fitted
+            sudden = abs(residual_ns) > 2.0 * abs(change) * self._unfit_ns
         if not growing or sudden or abs(change) > SLEW_LIMIT:
             return 0.0
-        variance = change * change
+        variance, since_ns = change * change, self._unfit_ns
         self._var_rate += variance
-        self._covariance += elapsed_ns * variance
-        self._var_offset += elapsed_ns * elapsed_ns * variance
-        return elapsed_ns * elapsed_ns * variance
+        self._covariance += since_ns * variance
+        self._var_offset += since_ns * since_ns * variance
+        return since_ns * since_ns * variance
 
     def _judge_misfits(self, noise_ns: float) -> None:
         if len(self._misfits) < MISFIT_WINDOWS:
@@ -346,10 +354,15 @@ class Clock:
             slope = sum((t - mean_t) * (r - mean_r) for t, r in last) / square
             unsure = SLOPE_SIGMA * noise_ns / math.sqrt(square)
             steep = abs(mean_r) / mean_t  # it would have to be, had it grown since one fitted
-        low, high = min(r for _, r in last), max(r for _, r in last)
-        if high - low <= STEP_NS + 6.0 * noise_ns and abs(slope) + unsure < 0.5 * steep:
+        away = math.copysign(1.0, mean_r)
+        steady = all(
+            away * (r2 - r1) > 0.5 * abs(slope) * (t2 - t1) - 2.0 * noise_ns
+            for (t1, r1), (t2, r2) in pairwise(last)
+        )
+        spread_ns = max(r for _, r in last) - min(r for _, r in last)
+        if spread_ns <= STEP_NS + 6.0 * noise_ns and abs(slope) + unsure < 0.5 * steep:
             step_ns = mean_r
-        elif slope * mean_r > 0.0 and abs(slope) > max(0.5 * steep, unsure):
+        elif steady and away * slope > max(unsure, min(0.5 * steep, SLEW_LIMIT)):
             step_ns = 0.0  # it grows all the time: another rate
         elif len(self._misfits) < MOST_MISFITS:
             return
@@ -395,7 +408,6 @@ class Clock:
             self._misfits = (*self._misfits, (self._unfit_ns, residual_ns))
             self._judge_misfits(max(math.sqrt(noise), SCATTER * self._scatter_ns))
             return False
-        self._scatter_ns += 0.05 * (abs(residual_ns) - self._scatter_ns)
         self._misfits = ()
         self._unfit_ns = 0.0
         gain_offset = self._var_offset / total

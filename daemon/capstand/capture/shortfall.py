@@ -135,7 +135,9 @@ class Shortfall:
         self._looks += 1
         if self._looks < BLOCK_LOOKS or stamp_ns - self._block_ns < BLOCK_NS:
             return
-        if since_ns := self._best_ns - self._stamp_ns:
+        if (
+            since_ns := self._best_ns - self._stamp_ns
+        ) >= BLOCK_NS / 2:  # else steps are too coarse
             behind_ns = since_ns - (self._best_count - self._count) * self._nominal_ns
             self._growths = (*self._growths, behind_ns / since_ns)[-BLOCKS:]
         usual_ns = self._worst_ns - self._best_lag_ns
