@@ -184,7 +184,7 @@ def test_each_small_loss_is_booked_soon(lost_ms: int) -> None:
     2 s and to the millisecond."""
     losses = [(40 + 7.3 * n, lost_ms / 1000) for n in range(30)]
     line = Line(Card(lambda _: 33.0, jitter_us=71, losses=losses, seed=3))
-    line.run(40)
+    line.run(39)
     for at_s, length in losses:
         booked = len(line.gaps)
         line.run(at_s + length + 2)
