@@ -346,7 +346,8 @@ class Clock:
     def _judge_misfits(self, noise_ns: float) -> None:
         if len(self._misfits) < MISFIT_WINDOWS:
             return
-        last = self._misfits[-MISFIT_WINDOWS:]
+        over = len(self._misfits) >= MOST_MISFITS
+        last = self._misfits if over else self._misfits[-MISFIT_WINDOWS:]
         mean_t, mean_r = (sum(column) / len(last) for column in zip(*last, strict=True))
         square = sum((t - mean_t) ** 2 for t, _ in last)
         slope, unsure, steep = 0.0, math.inf, math.inf
@@ -364,7 +365,7 @@ class Clock:
             step_ns = mean_r
         elif steady and away * slope > max(unsure, min(0.5 * steep, SLEW_LIMIT)):
             step_ns = 0.0  # it grows all the time: another rate
-        elif len(self._misfits) < MOST_MISFITS:
+        elif not over:
             return
         else:
             step_ns = min(r for _, r in last[-2:])
