@@ -367,8 +367,8 @@ class Clock:
             step_ns = 0.0  # it grows all the time: another rate
         elif not over:
             return
-        else:
-            step_ns = min(r for _, r in last[-2:])
+        else:  # losses that follow each other, if the stamps are good enough to tell that
+            step_ns = min(r for _, r in last[-2:]) if unsure < 0.25 * steep else 0.0
         if step_ns > CLEAR_NS + CLEAR * noise_ns:
             self.missing = round(step_ns / self.ns_per_frame)
             self._misfits = ()
