@@ -394,11 +394,11 @@ def test_a_hung_microphone_costs_its_own_stream_alone(usb: Usb) -> None:
     hung = usb.plug(1, name="Hung")
     usb.start("card:Healthy", "card:Hung")
     usb.frames(6)
-    hung.do("hang", then_s=40)
+    hung.do("hang", then_s=25)
     answer = usb.machine.answer()
     healthy, other = answer["streams"]
     assert (healthy["lost_frames"], healthy["health"]) == (0, "OK")
     assert other["health"] == "DEGRADED"
-    hung.do("unhang", then_s=15)
+    hung.do("unhang", then_s=12)
     assert usb.machine.answer()["streams"][1]["captured_frames"] > other["captured_frames"]
-    figure("USB: beside a hung microphone for 40 s", f"{healthy['lost_frames']} frames lost")
+    figure("USB: beside a hung microphone for 25 s", f"{healthy['lost_frames']} frames lost")
