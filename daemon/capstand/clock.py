@@ -333,8 +333,9 @@ class Clock:
         growing = before * residual_ns > 0 and more_ns > SLEW_SIGMA * scatter_ns
         if not self._misfits:
             sudden = abs(residual_ns) > SUDDEN_NS
-        else:  # all of it has to have grown since one fitted
-            sudden = abs(residual_ns) > 2.0 * abs(change) * self._unfit_ns
+        else:  # all of it has to have grown since one fitted, and a moment shows no growth
+            grown_ns = 2.0 * abs(change) * self._unfit_ns
+            sudden = abs(residual_ns) > grown_ns or elapsed_ns < 0.5e9 * WINDOW_S
         if not growing or sudden or abs(change) > SLEW_LIMIT:
             return 0.0
         variance, since_ns = change * change, self._unfit_ns
