@@ -87,11 +87,15 @@ def test_any_order_of_turns(
             assert second.first_frame >= first.first_frame + first.frames
             assert second.captured_at_ns > first.captured_at_ns
     assert stats.sinks[0].inside_frames == 0
-    exact = not any(one.kind == "unplug" for one in faults) and not line.stream.capturer.stalls
-    if exact:
+    # A card that stands still does not count on; what it did not deliver meanwhile, time tells.
+    kinds = {one.kind for one in faults}
+    still = [one for one in line.gaps if one.cause is Cause.DEVICE]
+    assert not still or kinds & {"stall", "unplug"}
+    if "unplug" not in kinds and not line.stream.capturer.stalls:
         for block in sinks[0].blocks:
             numbers = counters(block.samples, card)
-            assert numbers[0] == block.first_frame
+            stood = sum(one.frames for one in still if one.first_frame < block.first_frame)
+            assert numbers[0] == block.first_frame - stood
             assert (np.diff(numbers) == 1).all()
 
 

@@ -335,7 +335,7 @@ class Clock:
             sudden = abs(residual_ns) > SUDDEN_NS
         else:  # all of it has to have grown since one fitted, and a moment shows no growth
             grown_ns = 2.0 * abs(change) * self._unfit_ns
-            sudden = abs(residual_ns) > grown_ns or elapsed_ns < 0.5e9 * WINDOW_S
+            sudden = abs(residual_ns) > grown_ns or elapsed_ns < 0.5 * WINDOW_S * NS_PER_S
         if not growing or sudden or abs(change) > SLEW_LIMIT:
             return 0.0
         variance, since_ns = change * change, self._unfit_ns
@@ -345,6 +345,8 @@ class Clock:
         return since_ns * since_ns * variance
 
     def _judge_misfits(self, noise_ns: float) -> None:
+        """Loss, step or another rate: a straight line through the windows that did not fit tells,
+        once it is known well enough. Waits for more of them, up to ``MOST_MISFITS``."""
         if len(self._misfits) < MISFIT_WINDOWS:
             return
         over = len(self._misfits) >= MOST_MISFITS

@@ -108,12 +108,9 @@ def status_table(answer: list[dict[str, object]]) -> str:
             f"  level     {f'{level} dBFS' if level is not None else 'none yet'}   drift {drift}",
             f"  frames    {one['produced_frames']} produced = {one['captured_frames']} captured "
             f"+ {one['lost_frames']} lost in {one['gaps']} gaps ({counted})",
-            *(
-                [f"  bus       {ms} ms not delivered by the card in the last hour"]
-                if (ms := one["device_lost_ms_last_hour"])
-                else []
-            ),
         ]
+        if ms := one.get("device_lost_ms_last_hour"):  # a daemon from before an upgrade has none
+            lines.append(f"  bus       {ms} ms not delivered by the card in the last hour")
         if one.get("ring_dropped_frames"):
             lines.append(
                 f"  dropped   {one['ring_dropped_frames']} frames were captured and did not reach "
