@@ -54,6 +54,24 @@ def test_events_are_lines_in_order(tmp_path: Path) -> None:
     assert ledger.trouble is None
 
 
+def test_what_has_nothing_to_write_rests(tmp_path: Path) -> None:
+    """Before its first line, too, and on a machine that has been up for years."""
+    looks = 0
+
+    def now_s() -> float:
+        nonlocal looks
+        looks += 1
+        return 1e9
+
+    ledger = Ledger(tmp_path, now_s=now_s)
+    until(lambda: looks > 0)
+    time.sleep(0.1)  # one that never rests looks some ten thousand times
+    assert looks < 10
+    ledger.write("mic", "start")
+    ledger.close(PATIENCE_S)
+    assert [one["event"] for one in events(ledger.path("mic"))] == ["start"]
+
+
 def test_a_file_that_is_far_too_large_holds_no_ledger_up(tmp_path: Path) -> None:
     """What has grown to gigabytes by somebody else is put by as it is, and counts as what it takes:
     it is the first that is forgotten."""

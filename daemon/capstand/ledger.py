@@ -133,7 +133,7 @@ class Ledger:
                     one.release(now_s, everything=closing)
                 if not due and not closing:
                     ahead = (one.due_s(now_s) for one in self._books.values())
-                    self._changed.wait(max(0.0, min(ahead, default=TIDY_S) - now_s))
+                    self._changed.wait(max(0.0, min(ahead, default=now_s + TIDY_S) - now_s))
                     continue
             for one in due:
                 try:
