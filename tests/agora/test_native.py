@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from capstand.agora import native
+from capstand.agora.sdk import native
 from tests.agora import build, wrong_architecture
 from tests.patience import PATIENCE_S
 
