@@ -86,7 +86,7 @@ def _open_to_all(path: str) -> bool:
 
 BECOME = """\
 import json, os, resource, sys
-from capstand import rights
+from capstand.host import rights
 rights.become(rights.user(int(sys.argv[1]), int(sys.argv[1])))
 try:
     os.setuid(0)

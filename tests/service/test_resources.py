@@ -313,11 +313,11 @@ def ledger(folder: Path) -> list[str]:
 
 DYING = """
 import sys
-from capstand import cli
+from capstand.cli import main as cli
 from capstand.capture.synthetic import SyntheticSource
-from capstand.pusher import Pusher
-from capstand.sinks.file import Recording
-from capstand.reporter import Reporter
+from capstand.stream.pusher import Pusher
+from capstand.sinks.recording.recording import Recording
+from capstand.service.reporter import Reporter
 
 def die(*_):
     raise ZeroDivisionError("a bug")

@@ -393,8 +393,8 @@ def test_only_the_daemon_ends_it(place: Place) -> None:
 ORPHAN = """
 import sys
 from pathlib import Path
-from capstand.block import Block
-from capstand.clock import Clock
+from capstand.audio.block import Block
+from capstand.audio.clock import Clock
 from capstand.sinks.remote import RemoteSink
 from capstand.sinks.wire import Plan
 acts = {0: "hang"} if sys.argv[2] == "hang" else {}
