@@ -32,9 +32,9 @@ RUN_A_STREAM = """
 import json, os, resource, sys, threading, time
 from pathlib import Path
 import ctypes, numpy, soundfile, capstand.capture.synthetic, capstand.dsp.level, queue, random
-from capstand.config import Capture, FileSink, Stream as StreamConfig, Synthetic
+from capstand.config.schema import Capture, FileSink, Stream as StreamConfig, Synthetic
 from capstand.host.realtime import freeze_heap, prepare_process
-from capstand.stream import Stream
+from capstand.stream.stream import Stream
 resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
 if os.geteuid() == 0:
