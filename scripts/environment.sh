@@ -178,7 +178,7 @@ make_environment() {
     local extra=${1:-} mark names
     need_64_bit
     read -ra names <<<"$(build_packages)"
-    [ "$extra" != test ] || names+=(dbus-daemon) # a private bus for tests/test_reserve.py
+    [ "$extra" != test ] || names+=(dbus-daemon) # a private bus for tests/sharing/test_reserve.py
     install_packages "${names[@]}"
     require_python
     mark=$({

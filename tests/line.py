@@ -14,20 +14,20 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from capstand.block import Block
+from capstand.accounting.stats import Gap, StreamStats
+from capstand.audio.block import Block
 from capstand.capture.capturer import POLL_MS, Capturer
 from capstand.capture.source import Grant, Reading, Source
 from capstand.capture.synthetic import SyntheticSource, Time, VirtualTime
-from capstand.config import Capture, FileSink, Synthetic
-from capstand.config import Stream as StreamConfig
+from capstand.config.schema import Capture, FileSink, Synthetic
+from capstand.config.schema import Stream as StreamConfig
 from capstand.dsp.convert import to_int32
 from capstand.dsp.level import Meter
 from capstand.errors import DeviceError, SinkError
-from capstand.pusher import Pusher
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Sink
-from capstand.stats import Gap, StreamStats
-from capstand.stream import Stream
+from capstand.stream.pusher import Pusher
+from capstand.stream.stream import Stream
 
 Counters = npt.NDArray[np.int64]
 

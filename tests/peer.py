@@ -11,11 +11,11 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
-from capstand import secret
-from capstand.block import Block
-from capstand.clock import Pace
+from capstand.audio.block import Block
+from capstand.audio.clock import Pace
 from capstand.errors import SinkBusy, SinkError
 from capstand.sinks.sink import Sink
+from capstand.text import secret
 
 FRAME_BYTES = 4
 _RECORD = struct.Struct("<iqqdd?I")

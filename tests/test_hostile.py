@@ -19,18 +19,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstand import cli, naming
-from capstand.config import Config, load
-from capstand.control import PER_USER, ask
-from capstand.decode import decode
+from capstand.cli import main as cli
+from capstand.config import naming
+from capstand.config.decode import decode
+from capstand.config.schema import Config, load
 from capstand.errors import ConfigError
+from capstand.host.control import PER_USER, ask
+from tests.config.test_shipped_config import SHIPPED, uncommented
 from tests.counts import counts
 from tests.figures import figure
+from tests.host.test_control import ANSWER, Daemon, honest
 from tests.patience import PATIENCE_S
-from tests.test_control import ANSWER, Daemon, honest
-from tests.test_service import CONFIGURATION
-from tests.test_service import Daemon as Service
-from tests.test_shipped_config import SHIPPED, uncommented
+from tests.service.test_service import CONFIGURATION
+from tests.service.test_service import Daemon as Service
 
 TOKENS = (
     *("0", "-1", "1e999", "nan", "inf", "9" * 5000, "0x7fffffffffffffff", "48000", "1979-05-27"),
@@ -174,7 +175,7 @@ def test_run_refuses_with_78(tmp_path: Path) -> None:
 OPENING = """
 import json, sys
 from capstand.capture.alsa import AlsaSource
-from capstand.config import Capture
+from capstand.config.schema import Capture
 from capstand.errors import DeviceError
 
 for name in json.load(sys.stdin):

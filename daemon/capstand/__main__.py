@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from capstand import console, signals
+from capstand.host import console, signals
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would be locked memory for nothing
 
@@ -13,7 +13,7 @@ def main() -> None:
     signals.hold()
     console.prepare()
     try:
-        from capstand import cli
+        from capstand.cli import main as cli
 
         status = cli.main()
     except SystemExit as ended:  # argparse's

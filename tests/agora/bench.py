@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from capstand.agora import CustomAudioSource, SampleBuffer
-from capstand.block import SampleFormat
+from capstand.audio.block import SampleFormat
 from tests.agora import StandIn, build, native_advance, native_command, place, run
 
 APP_ID = "0123456789abcdef0123456789abcdef"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstand.agora.codes import (
+from capstand.agora.sdk.codes import (
     AgoraError,
     Code,
     Reason,

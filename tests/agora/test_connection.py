@@ -19,10 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from capstand.agora import CustomAudioSource, connection, sdk, token_keeper
-from capstand.agora import token as tokens
-from capstand.agora.codes import AgoraError, Code
-from capstand.agora.token_source import LocalTokens, TokenFile, TokenSource
+from capstand.agora import CustomAudioSource, connection
+from capstand.agora.sdk import calls as sdk
+from capstand.agora.sdk.codes import AgoraError, Code
+from capstand.agora.tokens import keeper as token_keeper
+from capstand.agora.tokens import token as tokens
+from capstand.agora.tokens.sources import LocalTokens, TokenFile, TokenSource
+from capstand.host import walltime
 from tests.agora import StandIn, native_command, native_get, run
 from tests.patience import PATIENCE_S
 
@@ -174,7 +177,7 @@ def renewed(times: int) -> None:
 
 
 def clock(sure: bool) -> None:
-    tokens.clock_sure = lambda root=Path("/"): sure
+    walltime.clock_sure = lambda root=Path("/"): sure
 
 
 def write(name: str, text: str) -> TokenFile:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from capstand.agora import token
+from capstand.agora.tokens import token
 from tests.agora import StandIn
 from tests.manager import Manager
 from tests.patience import PATIENCE_S
@@ -56,7 +56,9 @@ class Daemon:
         config.write_text(CONFIG.format(app_id=APP_ID, token=keys, folder=folder))
         self.heard: list[tuple[float, str]] = []
         self._manager = Manager(folder / "notify")
-        start = f"{code}; from capstand.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+        start = (
+            f"{code}; from capstand.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
+        )
         places = ["--runtime", str(folder / "run"), "--state", str(folder / "state")]
         self.log = folder / "log"
         with self.log.open("w") as log:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from capstand.agora import CustomAudioSource
-from capstand.agora.codes import AgoraError
-from capstand.agora.token_source import Fixed
+from capstand.agora.sdk.codes import AgoraError
+from capstand.agora.tokens.sources import Fixed
 from tests.agora import StandIn
 from tests.counts import FULL
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstand.agora.frames import MS, Cutter, Frame, SampleBuffer
-from capstand.block import NS_PER_S, SampleFormat
+from capstand.audio.block import NS_PER_S, SampleFormat
 
 Ints = npt.NDArray[np.int16]
 S16 = SampleFormat.S16_LE

@@ -24,14 +24,14 @@ from typing import NamedTuple
 import pytest
 import trustme
 
-from capstand import rights
-from capstand.agora import install, native
+from capstand.agora.sdk import install, native
 from capstand.errors import CapstandError
+from capstand.host import rights
 from tests.agora import build, sdist
 from tests.patience import PATIENCE_S
 
 HOST = "download.agora.io"
-LOAD = "from capstand.agora import native; print(native.load().build)"
+LOAD = "from capstand.agora.sdk import native; print(native.load().build)"
 Members = dict[str, bytes]
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstand.agora.codes import Reason, Verdict
 from capstand.agora.life import TABLE, Do, Event, State, event_of, move
+from capstand.agora.sdk.codes import Reason, Verdict
 
 CALLS = (State.JOINING, State.JOINED, State.RECONNECTING)
 """The states in which there may be a call of the SDK's."""

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstand.agora.codes import AgoraError, Code
 from capstand.agora.frames import Frame
 from capstand.agora.mixer import Mixer
+from capstand.agora.sdk.codes import AgoraError, Code
 
 
 def frame(value: int, pts_ms: int = 0) -> Frame:

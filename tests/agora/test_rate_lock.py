@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from capstand.block import NS_PER_S, Block
-from capstand.clock import Clock
-from capstand.config import AgoraSink, Capture
+from capstand.audio.block import NS_PER_S, Block
+from capstand.audio.clock import Clock
+from capstand.config.schema import AgoraSink, Capture
 from capstand.errors import SinkBusy
 from capstand.sinks.agora import AgoraChannel
 from tests import line

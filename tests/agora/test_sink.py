@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from capstand.block import NS_PER_S
-from capstand.config import AgoraSink, Capture
+from capstand.audio.block import NS_PER_S
+from capstand.config.schema import AgoraSink, Capture
 from capstand.sinks.outlet import Outlet
-from capstand.stream import Stream
+from capstand.stream.stream import Stream
 from tests import line
 from tests.agora import Push, StandIn, run
 from tests.patience import PATIENCE_S

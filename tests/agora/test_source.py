@@ -20,7 +20,7 @@ from capstand.agora import AgoraError, CustomAudioSource, SampleBuffer
 from capstand.agora.frames import Cutter
 from capstand.agora.life import State
 from capstand.agora.source import RATES, RESAMPLED
-from capstand.block import NS_PER_S, SampleFormat
+from capstand.audio.block import NS_PER_S, SampleFormat
 from tests.agora import StandIn, native_advance, native_command, native_get, run
 
 APP_ID = "0123456789abcdef0123456789abcdef"

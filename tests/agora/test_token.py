@@ -21,9 +21,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstand.agora import token
-from capstand.agora.token import Token, TokenError
+from capstand.agora.tokens import token
+from capstand.agora.tokens.token import Token, TokenError
 from capstand.errors import SinkError
+from capstand.host import walltime
 
 APP_ID = "970ca35de60c44645bbae8a215061b33"
 CERTIFICATE = "5cfd2fd1755d40ecb72977518be15d3b"
@@ -442,7 +443,7 @@ def test_timesyncd_vouches_for_the_clock(tmp_path: Path) -> None:
     file = tmp_path / "run/systemd/timesync/synchronized"
     file.parent.mkdir(parents=True)
     file.touch()
-    assert token.clock_sure(tmp_path)
+    assert walltime.clock_sure(tmp_path)
 
 
 def test_else_the_kernel_is_asked(tmp_path: Path) -> None:
@@ -454,5 +455,5 @@ def test_else_the_kernel_is_asked(tmp_path: Path) -> None:
         return ctypes.CDLL(None).adjtimex(timex), timex.raw[8:48]
 
     before = kernel()
-    assert token.clock_sure(tmp_path) == (0 <= before[0] < 5)
+    assert walltime.clock_sure(tmp_path) == (0 <= before[0] < 5)
     assert kernel() == before

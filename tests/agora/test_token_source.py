@@ -20,9 +20,8 @@ from urllib.parse import parse_qsl
 import pytest
 import trustme
 
-from capstand.agora import token
-from capstand.agora.token import TokenError
-from capstand.agora.token_source import (
+from capstand.agora.tokens import token
+from capstand.agora.tokens.sources import (
     Fixed,
     LocalTokens,
     TokenFile,
@@ -31,6 +30,7 @@ from capstand.agora.token_source import (
     loose,
     read_secret,
 )
+from capstand.agora.tokens.token import TokenError
 from tests.patience import PATIENCE_S
 
 APP_ID = "970ca35de60c44645bbae8a215061b33"
@@ -816,7 +816,7 @@ def test_what_is_not_used_is_not_loaded() -> None:
         "import sys, types, capstand\n"
         "package = sys.modules['capstand.agora'] = types.ModuleType('capstand.agora')\n"
         "package.__path__ = [capstand.__path__[0] + '/agora']\n"
-        "import capstand.agora.token_source\n"
+        "import capstand.agora.tokens.sources\n"
         "print(*{'ssl', 'http.client', 'urllib.request', 'json', 'hmac'} & set(sys.modules))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

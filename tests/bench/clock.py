@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.audio.test_clock import Card, Times, card, errors_us, through_clock, through_ffmpeg
+from tests.audio.test_clock import through_nothing as through_gstreamer
 from tests.bench.table import at_most, show, spread
-from tests.test_clock import Card, Times, card, errors_us, through_clock, through_ffmpeg
-from tests.test_clock import through_nothing as through_gstreamer
 
 SETTLED_S = 60.0
 LAWS: dict[str, Callable[[Card], Times]] = {

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from capstand.agora.drain import Drain
-from capstand.block import NS_PER_S
+from capstand.audio.block import NS_PER_S
 from tests.bench import machine, svg
 from tests.bench.table import at_most, show
-from tests.test_ratelock import FRAMES, RATE_HZ, TARGET_S, Run
+from tests.dsp.test_ratelock import FRAMES, RATE_HZ, TARGET_S, Run
 
 PICTURE = Path("docs/day.svg")
 SETTLED_S = 60

@@ -18,16 +18,15 @@ import threading
 import time
 from collections.abc import Iterator
 
-from capstand.block import Block
+from capstand.audio.block import Block
+from capstand.audio.clock import Pace
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import Reading
-from capstand.clock import Pace
-from capstand.config import Capture, FileSink
-from capstand.config import Stream as StreamConfig
+from capstand.config.schema import Capture, FileSink
+from capstand.config.schema import Stream as StreamConfig
 from capstand.errors import SinkError
-from capstand.pusher import Pusher
-from capstand.realtime import (
+from capstand.host.realtime import (
     LOWEST,
     be_real_time,
     freeze_heap,
@@ -39,7 +38,8 @@ from capstand.sinks.outlet import Outlet
 from capstand.sinks.remote import RemoteSink
 from capstand.sinks.sink import Sink
 from capstand.sinks.wire import Plan
-from capstand.stream import Stream
+from capstand.stream.pusher import Pusher
+from capstand.stream.stream import Stream
 
 SETTLE_S = 3.0
 

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from capstand.config import load
+from capstand.config.schema import load
 from tests.bench import machine
 from tests.bench.programs import (
     CAPTURE,

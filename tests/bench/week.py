@@ -9,9 +9,9 @@ import time
 from itertools import chain
 from pathlib import Path
 
-from capstand.block import Block
+from capstand.audio.block import Block
 from capstand.capture.synthetic import VirtualTime
-from capstand.config import Fault, Synthetic
+from capstand.config.schema import Fault, Synthetic
 from capstand.errors import SinkError
 from tests.bench.table import at_most, goal, show
 from tests.line import Keep, Line, capture

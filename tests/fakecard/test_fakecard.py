@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from capstand.block import SampleFormat
+from capstand.audio.block import SampleFormat
 from tests.patience import PATIENCE_S
 
 from . import FORMATS, FakeCard, breaks, build, counter, missing

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from capstand.control import ask
+from capstand.host.control import ask
 
 SOUND_FRAMES = 4800
 PATIENCE_S = 30.0

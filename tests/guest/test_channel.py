@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capstand.agora import token
+from capstand.agora.tokens import token
 from tests.agora import StandIn, build, missing, place
 from tests.figures import figure
 

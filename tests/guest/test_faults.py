@@ -109,7 +109,7 @@ def test_a_full_disk_holds_up_nothing_else(machine: Machine) -> None:
 def test_a_clock_that_is_set_moves_nothing(machine: Machine) -> None:
     """Setting the wall clock an hour forth and back, and slewing it by 500 ppm, costs no frame and
     makes no gap, and the order of the books is kept. (snd-aloop runs on the kernel's own clock, so
-    it is slewed too; that a slew shows as drift is in tests/test_time_faults.py.)"""
+    it is slewed too; that a slew shows as drift is in tests/service/test_time_faults.py.)"""
     machine.configure(buffer_ms=2000)
     machine.start()
     machine.wait_for_frames(3 * SECOND)

@@ -1,7 +1,7 @@
 """Agora's real-time channels, with sound of your own: the custom audio source."""
 
-from capstand.agora.codes import AgoraError, Code, Reason
 from capstand.agora.frames import SampleBuffer
+from capstand.agora.sdk.codes import AgoraError, Code, Reason
 from capstand.agora.source import CustomAudioSource, Figures
 
 __all__ = ["AgoraError", "Code", "CustomAudioSource", "Figures", "Reason", "SampleBuffer"]

@@ -20,16 +20,16 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from capstand.agora import sdk as engine
-from capstand.agora.codes import AgoraError, Code, code_words, reason_words
 from capstand.agora.drain import Drain
 from capstand.agora.life import Do, Event, State, event_of, move
-from capstand.agora.sdk import Call, NativeFailure, Settings, Track, sdk
-from capstand.agora.token_keeper import Fetched, TokenKeeper, channel_log
-from capstand.agora.token_source import TokenSource
-from capstand.block import NS_PER_S
+from capstand.agora.sdk import calls as engine
+from capstand.agora.sdk.calls import Call, NativeFailure, Settings, Track, sdk
+from capstand.agora.sdk.codes import AgoraError, Code, code_words, reason_words
+from capstand.agora.tokens.keeper import Fetched, TokenKeeper, channel_log
+from capstand.agora.tokens.sources import TokenSource
+from capstand.audio.block import NS_PER_S
 from capstand.errors import SinkError
-from capstand.realtime import prepare_thread
+from capstand.host.realtime import prepare_thread
 
 PAUSE_S = (0.5, 30.0)
 LONG_PAUSE_S = (60.0, 900.0)

@@ -10,7 +10,7 @@ Thread: the one that pushes.
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from capstand.block import NS_PER_S, AudioFormat, SampleFormat
+from capstand.audio.block import NS_PER_S, AudioFormat, SampleFormat
 
 if TYPE_CHECKING:
     from capstand.dsp.resample import Resampler

@@ -14,7 +14,7 @@ What the table does not name changes nothing: callbacks of the SDK come late and
 
 from enum import Enum, auto
 
-from capstand.agora.codes import Verdict, reason_of
+from capstand.agora.sdk.codes import Verdict, reason_of
 
 
 class State(Enum):

@@ -15,9 +15,9 @@ from collections.abc import Callable
 import numpy as np
 
 from capstand.agora.frames import Frame
-from capstand.block import NS_PER_S
+from capstand.audio.block import NS_PER_S
 from capstand.errors import SinkError
-from capstand.realtime import prepare_thread
+from capstand.host.realtime import prepare_thread
 
 PERIOD_NS = 10_000_000
 BEGIN_FRAMES = 2

@@ -23,14 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from capstand.agora.codes import AgoraError, Code
 from capstand.agora.connection import Condition, Connection
 from capstand.agora.frames import Cutter, Frame, SampleBuffer
 from capstand.agora.life import State
-from capstand.agora.sdk import AREAS, PROFILES, SCENARIOS, Settings, Track
-from capstand.agora.token_source import Fixed, TokenSource
-from capstand.block import SampleFormat
-from capstand.config import AGORA_ID, CHANNEL_NAME
+from capstand.agora.sdk.calls import AREAS, PROFILES, SCENARIOS, Settings, Track
+from capstand.agora.sdk.codes import AgoraError, Code
+from capstand.agora.tokens.sources import Fixed, TokenSource
+from capstand.audio.block import SampleFormat
+from capstand.config.schema import AGORA_ID, CHANNEL_NAME
 
 if TYPE_CHECKING:
     from capstand.agora.mixer import Mixer

@@ -26,17 +26,18 @@ from pathlib import Path
 
 import alsaaudio
 
-from capstand import naming
-from capstand.block import NS_PER_S, AudioFormat
-from capstand.capture import holder, identity, kernel, libasound, rebind
-from capstand.capture.libasound import refresh_configuration
+from capstand.accounting.stats import Cause
+from capstand.audio.block import NS_PER_S, AudioFormat
+from capstand.capture import kernel
 from capstand.capture.pick import Pick
 from capstand.capture.shortfall import PAUSE_MS, Shortfall
 from capstand.capture.source import UNKNOWN, Grant, Reading
 from capstand.capture.truerate import FASTEST, SLACK_S, too_fast
-from capstand.config import LARGEST_PERIOD, Capture
+from capstand.config import naming
+from capstand.config.schema import LARGEST_PERIOD, Capture
+from capstand.devices import holder, identity, libasound, rebind
+from capstand.devices.libasound import refresh_configuration
 from capstand.errors import DeviceError
-from capstand.stats import Cause
 
 MARGIN_PERIODS = 2
 """How far behind the overwritten edge to go on after an overrun, so as not to be lapped at once."""

@@ -26,14 +26,14 @@ import time
 from collections.abc import Callable
 from errno import EIO
 
-from capstand.block import NS_PER_S
+from capstand.accounting.stats import Cause, Tally
+from capstand.audio.block import NS_PER_S
+from capstand.audio.clock import Clock
+from capstand.audio.ring import Ring
 from capstand.capture.source import UNKNOWN, Grant, Reading, Source
 from capstand.capture.truerate import TrueRate, too_fast
-from capstand.clock import Clock
 from capstand.errors import DeviceError
-from capstand.realtime import prepare_thread
-from capstand.ring import Ring
-from capstand.stats import Cause, Tally
+from capstand.host.realtime import prepare_thread
 
 STALL_S = 2.0
 STALL_PERIODS = 2.5

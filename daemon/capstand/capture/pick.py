@@ -6,7 +6,7 @@ which C walks through. Thread: capture; it keeps nothing.
 
 from typing import Literal
 
-from capstand.config import Capture
+from capstand.config.schema import Capture
 
 _VIEWS: dict[int, Literal["B", "H", "I"]] = {1: "B", 2: "H", 4: "I"}
 

@@ -16,11 +16,11 @@ Thread: capture; ``hasten`` and ``wake`` are for any.
 import time
 from collections.abc import Callable, Sequence
 
-from capstand.block import NS_PER_S
+from capstand.accounting.stats import Cause
+from capstand.audio.block import NS_PER_S
 from capstand.capture.source import UNKNOWN, Grant, Reading, Source
-from capstand.config import Capture
+from capstand.config.schema import Capture
 from capstand.errors import DeviceError
-from capstand.stats import Cause
 
 SHORTEST_PAUSE_NS = 10 * NS_PER_S
 LONGEST_PAUSE_NS = 300 * NS_PER_S

@@ -19,7 +19,7 @@ has several made, and the best of them found, before the first frame is taken.
 Only arithmetic, so that it can be tried against any card and any host. Thread: capture.
 """
 
-from capstand.block import NS_PER_S
+from capstand.audio.block import NS_PER_S
 
 LOOKS = 3
 SURE_NS = 15_000_000

@@ -7,8 +7,8 @@ the capturer works it out from the clock.
 
 from typing import NamedTuple, Protocol
 
-from capstand.block import AudioFormat
-from capstand.stats import Cause
+from capstand.accounting.stats import Cause
+from capstand.audio.block import AudioFormat
 
 UNKNOWN = -1
 

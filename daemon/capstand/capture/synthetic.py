@@ -23,13 +23,13 @@ from typing import Protocol
 import numpy as np
 import soundfile
 
-from capstand.block import NS_PER_S, AudioFormat, SampleFormat
+from capstand.accounting.stats import Cause
+from capstand.audio.block import NS_PER_S, AudioFormat, SampleFormat
 from capstand.capture.pick import Pick
 from capstand.capture.source import UNKNOWN, Grant, Reading
-from capstand.config import Capture, Fault, Synthetic
+from capstand.config.schema import Capture, Fault, Synthetic
 from capstand.dsp.convert import from_float, from_int32
 from capstand.errors import DeviceError
-from capstand.stats import Cause
 
 MARGIN_PERIODS = 2
 OUTLIER_SHARE = 0.01

@@ -12,8 +12,8 @@ Only arithmetic. Thread: capture; ``rate_hz`` is for any.
 
 from errno import EINVAL
 
-from capstand.block import NS_PER_S
-from capstand.config import COMMON_RATES
+from capstand.audio.block import NS_PER_S
+from capstand.config.schema import COMMON_RATES
 from capstand.errors import DeviceError
 
 SPAN_S = 2.0

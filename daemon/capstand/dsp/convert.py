@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from capstand.block import SampleFormat
+from capstand.audio.block import SampleFormat
 
 Int32 = npt.NDArray[np.int32]
 FAR = 1e6

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from capstand.block import AudioFormat
-from capstand.config import Capture
+from capstand.audio.block import AudioFormat
+from capstand.config.schema import Capture
 
 LOOK_S = 2.0
 SPAN_S = 5.0

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from capstand.block import AudioFormat, SampleFormat
+from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.dsp.convert import to_float32
 from capstand.dsp.defects import Defects
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
-from capstand.clock import Pace
+from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
+from capstand.audio.clock import Pace
 from capstand.dsp.catchup import FADE_MS
 from capstand.dsp.channels import to_channels
 from capstand.dsp.convert import round_to_s16, to_int32

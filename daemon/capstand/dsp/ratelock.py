@@ -21,7 +21,7 @@ Pure arithmetic; time is an argument.
 
 import math
 
-from capstand.block import NS_PER_S
+from capstand.audio.block import NS_PER_S
 
 LOOP_HZ = 0.02
 DAMPING = 0.707

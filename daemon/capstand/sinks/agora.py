@@ -24,10 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from capstand.agora.codes import AgoraError, Code
 from capstand.agora.frames import SampleBuffer
+from capstand.agora.sdk.codes import AgoraError, Code
 from capstand.agora.source import CustomAudioSource
-from capstand.agora.token_source import (
+from capstand.agora.tokens.sources import (
     Fixed,
     LocalTokens,
     TokenFile,
@@ -35,10 +35,10 @@ from capstand.agora.token_source import (
     TokenSource,
     loose,
 )
-from capstand.block import NS_PER_S, AudioFormat, Block, SampleFormat
-from capstand.clock import Pace
-from capstand.config import AgoraSink as AgoraSetup
-from capstand.config import FileToken, LocalToken, ServerToken
+from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
+from capstand.audio.clock import Pace
+from capstand.config.schema import AgoraSink as AgoraSetup
+from capstand.config.schema import FileToken, LocalToken, ServerToken
 from capstand.dsp.catchup import FADE_MS, CatchUp
 from capstand.errors import SinkBusy, SinkError
 from capstand.sinks.sink import Sink

@@ -23,11 +23,12 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from capstand import bug, clean
-from capstand.block import NS_PER_S, Block
+from capstand.audio.block import NS_PER_S, Block
 from capstand.errors import SinkBusy, SinkError
-from capstand.realtime import prepare_thread
+from capstand.host import bug
+from capstand.host.realtime import prepare_thread
 from capstand.sinks.sink import Sink
+from capstand.text import clean
 
 RETRY_S = (0.5, 30.0)
 FLUSH_S = 1.0

@@ -3,10 +3,11 @@
     outlet → RemoteSink ═ socket ═ worker.py → the sink
 
 An outlet drives a RemoteSink like any other. ``open`` starts a process (``python -m
-capstand.worker``) and has it make and open the sink; ``write``, ``flush`` and ``close`` ask it over
-the socket (``wire.py``) and wait for the answer. One that does not answer in time is killed, one
-that dies is told by name; both are a SinkError, and the outlet opens the next one, in a new
-process, after its usual pause. So the frames of a block whose answer never came count as failed.
+capstand.sinks.worker``) and has it make and open the sink; ``write``, ``flush`` and ``close`` ask
+it over the socket (``wire.py``) and wait for the answer. One that does not answer in time is
+killed, one that dies is told by name; both are a SinkError, and the outlet opens the next one, in
+a new process, after its usual pause. So the frames of a block whose answer never came count as
+failed.
 
 The process is made by exec, with no descriptor but the socket and the standard ones, and does not
 learn of systemd's notification socket and watchdog. It ends with the daemon, and by the daemon's
@@ -23,8 +24,8 @@ import subprocess
 import sys
 from contextlib import suppress
 
-from capstand.block import Block
-from capstand.clock import Pace
+from capstand.audio.block import Block
+from capstand.audio.clock import Pace
 from capstand.errors import SinkBusy, SinkError
 from capstand.sinks.sink import Sink
 from capstand.sinks.wire import QUESTION, Answer, Outcome, Plan, Question, receive_answer, send
@@ -94,7 +95,7 @@ class RemoteSink(Sink):
     def _start(self) -> None:
         path = os.pathsep.join(one or "." for one in sys.path)
         kept = {name: value for name, value in os.environ.items() if name not in NOT_TOLD}
-        command = [sys.executable, "-P", "-m", "capstand.worker"]
+        command = [sys.executable, "-P", "-m", "capstand.sinks.worker"]
         try:
             self._channel, its = socket.socketpair()
             with its:

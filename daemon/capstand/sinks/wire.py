@@ -16,9 +16,9 @@ from enum import IntEnum
 from struct import Struct
 from typing import Any, NamedTuple
 
-from capstand import clean
-from capstand.clock import Pace
+from capstand.audio.clock import Pace
 from capstand.sinks.sink import Sink
+from capstand.text import clean
 
 QUESTION = Struct("<BIqIqdd?")
 """Question, bytes that follow, first_frame, frames, captured_at_ns, and the three of CarriedPace;

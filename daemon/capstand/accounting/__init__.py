@@ -1,0 +1,1 @@
+"""What became of every frame: the counters, and the ledger on disk."""

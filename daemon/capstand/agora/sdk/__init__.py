@@ -1,0 +1,1 @@
+"""Agora's wrapper and native library: fetched, loaded, called."""

@@ -1,0 +1,1 @@
+"""Tokens: what they say, where they come from, when they are renewed."""

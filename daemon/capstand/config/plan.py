@@ -1,0 +1,93 @@
+"""From the configuration that runs and the one that shall run: what has to be done. Pure.
+
+Streams and sinks are told apart by their names. A stream whose ``capture`` is the same goes on
+capturing, whatever becomes of its sinks; a sink of it that is the same is not touched. Whatever
+else has changed ends, and begins again as the new file says.
+"""
+
+from os.path import normpath
+from typing import NamedTuple
+
+from capstand.config.schema import AgoraSink, Config, FileSink, Sink, Stream
+
+
+class Plan(NamedTuple):
+    """``stop`` names streams that end; ``start`` are those that begin, ``exchange`` those that get
+    other sinks. A stream whose capture changed is in both of the first two.
+    """
+
+    stop: tuple[str, ...] = ()
+    start: tuple[Stream, ...] = ()
+    exchange: tuple[Stream, ...] = ()
+
+
+class SinkPlan(NamedTuple):
+    """The sinks of one stream whose capture goes on; a changed sink is removed and added."""
+
+    kept: tuple[Sink, ...]
+    removed: tuple[Sink, ...]
+    added: tuple[Sink, ...]
+
+    def before(self, sink: Sink) -> list[Sink]:
+        """The removed sinks that have to be closed before the added ``sink`` may open."""
+        return [one for one in self.removed if _places(one) & _places(sink)]
+
+
+def plan(old: Config, new: Config) -> Plan:
+    before = {one.name: one for one in old.stream}
+    after = {one.name: one for one in new.stream}
+
+    def goes_on(name: str) -> bool:
+        return name in before and name in after and before[name].capture == after[name].capture
+
+    return Plan(
+        stop=tuple(name for name in before if not goes_on(name)),
+        start=tuple(one for one in new.stream if not goes_on(one.name)),
+        exchange=tuple(
+            one for one in new.stream if goes_on(one.name) and one.sink != before[one.name].sink
+        ),
+    )
+
+
+def sink_plan(old: Stream, new: Stream) -> SinkPlan:
+    return SinkPlan(
+        kept=tuple(one for one in new.sink if one in old.sink),
+        removed=tuple(one for one in old.sink if one not in new.sink),
+        added=tuple(one for one in new.sink if one not in old.sink),
+    )
+
+
+def words(old: Config, new: Config) -> list[str]:
+    """What the plan does, a line for each stream that it touches."""
+    todo = plan(old, new)
+    before = {one.name: one for one in old.stream}
+    after = {one.name: one for one in new.stream}
+    lines = [f"{name}: removed" for name in todo.stop if name not in after]
+    for stream in new.stream:
+        if stream in todo.start:
+            anew = "started anew, because its capture changed"
+            lines.append(f"{stream.name}: {anew if stream.name in before else 'new'}")
+        elif stream in todo.exchange:
+            sinks = sink_plan(before[stream.name], stream)
+            gone = {one.name for one in sinks.removed}
+            come = {one.name for one in sinks.added}
+            told = [f"sink {name} changed" for name in sorted(gone & come)]
+            told += [f"sink {name} removed" for name in sorted(gone - come)]
+            told += [f"sink {name} new" for name in sorted(come - gone)]
+            lines.append(f"{stream.name}: {', '.join(told) or 'sinks in another order'}")
+    if new.ledger != old.ledger:
+        days, most_mb = new.ledger
+        lines.append(f"ledger: kept for {days} days, at most {most_mb} MB for each stream")
+    return lines
+
+
+def _places(sink: Sink) -> set[tuple[str, str]]:
+    """Where only one sink of a stream can be at a time; a spool's folder has the sink's name."""
+    match sink:
+        case FileSink():
+            places = {("file", normpath(sink.path))}
+            if sink.spool is not None:
+                places.add(("spool", normpath(f"{sink.spool.path}/{sink.name}")))
+            return places
+        case AgoraSink():
+            return {("agora", f"{sink.uid} in {sink.channel}")}

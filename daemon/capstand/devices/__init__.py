@@ -1,0 +1,1 @@
+"""Which card is it, who holds it, and what can it do."""

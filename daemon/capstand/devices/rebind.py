@@ -1,0 +1,47 @@
+"""What a person can do about a card that is open and silent: in words, with its place in sysfs.
+
+Unbinding a driver from its device and binding it again is to a card what pulling the plug is, from
+far away. capstand does not do it: it takes root, and other programs may be using the card.
+
+Thread: capture, while nothing is captured.
+"""
+
+import re
+from pathlib import Path
+
+from capstand.text import clean
+
+FALLBACK = "unplug the device and plug it in again; if a sound server is behind it, restart that"
+
+
+def advice(device: str, root: Path = Path("/")) -> str:
+    """For the ALSA device of that name, such as ``hw:CARD=Mic,DEV=0``."""
+    named = re.match(r"[^:{}]*:(?:CARD=)?([A-Za-z0-9_-]+)", device)
+    try:
+        place = _place(named[1], root) if named else None
+        if place is None:
+            return FALLBACK
+        if (place.parent / "idVendor").exists():
+            usb = place.parent  # the card is an interface of it
+            product = clean.line((usb / "product").read_text(errors="replace").strip())
+            what, driver = f"USB device {usb.name} ({product})", Path("/sys/bus/usb/drivers/usb")
+            place = usb
+        else:
+            what = f"device {place.name}"
+            driver = Path("/") / (place / "driver").resolve(strict=True).relative_to(root.resolve())
+    except OSError:
+        return FALLBACK
+    name = place.name
+    return (
+        f"unplug {what} and plug it in again, or as root: "
+        f"echo {name} > {driver}/unbind; echo {name} > {driver}/bind"
+    )
+
+
+def _place(card: str, root: Path) -> Path | None:
+    """The card's device in sysfs; ``card`` is its number or its id."""
+    for folder in sorted((root / "sys/class/sound").glob("card*")):
+        number = folder.name.removeprefix("card")
+        if number.isdigit() and card in (number, (folder / "id").read_text().strip()):
+            return (folder / "device").resolve(strict=True)
+    return None

@@ -1,0 +1,340 @@
+"""The daemon as a whole: start in order, watch, tell, stop in reverse order.
+
+Thread: main. It waits only for signals, the control socket, udev's word and its own tick, and
+touches no samples. What may take longer has threads of its own: the ledger, the reservation of
+cards, each stream that a reload ends, and what loads the level meter.
+"""
+
+import logging
+import os
+import queue
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from errno import EADDRINUSE
+from pathlib import Path
+from typing import Any
+
+from capstand import __version__
+from capstand.accounting.ledger import Ledger, keep
+from capstand.accounting.stats import StreamStats
+from capstand.config.schema import Config
+from capstand.devices.hotplug import Hotplug
+from capstand.errors import CapstandError
+from capstand.host import bug, realtime, signals, walltime
+from capstand.host.control import NAME, ControlServer, Peer
+from capstand.host.logs import Repeats, say
+from capstand.host.notify import Notifier
+from capstand.service.display import LiveLine, status_line
+from capstand.service.reload import BUSY_S, Reload
+from capstand.service.reporter import Reporter
+from capstand.sharing.lending import Lending
+from capstand.sharing.reserve import Reserver, session_address
+from capstand.stream.health import Health
+from capstand.stream.stream import Stream
+
+TICK_S = 0.25
+LIVE_TICK_S = 0.1
+NOTIFY_NS = 1_000_000_000
+STOP_S = 2.5
+LEDGER_S = 4.0
+"""A memory card may take seconds for the last lines; systemd waits for TimeoutStopSec in all."""
+SETTLE_RETRY_S = 10.0
+
+
+class Service:
+    """All streams of a configuration, run until a signal or ``seconds`` have passed."""
+
+    def __init__(
+        self,
+        config: Config,
+        state: Path,
+        runtime: Path,
+        live: LiveLine,
+        repeats: Repeats,
+        path: Path | None = None,
+    ) -> None:
+        self._streams = [Stream(one, state) for one in config.stream]
+        self._ledger = Ledger(state / "ledger", keep(config.ledger), walltime.clock_sure)
+        self._ledger_trouble: str | None = None
+        self._reporters = {one.name: Reporter(one, self._ledger) for one in self._streams}
+        self._reserved = tuple(self._streams)
+        self._reserver = Reserver(lambda: self._reserved, self._ledger, session_address)
+        self._lending = Lending(lambda: self._streams, self._ledger, self._reserver.wake)
+        self._runtime = runtime
+        self._live = live
+        self._repeats = repeats
+        self._notifier = Notifier()
+        self._reload = Reload(
+            path,
+            config,
+            self._streams,
+            self._reporters,
+            state,
+            self._ledger,
+            self._notifier,
+            self._begins,
+        )
+        self._selector = selectors.DefaultSelector()
+        self._control: ControlServer | None = None
+        self._notify_due_ns = 0
+        self._told: list[tuple[str, str | None]] = []  # how each stream was, when STATUS was told
+        self._settled = False
+        self._settle_due = 0.0
+        self._to_settle: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._stopping = ""
+        self._failed = False
+
+    def run(self, seconds: float | None = None) -> int:
+        """Returns the exit status: 0, or 1 when the daemon could not start or has to start anew."""
+        wake = self._catch_signals()
+        refused = realtime.prepare_process()
+        self._share_lock()
+        try:
+            self._control = ControlServer(
+                self._runtime / NAME,
+                self._selector,
+                {"status": self.answer_status},
+                {
+                    "reload": self.answer_reload,
+                    "release": self._lending.release,
+                    "resume": self._lending.resume,
+                },
+            )
+        except CapstandError as error:
+            return self._cannot_start(EADDRINUSE, str(error))
+        except OSError as error:
+            return self._cannot_start(
+                error.errno or EADDRINUSE,
+                f"{self._runtime}: {error.strerror or error}; "
+                "--runtime names a directory it may write to",
+            )
+        threading.excepthook = self._thread_died
+        self._reserver.start()
+        hotplug = self._listen()
+        try:
+            self._control.start()
+            threading.Thread(target=self._settle, name="settle", daemon=True).start()
+            for stream in self._streams:
+                self._reporters[stream.name].begin()
+                stream.start()
+            # Until sound is captured nothing is in a hurry, and other services start too.
+            if refusal := realtime.in_one_line(refused, self._keep_up()):
+                say(logging.WARNING, "%s", refusal, KIND="refusal")
+            self._watch(None if seconds is None else time.monotonic() + seconds)
+        except Exception as error:  # noqa: BLE001  files and books are closed even then
+            self._end_of("main", error)
+        self._stop()
+        self._control.close()
+        if hotplug is not None:
+            hotplug.close()
+        signals.end_of_catching()
+        wake.close()
+        return 1 if self._failed else 0
+
+    def _share_lock(self) -> None:
+        realtime.share_lock(len(self._streams), any(one.hurry for one in self._streams))
+
+    def _keep_up(self, name: str = "main") -> str | None:
+        """The calling thread has a priority where a stream has one; returns what was refused."""
+        wanted = any(one.config.capture.priority for one in tuple(self._streams))
+        return realtime.be_real_time(name, realtime.LOWEST) if wanted else None
+
+    def _begins(self, fresh: Sequence[Stream]) -> None:
+        """Streams of a new configuration are about to start. Until now the cards of those that
+        ended were kept, so that nobody took them in between."""
+        self._reserved = tuple(self._streams)
+        if fresh:
+            self._reserver.hold(fresh)
+
+    def _listen(self) -> Hotplug | None:
+        """Where udev's word cannot be had, each stream's own poll finds a device a little later."""
+        try:
+            hotplug = Hotplug()
+        except OSError as error:
+            why = error.strerror
+            say(logging.INFO, "no word from udev (%s); devices are looked for", why)
+            return None
+
+        def hear() -> None:
+            try:
+                heard = hotplug.heard()
+            except OSError as error:
+                say(logging.WARNING, "no more word from udev: %s; devices are looked for", error)
+                self._selector.unregister(hotplug)
+                hotplug.close()
+                return
+            if heard:
+                for stream in self._streams:
+                    stream.hasten()
+
+        self._selector.register(hotplug, selectors.EVENT_READ, hear)
+        return hotplug
+
+    def _cannot_start(self, errno: int, why: str) -> int:
+        say(logging.ERROR, "cannot start: %s", why)
+        self._notifier.failed(errno, f"cannot start: {why}")
+        return 1
+
+    def _thread_died(self, died: threading.ExceptHookArgs) -> None:
+        """A thread that ends of an error leaves a daemon that is deaf: better none, and a new one.
+
+        In the thread that dies.
+        """
+        name = died.thread.name if died.thread else "unknown"
+        if died.exc_value is not None:
+            self._end_of(name, died.exc_value)
+
+    def _end_of(self, thread: str, error: BaseException) -> None:
+        line = bug.tell(f"thread {thread} ended", error)
+        self._failed = True
+        self._stopping = f"starting again: thread {thread} ended of {line}"
+
+    def _watch(self, end: float | None) -> None:
+        """Until told to stop: look, tell, feed the watchdog."""
+        tick_s = LIVE_TICK_S if self._live.active else TICK_S
+        due = time.monotonic()
+        while not self._stopping:
+            wait_s = max(0.0, due - time.monotonic())
+            if self._reload.busy:
+                wait_s = min(wait_s, BUSY_S)
+            for key, _ in self._selector.select(wait_s):
+                key.data()
+            if not self._stopping and self._reload.look():
+                self._settled = all(one.pusher.meter is not None for one in self._streams)
+                self._notify_due_ns = 0
+                self._share_lock()
+                self._keep_up()
+            now = time.monotonic()
+            if end is not None and now >= end:
+                self._stopping = "the time asked for is over"
+            if now >= due:
+                due = now + tick_s
+                self._tick()
+
+    def _tick(self) -> None:
+        now_ns = time.monotonic_ns()
+        self._lending.look(now_ns)
+        all_stats = []
+        alive = True
+        for stream in self._streams:
+            stats = stream.stats(now_ns)
+            all_stats.append(stats)
+            self._reporters[stream.name].look(stats)
+            alive = alive and stats.health != Health.STALLED.value
+        if all_stats and all(one.health != Health.STARTING.value for one in all_stats):
+            self._notifier.ready()
+        how = [(one.health, one.trouble) for one in all_stats]
+        if now_ns >= self._notify_due_ns or how != self._told:
+            self._notify_due_ns, self._told = now_ns + NOTIFY_NS, how
+            trouble = self._ledger.trouble
+            ledger = f" | ledger: {trouble}" if trouble else ""
+            self._notifier.status(self._reload.words + status_line(all_stats) + ledger)
+            if alive:
+                self._notifier.alive()
+        if not self._settled and time.monotonic() >= self._settle_due:
+            self._settle_once(all_stats)
+        self._live.draw(all_stats)
+        self._repeats.tell()
+        if self._ledger.trouble != self._ledger_trouble:
+            self._ledger_trouble = self._ledger.trouble
+            say(logging.WARNING, "ledger: %s", self._ledger_trouble or "is written again")
+        if self._control is not None:
+            self._control.expire()
+
+    def _settle_once(self, all_stats: list[StreamStats]) -> None:
+        if all(one.captured_frames or one.trouble for one in all_stats):
+            self._settled = True
+            self._settle_due = time.monotonic() + SETTLE_RETRY_S
+            self._to_settle.put(None)
+
+    def _settle(self) -> None:
+        """Each time that sound begins to flow: what takes long to load, and the end of start-up's
+        garbage.
+
+        In a thread of its own, because main must go on answering meanwhile; it is there from the
+        start, because a thread that finds no memory to begin with leaves its starter waiting for
+        ever (CPython 3.11). With a priority, because it holds Python's lock for most of its time,
+        and on a busy machine an ordinary thread waits for the processor with the lock in its hand.
+        """
+        realtime.prepare_thread("settle", 0)
+        while True:
+            self._to_settle.get()
+            self._keep_up("settle")
+            try:
+                for stream in tuple(self._streams):
+                    stream.start_meter()
+                realtime.freeze_heap()
+            except Exception as error:  # noqa: BLE001  the level is not worth the sound
+                bug.tell("the level meter cannot be loaded", error)
+                self._settled = False
+
+    def _stop(self) -> None:
+        self._notifier.stopping()
+        self._live.clear()
+        say(logging.INFO, "stopping: %s", self._stopping)
+        deadline = time.monotonic() + STOP_S
+        # With a supervisor a stop is no failure, whatever was there to record.
+        at_hand = "NOTIFY_SOCKET" not in os.environ and not self._failed
+        for stream in self._streams:
+            stream.capturer.stop()
+        hung = {stream.name: stream.drain(deadline) for stream in self._streams}
+        self._reload.close(deadline)  # meanwhile the sinks take what they have
+        for stream in self._streams:
+            hung[stream.name] += stream.close(deadline)
+            stats = stream.stats(time.monotonic_ns())
+            self._reporters[stream.name].end(stats, hung[stream.name])
+            if at_hand and not any(
+                one.delivered_frames or one.inside_frames for one in stats.sinks
+            ):
+                say(logging.ERROR, "%s: nothing was recorded: %s", stream.name, _why(stats))
+                self._failed = True
+        self._reserver.stop()
+        self._ledger.close(LEDGER_S)
+        self._repeats.tell(all_now=True)
+
+    def answer_status(self) -> dict[str, object]:
+        now_ns = time.monotonic_ns()
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "reload": self._reload.answer(),
+            "streams": [one.stats(now_ns).as_json() for one in self._streams],
+        }
+
+    def answer_reload(self, request: Mapping[str, Any], peer: Peer) -> dict[str, object]:
+        """The number of the request; `status` says when it is done, and what came of it."""
+        if peer.uid not in (0, os.geteuid()):
+            raise CapstandError("reload is for root and for the daemon's own user; try sudo")
+        return {"reload": self._reload.ask()}
+
+    def _catch_signals(self) -> socket.socket:
+        """What ends the watch ends it at once; a second signal is not needed. SIGHUP is a reload,
+        but in a terminal, where it says that the terminal is gone."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+        def stop(name: str) -> None:
+            self._stopping = name
+
+        def hang_up(name: str) -> None:
+            if at_terminal:
+                stop(name)
+            else:
+                self._reload.ask()
+
+        at_terminal = sys.stderr.isatty()
+        signals.catch(stop, hang_up)
+        self._selector.register(reader, selectors.EVENT_READ, lambda: reader.recv(64))
+        self._writer = writer
+        return reader
+
+
+def _why(stats: StreamStats) -> str:
+    troubles = (stats.trouble, *(one.trouble for one in stats.sinks))
+    return next(filter(None, troubles), f"it was {stats.health} when it was stopped")

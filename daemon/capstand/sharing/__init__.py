@@ -1,0 +1,1 @@
+"""Who else wants the card: reservations, and devices that are lent."""

@@ -1,0 +1,139 @@
+"""``capstand release`` and ``resume``: a device is handed to another program and taken back.
+
+The stream goes on meanwhile, with its sinks connected; what it misses is a gap of the cause
+``released``. An order is obeyed for root, for the daemon's own user and for members of the groups
+``audio`` and ``capstand``: whoever may open the card anyway. ``release`` is answered only once the
+device is closed, so that the next program finds it free. It may be repeated, and the last one
+counts. A daemon that starts anew has forgotten it: after a restart, sound.
+
+Thread: main.
+"""
+
+import grp
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from capstand.accounting.ledger import Ledger, wall_time
+from capstand.audio.block import NS_PER_S
+from capstand.capture.capturer import OPERATOR
+from capstand.errors import CapstandError
+from capstand.host.control import Answer, Peer
+from capstand.stream.stream import Stream
+
+GROUPS = ("audio", "capstand")
+LONGEST_S = 366 * 86_400
+DAY_S = 86_400
+
+
+class Lending:
+    """Releases devices of ``streams()`` and takes them back when their time is over."""
+
+    def __init__(
+        self,
+        streams: Callable[[], Sequence[Stream]],
+        ledger: Ledger,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._streams = streams
+        self._ledger = ledger
+        self._changed = changed  # called after each change
+        self._until_ns: dict[Stream, int | None] = {}  # those released; None: until resumed
+
+    def release(self, request: Mapping[str, Any], peer: Peer) -> Callable[[], Answer | None]:
+        """Raises CapstandError for one who may not, and for what cannot be meant."""
+        _allowed(peer, "release")
+        stream = self._named(request)
+        for_s = request.get("for_s")
+        if for_s is None:
+            until_ns, words = None, f"until `capstand resume {stream.name}`"
+        else:
+            if type(for_s) not in (int, float) or not 0 < for_s <= LONGEST_S:
+                raise CapstandError(
+                    f"{_shown(for_s)} is no time to release {stream.name} for; "
+                    f"expected seconds, more than 0 and at most {LONGEST_S}"
+                )
+            until_ns = time.monotonic_ns() + round(for_s * NS_PER_S)
+            words = f"until {_clock_time(for_s)}"
+        self._until_ns[stream] = until_ns
+        stream.capturer.release(OPERATOR, f"released to others {words}")
+        self._ledger.write(
+            stream.name,
+            "release",
+            by_uid=peer.uid,
+            by_pid=peer.pid,
+            until=None if until_ns is None else wall_time(until_ns),
+        )
+        self._changed()
+
+        def closed() -> Answer | None:
+            if stream not in self._until_ns:
+                return {"error": f"{stream.name} was taken back before its device was closed"}
+            resting = stream.capturer.resting.is_set()
+            return {"stream": stream.name, "released": words} if resting else None
+
+        return closed
+
+    def resume(self, request: Mapping[str, Any], peer: Peer) -> Answer:
+        """The same errors; a stream that is not released stays as it is."""
+        _allowed(peer, "resume")
+        stream = self._named(request)
+        was_released = stream in self._until_ns
+        if was_released:
+            self._take_back(stream, by_uid=peer.uid, by_pid=peer.pid)
+        return {"stream": stream.name, "was_released": was_released}
+
+    def look(self, now_ns: int) -> None:
+        """Takes back what was released until now; called now and then."""
+        for stream in self._until_ns.keys() - set(self._streams()):
+            del self._until_ns[stream]  # a configuration without it is in force
+        for stream, until_ns in list(self._until_ns.items()):
+            if until_ns is not None and now_ns >= until_ns:
+                self._take_back(stream, reason="its time is over")
+
+    def _take_back(self, stream: Stream, **why: object) -> None:
+        del self._until_ns[stream]
+        self._ledger.write(stream.name, "resume", **why)
+        stream.capturer.resume(OPERATOR)
+        self._changed()
+
+    def _named(self, request: Mapping[str, Any]) -> Stream:
+        name = request.get("stream")
+        streams = {one.name: one for one in self._streams()}
+        if type(name) is not str or name not in streams:
+            raise CapstandError(
+                f"{_shown(name)} is no stream of this daemon; it has {', '.join(streams)}"
+            )
+        return streams[name]
+
+
+def _allowed(peer: Peer, order: str) -> None:
+    """Raises CapstandError for one who has no business with the card."""
+    if peer.uid in (0, os.geteuid()):
+        return
+    if peer.groups & {one.gr_gid for one in map(_group, GROUPS) if one}:
+        return
+    raise CapstandError(
+        f"uid {peer.uid} may not {order} a stream; root may, capstand's own user, and members of "
+        f"the groups {' and '.join(GROUPS)}; try sudo"
+    )
+
+
+def _group(name: str) -> grp.struct_group | None:
+    try:
+        return grp.getgrnam(name)
+    except KeyError:
+        return None
+
+
+def _clock_time(for_s: float) -> str:
+    """The wall time in so many seconds, for a person: with its date where that is not today's."""
+    form = "%H:%M:%S" if for_s < DAY_S / 2 else "%Y-%m-%d %H:%M:%S"
+    return time.strftime(form, time.localtime(time.time() + for_s))
+
+
+def _shown(value: object) -> str:
+    """What a client sent, short and on one line."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,0 +1,254 @@
+"""Cards are shared with PipeWire, PulseAudio and JACK by org.freedesktop.ReserveDevice1.
+
+On the bus of a user's session whoever owns the name ``org.freedesktop.ReserveDevice1.AudioN`` may
+use card N. Another who wants it calls RequestRelease with a priority of its own; an owner of a
+lower one closes the card, drops the name and says yes. (An owner may also keep the name until it is
+replaced, but then PipeWire's own tools wait for ever.) So capstand
+
+- takes the name before it opens a card, asking an owner to let go first;
+- lets go when asked with a higher priority than ``reserve_priority``, once the card is closed;
+- waits while another owns the name, and takes the card back as soon as the name is free.
+
+The capture thread knows nothing of this: it is told to release its device and to resume. A card may
+feed several streams, but a name is one per process: hence one ``Claim`` per card. Where this user
+has no session bus (the service's own user ``capstand``), nothing is reserved.
+
+Anybody on that bus may send us anything. Who owns a name is believed of the bus alone, what is
+asked must have the shape that the protocol gives it, and each may ask ``RATE`` times a second.
+
+Thread: ``reserve``; it may wait for the bus, for a bounded time, and a bus that fails sets all
+devices free.
+"""
+
+import logging
+import os
+import re
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from capstand.accounting.ledger import Ledger
+from capstand.capture.capturer import RESERVATION
+from capstand.config.naming import parse
+from capstand.devices.holder import card_number, place_of
+from capstand.devices.identity import card_of
+from capstand.host import bug
+from capstand.host.allowance import Allowances
+from capstand.host.logs import say
+from capstand.sharing.claim import INTERFACE, Claim, process_of
+from capstand.stream.stream import Stream
+
+if TYPE_CHECKING:
+    from capstand.sharing.bus import Bus, Incoming
+
+
+RATE, BURST = 10.0, 20.0
+LOOK_S = 1.0  # how often cards that come and go are looked for
+RECONNECT_S = 5.0
+BUS = "org.freedesktop.DBus"  # as in bus.py, which is loaded only where there is one
+
+
+class Reserver:
+    """Reserves the cards of ``streams()`` as long as there is a bus; ``root`` is for /proc."""
+
+    def __init__(
+        self,
+        streams: Callable[[], Sequence[Stream]],
+        ledger: Ledger,
+        address: Callable[[], str | None],
+        root: Path = Path("/"),
+    ) -> None:
+        self._streams = streams
+        self._ledger = ledger
+        self._address = address
+        self._root = root
+        self._claims: dict[int, Claim] = {}
+        self._allowed = Allowances(RATE, BURST)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping = False
+        self._told: str | None = None
+        self._thread = threading.Thread(target=self._run, name="reserve", daemon=True)
+
+    def start(self) -> None:
+        """Before the streams start, so that none opens a card that is not reserved."""
+        self.hold(self._streams())
+        self._thread.start()
+
+    def hold(self, streams: Sequence[Stream]) -> None:
+        """The same for ``streams`` that begin later; they are among ours by now. Main thread."""
+        if self._address() is None:
+            return
+        for stream in streams:
+            if self._card_of(stream) is not None:
+                stream.capturer.release(RESERVATION, "its card is not reserved yet")
+        self.wake()
+
+    def wake(self) -> None:
+        """Something changed: look at once. Any thread."""
+        os.eventfd_write(self._wake, 1)
+
+    def stop(self) -> None:
+        """Waits a moment only: whoever waits for the names gets them when the process ends."""
+        self._stopping = True
+        self.wake()
+        self._thread.join(0.5)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                address = self._address()
+                if address is None:
+                    self._tell(
+                        "cards are not reserved: this user has no session bus "
+                        "(README: Sharing the card)"
+                    )
+                else:
+                    self._serve(address)
+                self._let_all_open()
+                self._pause(RECONNECT_S)
+        finally:
+            self._let_all_open()
+
+    def _serve(self, address: str) -> None:
+        """Until the bus fails or ``stop``."""
+        from capstand.sharing.bus import Bus, BusError, Refusal
+
+        try:
+            bus = Bus(address)
+        except BusError as error:
+            self._tell(f"cards are not reserved: {error}")
+            return
+        try:
+            rule = "type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged'"
+            bus.ask("AddMatch", "s", f"{rule},arg0namespace='{INTERFACE}'")
+            look_at = 0.0
+            while not self._stopping:
+                for message in bus.incoming():
+                    if message.is_call:
+                        self._serve_call(bus, message)
+                    elif self._hear(message):
+                        look_at = 0.0
+                if time.monotonic() >= look_at:
+                    self._look(bus)
+                    look_at = time.monotonic() + LOOK_S
+                self._tell("cards are reserved on the session bus")
+                if self._pause(0.0 if bus.pending else LOOK_S, bus.fileno()):
+                    look_at = 0.0
+        except (BusError, Refusal) as error:
+            self._tell(f"cards are not reserved any more: {error}")
+        except Exception as error:  # noqa: BLE001  to share cards is not worth the sound
+            self._tell(f"cards are not reserved any more: {bug.tell('reserve', error)}")
+        finally:
+            bus.close()
+            self._claims.clear()
+
+    def _look(self, bus: "Bus") -> None:
+        """Which streams are on which card changes when one is plugged in."""
+        cards: dict[int, list[Stream]] = {}
+        for stream in self._streams():
+            number = self._card_of(stream)
+            if number is None:
+                stream.capturer.resume(RESERVATION)
+            else:
+                cards.setdefault(number, []).append(stream)
+        for number in self._claims.keys() - cards.keys():
+            gone = self._claims.pop(number)
+            gone.streams = []
+            gone.give_up()
+        for number, streams in cards.items():
+            if number not in self._claims:
+                self._claims[number] = Claim(number, bus, self._ledger)
+            self._claims[number].streams = streams
+            self._claims[number].look(time.monotonic())
+
+    def _hear(self, signal: "Incoming") -> bool:
+        """Whether it is the bus's word that one of our names has another owner. The bus alone knows
+        that, and only it can send as itself."""
+        if (signal.sender, signal.member, signal.signature) != (BUS, "NameOwnerChanged", "sss"):
+            return False
+        name, _, owner = signal.body
+        claim = self._named(name)
+        if claim is not None:
+            claim.owner_changed(owner)
+        return claim is not None
+
+    def _serve_call(self, bus: "Bus", call: "Incoming") -> None:
+        claim = self._named(call.path.replace("/", ".").removeprefix("."))
+        if not self._allowed.take(call.sender, time.monotonic()):
+            bus.refuse(call, "LimitsExceeded")
+            return
+        if claim is None:
+            bus.refuse(call, "UnknownObject")
+            return
+        match call.interface, call.member, call.signature:
+            case (("" | "org.freedesktop.ReserveDevice1"), "RequestRelease", "i"):
+                (priority,) = call.body
+                who = process_of(bus, call.sender)
+                bus.answer(call, "b", claim.requested(priority, who))
+            case (("" | "org.freedesktop.DBus.Properties"), "Get", "ss"):
+                interface, name = call.body
+                known = claim.properties() if interface == INTERFACE else {}
+                if name in known:
+                    bus.answer(call, "v", known[name])
+                else:
+                    bus.refuse(call, "UnknownProperty")
+            case (("" | "org.freedesktop.DBus.Properties"), "GetAll", "s"):
+                known = claim.properties() if call.body == (INTERFACE,) else {}
+                bus.answer(call, "a{sv}", known)
+            case (_, "RequestRelease" | "Get" | "GetAll", _):
+                bus.refuse(call, "InvalidArgs")
+            case _:
+                bus.refuse(call, "UnknownMethod")
+
+    def _named(self, name: object) -> Claim | None:
+        return next((one for one in self._claims.values() if one.name == name), None)
+
+    def _card_of(self, stream: Stream) -> int | None:
+        """The best that is there; None for a card that is away, and for what is no card."""
+        numbers = (self._number(name) for name in stream.config.capture.devices)
+        return next((one for one in numbers if one is not None), None)
+
+    def _number(self, name: str) -> int | None:
+        if parse(name) is not None:
+            return card_of(name, self._root)
+        place = place_of(name) if _on_card(name) else None
+        return card_number(place[0], self._root) if place else None
+
+    def _let_all_open(self) -> None:
+        for stream in self._streams():
+            stream.capturer.resume(RESERVATION)
+
+    def _pause(self, timeout_s: float, *descriptors: int) -> bool:
+        """Whether it was ended by ``wake``."""
+        poll = select.poll()
+        for one in (self._wake, *descriptors):
+            poll.register(one, select.POLLIN)
+        woken = any(one == self._wake for one, _ in poll.poll(timeout_s * 1000))
+        if woken:
+            os.eventfd_read(self._wake)
+        return woken
+
+    def _tell(self, line: str) -> None:
+        """Each change once, if there is a card at all."""
+        on_cards = any(
+            _on_card(name) for one in self._streams() for name in one.config.capture.devices
+        )
+        if line != self._told and on_cards:
+            self._told = line
+            say(logging.INFO, "%s", line, KIND="reservation")
+
+
+def _on_card(device: str) -> bool:
+    """Whether a device is a card's own; what dsnoop shares is not to be had for one alone."""
+    return parse(device) is not None or re.match(r"(plug)?hw:", device) is not None
+
+
+def session_address() -> str | None:
+    """The bus of this user's session, also for a system service that runs as that user."""
+    if given := os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
+        return given
+    own = Path(f"/run/user/{os.geteuid()}/bus")
+    return f"unix:path={own}" if own.exists() else None

@@ -1,0 +1,1 @@
+"""Recordings: segments of WAV or FLAC in a directory."""

@@ -1,0 +1,1 @@
+"""Sound that waits on disk while its sink is away."""

@@ -1,0 +1,1 @@
+"""One card and all that it feeds."""

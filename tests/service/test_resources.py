@@ -1,0 +1,480 @@
+"""A machine that runs short: disks that refuse, descriptors, memory and threads that are not there.
+
+Each is tried on the real daemon. Capture goes on, the other sinks are left alone, what stopped goes
+on by itself when there is room again, the books balance, and one line says what to do. Where that
+cannot be, the process ends with an error, so that systemd starts it anew: it is never deaf.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from capstand.accounting.ledger import Ledger
+from capstand.audio.block import Block
+from capstand.host import bug
+from capstand.host.notify import Notifier
+from capstand.sinks import disk
+from capstand.sinks.outlet import Outlet
+from tests.counts import counts
+from tests.fakecard import FakeCard
+from tests.figures import figure
+from tests.line import Keep
+from tests.patience import PATIENCE_S
+from tests.service.test_service import Daemon
+from tests.sinks.test_recording import heard
+
+BYTES_PER_S = 48000 * 2 * 2
+CONFIGURATION = """
+[[stream]]
+name = "mic"
+[stream.capture]
+device = "synthetic"
+buffer_ms = 10000
+synthetic = {{signal = "counter"}}
+[[stream.sink]]
+type = "file"
+name = "bad"
+path = "{bad}"
+min_free_mb = 0
+segment_s = 1
+queue_ms = {queue_ms}
+[[stream.sink]]
+type = "file"
+name = "good"
+path = "{good}"
+min_free_mb = 0
+"""
+CAPTURED = """
+[[stream]]
+name = "mic"
+[stream.capture]
+device = "{device}"
+format = "S32_LE"
+channels = 1
+buffer_ms = 2000
+[[stream.sink]]
+type = "file"
+path = "{folder}"
+min_free_mb = 0
+"""
+
+
+class Place:
+    """A daemon with one sink on a disk of its own and one beside it. The short queue of the first
+    is to run over; where it must not, a busy machine needs a longer one."""
+
+    def __init__(self, folder: Path, bad: Path, queue_ms: int = 500) -> None:
+        self.folder = folder
+        self.bad = bad
+        text = CONFIGURATION.format(bad=bad, good=folder / "good", queue_ms=queue_ms)
+        self.daemon = Daemon(folder, text)
+        self.hear("READY=1")
+
+    @property
+    def pid(self) -> int:
+        return self.daemon.process.pid
+
+    def hear(self, wanted: str) -> str:
+        return self.daemon.hear(wanted)
+
+    def hear_well(self) -> str:
+        """Listens until a status names no sink that waits."""
+        while True:
+            line = self.hear("STATUS=")
+            if "bad: mic-" in line and "recording waits" not in line and "ledger:" not in line:
+                return line
+
+    def limit(self, what: int, soft: int) -> None:
+        hard = resource.prlimit(self.pid, what)[1]
+        resource.prlimit(self.pid, what, (soft, hard))
+
+    def status(self) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE_S)
+            client.connect(str(self.folder / "run/control.sock"))
+            client.sendall(b'{"ask": "status"}\n')
+            got = b""
+            while chunk := client.recv(65536):
+                got += chunk
+        (stream,) = json.loads(got)["streams"]
+        return dict(stream)
+
+    def recorded(self) -> int:
+        """Bytes that the good sink has."""
+        return sum(one.stat().st_size for one in (self.folder / "good").iterdir())
+
+    def record(self, seconds: float) -> None:
+        """Until the good sink has so much more sound, or the daemon ended."""
+        deadline, enough = time.monotonic() + PATIENCE_S, self.recorded() + seconds * BYTES_PER_S
+        while self.recorded() < enough and self.daemon.process.poll() is None:
+            time.sleep(0.02)
+            assert time.monotonic() < deadline, "deaf"
+
+    def end(self) -> tuple[dict[str, Any], str]:
+        """Stops it; the last line of the books, and the log."""
+        assert self.daemon.end() == 0
+        assert self.daemon.process.stderr is not None
+        log = self.daemon.process.stderr.read()
+        lines = ledger(self.folder)
+        books = json.loads(lines[-1])
+        for line in lines:
+            json.loads(line)  # none is torn
+        assert books["event"] == "stop" and books["balanced"] is True
+        bad, good = books["sinks"]
+        assert (good["dropped_frames"], good["inside_frames"]) == (0, 0)
+        assert bad["inside_frames"] == 0
+        return books, log
+
+
+def fill(folder: Path) -> Path:
+    """Takes all there is of a disk."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return ballast
+
+
+@pytest.fixture
+def places() -> Iterator[list[Place]]:
+    opened: list[Place] = []
+    yield opened
+    for one in opened:
+        one.daemon.close()
+
+
+def test_a_disk_that_fills_up_and_is_emptied(
+    tmp_path: Path, small_disk: Path, places: list[Place]
+) -> None:
+    """Recordings and ledger on a disk that is full: STATUS says so and what to do, the other sink
+    misses nothing; when there is room recording goes on by itself, and no line of the ledger is
+    missing or torn."""
+    (tmp_path / "state").symlink_to(small_disk)
+    place = Place(tmp_path, small_disk / "rec")
+    places.append(place)
+    place.hear_well()
+    ballast = fill(small_disk)
+    line = place.hear("sink bad: ")
+    assert re.search(r"No space left on device; recording waits; check that|0 MB free", line)
+    ballast.unlink()
+    place.hear_well()
+    books, log = place.end()
+    assert books["sinks"][0]["delivered_frames"] > 0
+    assert "error: mic: sink bad: " in log and "mic: sink bad works again" in log
+
+
+def test_a_disk_that_is_read_only(tmp_path: Path, small_disk: Path, places: list[Place]) -> None:
+    """On a read-only disk neither recording nor ledger can be written; STATUS says how to mend it,
+    and once it is mounted for writing both go on, with every line since the start."""
+    (small_disk / "rec").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    (tmp_path / "state").symlink_to(small_disk)
+    place = Place(tmp_path, small_disk / "rec")
+    places.append(place)
+    line = place.hear("sink bad: ")
+    assert "Read-only file system" in line and "mount -o remount,rw" in line
+    place.hear("ledger: ")
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    place.hear_well()
+    books, log = place.end()
+    assert books["sinks"][0]["delivered_frames"] > 0
+    assert "ledger: is written again" in log
+    assert [one["event"] for one in place.daemon.ledger()][:2] == ["start", "grant"]
+
+
+def test_a_file_may_not_grow(tmp_path: Path, places: list[Place]) -> None:
+    """With RLIMIT_FSIZE below a segment's size recording goes on in a new file each time, and no
+    frame is lost at a file's end."""
+    place = Place(tmp_path, tmp_path / "rec", queue_ms=20_000)
+    places.append(place)
+    place.hear_well()
+    limit = 100_000
+    place.limit(resource.RLIMIT_FSIZE, limit)
+    deadline = time.monotonic() + PATIENCE_S
+    while len(list((tmp_path / "rec").glob("*.wav"))) < 5:
+        time.sleep(0.02)
+        assert time.monotonic() < deadline, "no new file is begun"
+    books, _ = place.end()
+    bad = books["sinks"][0]
+    assert (bad["delivered_frames"], bad["dropped_frames"]) == (books["captured_frames"], 0)
+    files = sorted((tmp_path / "rec").iterdir())
+    assert all(one.stat().st_size <= limit for one in files[1:])
+    assert sum(soundfile.info(one).frames for one in files) == bad["delivered_frames"]
+
+
+def test_no_descriptor_is_free(tmp_path: Path, places: list[Place]) -> None:
+    """With every descriptor taken, capture and the sink whose file is open go on; the next segment
+    of the other waits and says what to raise; with descriptors all goes on, status too."""
+    place = Place(tmp_path, tmp_path / "rec")
+    places.append(place)
+    place.hear_well()
+    place.limit(resource.RLIMIT_NOFILE, 3)
+    with socket.socket(socket.AF_UNIX) as knocking:
+        knocking.connect(str(tmp_path / "run/control.sock"))
+        knocking.sendall(b'{"ask": "status"}\n')
+        spent, began = cpu_s(place.pid), time.monotonic()
+        place.record(3)  # nothing can be heard without a descriptor, not even by systemd
+        assert cpu_s(place.pid) - spent < 0.8 * (time.monotonic() - began), "busy turns"
+    place.limit(resource.RLIMIT_NOFILE, 1024)
+    line = place.hear_well()
+    assert "bad: mic-" in line
+    stats = place.status()
+    assert stats["balanced"] is True
+    _, log = place.end()
+    assert "Too many open files" in log and "raise LimitNOFILE= in the unit" in log
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+SLOW = """
+import sys, time
+
+class Slow:
+    def find_spec(self, name, *rest):
+        if name == "soundfile":
+            sys.meta_path.remove(self)
+            time.sleep(8)
+
+sys.meta_path.insert(0, Slow())
+"""
+
+
+def test_a_machine_slow_to_start_loses_nothing(
+    tmp_path: Path, fakecard: FakeCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sound that comes while the machine takes 8 s to load what writes recordings is in them."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    daemon = Daemon(tmp_path, CAPTURED.format(device=fakecard.device, folder=tmp_path / "rec"))
+    try:
+        daemon.hear("READY=1")
+        daemon.hear("file has taken nothing for ")
+        daemon.hear("file: mic-")
+        assert daemon.end() == 0
+    finally:
+        daemon.close()
+    books = daemon.ledger()[-1]
+    (sink,) = books["sinks"]
+    assert (books["balanced"], books["lost_frames"], sink["dropped_frames"]) == (True, 0, 0)
+    (path,) = (tmp_path / "rec").glob("*.wav")
+    sound = heard(path)
+    assert len(sound) == sink["delivered_frames"] == books["captured_frames"] > 8 * 48000
+    assert (np.diff(sound) == 1).all()
+
+
+def test_no_memory_is_free(tmp_path: Path, places: list[Place]) -> None:
+    """With no byte of address space to be had, the daemon captures on, or ends with an error and is
+    started anew; it is never there and deaf."""
+    rounds, went_on, lost = counts(1, 100), 0, 0
+    for number in range(rounds):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        place = Place(folder, folder / "rec")
+        places.append(place)
+        place.hear_well()
+        place.limit(resource.RLIMIT_AS, 1 << 20)
+        place.record(2)
+        if place.daemon.process.poll() is not None:
+            assert place.daemon.process.returncode == 1
+            continue
+        place.limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+        place.record(0.4)
+        place.daemon.forget()
+        place.hear_well()
+        stats = place.status()
+        assert stats["balanced"] is True
+        lost += stats["lost_frames"]
+        places.remove(place)
+        place.daemon.close()
+        went_on += 1
+    figure("no address space for 2 s", f"{went_on} of {rounds} went on, {lost} frames lost")
+
+
+def ledger(folder: Path) -> list[str]:
+    return (folder / "state/ledger/mic.jsonl").read_text().splitlines()
+
+
+DYING = """
+import sys
+from capstand.cli import main as cli
+from capstand.capture.synthetic import SyntheticSource
+from capstand.stream.pusher import Pusher
+from capstand.sinks.recording.recording import Recording
+from capstand.service.reporter import Reporter
+
+def die(*_):
+    raise ZeroDivisionError("a bug")
+
+kinds = {"capture": SyntheticSource, "push": Pusher, "sink": Recording, "main": Reporter}
+kind = kinds[sys.argv[1]]
+name = {"capture": "read", "push": "step", "sink": "write", "main": "look"}[sys.argv[1]]
+right, calls = getattr(kind, name), iter(range(10**9))
+setattr(kind, name, lambda *a: right(*a) if next(calls) not in range(8, 11) else die())
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def dying(tmp_path: Path, thread: str) -> subprocess.CompletedProcess[str]:
+    """A daemon in which a bug shows in one thread after a while; at most 4 s of it."""
+    setup = tmp_path / "capstand.toml"
+    places = {"bad": tmp_path / "bad", "good": tmp_path / "good"}
+    setup.write_text(CONFIGURATION.format(**places, queue_ms=500))
+    return subprocess.run(
+        [
+            *(sys.executable, "-c", DYING, thread, "run", "--config", str(setup), "--seconds"),
+            *("4", "--runtime", str(tmp_path / "run")),
+            *("--state", str(tmp_path / "state")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("thread", ["capture", "push", "main"])
+def test_a_thread_that_dies_of_a_bug_ends_the_daemon(tmp_path: Path, thread: str) -> None:
+    """A bug in a thread ends the process at once, with an error, its traceback, whole files and
+    closed books; systemd starts a new one."""
+    done = dying(tmp_path, thread)
+    assert done.returncode == 1, done.stderr
+    assert f"thread {thread}" in done.stderr and "ZeroDivisionError: a bug" in done.stderr
+    assert done.stderr.count("Traceback (most recent call last)") == 1
+    assert f"stopping: starting again: thread {thread}" in done.stderr
+    assert not list((tmp_path / "good").glob("*.part"))
+    books = [json.loads(one) for one in ledger(tmp_path)]
+    assert books[-1]["event"] == "stop"
+
+
+def test_a_sink_with_a_bug_is_tried_again(tmp_path: Path) -> None:
+    """A bug in a sink costs the block and a pause, is told once, and the sink works again."""
+    done = dying(tmp_path, "sink")
+    assert done.returncode == 0, done.stderr
+    assert "unexpected ZeroDivisionError: a bug (at <string>:" in done.stderr
+    assert done.stderr.count("Traceback (most recent call last)") == 1
+    assert "works again" in done.stderr
+    books = [json.loads(one) for one in ledger(tmp_path)]
+    assert books[-1]["balanced"] is True
+
+
+# In one process
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), MemoryError(), OSError(24, "Too many open files")]
+)
+def test_whatever_a_sink_raises_is_booked(error: Exception) -> None:
+    """Anything that comes out of a sink's open, write or close is a trouble of that sink alone."""
+
+    class Wild(Keep):
+        wild = True
+
+        def open(self) -> None:
+            if self.wild:
+                raise error
+
+        def write(self, block: Block) -> None:
+            raise error
+
+        def close(self) -> None:
+            raise error
+
+    sink = Wild()
+    outlet = Outlet("wild", sink, 1000)
+    assert outlet.try_open() is False
+    assert outlet.trouble is not None
+    assert outlet.trouble.startswith(f"unexpected {type(error).__name__}: ")
+    sink.wild = False
+    outlet.put(Block(0, 10, 1, bytes(40)))
+    outlet.finish()
+    outlet.run()
+    assert (outlet.entered, outlet.failed, outlet.delivered, outlet.queued) == (10, 10, 0, 0)
+    assert outlet.state == "closed"
+
+
+def test_a_bug_is_told_once_with_its_traceback(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same error from the same line is told with its traceback once, another one again."""
+
+    def fail(what: type[Exception]) -> str:
+        try:
+            raise what("first\nsecond")
+        except Exception as error:  # noqa: BLE001
+            return bug.tell("here", error)
+
+    monkeypatch.setattr(logging.getLogger("capstand"), "propagate", True)
+    lines = [fail(KeyError), fail(KeyError), fail(IndexError)]
+    assert all(one.count("\n") == 0 and "test_resources.py:" in one for one in lines)
+    assert [one.getMessage().count("Traceback") for one in caplog.records] == [1, 1]
+
+
+def test_a_ledger_line_is_whole_or_not_there(tmp_path: Path, small_disk: Path) -> None:
+    """A disk that fills up in the midst of a line takes none of it; the line waits for room."""
+    ledger = Ledger(small_disk)
+    ledger.write("mic", "start")
+    while not ledger.path("mic").exists():
+        time.sleep(0.01)
+    ballast = fill(small_disk)
+    for number in range(100):  # the page at the end of the file still has room for some
+        ledger.write("mic", "gap", frames=number)
+    deadline = time.monotonic() + PATIENCE_S
+    while ledger.trouble is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "No space left on device; its lines wait in memory" in str(ledger.trouble)
+    assert ledger.path("mic").read_text().endswith("\n")
+    ballast.unlink()
+    while ledger.trouble is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ledger.close(PATIENCE_S)
+    events = [json.loads(one) for one in ledger.path("mic").read_text().splitlines()]
+    assert [one.get("frames") for one in events] == [None, *range(100)]
+
+
+def test_systemd_that_cannot_be_told_is_told_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notification that fails for want of a descriptor raises nothing and is made up for."""
+    path = tmp_path / "notify"
+    monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+    notifier = Notifier()
+    notifier.ready()
+    notifier.status("one")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(path))
+        systemd.settimeout(PATIENCE_S)
+        notifier.ready()
+        notifier.status("one")
+        assert [systemd.recv(100) for _ in range(2)] == [b"READY=1", b"STATUS=one"]
+    path.unlink()
+    notifier.reloading()
+    notifier.reloaded()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(path))
+        systemd.settimeout(PATIENCE_S)
+        notifier.ready()
+        assert systemd.recv(100) == b"READY=1"
+
+
+@pytest.mark.parametrize("number", sorted(disk._ADVICE))
+def test_every_refusal_of_a_disk_says_what_to_do(number: int) -> None:
+    """Each errno that a disk can give has its own advice."""
+    assert disk.advice(OSError(number, os.strerror(number))) == disk._ADVICE[number]
+    assert "check that" in disk.advice(RuntimeError("x"))
