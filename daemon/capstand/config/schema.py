@@ -50,7 +50,7 @@ FAULTS = ("overrun", "unplug", "stall")
 CHANNELS = 2
 LARGEST_PERIOD = 2
 """A granted period may be up to this many times what was asked; the ring's slots allow for it."""
-RING_S = 1.0
+RING_S = 2.0
 PROFILES = (
     "auto",
     "default",
