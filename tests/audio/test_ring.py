@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstand.audio.ring import HEAD, PUBLISHED, SLOT, Reader, Ring
+from capstand.audio.wake import WakeUp
 from capstand.stream.pusher import FIRST_REST_MS, Pusher
 from tests.patience import PATIENCE_S
 
@@ -100,8 +101,8 @@ def test_got_and_missed_are_all(steps: list[tuple[str, int, int]]) -> None:
             got[first] += block.frames
             assert reader.captured == got[first] + reader.missed
             assert reader.next_frame == block.first_frame + block.frames
-    for reader, frames in zip(readers, got, strict=True):
-        frames += sum(block.frames for block in reader.blocks())
+    for reader, before in zip(readers, got, strict=True):
+        frames = before + sum(block.frames for block in reader.blocks())
         assert frames + reader.missed == reader.captured == writer.captured
         assert reader.waiting == 0
     writer.ring.close()
@@ -196,18 +197,29 @@ def test_readers_cannot_write(writer: Writer) -> None:
 
 def test_each_block_wakes_each_reader(writer: Writer) -> None:
     """Also one whose counter somebody drove to its end, and that costs the writer nothing."""
-    wakes = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(3)]
-    os.eventfd_write(wakes[1], 2**64 - 2)
+    wakes = [WakeUp() for _ in range(3)]
+    os.eventfd_write(wakes[1].descriptor, 2**64 - 2)
     writer.ring.wakes(*wakes[:2])
     writer.write(1)
     ready, _, _ = select.select(wakes, [], [], 0)
     assert ready == wakes[:2]
     writer.ring.wakes()
-    os.eventfd_read(wakes[0])
+    wakes[0].clear()
     writer.write(1)
     assert select.select(wakes[:1], [], [], 0)[0] == []
-    for one in wakes:
-        os.close(one)
+
+
+def test_who_rests_is_woken_by_each_quarter(writer: Writer) -> None:
+    """That is soon enough for one that takes half a ring at a time, and seldom."""
+    rests = WakeUp()
+    writer.ring.wakes(rests=(rests,))
+    woken = []
+    for number in range(16):
+        writer.write(1)
+        if select.select([rests], [], [], 0)[0]:
+            rests.clear()
+            woken.append(number)
+    assert woken == [1, 3, 5, 7, 9, 11, 13, 15]
 
 
 def test_close_gives_back_all_descriptors() -> None:
@@ -269,9 +281,9 @@ class Process:
     """A reader in a process of its own; it reports at each block whose first frame is 0."""
 
     def __init__(self, writer: Writer, sleep_us: int = 0) -> None:
-        self.wake = os.eventfd(0, os.EFD_NONBLOCK)
+        self.wake = WakeUp()
         descriptor = writer.ring.open_for_reading()
-        given = descriptor, self.wake
+        given = descriptor, self.wake.descriptor
         self.process = subprocess.Popen(
             [sys.executable, "-c", READER, *map(str, given), str(sleep_us)],
             stdout=subprocess.PIPE,
@@ -291,7 +303,6 @@ class Process:
         self.process.wait(PATIENCE_S)
         assert self.process.stdout is not None
         self.process.stdout.close()
-        os.close(self.wake)
 
 
 def test_one_writer_and_readers_in_processes_of_their_own() -> None:

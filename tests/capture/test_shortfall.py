@@ -153,7 +153,6 @@ class Line:
         next_s = 60.0
         while self.card.now_s < until_s:
             self.capturer.step(200)
-            self.ring.release(self.ring.take())
             if len(self.gaps) < table.count:
                 self.gaps += table.since(len(self.gaps))
             if self.card.now_s > next_s:

@@ -25,11 +25,11 @@ Threads: ``slot`` and ``publish`` belong to the writer, a Reader to one thread o
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from struct import Struct
 
 from capstand.audio.block import Block
 from capstand.audio.clock import Pace
+from capstand.audio.wake import WakeUp
 
 MAGIC = 0x3130676E69720001  # a layout that differs gets another number
 HEAD = 64
@@ -56,15 +56,18 @@ class Ring:
         self._rows = [
             view[first + at * slot_bytes : first + (at + 1) * slot_bytes] for at in range(slots)
         ]
-        self._wakes: tuple[int, ...] = ()
+        self._quarter = slots // 4
+        self._wakes: tuple[WakeUp, ...] = ()
+        self._rests: tuple[WakeUp, ...] = ()
 
     def open_for_reading(self) -> int:
         """A descriptor of the memory that allows nothing but reading; the caller closes it."""
         return os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
 
-    def wakes(self, *eventfds: int) -> None:
-        """From the next block on, these are written to for each block. Any thread."""
-        self._wakes = eventfds
+    def wakes(self, *readers: WakeUp, rests: tuple[WakeUp, ...] = ()) -> None:
+        """From the next block on, these are set for each block, and ``rests`` whenever another
+        quarter of the ring is full: a reader may rest until then. Any thread."""
+        self._wakes, self._rests = readers, rests
 
     def slot(self) -> memoryview:
         """Where the next block goes."""
@@ -81,8 +84,10 @@ class Ring:
         SLOT.pack_into(self._memory, at, *block, *rate)
         self.published = self._words[PUBLISHED] = number + 1
         for wake in self._wakes:
-            with suppress(BlockingIOError):  # somebody counted it up to its end; it is awake
-                os.eventfd_write(wake, 1)
+            wake.set()
+        if not (number + 1) % self._quarter:
+            for wake in self._rests:
+                wake.set()
 
     def close(self) -> None:
         """The writer's thread must have ended; readers keep what they have mapped."""

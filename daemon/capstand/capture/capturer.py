@@ -11,6 +11,9 @@ stopped and started; then it is closed and opened; then a person is told what to
 opened again and again. It is asked several times first, because a process that was itself stopped
 must not take its own absence for the card's. An I/O error gets the first step too.
 
+What a stalled process finds in the device's buffer may be more than the ring holds: it is read at
+eight times its speed, a quarter of the ring at once, so that those who read the ring keep up.
+
 Others may ask for the device (``release``): it is closed between two blocks and left closed until
 all who asked have given it back (``resume``). That is a declared wait, and a gap like any other.
 
@@ -42,6 +45,7 @@ LEAST_SHORT_S = 0.001
 RETRY_S = (0.05, 0.1, 0.2, 0.5)  # a device that comes or is let go is often a moment late
 REFUSED_RETRY_S = 5.0
 REST_S = 1.0
+CATCH_UP_SPEED = 8
 OPEN_S = 30.0
 """A card that does not answer may take so long to be opened, by the kernel's patience with it."""
 OPERATOR, RESERVATION = "operator", "reservation"
@@ -93,6 +97,7 @@ class Capturer:
         self._observed = -1  # the newest frame of which the clock knows
         self._healing = 0  # steps taken against a silence that goes on
         self._failures = 0  # attempts in a row
+        self._burst = 0  # blocks read while the device held more
 
     def run(self) -> None:
         """The thread's body; ends after ``stop``."""
@@ -208,6 +213,14 @@ class Capturer:
         tally.captured += frames
         tally.turn += 1
         ring.publish(first, frames, captured_at_ns, tally.captured - frames, clock)
+        if reading.ahead < 2 * frames:
+            self._burst = 0
+        else:
+            self._burst += 1
+            if self._burst >= ring.slots // 4:
+                self._burst = 0
+                quarter_s = ring.slots // 4 * frames / clock.rate_hz
+                self._stopped.wait(quarter_s / CATCH_UP_SPEED)
         self.last_frame_ns = now_ns
         self._empty = self._healing = 0
         self.trouble = None

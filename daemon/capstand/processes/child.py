@@ -75,9 +75,13 @@ class Line:
             return None
 
     def tell(self, **what: object) -> bool:
-        """How it is, for people; whether that went out: a daemon that is busy hears it later."""
+        """How it is, for people; whether that went out: a daemon that is busy hears it later. Of
+        too many figures none are told."""
+        raw = json.dumps(clean.tree(what, MOST_VALUES)).encode()
+        if len(raw) > LONGEST:
+            raw = json.dumps(clean.tree(what | {"figures": {}}, MOST_VALUES)).encode()
         try:
-            self._channel.send(json.dumps(clean.tree(what, MOST_VALUES)).encode()[:LONGEST])
+            self._channel.send(raw)
         except BlockingIOError:
             return False
         return True
@@ -119,7 +123,7 @@ def main() -> NoReturn:
             status = getattr(importlib.import_module(module), function)(line, *task.arguments)
         atexit._run_exitfuncs()  # what the libraries want
     except BaseException as error:  # noqa: BLE001  told, and the process ends
-        line.tell(trouble=f"unexpected {bug.tell('a process ended', error)}")
+        line.tell(trouble=f"{bug.tell('the process ended', error)}; the log has more")
         status = FAILED
     finally:
         repeats.tell(all_now=True)

@@ -9,14 +9,15 @@ Thread: main.
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from capstand.accounting.stats import Mark, SinkCounters
 from capstand.audio.ring import Reader, Ring
-from capstand.host.wake import WakeUp
+from capstand.audio.wake import WakeUp
 from capstand.processes.child import Task
-from capstand.processes.supervisor import State, Supervisor
+from capstand.processes.page import Doing
+from capstand.processes.supervisor import LIMITS_S, State, Supervisor
 from capstand.sinks.outlet import Joined
 from capstand.sinks.push import Word
 from capstand.sinks.sink import Event
@@ -40,7 +41,14 @@ class LiveSink:
     on_disk = False
 
     def __init__(
-        self, stream: str, name: str, plan: Plan, ring: Ring, frame_bytes: int, priority: int
+        self,
+        stream: str,
+        name: str,
+        plan: Plan,
+        ring: Ring,
+        frame_bytes: int,
+        priority: int,
+        limits_s: Mapping[Doing, float] = LIMITS_S,
     ) -> None:
         self.name = name
         self.wake = WakeUp()
@@ -49,7 +57,7 @@ class LiveSink:
         work = self._memory, self.wake.fileno(), frame_bytes, plan.gather_frames, *plan[:2]
         fields = {"STREAM": stream, "SINK": name}
         task = Task("capstand.sinks.push:run", work, fields, f"push:{name}", priority)
-        self.process = Supervisor(task, work[:2])
+        self.process = Supervisor(task, work[:2], limits_s)
         self._words = self.process.page.words
         self._words[Word.JOINED_FRAME] = -1
         self._books = dict.fromkeys(Word, 0) | {Word.JOINED_FRAME: -1}  # as they were believed last
@@ -130,18 +138,17 @@ class LiveSink:
         return ended
 
     def let_go(self) -> None:
-        """It did not end in time."""
+        """It did not end in time: it is ended, and what it had counts as dropped."""
         self.process.abandon()
-
-    def abandon(self) -> None:
-        """Nothing of it is left; what it had counts as dropped."""
         self._words[Word.TAKES] = 0
         self.look(time.monotonic_ns())
+
+    def abandon(self) -> None:
+        """Nothing of it is left."""
 
     def close(self) -> None:
         self._present.close()
         self.process.close()
-        self.wake.close()
         os.close(self._memory)
 
     # The books

@@ -88,13 +88,17 @@ class Outlet:
     def dropped(self) -> int:
         return self.missed + self.failed + self.overflowed + self.abandoned
 
+    def books(self) -> tuple[int, int]:
+        """Frames delivered and dropped; those that a sink took to deliver later count when it
+        has.
+        """
+        later = self.sink.account()
+        if later is None:
+            return self.delivered, self.dropped
+        return later.delivered, later.dropped + self.dropped
+
     def counters(self) -> SinkCounters:
-        """Those that a sink took to deliver later count when it has."""
-        since, until, later = self.since, self.until, self.sink.account()
-        delivered, dropped = self.delivered, self.dropped
-        if later is not None:
-            delivered, dropped = later.delivered, later.dropped + dropped
-        return SinkCounters(since, until, delivered, dropped, self.sink.inserted_frames)
+        return SinkCounters(self.since, self.until, *self.books(), self.sink.inserted_frames)
 
     @property
     def queued(self) -> int:

@@ -3,9 +3,10 @@ for none.
 
 It copies a block out of the ring once, measures its level, and puts the same immutable value into
 each sink's queue. Each wake-up costs more than what it does, and disks are in no hurry, so it rests
-between its turns, as long as the ring allows. Between two blocks the sinks may be exchanged for
-others. Thread: ``run`` is the push thread, which has real-time priority just below capture, because
-on a busy machine an ordinary thread that holds Python's lock delays all others.
+between its turns, until a quarter of the ring is full at the latest. Between two blocks the sinks
+may be exchanged for others. Thread: ``run`` is the push thread, which has real-time priority just
+below capture, because on a busy machine an ordinary thread that holds Python's lock delays all
+others.
 """
 
 import os
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from capstand.accounting.stats import Mark
 from capstand.audio.ring import Reader, Ring
+from capstand.audio.wake import WakeUp
 from capstand.host.realtime import below, prepare_thread
-from capstand.host.wake import WakeUp
 from capstand.sinks.outlet import Outlet
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Pusher:
         self.refusal: str | None = None
         self.batch_ms = batch_ms
         self.wake = WakeUp()  # by the ring, for each block
-        self._told = WakeUp()  # by those who want something of it
+        self.told = WakeUp()  # by the ring, for each quarter of it, and by those who want something
         descriptor = ring.open_for_reading()
         self._reader = Reader(descriptor, frame_bytes, ring.slots // 2)
         os.close(descriptor)
@@ -71,14 +72,14 @@ class Pusher:
         self.refusal = prepare_thread("push", below(self._priority, 10))
         wait = select.poll()
         wait.register(self.wake, select.POLLIN)
-        wait.register(self._told, select.POLLIN)
+        wait.register(self.told, select.POLLIN)
         rest = select.poll()
-        rest.register(self._told, select.POLLIN)
+        rest.register(self.told, select.POLLIN)
         stopping, rest_ms = False, FIRST_REST_MS
         while not stopping:
             wait.poll()
             self.wake.clear()
-            self._told.clear()
+            self.told.clear()
             stopping = self._stopping
             quarters = 4 * self.step() // self._slots
             if not stopping:
@@ -124,9 +125,9 @@ class Pusher:
         among them are finished. Any thread."""
         self.batch_ms = batch_ms
         self._wanted = tuple(outlets)
-        self._told.set()
+        self.told.set()
 
     def stop(self) -> None:
         """Makes ``run`` end once the ring is empty; the capturer must have ended. Any thread."""
         self._stopping = True
-        self._told.set()
+        self.told.set()

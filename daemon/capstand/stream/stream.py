@@ -110,9 +110,9 @@ class Stream:
 
     def _connect(self) -> None:
         """The ring wakes who reads it; the card is asked as often as the hastiest sink wants."""
-        live = [one.wake.fileno() for one in self.feeds if isinstance(one, LiveSink)]
-        leaving = [one.feed.wake.fileno() for one in self.leaving if isinstance(one.feed, LiveSink)]
-        self.ring.wakes(*live, *leaving, self.pusher.wake.fileno())
+        live = [one.wake for one in self.feeds if isinstance(one, LiveSink)]
+        leaving = [one.feed.wake for one in self.leaving if isinstance(one.feed, LiveSink)]
+        self.ring.wakes(*live, *leaving, self.pusher.wake, rests=(self.pusher.told,))
         self.source.patience_ms = 0 if self.hurry else CAPTURE_PATIENCE_MS
 
     def look(self, now_ns: int) -> None:
@@ -175,6 +175,8 @@ class Stream:
         if over:
             self.leaving = [one for one in self.leaving if one not in over]
             self._connect()
+            for one in over:
+                one.feed.close()
         return over
 
     def drain(self, deadline: float) -> list[str]:
