@@ -2,4 +2,4 @@
 while all is well.
 """
 
-PATIENCE_S = float(__import__("os").environ.get("P", "300"))
+PATIENCE_S = 300.0

@@ -111,13 +111,12 @@ class AgoraChannel(Sink):
                 log.warning("%s", warning)
         self._source.leave_channel()
         self._source.set_external_audio_source(True, self._track_hz, self._channels)
-        self._source.join_channel(
-            self._tokens(), self._setup.channel, self._setup.uid, wait_s=OPEN_S
-        )
-        if self._setup.rate_lock:
-            from capstand.dsp.live import LiveTrack  # numpy and libsoxr, once sound flows
+        self._source.join_channel(self._tokens(), self._setup.channel, self._setup.uid, wait_s=0)
+        if self._setup.rate_lock:  # numpy and libsoxr are loaded while the channel is joined
+            from capstand.dsp.live import LiveTrack
 
             self._live = LiveTrack(self._audio, self._track_hz, self._channels, self._pace)
+        self._source.wait_joined(OPEN_S)
         self._broken = True
 
     def write(self, block: Block) -> None:
