@@ -113,7 +113,8 @@ def nobody() -> Iterator[Callable[[], AbstractContextManager[Path]]]:
     """A directory that everybody may enter, and what makes this process nobody's meanwhile."""
     if os.geteuid() != 0:
         pytest.skip("to be somebody else needs root")
-    for name in ("grp", "secrets", "soundfile", "numpy.random", "capstand.dsp.convert"):
+    late = ("grp", "secrets", "_strptime", "soundfile", "numpy.random", "capstand.dsp.convert")
+    for name in late:
         import_module(name)  # what is not loaded yet may be out of nobody's reach
 
     @contextmanager

@@ -175,7 +175,7 @@ def test_run_refuses_with_78(tmp_path: Path) -> None:
 OPENING = """
 import json, sys
 from capstand.capture.alsa import AlsaSource
-from capstand.config import Capture
+from capstand.config.schema import Capture
 from capstand.errors import DeviceError
 
 for name in json.load(sys.stdin):

@@ -31,7 +31,7 @@ from tests.agora import build, sdist
 from tests.patience import PATIENCE_S
 
 HOST = "download.agora.io"
-LOAD = "from capstand.agora import native; print(native.load().build)"
+LOAD = "from capstand.agora.sdk import native; print(native.load().build)"
 Members = dict[str, bytes]
 
 

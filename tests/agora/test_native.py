@@ -14,7 +14,7 @@ from tests.agora import build, wrong_architecture
 from tests.patience import PATIENCE_S
 
 LOAD = """
-from capstand.agora import native
+from capstand.agora.sdk import native
 try:
     native.load()
 except native.NativeUnavailable as error:
@@ -68,7 +68,7 @@ def test_python_is_as_before(folder: Path) -> None:
 import logging, os, ssl, urllib.request
 logging.basicConfig(level=logging.DEBUG)
 kept = ssl._create_default_https_context, urllib.request.urlretrieve, os.system
-from capstand.agora import native
+from capstand.agora.sdk import native
 found = native.load()
 assert kept == (ssl._create_default_https_context, urllib.request.urlretrieve, os.system)
 assert ssl._create_default_https_context().verify_mode == ssl.CERT_REQUIRED
@@ -180,13 +180,13 @@ def test_an_empty_package_is_no_wrapper(tmp_path: Path) -> None:
 
 def test_where_it_is_looked_for(folder: Path, tmp_path: Path) -> None:
     """A folder given is the only one; else the system's, the user's, and Python's own path."""
-    code = "from capstand.agora import native; print(*native.folders())"
+    code = "from capstand.agora.sdk import native; print(*native.folders())"
     own = {"XDG_DATA_HOME": str(tmp_path / "data"), "PYTHONPATH": str(folder)}
     assert python(code, tmp_path, **own) == str(tmp_path)
     found = python(code, None, CAPSTAND_AGORA="", **own).split()
     assert found == [str(native.SYSTEM), str(tmp_path / "data/capstand/agora"), str(folder)]
     shutil.copytree(folder, tmp_path / "data/capstand/agora")
-    code = "from capstand.agora import native; print(native.load().folder)"
+    code = "from capstand.agora.sdk import native; print(native.load().folder)"
     if not native.SYSTEM.exists():
         assert python(code, None, CAPSTAND_AGORA="", **own) == found[1]
 
@@ -194,7 +194,7 @@ def test_where_it_is_looked_for(folder: Path, tmp_path: Path) -> None:
 REPAIR = """
 import os, sys
 from pathlib import Path
-from capstand.agora import native
+from capstand.agora.sdk import native
 whole = Path(os.environ["WHOLE"])
 for _ in range(2):
     try:
@@ -236,7 +236,7 @@ def test_a_failure_is_remembered(folder: Path) -> None:
     """The wrapper is not imported again and again while nothing has changed."""
     code = """
 from pathlib import Path
-from capstand.agora import native
+from capstand.agora.sdk import native
 tries = []
 native._load = lambda places: tries.append(places) or native.check(places[0])
 def load():
@@ -280,7 +280,7 @@ def test_the_token_is_never_logged(folder: Path) -> None:
     code = """
 import logging
 logging.basicConfig(level=logging.DEBUG)
-from capstand.agora import native
+from capstand.agora.sdk import native
 native.load()
 from agora.rtc._ctypes_handle import _rtc_connection_observer as wrapper
 seen = []

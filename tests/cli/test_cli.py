@@ -17,6 +17,7 @@ import soundfile
 from capstand import __version__
 from capstand.accounting.stats import StreamStats
 from capstand.cli import main as cli
+from capstand.cli import run
 from capstand.devices import listing as devices
 from capstand.devices.listing import Device
 from capstand.service.display import LiveLine, status_line, status_table
@@ -243,7 +244,7 @@ def test_run_without_a_configuration_names_the_cards_it_cannot_have(
     )
     barred = busy._replace(device="card:PCH", name="PCH", holder=None, trouble="not permitted")
     monkeypatch.setattr(devices, "find", lambda: [busy, barred])
-    assert cli._without_configuration().stream[0].capture.device == "synthetic"
+    assert run.without_configuration().stream[0].capture.device == "synthetic"
     told = capsys.readouterr().err.splitlines()
     assert told[:3] == [
         "capstand: usb:0d8c:0014:A1 (USB Mic) is not taken: held by pipewire (pid 812)",
@@ -254,11 +255,11 @@ def test_run_without_a_configuration_names_the_cards_it_cannot_have(
         trouble=None, rates_hz=[48_000], channels=[1], formats=["S16_LE"], device="card:Free"
     )
     monkeypatch.setattr(devices, "find", lambda: [busy, free, barred])
-    assert cli._without_configuration().stream[0].capture.device == "card:Free"
+    assert run.without_configuration().stream[0].capture.device == "card:Free"
     told = capsys.readouterr().err.splitlines()
     assert [line for line in told if "not taken" in line or "simulated" in line] == told[:1]
     monkeypatch.setattr(devices, "find", list)
-    assert cli._without_configuration().stream[0].capture.device == "synthetic"
+    assert run.without_configuration().stream[0].capture.device == "synthetic"
     told = capsys.readouterr().err.splitlines()
     assert told[0] == (
         "capstand: no capture card is there: the sound is simulated, a tone and not a microphone"

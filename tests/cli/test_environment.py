@@ -175,7 +175,7 @@ def test_what_is_closed_is_not_given_to_a_file(place: Place) -> None:
     """Where a daemon starts without stdin, stdout and stderr, no file and no socket of its own
     takes their numbers, to which libraries write."""
     script = (
-        "from capstand import console; import os; console.prepare(); "
+        "from capstand.host import console; import os; console.prepare(); "
         "open(os.environ['FOUND'], 'w').write(' '.join(os.readlink(f'/proc/self/fd/{n}') "
         "for n in range(3)) + f' {os.get_inheritable(2)}'); print('x'); console.finish(0)"
     )
@@ -247,7 +247,7 @@ def test_a_home_that_nobody_has(place: Place) -> None:
 
 def test_a_bug_is_told_in_clean_lines() -> None:
     """What nobody foresaw ends a command with its traceback, which steers no terminal."""
-    code = "from capstand import console\nconsole.prepare()\nraise KeyError('\\x1b[2J')"
+    code = "from capstand.host import console\nconsole.prepare()\nraise KeyError('\\x1b[2J')"
     code += ".with_traceback(None) from ValueError('\\udcff\\x1b]0;x\\x07')"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert process.returncode == 1 and b"\x1b" not in process.stderr

@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import resource
+import select
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -432,7 +434,8 @@ def test_a_flood_of_connections_is_let_in_slowly(daemon: Daemon) -> None:
 
 def test_status_is_answered_when_no_descriptor_is_left(daemon: Daemon) -> None:
     """One descriptor is kept for who asks what is wrong when there is none left, again and again;
-    what was let in by it is let out before the next."""
+    what was let in by it is let out before the next. Another thread may take it in between, and
+    then it is waited for."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
         clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]
@@ -448,7 +451,10 @@ def test_status_is_answered_when_no_descriptor_is_left(daemon: Daemon) -> None:
             client.connect(str(daemon.path))
             client.sendall(b'{"ask": "status"}\n')
         for client in clients:
-            daemon.turn()
+            deadline = time.monotonic() + PATIENCE_S
+            while not select.select([client], [], [], 0.01)[0]:
+                daemon.turn()
+                assert time.monotonic() < deadline
             daemon.turn()
             assert json.loads(read(client)) == ANSWER
     assert honest(daemon)

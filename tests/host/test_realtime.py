@@ -32,9 +32,9 @@ RUN_A_STREAM = """
 import json, os, resource, sys, threading, time
 from pathlib import Path
 import ctypes, numpy, soundfile, capstand.capture.synthetic, capstand.dsp.level, queue, random
-from capstand.config import Capture, FileSink, Stream as StreamConfig, Synthetic
-from capstand.realtime import freeze_heap, prepare_process
-from capstand.stream import Stream
+from capstand.config.schema import Capture, FileSink, Stream as StreamConfig, Synthetic
+from capstand.host.realtime import freeze_heap, prepare_process
+from capstand.stream.stream import Stream
 resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
 if os.geteuid() == 0:
@@ -205,7 +205,7 @@ def test_long_names_are_cut() -> None:
 def test_memory_is_locked_where_it_is_allowed() -> None:
     """A process that is not refused has its memory locked."""
     code = """
-import capstand.realtime as realtime
+import capstand.host.realtime as realtime
 refused = realtime.prepare_process()
 locked = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmLck")]
 print(refused, locked[0])

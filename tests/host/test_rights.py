@@ -13,6 +13,7 @@ import pytest
 
 from capstand.accounting.ledger import Ledger
 from capstand.cli import main as cli
+from capstand.cli import places
 from capstand.errors import CapstandError
 from capstand.host import control, realtime, rights
 
@@ -86,7 +87,7 @@ def _open_to_all(path: str) -> bool:
 
 BECOME = """\
 import json, os, resource, sys
-from capstand import rights
+from capstand.host import rights
 rights.become(rights.user(int(sys.argv[1]), int(sys.argv[1])))
 try:
     os.setuid(0)
@@ -271,19 +272,19 @@ def test_a_directory_of_the_services_keeps_no_user_from_starting(
     monkeypatch.setattr(rights, "is_ours", lambda folder: folder == session)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    assert cli._runtime_directory(service=True) == session / "capstand"
+    assert places.runtime_directory(service=True) == session / "capstand"
     chosen = cli._parser().parse_args(["status"])
-    assert cli._socket(chosen) == system / control.NAME  # nobody is there: say so of the service
+    assert places.socket(chosen) == system / control.NAME  # nobody is there: say so of the service
     (session / "capstand").mkdir()
     (session / "capstand" / control.NAME).touch()
-    assert cli._socket(chosen) == session / "capstand" / control.NAME
+    assert places.socket(chosen) == session / "capstand" / control.NAME
     (system / control.NAME).touch()  # left behind
-    assert cli._socket(chosen) == session / "capstand" / control.NAME
+    assert places.socket(chosen) == session / "capstand" / control.NAME
     with selectors.DefaultSelector() as selector:
         server = control.ControlServer(system / control.NAME, selector, {})
-        assert cli._socket(chosen) == system / control.NAME
+        assert places.socket(chosen) == system / control.NAME
         monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "unit"))
-        assert cli._socket(chosen) == tmp_path / "unit" / control.NAME
+        assert places.socket(chosen) == tmp_path / "unit" / control.NAME
         server.close()
 
 
@@ -296,10 +297,10 @@ def test_roots_first_try_keeps_out_of_the_services_directories(
     for name in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cli._state_directory(service=True) == Path("/var/lib/capstand")
-    assert cli._runtime_directory(service=True) == Path("/run/capstand")
-    assert cli._state_directory(service=False) == tmp_path / ".local/state/capstand"
-    assert cli._runtime_directory(service=False) == rights.own_runtime() != Path("/run/capstand")
+    assert places.state_directory(service=True) == Path("/var/lib/capstand")
+    assert places.runtime_directory(service=True) == Path("/run/capstand")
+    assert places.state_directory(service=False) == tmp_path / ".local/state/capstand"
+    assert places.runtime_directory(service=False) == rights.own_runtime() != Path("/run/capstand")
 
 
 def test_refusals_for_all_threads_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

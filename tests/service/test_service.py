@@ -200,7 +200,8 @@ def test_what_loads_the_meter_has_a_priority(
 
 ASKING = r"""
 import os, sys, threading
-from capstand import cli, realtime
+from capstand.cli import main as cli
+from capstand.host import realtime
 ask = realtime.be_real_time
 def told(name, priority):
     threads = " ".join(one.name.split()[0] for one in threading.enumerate())

@@ -480,7 +480,7 @@ def test_whatever_comes_in_the_stream_goes_on(held: Held, raw: bytes, hang_up: b
 
 ASK = """
 import os, sys
-from capstand.control import ask
+from capstand.host.control import ask
 from capstand.errors import CapstandError
 from pathlib import Path
 os.setgroups([int(one) for one in sys.argv[4].split(",") if one])

@@ -189,7 +189,7 @@ class Rig:
         """The sink is well, and it goes on until it has been tried again."""
         self.sink.away = False
         while self.spooled._failing:
-            self.run(1)
+            self.run(0.1)
 
     def settle(self) -> None:
         """The sink is well and no sound comes: until nothing is left to do; then the end."""

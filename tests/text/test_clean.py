@@ -129,7 +129,8 @@ def test_a_card_may_be_called_anything(tmp_path: Path) -> None:
         b"00-00: USB\xc3 \x1b[2J : x : capture 1\n01-00: Second : x : capture 1\n"
     )
     script = (
-        "import sys; from pathlib import Path; from capstand import cli, devices; "
+        "import sys; from pathlib import Path; from capstand.cli import main as cli; "
+        "from capstand.devices import listing as devices; "
         f"found = devices.find(Path({str(tmp_path)!r})); devices.find = lambda: found; "
         "sys.exit(cli.main(['devices', *sys.argv[1:]]))"
     )

@@ -1,0 +1,76 @@
+"""``capstand agora install``."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from capstand.cli.parsing import SHAPE
+from capstand.errors import CapstandError
+from capstand.text import clean
+
+if TYPE_CHECKING:
+    from capstand.cli.parsing import Commands
+
+
+def add(commands: "Commands") -> None:
+    agora = commands.add_parser(
+        "agora",
+        help="what the Agora sink needs",
+        description="What the Agora sink needs beside capstand itself.",
+    )
+    _add_install(agora.add_subparsers(title="commands", metavar="COMMAND", required=True))
+
+
+def _add_install(commands: "Commands") -> None:
+    install = commands.add_parser(
+        "install",
+        formatter_class=SHAPE,
+        help="fetch Agora's wrapper and native library",
+        description="""\
+Fetches what an Agora sink needs: the Python wrapper, by pip, of one version with one checksum, and
+Agora's native library, by the wrapper's own means but with the server's certificate checked. It is
+verified and tried out before it takes the place of what was there. The daemon never fetches it.""",
+        epilog="""\
+The native library is Agora's property and comes under Agora's terms.
+
+Where the daemon looks, in this order: $CAPSTAND_AGORA (then nowhere else), /opt/capstand/agora,
+~/.local/share/capstand/agora, a package agora in Python's own path.
+
+environment:
+  https_proxy    the proxy for both downloads
+  SSL_CERT_FILE  the certificates to trust, where a proxy puts its own in place
+  PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX, PIP_CERT, PIP_PROXY,
+  PIP_TRUSTED_HOST  where the wrapper comes from, as pip understands them
+
+examples:
+  sudo capstand agora install                         for the service
+  sudo --preserve-env=https_proxy capstand agora install
+  capstand agora install --into ~/agora               without root's rights""",
+    )
+    install.add_argument(
+        "--into",
+        metavar="DIR",
+        type=Path,
+        help="where to (default: /opt/capstand/agora, for others than root"
+        " ~/.local/share/capstand/agora)",
+    )
+    install.add_argument(
+        "--again", action="store_true", help="fetch it even if it is there and right"
+    )
+    install.set_defaults(act=_install)
+
+
+def _install(chosen: argparse.Namespace) -> int:
+    from capstand.agora.sdk import install
+
+    os.umask(0o022)  # the service's user reads what root installs
+    try:
+        folder = (chosen.into or install.default_folder()).expanduser()
+    except RuntimeError:
+        whose = str(chosen.into).split("/")[0] if chosen.into else f"uid {os.geteuid()}"
+        raise CapstandError(
+            f"{whose} has no home directory; name the folder by --into /WHOLE/PATH"
+        ) from None
+    install.install(folder, lambda text: print(clean.lines(text), flush=True), again=chosen.again)
+    return 0

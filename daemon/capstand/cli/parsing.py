@@ -1,0 +1,52 @@
+"""What all commands read of their command line."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from capstand.host import console
+from capstand.text import clean
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+    Commands = argparse._SubParsersAction["Parser"]
+
+SHAPE = argparse.RawDescriptionHelpFormatter
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """What was typed is in the message, and may have come from anywhere."""
+        super().error(clean.line(message))
+
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        """Not as argparse does it, which hides that a disk is full."""
+        if file is sys.stdout and file is not None:
+            file.write(message)
+        else:
+            console.complain(message.rstrip())
+
+    def format_help(self) -> str:
+        return clean.lines(super().format_help(), 1000) + "\n"
+
+
+def seconds(text: str) -> float:
+    wrong = f"{clean.line(text, 40)!r}: expected a number of seconds, more than 0 and below 1e9"
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(wrong) from None
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(wrong)
+    return value
+
+
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runtime",
+        metavar="DIR",
+        type=Path,
+        help="where the control socket is (default: the service's, or the user's own)",
+    )

@@ -1,0 +1,133 @@
+"""``capstand run``."""
+
+import argparse
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from capstand.cli.check import notes
+from capstand.cli.parsing import add_runtime, seconds
+from capstand.cli.places import CONFIG, runtime_directory, state_directory
+from capstand.errors import CapstandError, ConfigError
+from capstand.host import console
+from capstand.text import clean
+
+if TYPE_CHECKING:
+    from capstand.cli.parsing import Commands
+    from capstand.config.schema import Config
+
+
+def add(commands: "Commands") -> None:
+    run = commands.add_parser(
+        "run",
+        help="capture until told to stop",
+        description="Captures until SIGTERM or Ctrl-C, then drains and closes the files. In a "
+        "terminal it shows a live line: level, drift against the clock of the machine, frames "
+        "lost, files. Without a configuration it takes the first capture card, or the simulated "
+        "one, and records into ./recordings. SIGHUP makes it read its configuration again; in a "
+        "terminal it ends it.",
+    )
+    run.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help=f"configuration (default: {CONFIG}, if it is there)",
+    )
+    run.add_argument(
+        "--no-config",
+        action="store_true",
+        help=f"without --config: take the first capture card, even where {CONFIG} is there",
+    )
+    run.add_argument("--seconds", metavar="N", type=seconds, help="stop after N seconds")
+    run.add_argument("--quiet", action="store_true", help="no live line")
+    add_runtime(run)
+    run.add_argument(
+        "--state",
+        metavar="DIR",
+        type=Path,
+        help="where the ledger is kept (default: /var/lib/capstand for root with a configuration,"
+        " else ~/.local/state/capstand)",
+    )
+    run.set_defaults(act=act)
+
+
+def act(chosen: argparse.Namespace) -> int:
+    from capstand.config import schema as config
+    from capstand.host import logs, rights
+    from capstand.host.notify import Notifier
+    from capstand.service.display import LiveLine
+    from capstand.service.service import Service
+
+    path = chosen.config or (CONFIG if CONFIG.exists() and not chosen.no_config else None)
+    # Root's first try, without a configuration, keeps out of the service's directories.
+    state = chosen.state or state_directory(service=path is not None)
+    runtime = chosen.runtime or runtime_directory(service=path is not None)
+    rights.believe(runtime, make=True)
+    if note := rights.settle_into(state, runtime):
+        console.complain(f"capstand: {note}")
+    live = LiveLine(wanted=not chosen.quiet)
+    repeats = logs.setup(before=live.clear)
+    if state.is_relative_to(rights.temporary()):
+        logs.say(
+            logging.WARNING,
+            "uid %d has no home directory: the ledger is kept in %s, which may be empty after the "
+            "next start of the machine; --state DIR names a better place",
+            *(os.geteuid(), state),
+        )
+    if path and not chosen.config:
+        console.complain(f"capstand: running {path}; --no-config takes the first card")
+    try:
+        setup = config.load(path) if path else without_configuration()
+    except ConfigError as error:
+        Notifier().failed(22, f"configuration refused: {error.faults[0]}")
+        raise
+    rights.refuse_the_services(_folders(setup), state)
+    for name, line in notes(setup):
+        logs.say(logging.WARNING, "%s: %s", name, line, STREAM=name)
+    service = Service(setup, state, runtime, live, repeats, path)
+    return service.run(chosen.seconds)
+
+
+def _folders(setup: "Config") -> Iterator[Path]:
+    """Where the sinks of a configuration write."""
+    for stream in setup.stream:
+        for sink in stream.sink:
+            for one in (sink, sink.spool):
+                if isinstance(path := getattr(one, "path", None), str):
+                    yield Path(path)
+
+
+def without_configuration() -> "Config":
+    """The first capture card, or the simulated one, into ./recordings."""
+    from capstand.config import schema as config
+    from capstand.config.decode import decode
+    from capstand.devices import listing as devices
+
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        raise CapstandError(
+            f"the current directory cannot be used ({error.strerror}), and recordings would go "
+            "there; go to another one, or give a configuration by --config FILE"
+        ) from None
+    if not str(here).isprintable():
+        raise CapstandError(
+            f"the name of the current directory, {clean.line(here)}, contains an invisible "
+            "character, and recordings would go there; go to another directory, or give a "
+            "configuration by --config FILE"
+        )
+    found = devices.find()
+    text = devices.default_configuration(found, here / "recordings")
+    setup = decode(text, "built-in configuration", config.Config)
+    told = devices.passed_over(found)
+    if setup.stream[0].capture.device == "synthetic":
+        why = "no card can be used" if found else "no capture card is there"
+        told.append(f"{why}: the sound is simulated, a tone and not a microphone")
+    told.append("no configuration given; running this one:\n")
+    console.complain(
+        "".join(f"capstand: {line}\n" for line in told)
+        + "".join(f"    {line}\n" for line in text.splitlines()),
+    )
+    return setup
