@@ -26,7 +26,6 @@ CHANNEL = AgoraSink(
     uid=1001,
     rate_lock=False,
     send_buffer_ms=5000,  # a busy machine is late, and what is late must not be dropped here
-    queue_ms=5000,
     max_latency_ms=60_000,
     catch_up="never",
 )

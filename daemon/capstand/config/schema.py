@@ -465,7 +465,6 @@ class AgoraSink(NamedTuple):
     channels: Annotated[int, Whole(1, 2)] | None = None
     delay_ms: Annotated[int, Whole(10, 1000)] = 40
     send_buffer_ms: Annotated[int, Whole(50, 5000)] = 500
-    queue_ms: Annotated[int, Whole(100, 60_000)] = 300
     rate_lock: Annotated[bool, Flag()] = True
     gaps: Annotated[str, Choice(("conceal", "skip"))] = "conceal"
     max_latency_ms: Annotated[int, Whole(50, 60_000)] = 400
