@@ -193,6 +193,23 @@ def test_each_small_loss_is_booked_soon(lost_ms: int) -> None:
     assert line.clock.drift_ppm == pytest.approx(33, abs=2)
 
 
+@pytest.mark.parametrize("apart_ms", [20, 71, 150])
+def test_losses_that_follow_each_other_add_up(apart_ms: int) -> None:
+    """Ten packets of 1 ms, one after the other in up to a second and a half, at any moment: what is
+    booked is what was lost, to one packet, and the drift is not bent. No rate that is known changes
+    so fast."""
+    rng = random.Random(apart_ms)
+    for seed in range(20):
+        begin_s = 25 + 2 * rng.random()
+        losses = [(begin_s + number * apart_ms / 1000, 0.001) for number in range(10)]
+        line = Line(Card(lambda _: 33.0, jitter_us=71, losses=losses, seed=seed))
+        line.run(begin_s + 6)
+        line.close()
+        assert sum(gap.frames for gap in line.gaps) == pytest.approx(line.card.lost, abs=50)
+        assert {gap.cause for gap in line.gaps} == {Cause.DEVICE}
+        assert line.clock.drift_ppm == pytest.approx(33, abs=5)
+
+
 @pytest.mark.parametrize("step", [48, 240, 480, 960])
 @pytest.mark.parametrize("ppm", [-500.0, 500.0])
 @pytest.mark.parametrize("kind", ["steady", "warming", "slewed"])

@@ -434,12 +434,12 @@ def test_a_flood_of_connections_is_let_in_slowly(daemon: Daemon) -> None:
 
 def test_status_is_answered_when_no_descriptor_is_left(daemon: Daemon) -> None:
     """One descriptor is kept for who asks what is wrong when there is none left, again and again;
-    what was let in by it is let out before the next. Another thread may take it in between, and
-    then it is waited for."""
+    what was let in by it is let out before the next."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
         clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        highest = max(int(one.name) for one in Path("/proc/self/fd").iterdir())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
         held: list[int] = []
         stack.callback(lambda: list(map(os.close, held)))

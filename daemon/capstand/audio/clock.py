@@ -46,6 +46,8 @@ RATE_LIMIT = 0.01
 """No card is 1 % off; a loop that says so has been fed nonsense."""
 SLEW_LIMIT = 1200e-6
 """The largest change of rate followed: NTP's from 500 ppm slow to as much fast, and room."""
+KNOWN_RATE = 20e-6
+"""So well is a card's rate known (standard deviation) before a change of it is doubted."""
 SLEW_SIGMA = 4.0
 """So far beyond the expected a window has to be, twice in a row and growing, to speak of a slew."""
 SUDDEN_NS = 500_000
@@ -62,7 +64,7 @@ STEP_NS = 100_000
 """Windows agree that differ by no more than that, beyond their noise."""
 CLEAR_NS, CLEAR = 300_000, 12.0
 """A step is a loss only beyond that and so many times the noise of the stamps."""
-LOOSE_NS = 300_000
+LOOSE_NS = 100_000
 """How well the length of a loss is known at once."""
 EDGE_NS = NS_PER_S
 """So long after an edge of the device's own, other looks are not needed."""
@@ -359,6 +361,9 @@ class Clock:
             unsure = SLOPE_SIGMA * noise_ns / math.sqrt(square)
             steep = abs(mean_r) / mean_t  # it would have to be, had it grown since one fitted
         away = math.copysign(1.0, mean_r)
+        # A rate that is known does not change by more than a slew: such are losses in a row.
+        known = away > 0 and self._var_rate_before < KNOWN_RATE * KNOWN_RATE
+        most = SLEW_LIMIT if known else math.inf
         steady = all(
             away * (r2 - r1) > 0.5 * abs(slope) * (t2 - t1) - 2.0 * noise_ns
             for (t1, r1), (t2, r2) in pairwise(last)
@@ -366,7 +371,7 @@ class Clock:
         spread_ns = max(r for _, r in last) - min(r for _, r in last)
         if spread_ns <= STEP_NS + 6.0 * noise_ns and abs(slope) + unsure < 0.5 * steep:
             step_ns = mean_r
-        elif steady and away * slope > max(unsure, min(0.5 * steep, SLEW_LIMIT)):
+        elif steady and max(unsure, min(0.5 * steep, SLEW_LIMIT)) < away * slope < most:
             step_ns = 0.0  # it grows all the time: another rate
         elif not over:
             return
