@@ -360,7 +360,7 @@ def test_timeline_never_goes_back(
     setup = capture(rate_hz=rate_hz, period_ms=float(period_ms), buffer_ms=10_000.0)
     period = setup.period_frames
     source = Script(setup, life([*events, ("run", 5)], rate_hz, period, ppm, jitter_us, seed))
-    clock, ring = Clock(rate_hz, period), Ring(4, 1)
+    clock, ring = Clock(rate_hz, period), Ring(200, 1)
     reader = reader_of(ring, 0)
     capturer = Capturer(source, clock, ring, 0, lambda: source.now_ns)
     capturer.open()

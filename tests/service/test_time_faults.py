@@ -100,7 +100,7 @@ def test_a_slew_makes_no_gap_and_falsifies_none(ppm: float) -> None:
             yield round(card.now_ns), card.period, 0, stamp_ns, card.period
 
     source = Script(setup, rows())
-    clock, ring = Clock(RATE_HZ, card.period), Ring(4, 1)
+    clock, ring = Clock(RATE_HZ, card.period), Ring(200, 1)
     reader = reader_of(ring, 0)
     capturer = Capturer(source, clock, ring, 0, lambda: source.now_ns)
     capturer.open()
