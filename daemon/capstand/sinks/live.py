@@ -117,6 +117,7 @@ class LiveSink:
         now_s = time.monotonic()
         if now_s < self._after_s and not all(one.join(now_s) for one in self._after):
             return
+        self._after = ()
         process = self.process
         process.look(now_ns)
         if process.deaths != self._deaths:

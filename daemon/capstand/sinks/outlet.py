@@ -135,7 +135,7 @@ class Outlet:
         have had ``wait_s`` each to do so."""
         name = f"sink:{self.name} {stream}"
         self._thread = threading.Thread(
-            target=self.run, args=(after, wait_s), name=name, daemon=True
+            target=self.run, args=(list(after), wait_s), name=name, daemon=True
         )
         self._thread.start()
 
@@ -190,11 +190,12 @@ class Outlet:
             gathered.clear()
             self._gathered_frames = 0
 
-    def run(self, after: Sequence[Joined] = (), wait_s: float = 0.0) -> None:
-        """The thread's body; ends after ``finish``, when the queue is empty."""
+    def run(self, after: list[Joined] | None = None, wait_s: float = 0.0) -> None:
+        """The thread's body; ends after ``finish``, when the queue is empty. ``after`` is emptied:
+        who has ended is not kept for as long as this one runs."""
         prepare_thread(f"sink:{self.name}", self._priority)
-        for one in after:
-            one.join(time.monotonic() + wait_s)
+        while after:
+            after.pop(0).join(time.monotonic() + wait_s)
         while not (self.try_open() and self.feed()):
             if self._halt.wait(self._backoff.next_s()):
                 break
