@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -211,7 +212,7 @@ def test_how_the_sink_is_can_be_read_here(far: Make) -> None:
     one.until(lambda: one.sink.detail == "2 blocks")
     one.write()
     one.until(lambda: one.sink.failures)
-    assert (one.sink.detail, one.sink.concern) == ("not running", None)
+    assert [one.sink.detail, one.sink.concern] == ["not running", None]
     one.open()
     one.write()
     assert one.end()
@@ -269,6 +270,10 @@ def test_what_ends_a_sink_is_told_and_healed(far: Make, act: str, words: str) ->
     assert one.got()[0].pid == first != one.got()[1].pid and gone(first)
 
 
+def failed(one: Far, times: int) -> bool:
+    return one.sink.failures >= times
+
+
 def test_the_books_of_a_killed_process_go_on(far: Make) -> None:
     """Twenty kills at any moment: every frame is delivered or dropped, and what counts as delivered
     is what the peers got."""
@@ -280,7 +285,8 @@ def test_the_books_of_a_killed_process_go_on(far: Make) -> None:
         if dice.random() < 0.5:
             one.taken(one.sink.taken + FRAMES)
         os.kill(one.pid, signal.SIGKILL)
-        one.until(lambda before=one.sink.failures: one.sink.failures > before)
+        deaths = one.sink.failures + 1
+        one.until(partial(failed, one, deaths))
         one.sink.process.well()  # no longer a pause each time
     one.open()
     assert one.end()
@@ -335,7 +341,7 @@ def test_what_cannot_be_made_is_told(far: Make, monkeypatch: pytest.MonkeyPatch)
         (Plan("tests.peer:Peer", (Path(), {-1: "exit 9"}, "")), "its process ended with status 9;"),
     ):
         one = far(plan=plan)
-        one.until(lambda one=one: one.sink.failures > 1)
+        one.until(partial(failed, one, 2))
         assert one.told[0].startswith(words)
         assert one.books().since_frame is None
     monkeypatch.setattr(sys, "executable", "/nowhere/python")

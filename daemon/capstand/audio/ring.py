@@ -61,8 +61,12 @@ class Ring:
         self._rests: tuple[WakeUp, ...] = ()
 
     def open_for_reading(self) -> int:
-        """A descriptor of the memory that allows nothing but reading; the caller closes it."""
-        return os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        """A descriptor of the memory that allows nothing but reading; the caller closes it. Where
+        there is no /proc it is the reader alone who maps the memory for reading only."""
+        try:
+            return os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return os.dup(self._descriptor)
 
     def wakes(self, *readers: WakeUp, rests: tuple[WakeUp, ...] = ()) -> None:
         """From the next block on, these are set for each block, and ``rests`` whenever another

@@ -13,7 +13,7 @@ to its target within 10 s (``dsp/catchup.py``): ``catch_up`` says how. A gap lea
 queue emptier by its length: it is concealed by as much silence as brings the queue back to its
 target, or skipped.
 
-Thread: main, in a process of its own (``remote.py``); the SDK's wrapper is loaded by the
+Thread: main, in a process of its own (``push.py``); the SDK's wrapper is loaded by the
 connection's control thread.
 """
 

@@ -66,6 +66,7 @@ class LiveSink:
         self._after: Sequence[Joined] = ()
         self._after_s = 0.0
         self.until: Mark | None = None
+        self._closed = False
 
     # What a person sees
 
@@ -134,6 +135,8 @@ class LiveSink:
 
     def join(self, deadline: float) -> bool:
         """Whether it has ended by then (time.monotonic)."""
+        if self._closed:
+            return True  # who comes after it may ask later than main, which let go of it
         ended = self.process.join(deadline)
         self.look(time.monotonic_ns())
         return ended
@@ -148,6 +151,7 @@ class LiveSink:
         """Nothing of it is left."""
 
     def close(self) -> None:
+        self._closed = True
         self._present.close()
         self.process.close()
         os.close(self._memory)
