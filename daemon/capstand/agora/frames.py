@@ -165,7 +165,9 @@ class _Converter:
         if form.rate_hz != rate_hz:
             from capstand.dsp import resample
 
-            self._resampler = resample.Resampler(form.rate_hz, rate_hz, channels)
+            self._resampler = resample.Resampler(
+                form.rate_hz, rate_hz, channels, SampleFormat.FLOAT_LE
+            )
 
     @property
     def holds(self) -> bool:
@@ -182,13 +184,17 @@ class _Converter:
         block = to_channels(
             to_float32(view, form.sample).reshape(-1, form.channels), self._channels
         )
-        if self._resampler is not None:
-            block = self._resampler.process(block)
-        return from_float(block, SampleFormat.S16_LE)
+        if self._resampler is None:
+            return from_float(block, SampleFormat.S16_LE)
+        return _to_s16(self._resampler.process(block.tobytes()))
 
     def finish(self) -> bytes:
-        from capstand.dsp.convert import from_float
+        return b"" if self._resampler is None else _to_s16(self._resampler.finish())
 
-        if self._resampler is None:
-            return b""
-        return from_float(self._resampler.finish(), SampleFormat.S16_LE)
+
+def _to_s16(floats: bytes) -> bytes:
+    import numpy as np
+
+    from capstand.dsp.convert import from_float
+
+    return from_float(np.frombuffer(floats, "<f4"), SampleFormat.S16_LE)
