@@ -76,27 +76,25 @@ class Resampler:
         if error is not None:
             raise RuntimeError(f"libsoxr: {error.decode()}")
 
-    def process(self, samples: bytes) -> bytes:
-        """What this block makes it possible to know; now and then a frame more or less."""
-        frames = len(samples) // self._frame_bytes
+    def process(self, samples: bytes | None) -> bytes:
+        """What this block makes it possible to know; now and then a frame more or less. After None,
+        which is the end of the sound, there may be more.
+        """
+        frames = len(samples) // self._frame_bytes if samples else 0
         if frames > self._longest:
             self._make_room(frames)
-        given = self._given(samples, frames)
-        while self._done.value == self._room:
-            given += self._given(b"", 0)
-        return given
-
-    def finish(self) -> bytes:
-        """What is still inside, at the end of the sound."""
-        return b"".join(iter(lambda: self._given(None, 0), b""))
-
-    def _given(self, samples: bytes | None, frames: int) -> bytes:
         error = self._process(
             self._stream, samples, frames, None, self._buffer_at, self._room, self._done_at
         )
         if error is not None:
             raise RuntimeError(f"libsoxr: {error.decode()}")
-        return self._buffer[: self._done.value * self._frame_bytes].tobytes()
+        done = self._done.value
+        given = self._buffer[: done * self._frame_bytes].tobytes()
+        return given + self.process(b"") if done == self._room else given
+
+    def finish(self) -> bytes:
+        """What is still inside, at the end of the sound."""
+        return b"".join(iter(lambda: self.process(None), b""))
 
     def _make_room(self, frames: int) -> None:
         """For what comes out of blocks of up to ``frames``."""
