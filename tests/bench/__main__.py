@@ -13,6 +13,7 @@ from tests.bench import machine
 
 SECTIONS = {
     "cost": "what a stream costs",
+    "track": "a block on its way into a live channel",
     "latency": "hand-over to a sink",
     "load": "loss on a loaded machine",
     "start": "exec to first frame",
