@@ -12,7 +12,8 @@ from pathlib import Path
 from tests.bench import machine
 
 SECTIONS = {
-    "cost": "what a stream costs",
+    "cost": "what a recording costs",
+    "live": "what a live channel costs",
     "latency": "hand-over to a sink",
     "load": "loss on a loaded machine",
     "start": "exec to first frame",
