@@ -326,14 +326,17 @@ class Running:
     def settle(self, seconds: float, patience_s: float = 90.0) -> None:
         """Waits until every sink of capstand's has been given sound, and for so long after that."""
         end = time.monotonic() + patience_s
-        while True:
+        why = "a sink has no sound"
+        while time.monotonic() < end:
             self.check()
-            with suppress(RuntimeError):
+            try:
                 if self.books().least_delivered:
                     break
-            if time.monotonic() > end:
-                raise RuntimeError(f"a sink had no sound after {patience_s:g} s")
+            except RuntimeError as error:
+                why = str(error)
             time.sleep(0.5)
+        else:
+            raise RuntimeError(f"{why}, after {patience_s:g} s")
         time.sleep(seconds)
         self.check()
 
