@@ -24,6 +24,7 @@ from capstand.config.schema import Stream as StreamConfig
 from capstand.dsp.convert import to_int32
 from capstand.dsp.level import Meter
 from capstand.errors import DeviceError, SinkError
+from capstand.sinks.live import LiveSink
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Sink
 from capstand.stream.pusher import Pusher
@@ -123,6 +124,14 @@ class Keep(Sink):
         pass
 
 
+def give(stream: Stream, *feeds: Outlet | LiveSink) -> None:
+    """Has a stream that has not begun feed these."""
+    stream.feeds = [*feeds]
+    stream.pusher.exchange(stream.outlets, stream.pusher.batch_ms)
+    stream.pusher._outlets = stream.pusher._wanted
+    stream._connect()
+
+
 class Line:
     """A Stream whose card lives on ``clock`` and whose sinks are ``sinks``."""
 
@@ -143,12 +152,12 @@ class Line:
         stream.capturer = Capturer(
             stream.source, stream.clock, stream.ring, card.priority, self.time.now_ns
         )
-        stream.outlets = [
-            Outlet(f"sink{number}", sink, queue_frames) for number, sink in enumerate(sinks)
-        ]
+        outlets = [Outlet(f"sink{number}", sink, queue_frames) for number, sink in enumerate(sinks)]
+        meter = Meter(card.audio)
         stream.pusher = Pusher(
-            stream.ring, card.audio.frame_bytes, Meter(card.audio), stream.outlets, card.priority
+            stream.ring, card.audio.frame_bytes, meter, (), card.priority, batch_ms=0
         )
+        give(stream, *outlets)
         self.gaps: list[Gap] = []
         self._gaps_seen = 0
 

@@ -8,6 +8,7 @@ import signal
 import struct
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,12 +48,13 @@ class Got(NamedTuple):
 
 class Peer(Sink):
     """Keeps what it takes in a file. ``acts`` says what it does with the block that begins with a
-    frame (-1: when it is opened); it takes the others.
+    frame (-1: when it is opened; -2: with every block); it takes the others.
 
     busy N  takes N frames of it        kill    is killed
     fail    refuses                     crash   reads where there is no memory
     hang    never comes back            exit N  ends its process
     babble  answers nonsense            bug     raises what nobody foresaw
+    sleep N takes N seconds             scribble  writes into its page
     bugs    raises a secret that it has read: here, in a thread, and where C calls
     """
 
@@ -74,7 +76,7 @@ class Peer(Sink):
         self._act(self._acts.get(-1, ""))
 
     def write(self, block: Block) -> None:
-        act = self._acts.get(block.first_frame, "")
+        act = self._acts.get(block.first_frame, self._acts.get(-2, ""))
         self._act(act)
         taken = int(act.split()[1]) if act.startswith("busy") else block.frames
         pace, samples = self._pace, block.samples[: taken * FRAME_BYTES]
@@ -110,8 +112,13 @@ class Peer(Sink):
                 thread.join()
                 ctypes.CFUNCTYPE(None)(_fail_in_c)()
                 raise ValueError(SHOUT)
+            case ["sleep", seconds]:
+                time.sleep(float(seconds))
             case ["babble"]:
                 os.write(int(sys.argv[1]), b"\xff" * 64)
+                threading.Event().wait()
+            case ["scribble"]:
+                os.pwrite(int(sys.argv[2]), b"\xff" * 4000, 8)
                 threading.Event().wait()
 
     def flush(self) -> None:
@@ -130,8 +137,9 @@ class Loud(Sink):
     detail = "\udcff\0\nSTOPPING=1\x1b[2J\u202e" + "x" * 300
     concern = detail
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, texts: int, pace: Pace) -> None:
         self.inserted_frames = 0
+        self._texts = texts
 
     def open(self) -> None:
         pass
@@ -150,7 +158,7 @@ class Loud(Sink):
         for _ in range(2000):
             deep = [deep]
         huge = {"nan": float("nan"), "text": self.detail, "deep": deep, "set": {1}, "big": 10**5000}
-        return huge | {f"{number}": self.detail for number in range(2000)}
+        return huge | {f"{number}": self.detail for number in range(self._texts)}
 
 
 def got(file: Path) -> list[Got]:

@@ -201,14 +201,15 @@ def test_a_push_that_hangs_harms_nothing_else(
 ) -> None:
     """A call into the SDK that does not come back is ended with the sink's process; STATUS says so,
     and another process joins the channel again."""
-    code = "import capstand.sinks.remote as r; r.ANSWER_S = 5.0"
+    code = "from capstand.processes import page, supervisor as s; "
+    code += "s.LIMITS_S[page.Doing.WRITING] = 5.0"
     daemon = Daemon(tmp_path, standin, code=code)
     daemons.append(daemon)
     daemon.until("agora: in studio")
     before = daemon.status()
     standin.command("set hang_push_ms 600000")
     told = daemon.until("DEGRADED: sink agora: its process")
-    assert "did not come back from write within 5 s and was killed; a new one is started" in told
+    assert "did not come back from writing within 5 s and was killed; a new one is started" in told
     healed(daemon, before)
 
 

@@ -21,6 +21,7 @@ from capstand.audio.ring import Ring
 from capstand.capture.capturer import Capturer
 from capstand.errors import DeviceError
 from tests.line import Script, capture
+from tests.rings import reader_of
 
 Times = npt.NDArray[np.float64]
 S = 1e9
@@ -359,7 +360,8 @@ def test_timeline_never_goes_back(
     setup = capture(rate_hz=rate_hz, period_ms=float(period_ms), buffer_ms=10_000.0)
     period = setup.period_frames
     source = Script(setup, life([*events, ("run", 5)], rate_hz, period, ppm, jitter_us, seed))
-    clock, ring = Clock(rate_hz, period), Ring(2, 1)
+    clock, ring = Clock(rate_hz, period), Ring(200, 1)
+    reader = reader_of(ring, 0)
     capturer = Capturer(source, clock, ring, 0, lambda: source.now_ns)
     capturer.open()
     last_frame = last_ns = -1
@@ -373,8 +375,7 @@ def test_timeline_never_goes_back(
                 continue
             except StopIteration:
                 break
-            (block,) = ring.peek(ring.take(), 0)
-            ring.release(1)
+            (block,) = reader.blocks()
             assert block.first_frame > last_frame
             assert block.captured_at_ns > last_ns
             last_frame, last_ns = block.first_frame, block.captured_at_ns

@@ -12,7 +12,9 @@ from pathlib import Path
 from tests.bench import machine
 
 SECTIONS = {
-    "cost": "what a stream costs",
+    "cost": "what a recording costs",
+    "live": "what a live channel costs",
+    "track": "a block on its way into a live channel",
     "latency": "hand-over to a sink",
     "load": "loss on a loaded machine",
     "start": "exec to first frame",

@@ -1,6 +1,7 @@
-"""What a stream costs: processor seconds per minute of sound, and memory."""
+"""What a recording costs: processor seconds per minute of sound, and memory."""
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -10,17 +11,16 @@ from tests.bench.programs import (
     CAPSTAND,
     FFMPEG,
     GSTREAMER,
-    LOCK,
     NOTHING,
-    PASS,
     RATE_HZ,
     Cards,
+    Program,
     Running,
     missing,
 )
 from tests.bench.table import at_most, show, spread
 
-PROGRAMS = (CAPSTAND, NOTHING, ARECORD, FFMPEG, GSTREAMER, PASS, LOCK)
+PROGRAMS = (CAPSTAND, NOTHING, ARECORD, FFMPEG, GSTREAMER)
 RECORDERS = (CAPSTAND, ARECORD, FFMPEG, GSTREAMER)
 SETTLE_S = 5.0
 
@@ -31,15 +31,27 @@ class Figures:
     def __init__(self) -> None:
         self.cpu: list[float] = []
         """Processor seconds per minute of sound."""
-        self.mb: list[float] = []
+        self.memory_mb: list[float] = []
+        """Proportional set size of all its processes, at the end."""
         self.lost: list[float] = []
         self.beside: list[float] = []
         """Share of all cores that others took meanwhile, in %."""
         self.trouble = ""
 
+    def cells(self) -> list[str]:
+        return [
+            spread(self.cpu),
+            spread(self.memory_mb, 1),
+            spread(self.lost, 0),
+            spread(self.beside, 0),
+        ]
+
+
+HEAD = ["program", "CPU s per minute", "memory MB", "frames lost", "others, % of the machine"]
+
 
 def measure(found: Figures, run: Running, seconds: float) -> None:
-    time.sleep(SETTLE_S)
+    """From now on for ``seconds``."""
     run.check()
     began, busy, cpu = time.monotonic(), machine.busy_s(), run.cpu_s()
     frames = run.card.frames_delivered
@@ -48,20 +60,23 @@ def measure(found: Figures, run: Running, seconds: float) -> None:
     cpu, frames = run.cpu_s() - cpu, run.card.frames_delivered - frames
     busy, elapsed = machine.busy_s() - busy, time.monotonic() - began
     found.cpu.append(cpu * 60 * RATE_HZ / frames)
-    found.mb.append(run.peak_mb())
+    found.memory_mb.append(run.memory_mb())
     found.beside.append(max(0.0, busy - cpu) / elapsed / machine.CORES * 100)
 
 
-def main(folder: Path, long: bool) -> None:
-    rounds, seconds = (7, 30.0) if long else (3, 6.0)
-    print(f"CPU from {SETTLE_S:g} s after the start for {seconds:g} s, {rounds} rounds; median "
-          "(lowest to highest)")  # fmt: skip
-    cards = Cards(folder / "cards")
-    found = {program.name: Figures() for program in PROGRAMS}
+def compare(
+    programs: Sequence[Program],
+    cards: Cards,
+    folder: Path,
+    rounds: int,
+    once: Callable[[Figures, Running], None],
+) -> dict[str, Figures]:
+    """Runs the programs one after another, in rounds, and tells how each was called."""
+    found = {program.name: Figures() for program in programs}
     commands: dict[str, str] = {}
     for number in range(rounds):
-        turn = number * 3 % len(PROGRAMS)
-        for program in PROGRAMS[turn:] + PROGRAMS[:turn]:
+        turn = number * 3 % len(programs)
+        for program in [*programs[turn:], *programs[:turn]]:
             figures = found[program.name]
             if figures.trouble:
                 continue
@@ -71,7 +86,7 @@ def main(folder: Path, long: bool) -> None:
             try:
                 run = Running(program, cards, folder)
                 with run:
-                    measure(figures, run, seconds)
+                    once(figures, run)
                 figures.lost.append(
                     missing(run.file()) if program in RECORDERS else run.card.frames_lost
                 )
@@ -81,32 +96,38 @@ def main(folder: Path, long: bool) -> None:
             commands[program.name] = words.replace(str(folder), "TMP").replace(str(Path.cwd()), ".")
     for name, command in commands.items():
         print(f"  {name}: {command}")
+    return found
+
+
+def table(found: dict[str, Figures], *more: list[str]) -> None:
     rows = [
-        [
-            name,
-            spread(one.cpu),
-            spread(one.mb, 1),
-            spread(one.lost, 0),
-            spread(one.beside, 0),
-        ]
-        if one.cpu and not one.trouble
-        else [name, one.trouble]
+        [name, *one.cells()] if one.cpu and not one.trouble else [name, one.trouble]
         for name, one in found.items()
     ]
-    rows.append(
-        ["darkice", "left out: it always encodes and has no WAV, so its work is another one"]
+    show(HEAD, [*rows, *more])
+
+
+def main(folder: Path, long: bool) -> None:
+    rounds, seconds = (7, 30.0) if long else (3, 6.0)
+    print(f"CPU from {SETTLE_S:g} s after the start for {seconds:g} s, {rounds} rounds; median "
+          "(lowest to highest)")  # fmt: skip
+
+    def once(figures: Figures, run: Running) -> None:
+        time.sleep(SETTLE_S)
+        measure(figures, run, seconds)
+
+    found = compare(PROGRAMS, Cards(folder / "cards"), folder, rounds, once)
+    table(
+        found,
+        ["darkice", "left out: it always encodes and has no WAV, so its work is another one"],
     )
-    head = ["program", "CPU s per minute", "peak MB", "frames lost", "others, % of the machine"]
-    show(head, rows)
 
     def cpu(name: str) -> float | None:
         return median(found[name].cpu) if found[name].cpu else None
 
-    own, floor, locked = cpu(CAPSTAND.name), cpu(ARECORD.name), cpu(LOCK.name)
-    passed = cpu(PASS.name)
+    own, floor = cpu(CAPSTAND.name), cpu(ARECORD.name)
     at_most("CPU at most FFmpeg's", own, cpu(FFMPEG.name), " s")
     at_most("CPU at most GStreamer's", own, cpu(GSTREAMER.name), " s")
     at_most("CPU at most twice arecord's", own, floor and 2 * floor, " s")
-    at_most("rate lock at most 3 times pass-through", locked, passed and 3 * passed, " s")
-    peak = max(found[CAPSTAND.name].mb, default=None)
-    at_most("at most 40 MB with a file", peak, 40, " MB")
+    most = max(found[CAPSTAND.name].memory_mb, default=None)
+    at_most("at most 40 MB with a file", most, 40, " MB")

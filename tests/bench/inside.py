@@ -12,6 +12,7 @@ moment when the block's last frame was sampled, by the stream's own clock.
 """
 
 import json
+import math
 import signal
 import sys
 import threading
@@ -34,10 +35,9 @@ from capstand.host.realtime import (
     prepare_thread,
     share_lock,
 )
+from capstand.sinks.live import LiveSink, Plan
 from capstand.sinks.outlet import Outlet
-from capstand.sinks.remote import RemoteSink
 from capstand.sinks.sink import Sink
-from capstand.sinks.wire import Plan
 from capstand.stream.pusher import Pusher
 from capstand.stream.stream import Stream
 
@@ -144,18 +144,27 @@ def timer(seconds: float) -> list[int]:
     return late_ns
 
 
-def _beside(kind: str, stream: Stream) -> Iterator[tuple[str, Sink]]:
+def _beside(kind: str, stream: Stream) -> Iterator[Outlet | LiveSink]:
     """Sinks that the measured one is to know nothing of."""
+    audio, priority = stream.config.capture.audio, stream.config.capture.priority - 10
 
-    def far(name: str) -> RemoteSink:
-        return RemoteSink("mic", name.lower(), Plan(f"tests.bench.inside:{name}"), stream.clock)
+    def live(name: str) -> LiveSink:
+        plan = Plan(f"tests.bench.inside:{name}", ())
+        return LiveSink("mic", name.lower(), plan, stream.ring, audio.frame_bytes, priority)
 
     if kind == "busy":
-        yield "busy", far("Busy")
+        yield live("Busy")
     if kind == "dead":
-        yield "refused", Refused()
-        yield "hung", Hung()
-        yield "far", far("Hung")
+        yield Outlet("refused", Refused(), 48_000, priority=50)
+        yield Outlet("hung", Hung(), 48_000, priority=50)
+        yield live("Hung")
+
+
+def _wait(stop: threading.Event, stream: Stream, seconds: float = math.inf) -> None:
+    """Until then processes are looked after, as the daemon's main thread does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not stop.wait(0.2):
+        stream.look(time.monotonic_ns())
 
 
 def main() -> None:
@@ -174,11 +183,11 @@ def main() -> None:
         "probe", Nothing() if kind == "nothing" else probe, 48_000 * 5, priority=50
     )
     outlet.put_late_ns = []
-    stream.outlets = [Outlet("nothing", Nothing(), 48_000)] if kind == "nothing" else [outlet]
-    for name, sink in _beside(kind, stream):
-        stream.outlets.append(Outlet(name, sink, 48_000, priority=50))
+    stream.feeds = [Outlet("nothing", Nothing(), 48_000) if kind == "nothing" else outlet]
+    stream.feeds += _beside(kind, stream)
     frame_bytes, priority = capture.audio.frame_bytes, capture.priority
-    stream.pusher = Pusher(stream.ring, frame_bytes, None, stream.outlets, priority)
+    stream.pusher = Pusher(stream.ring, frame_bytes, None, stream.outlets, priority, 0)
+    stream._connect()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -186,16 +195,16 @@ def main() -> None:
     be_real_time("main", LOWEST)
     share_lock(1, kind != "nothing")
     stream.start()
-    stop.wait(1.0)
+    _wait(stop, stream, 1.0)
     stream.start_meter()
     freeze_heap()
     if kind == "nothing":
-        stop.wait()
+        _wait(stop, stream)
     else:
-        stop.wait(SETTLE_S)
+        _wait(stop, stream, SETTLE_S)
         first_woken = len(source.woken_late_ns)
         first_put, first = len(outlet.put_late_ns), len(probe.late_ns)
-        stop.wait(float(seconds))
+        _wait(stop, stream, float(seconds))
         puts, writes = outlet.put_late_ns[first_put:], probe.late_ns[first:]
         lost = stream.capturer.tally.count()
         print(
@@ -204,7 +213,7 @@ def main() -> None:
                     "woken": source.woken_late_ns[first_woken:],
                     "put": puts,
                     "write": writes,
-                    "lost": lost.lost_exact + lost.lost_estimated + lost.ring_dropped,
+                    "lost": lost.lost_exact + lost.lost_estimated + stream.pusher.missed,
                     "refused": stream.refusals(),
                 }
             )

@@ -150,8 +150,8 @@ class Figures:
         whole = [one["cpu_s_per_minute"] for one in self.seen]
         return median(whole) if whole and not self.trouble else None
 
-    def peak(self) -> float | None:
-        return max((one["peak_mb"] for one in self.seen), default=None)
+    def memory(self) -> float | None:
+        return max((one["memory_mb"] for one in self.seen), default=None)
 
     def shape(self) -> str:
         return ", ".join(sorted({f"{one['period']}/{one['buffer']}" for one in self.seen}))
@@ -215,7 +215,7 @@ def prepare(guest: Guest) -> None:
 def costs(card: Card, found: dict[str, Figures]) -> None:
     """The table of what recording took while nothing else ran in the guest."""
     print(f"\n  {card.words}: alone")
-    head = ["program", "CPU s per minute", "peak MB", "first frame after s", "for CPU s"]
+    head = ["program", "CPU s per minute", "memory MB", "first frame after s", "for CPU s"]
     head += ["frames lost"] if card.counter else []
     head += ["period/buffer", "others, % of the host"]
     rows = []
@@ -224,7 +224,7 @@ def costs(card: Card, found: dict[str, Figures]) -> None:
             rows.append([name, one.trouble or "no round of it ended"])
             continue
         row = [name, spread([seen["cpu_s_per_minute"] for seen in one.seen])]
-        row.append(spread([seen["peak_mb"] for seen in one.seen], 1))
+        row.append(spread([seen["memory_mb"] for seen in one.seen], 1))
         row.append(spread([seen["start_s"] for seen in one.seen if "start_s" in seen]))
         row.append(spread([seen["start_cpu_s"] for seen in one.seen if "start_cpu_s" in seen]))
         if card.counter:
@@ -277,7 +277,7 @@ def verdicts(found: dict[Card, dict[str, Figures]]) -> None:
         )
         at_most(f"CPU at most twice arecord's, {card.device}", own, floor and 2 * floor, " s")
     programs = found[LOOPBACK]
-    at_most("at most 40 MB with a file", programs[CAPSTAND.name].peak(), 40, " MB")
+    at_most("at most 40 MB with a file", programs[CAPSTAND.name].memory(), 40, " MB")
     own_lost, other_lost = (
         [sum(lost for lost, _ in kind) for kind in (programs[name].quiet, programs[name].loaded)]
         for name in (CAPSTAND.name, ARECORD.name)

@@ -1,13 +1,17 @@
 """What the machine is, what it does beside us, and what a process has cost. Linux."""
 
+import contextlib
 import os
 import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 CORES = len(os.sched_getaffinity(0))
+IN_MEMORY = ("/dev/", "/memfd:", "/SYSV")
+"""Mapped files of no disk: what the kernel counts as shared memory."""
 
 
 def describe() -> list[str]:
@@ -35,9 +39,13 @@ def describe() -> list[str]:
 
 
 def family(pid: int) -> list[int]:
-    """A process and its children, such as those of capstand's sinks."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [pid, *(int(one) for task in tasks for one in (task / "children").read_text().split())]
+    """A process and all that descend from it and live, such as those of capstand's sinks."""
+    found = [pid]
+    for one in found:  # it grows meanwhile
+        with contextlib.suppress(OSError):  # ended meanwhile
+            tasks = sorted(Path(f"/proc/{one}/task").iterdir())
+            found += [int(it) for task in tasks for it in (task / "children").read_text().split()]
+    return found
 
 
 def cpu_s(pid: int) -> float:
@@ -45,12 +53,59 @@ def cpu_s(pid: int) -> float:
     return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) makes it
 
 
-def peak_mb(pid: int) -> float:
-    """The most memory a process has had resident (VmHWM), in MB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return 0.0
+def threads_s(pid: int) -> dict[str, float]:
+    """The same by thread, under the thread's name, of those that live."""
+    found: dict[str, float] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            name = (task / "comm").read_text().strip()
+            ns = int((task / "schedstat").read_text().split()[0])
+            found[name] = found.get(name, 0.0) + ns / 1e9
+    return found
+
+
+def priority(pids: Iterable[int]) -> int:
+    """The highest real-time priority of all their threads; 0 where all are ordinary."""
+    tasks = [int(task.name) for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()]
+    return max(os.sched_getparam(task).sched_priority for task in tasks)
+
+
+def has_loaded(pid: int, library: str) -> bool:
+    """Whether a process has mapped a file of that name."""
+    return f"/{library}\n" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def memory_mb(pids: Sequence[int]) -> dict[int, float]:
+    """The proportional set size of each of a program's processes, as if no other program ran, in
+    MB.
+
+    The kernel's own figure is the lower the more others use the same libraries, so what is mapped
+    of files is shared out here, among the processes given: each file's part once, as much of it as
+    the process has that has most.
+    """
+    kb = dict.fromkeys(pids, 0.0)
+    held: dict[tuple[str, ...], dict[int, int]] = {}
+    for pid in pids:
+        part: tuple[str, ...] = ()
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            key, *fields = line.split()
+            if not key.endswith(":"):  # addresses, permissions, offset, device, inode, path
+                path = fields[4] if len(fields) > 4 else ""
+                part = (path, fields[1]) if path.startswith("/") else ()
+                if path.startswith(IN_MEMORY):
+                    part = ()
+            elif part and key == "Rss:":
+                found = held.setdefault(part, {})
+                found[pid] = found.get(pid, 0) + int(fields[0])
+            elif part and key == "Anonymous:":
+                held[part][pid] -= int(fields[0])
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                kb[pid] += int(line.split()[1])
+    for found in held.values():
+        for pid, own in found.items():
+            kb[pid] += own * max(found.values()) / max(1, sum(found.values()))
+    return {pid: one * 1024 / 1e6 for pid, one in kb.items()}
 
 
 def busy_s() -> float:

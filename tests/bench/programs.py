@@ -7,15 +7,17 @@ with Running(BY_NAME["arecord"], cards, folder) as run:
 missing(run.file(), run.card)   # frames that are not in the file
 """
 
+import json
 import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -34,6 +36,8 @@ SOURCE = Path(fakecard.__file__).with_name("fakecap.c")
 STOP_S = 20.0
 HEADER = 112
 """No program's empty WAV file is longer, in bytes."""
+RTP_PORT = 5004
+"""Where the live programs send to, on this machine; somebody must listen there (``receiver``)."""
 
 _FREE = ("HW_PERIOD_BYTES, 32, 1 << 20", "HW_BUFFER_BYTES, 64, 1 << 24")
 
@@ -86,11 +90,11 @@ def _words(text: str) -> list[str]:
     return shlex.split(text)
 
 
-def _needs(tool: str, plugin: str = "") -> Callable[[], str | None]:
+def _needs(tool: str, *plugins: str) -> Callable[[], str | None]:
     def look() -> str | None:
         if shutil.which(tool) is None:
             return f"{tool} is not installed and could not be"
-        if plugin:
+        for plugin in plugins:
             ask = ["gst-inspect-1.0", plugin]
             if subprocess.run(ask, capture_output=True, check=False).returncode:
                 return f"GStreamer has no {plugin}"
@@ -110,19 +114,39 @@ def arecord_fifo(card: str, buffer: int, folder: Path) -> list[str]:
     return ["chrt", "-f", "70", *arecord(card, buffer, folder)]
 
 
-def ffmpeg(card: str, buffer: int, folder: Path) -> list[str]:
+def _ffmpeg(card: str, output: str) -> list[str]:
     return _words(
         f"ffmpeg -nostdin -nostats -loglevel error -f alsa -sample_rate {RATE_HZ} -channels 2 "
-        f"-i {card} -c:a pcm_s16le {folder}/out.wav"
+        f"-i {card} {output}"
     )
+
+
+def _gstreamer(options: str, card: str, buffer: int, rest: str) -> list[str]:
+    return _words(
+        f"gst-launch-1.0 {options} alsasrc device={card} buffer-time={buffer * 1000 // 48} "
+        f"latency-time=10000 ! audio/x-raw,format=S16LE,rate={RATE_HZ},channels=2 ! {rest}"
+    )
+
+
+def ffmpeg(card: str, buffer: int, folder: Path) -> list[str]:
+    return _ffmpeg(card, f"-c:a pcm_s16le {folder}/out.wav")
 
 
 def gstreamer(card: str, buffer: int, folder: Path) -> list[str]:
-    return _words(
-        f"gst-launch-1.0 -e -q alsasrc device={card} buffer-time={buffer * 1000 // 48} "
-        f"latency-time=10000 ! audio/x-raw,format=S16LE,rate={RATE_HZ},channels=2 "
-        f"! wavenc ! filesink location={folder}/out.wav"
-    )
+    return _gstreamer("-e -q", card, buffer, f"wavenc ! filesink location={folder}/out.wav")
+
+
+def ffmpeg_live(card: str, buffer: int, folder: Path) -> list[str]:
+    packets = f"-f rtp rtp://127.0.0.1:{RTP_PORT}"
+    return _ffmpeg(card, f"-c:a libopus -b:a 64k -frame_duration 10 {packets}")
+
+
+def _gstreamer_live(chain: str) -> Callable[[str, int, Path], list[str]]:
+    def command(card: str, buffer: int, folder: Path) -> list[str]:
+        sink = f"udpsink host=127.0.0.1 port={RTP_PORT}"
+        return _gstreamer("-q", card, buffer, f"{chain} ! {sink}")
+
+    return command
 
 
 CAPTURE = """\
@@ -140,8 +164,9 @@ gaps = "skip"
 AGORA = """\
 [[stream.sink]]
 type = "agora"
+name = "{name}"
 app_id = "0123456789abcdef0123456789abcdef"
-channel = "bench"
+channel = "{name}"
 rate_lock = {lock}
 """
 
@@ -161,10 +186,15 @@ def capstand_file(card: str, buffer: int, folder: Path) -> list[str]:
     return capstand_run(folder, capture + FILE.format(folder=folder))
 
 
-def _capstand_agora(lock: bool) -> Callable[[str, int, Path], list[str]]:
+def agora_sink(lock: bool, name: str = "studio") -> str:
+    """The configuration of a channel, with rate lock or without."""
+    return AGORA.format(name=name, lock=str(lock).lower())
+
+
+def _capstand_agora(*sinks: str) -> Callable[[str, int, Path], list[str]]:
     def command(card: str, buffer: int, folder: Path) -> list[str]:
         capture = CAPTURE.format(name="mic", card=card, buffer_ms=buffer // 48)
-        return capstand_run(folder, capture + AGORA.format(lock=str(lock).lower()))
+        return capstand_run(folder, capture + "".join(sinks))
 
     return command
 
@@ -173,13 +203,18 @@ def capstand_nothing(card: str, buffer: int, folder: Path) -> list[str]:
     return [sys.executable, "-m", "tests.bench.inside", "nothing", card, str(buffer), "0"]
 
 
-def _standin(folder: Path) -> dict[str, str]:
-    standin = StandIn(place(folder / "sdk", build(folder / "library")), folder)
+def standin(folder: Path) -> StandIn:
+    """The stand-in of the program that writes into ``folder``."""
+    sdk = folder / "sdk"
+    return StandIn(sdk if sdk.exists() else place(sdk, build(folder / "library")), folder)
+
+
+def standin_env(folder: Path) -> dict[str, str]:
     # Neither log nor sound is kept: that is the stand-in's own work, not the SDK's or ours.
-    return {**standin.env, "STANDIN_PCM": "", "STANDIN_LOG": ""}
+    return {**standin(folder).env, "STANDIN_PCM": "", "STANDIN_LOG": ""}
 
 
-def _no_agora() -> str | None:
+def no_agora() -> str | None:
     from tests import agora
 
     lacking = agora.missing()
@@ -188,12 +223,37 @@ def _no_agora() -> str | None:
 
 CAPSTAND = Program("capstand, WAV", capstand_file)
 NOTHING = Program("capstand, to nowhere", capstand_nothing)
-PASS = Program("capstand, Agora, pass-through", _capstand_agora(False), _no_agora, _standin)
-LOCK = Program("capstand, Agora, rate lock", _capstand_agora(True), _no_agora, _standin)
+
+
+def _channels(words: str, *sinks: str) -> Program:
+    return Program(f"capstand, {words}", _capstand_agora(*sinks), no_agora, standin_env)
+
+
+PASS = _channels("Agora, pass-through", agora_sink(False))
+LOCK = _channels("Agora, rate lock", agora_sink(True))
+PASS_TWICE = _channels("two such channels, pass-through", agora_sink(False), agora_sink(False, "b"))
+LOCK_TWICE = _channels("two such channels, rate lock", agora_sink(True), agora_sink(True, "b"))
 ARECORD = Program("arecord, WAV", arecord, _needs("arecord"))
 ARECORD_FIFO = Program("arecord, WAV, SCHED_FIFO", arecord_fifo, _needs("arecord"))
 FFMPEG = Program("ffmpeg -f alsa, WAV", ffmpeg, _needs("ffmpeg"))
 GSTREAMER = Program("gst-launch alsasrc, WAV", gstreamer, _needs("gst-launch-1.0", "alsasrc"))
+
+
+def _gst_live(words: str, chain: str, *plugins: str) -> Program:
+    needs = _needs("gst-launch-1.0", "alsasrc", *plugins, "udpsink")
+    return Program(f"gst-launch alsasrc, {words}, RTP", _gstreamer_live(chain), needs)
+
+
+GST_L16 = _gst_live("L16", "audioconvert ! rtpL16pay", "audioconvert", "rtpL16pay")
+GST_44100 = _gst_live(
+    "44.1 kHz, L16",
+    "audioresample ! audio/x-raw,rate=44100 ! audioconvert ! rtpL16pay",
+    *("audioresample", "audioconvert", "rtpL16pay"),
+)
+GST_OPUS = _gst_live(
+    "Opus", "opusenc bitrate=64000 frame-size=10 ! rtpopuspay", "opusenc", "rtpopuspay"
+)
+FFMPEG_OPUS = Program("ffmpeg -f alsa, Opus, RTP", ffmpeg_live, _needs("ffmpeg"))
 
 
 class Running:
@@ -238,18 +298,78 @@ class Running:
                 f"{self.program.name} ended with {self.process.returncode}; it said: {said[-1]}"
             )
 
-    def cpu_s(self) -> float:
-        """Processor time so far, in seconds, its children's too."""
-        return sum(machine.cpu_s(one) for one in machine.family(self.process.pid))
+    def processes(self) -> list[int]:
+        """All of the program's, the one that was started first."""
+        return machine.family(self.process.pid)
 
-    def peak_mb(self) -> float:
-        """Its children's too; what they share is counted in each."""
-        return sum(machine.peak_mb(one) for one in machine.family(self.process.pid))
+    def cpu_s(self) -> float:
+        """Processor time of all its processes so far, in seconds."""
+        return sum(machine.cpu_s(one) for one in self.processes())
+
+    def memory_mb(self) -> float:
+        """Memory of all its processes, what they share counted once."""
+        return sum(machine.memory_mb(self.processes()).values())
+
+    def books(self) -> "Books":
+        """What capstand itself says of its sinks; raises RuntimeError while it does not answer."""
+        words = [str(HERE / "capstand"), "status", "--json", "--runtime", f"{self.folder}/own/run"]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=30)
+        except subprocess.SubprocessError as error:
+            raise RuntimeError(f"capstand tells no status: {error}") from None
+        sinks = [one for stream in json.loads(done.stdout)["streams"] for one in stream["sinks"]]
+        return Books(
+            min(one["delivered_frames"] for one in sinks),
+            sum(one["dropped_frames"] for one in sinks),
+        )
+
+    def settle(self, seconds: float, patience_s: float = 90.0) -> None:
+        """Waits until every sink of capstand's has been given sound, and for so long after that."""
+        end = time.monotonic() + patience_s
+        why = "a sink has no sound"
+        while time.monotonic() < end:
+            self.check()
+            try:
+                if self.books().least_delivered:
+                    break
+            except RuntimeError as error:
+                why = str(error)
+            time.sleep(0.5)
+        else:
+            raise RuntimeError(f"{why}, after {patience_s:g} s")
+        time.sleep(seconds)
+        self.check()
 
     def file(self) -> Path | None:
         """The sound file, under whatever name it has now."""
         names = [*self.folder.glob("*.wav"), *self.folder.glob("*.wav.part")]
         return names[0] if names else None
+
+
+class Books(NamedTuple):
+    """``least_delivered`` is that of the sink that got least; ``dropped`` is the sum; frames."""
+
+    least_delivered: int
+    dropped: int
+
+
+@contextmanager
+def receiver() -> Iterator[Callable[[], int]]:
+    """Listens for RTP; gives a function that throws away what has come and says how many packets it
+    was, or fewer: what comes while its queue is full is lost, which costs the sender nothing.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        own.bind(("127.0.0.1", RTP_PORT))
+        own.setblocking(False)
+
+        def take() -> int:
+            count = 0
+            with suppress(BlockingIOError):
+                while own.recv(65536):
+                    count += 1
+            return count
+
+        yield take
 
 
 def missing(file: Path | None) -> int:

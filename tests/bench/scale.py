@@ -1,7 +1,10 @@
-"""Many streams in one daemon: loss, and what each costs."""
+"""Many streams in one daemon, recordings and live channels: loss, and what each costs."""
 
+import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from capstand.config.schema import load
@@ -13,13 +16,18 @@ from tests.bench.programs import (
     Cards,
     Program,
     Running,
+    agora_sink,
     capstand_run,
+    no_agora,
     sound_frames,
+    standin_env,
 )
-from tests.bench.table import at_most, goal, show, spread
+from tests.bench.table import at_most, show, spread
 from tests.fakecard import FakeCard
 
 STEPS = (1, 4, 16, 64)
+CHANNELS = (4, 32)
+CHANNEL_CORES = 2
 SETTLE_S = 5.0
 
 
@@ -41,55 +49,86 @@ def lost(card: FakeCard) -> int:
     return card.frames_lost + (unread if unread > RATE_HZ // 10 else 0)
 
 
-def once(cards: Cards, folder: Path, streams: int, seconds: float) -> Figures:
-    own = [cards.new() for _ in range(streams - 1)]
+def daemon(
+    streams: Sequence[FakeCard],
+    sink: Callable[[str, Path], str],
+    env: Callable[[Path], dict[str, str]] = lambda folder: {},
+) -> Program:
+    """One with a stream for the card that it is started with and for each of ``streams``; ``sink``
+    makes a stream's sink of its name and the folder.
+    """
 
     def command(card: str, buffer: int, place: Path) -> list[str]:
         text = ""
-        for name in [card, *(one.device for one in own)]:
+        for name in [card, *(one.device for one in streams)]:
             text += CAPTURE.format(name=name, card=name, buffer_ms=buffer // 48)
-            text += FILE.format(folder=place / f"{name}-files")
+            text += sink(name, place)
         words = capstand_run(place, text)
         load(words[words.index("--config") + 1])
         return words
 
-    with Running(Program(f"capstand, {streams} streams", command), cards, folder) as run:
+    return Program(f"capstand, {len(streams) + 1} streams", command, env=env)
+
+
+def cost(run: Running, cards: Sequence[FakeCard], seconds: float) -> tuple[float, float, float]:
+    """From now on: CPU s per minute of sound, cores, others in % of the machine."""
+    run.check()
+    before = sum(one.frames_delivered for one in cards)
+    began, cpu, busy = time.monotonic(), run.cpu_s(), machine.busy_s()
+    time.sleep(seconds)
+    run.check()
+    elapsed = time.monotonic() - began
+    cpu, busy = run.cpu_s() - cpu, machine.busy_s() - busy
+    brought = sum(one.frames_delivered for one in cards) - before
+    beside = max(0.0, busy - cpu) / elapsed / machine.CORES * 100
+    return cpu * 60 * RATE_HZ / brought, cpu / elapsed, beside
+
+
+def recordings(cards: Cards, folder: Path, streams: int, seconds: float) -> Figures:
+    """Loss is that of the whole run."""
+    own = [cards.new() for _ in range(streams - 1)]
+    program = daemon(own, lambda name, place: FILE.format(folder=place / f"{name}-files"))
+    with Running(program, cards, folder) as run:
         time.sleep(SETTLE_S)
-        run.check()
         all_cards = [run.card, *own]
-        before = sum(one.frames_delivered for one in all_cards)
-        began, cpu, busy = time.monotonic(), run.cpu_s(), machine.busy_s()
-        time.sleep(seconds)
-        run.check()
-        elapsed = time.monotonic() - began
-        cpu, busy = run.cpu_s() - cpu, machine.busy_s() - busy
-        brought = sum(one.frames_delivered for one in all_cards) - before
+        cpu, cores, beside = cost(run, all_cards, seconds)
     there = sum(one.position for one in all_cards)
     kept = sum(one.frames_delivered for one in all_cards)
     files = [*run.folder.glob("*-files/*.wav"), *run.folder.glob("*-files/*.part")]
     written = sum(sound_frames(file) for file in files)
-    return Figures(
-        cpu * 60 * RATE_HZ / brought,
-        cpu / elapsed,
-        100 * sum(lost(one) for one in all_cards) / there,
-        100 * (kept - written) / there,
-        max(0.0, busy - cpu) / elapsed / machine.CORES * 100,
-    )
+    unread = sum(lost(one) for one in all_cards)
+    return Figures(cpu, cores, 100 * unread / there, 100 * (kept - written) / there, beside)
 
 
-def main(folder: Path, long: bool) -> None:
-    rounds, seconds = (3, 30.0) if long else (1, 6.0)
-    print(
-        f"one daemon, N fake cards, N WAV files; from {SETTLE_S:g} s after the start for "
-        f"{seconds:g} s, {rounds} round(s); loss over the whole run"
-    )
-    cards = Cards(folder / "cards")
-    found: dict[int, list[Figures]] = {step: [] for step in STEPS}
+def live(cards: Cards, folder: Path, streams: int, seconds: float) -> Figures:
+    """Loss is that of the measured time: a channel takes a while to be joined."""
+    own = [cards.new() for _ in range(streams - 1)]
+    program = daemon(own, lambda name, place: agora_sink(True), standin_env)
+    with Running(program, cards, folder) as run:
+        run.settle(SETTLE_S)
+        all_cards = [run.card, *own]
+        position, unread = (
+            sum(one.position for one in all_cards),
+            sum(one.frames_lost for one in all_cards),
+        )
+        books = run.books()
+        cpu, cores, beside = cost(run, all_cards, seconds)
+        dropped = run.books().dropped - books.dropped
+        there = sum(one.position for one in all_cards) - position
+        unread = sum(one.frames_lost for one in all_cards) - unread
+    return Figures(cpu, cores, 100 * unread / there, 100 * dropped / there, beside)
+
+
+def compare(
+    steps: Sequence[int], rounds: int, once: Callable[[int], Figures]
+) -> dict[int, list[Figures]]:
+    """``once`` for each number of streams, in rounds; a table of what was found."""
+    found: dict[int, list[Figures]] = {step: [] for step in steps}
     trouble: dict[int, str] = {}
     for _ in range(rounds):
-        for step in STEPS:
+        for step in steps:
             try:
-                found[step].append(once(cards, folder, step, seconds))
+                found[step].append(once(step))
             except (RuntimeError, ValueError, OSError) as error:
                 trouble[step] = str(error)
     rows = []
@@ -104,9 +143,37 @@ def main(folder: Path, long: bool) -> None:
     head = ["streams", "CPU s per minute of sound", "cores", "lost by the card, %"]
     head += ["dropped behind it, %", "others, %"]
     show(head, rows)
-    if found[64]:
-        lost = max(one.lost + one.dropped for one in found[64])
-        goal("64 streams without loss", f"{lost:.3f} % lost", lost == 0)
-    if found[4] and found[64]:
-        per = {step: min(one.cpu_s for one in found[step]) for step in (4, 64)}
-        at_most("cost per stream with 64 at most that with 4", per[64], per[4], " s")
+    return found
+
+
+def verdicts(found: dict[int, list[Figures]], many: int, what: str) -> None:
+    lost = [one.lost + one.dropped for one in found[many]]
+    at_most(f"{many} {what} without loss", max(lost, default=None), 0, " %")
+    few_s, many_s = ([one.cpu_s for one in found[step]] for step in (4, many))
+    words = f"cost of each of {many} {what} at most that of 4"
+    at_most(words, median(many_s) if many_s else None, median(few_s) if few_s else None, " s")
+
+
+def main(folder: Path, long: bool) -> None:
+    rounds, seconds = (5, 30.0) if long else (3, 6.0)
+    cards = Cards(folder / "cards")
+    print(
+        f"one daemon, N fake cards, N WAV files; from {SETTLE_S:g} s after the start for "
+        f"{seconds:g} s, {rounds} rounds; loss over the whole run"
+    )
+    found = compare(STEPS, rounds, lambda step: recordings(cards, folder, step, seconds))
+    verdicts(found, STEPS[-1], "recordings")
+    if lacking := no_agora():
+        print(f"\n  live channels: {lacking}")
+        return
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(every)[:CHANNEL_CORES])
+    print(
+        f"\n  N live channels with rate lock instead, on {min(CHANNEL_CORES, len(every))} cores; "
+        f"from {SETTLE_S:g} s after each has sound; loss in that time"
+    )
+    try:
+        found = compare(CHANNELS, rounds, lambda step: live(cards, folder, step, seconds))
+    finally:
+        os.sched_setaffinity(0, every)
+    verdicts(found, CHANNELS[-1], "channels")

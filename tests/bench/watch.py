@@ -49,7 +49,7 @@ class Seen(TypedDict, total=False):
     period: int
     buffer: int
     cpu_s_per_minute: float
-    peak_mb: float
+    memory_mb: float
     quiet_bytes: int
     """How long the file was when the busy loops began."""
 
@@ -82,6 +82,11 @@ def size(folder: Path) -> int:
     return file.stat().st_size if file is not None else 0
 
 
+def cpu(process: subprocess.Popen[bytes]) -> float:
+    """Processor time of all the program's processes so far, in seconds."""
+    return sum(machine.cpu_s(one) for one in machine.family(process.pid))
+
+
 def look(order: Order) -> Seen:
     """Runs the program to its end; raises RuntimeError when it ends too early."""
     folder = Path(order["folder"])
@@ -95,9 +100,9 @@ def look(order: Order) -> Seen:
         ending.callback(stop, process, signal.SIGINT)
         while order["header_bytes"] and "start_s" not in seen:
             check(process, log)
-            now, cpu_s = time.monotonic() - began, machine.cpu_s(process.pid)
+            now = time.monotonic() - began
             if size(folder) > order["header_bytes"]:
-                seen["start_s"], seen["start_cpu_s"] = now, cpu_s
+                seen["start_s"], seen["start_cpu_s"] = now, cpu(process)
             elif now > PATIENCE_S:
                 raise RuntimeError(f"no sound in the file after {PATIENCE_S:g} s")
             time.sleep(0.005)
@@ -112,10 +117,10 @@ def look(order: Order) -> Seen:
         if "period_size" not in shape:
             raise RuntimeError("runs, but does not hold the card")
         seen["period"], seen["buffer"] = int(shape["period_size"]), int(shape["buffer_size"])
-        at, cpu_s = time.monotonic(), machine.cpu_s(process.pid)
+        at, cpu_s = time.monotonic(), cpu(process)
         time.sleep(order["quiet_s"])
         check(process, log)
-        cpu_s, elapsed_s = machine.cpu_s(process.pid) - cpu_s, time.monotonic() - at
+        cpu_s, elapsed_s = cpu(process) - cpu_s, time.monotonic() - at
         seen["cpu_s_per_minute"] = cpu_s * 60 / elapsed_s
         seen["quiet_bytes"] = size(folder)
 
@@ -123,7 +128,7 @@ def look(order: Order) -> Seen:
             ending.callback(stop, subprocess.Popen(BUSY), signal.SIGKILL)
         time.sleep(order["loaded_s"])
         check(process, log)
-        seen["peak_mb"] = machine.peak_mb(process.pid)
+        seen["memory_mb"] = sum(machine.memory_mb(machine.family(process.pid)).values())
     file = sound_file(folder)
     if order["take"] and file is not None:
         Path(order["take"]).write_bytes(file.read_bytes())

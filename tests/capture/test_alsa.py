@@ -10,7 +10,7 @@ import gc
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from capstand.stream.pusher import Pusher
 from tests.fakecard import FORMATS, FakeCard, counter
 from tests.line import Counters
 from tests.patience import PATIENCE_S
+from tests.rings import reader_of
 
 PERIOD = 480
 
@@ -49,6 +50,7 @@ class Reader:
         self.source = AlsaSource(setup)
         self.clock = Clock(setup.rate_hz, setup.period_frames)
         self.ring = Ring(setup.ring_slots, 2 * setup.period_frames * setup.audio.frame_bytes)
+        self.reader = reader_of(self.ring, setup.audio.frame_bytes)
         self.capturer = Capturer(self.source, self.clock, self.ring, 0, self._now)
         self.indices: list[int] = []
         self.numbers: list[int] = []
@@ -62,12 +64,11 @@ class Reader:
 
     def step(self, timeout_ms: int = 0) -> int:
         frames = self.capturer.step(timeout_ms)
-        for slot in self.ring.peek(self.ring.take(), self.setup.audio.frame_bytes):
-            self.blocks.append((slot.first_frame, slot.frames, slot.captured_at_ns))
-            self.indices += range(slot.first_frame, slot.first_frame + slot.frames)
-            found = counter(bytes(slot.samples), self.setup.format, self.setup.audio.channels)
+        for block in self.reader.blocks():
+            self.blocks.append((block.first_frame, block.frames, block.captured_at_ns))
+            self.indices += range(block.first_frame, block.first_frame + block.frames)
+            found = counter(block.samples, self.setup.format, self.setup.audio.channels)
             self.numbers += found.tolist()
-            self.ring.release(1)
         return frames
 
     def run(self, frames: int) -> None:
@@ -611,58 +612,71 @@ def test_a_buffer_that_is_short_all_the_same(fakecard: FakeCard, readers: list[R
     assert len(one.indices) >= 7 * 240
 
 
-def test_a_buffer_that_is_much_longer_than_asked_for(
+class Breath(threading.Event):
+    """The capturer's, on whose breaths the push thread is done with all that is there."""
+
+    def __init__(self, done: Callable[[], bool]) -> None:
+        super().__init__()
+        self._done = done
+        self.taken: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.taken.append(timeout)
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._done():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return False
+
+
+def test_a_buffer_that_is_much_longer_than_the_ring(
     fakecard: FakeCard, readers: list[Reader]
 ) -> None:
-    """What a stalled process finds in a buffer that is longer than the ring loses nothing, although
-    the push thread rests: a full ring wakes it, and the device keeps the rest meanwhile."""
+    """What a stalled process finds in it is read with breaths, in which a push thread that rests is
+    woken: nothing is missed. While sound flows there is none."""
     fakecard.grant(period_frames=480, buffer_frames=480_000)
     one = held(fakecard, readers, **S16)
-    pusher = Pusher(one.ring, one.setup.audio.frame_bytes, None, (), 0, patience_ms=1)
+    pusher = Pusher(one.ring, one.setup.audio.frame_bytes, None, (), 0, batch_ms=1)
     pusher.rest_ms = lambda *_: 3_600_000  # type: ignore[method-assign]
+    one.ring.wakes(pusher.wake, rests=(pusher.told,))
+    tally = one.capturer.tally
+    quarter = one.ring.slots // 4 * 480
+    breath = Breath(lambda: pusher.captured > tally.captured - quarter)
+    one.capturer._stopped = breath
     thread = threading.Thread(target=pusher.run)
     thread.start()
     try:
-        fakecard.virtual(480)
-        one.capturer.step(0)
+        for blocks in range(1, 10):
+            fakecard.virtual(blocks * 480)
+            one.capturer.step(0)
+        assert breath.taken == []
         fakecard.virtual(400_000)
         while one.capturer.step(0):
             pass
-        count = one.capturer.tally.count()
-        assert count.captured > 4 * one.ring.slots * 480 - 1000
-        assert (count.ring_dropped, count.lost_estimated) == (0, 0)
+        assert tally.captured > 4 * one.ring.slots * 480 - 1000
+        assert tally.count().lost_estimated == 0
     finally:
         pusher.stop()
         thread.join(PATIENCE_S)
-    assert pusher.taken == count.captured
+    assert (pusher.captured, pusher.missed) == (tally.captured, 0)
+    assert set(breath.taken) == {one.ring.slots // 4 * 0.01 / 8}
 
 
-def test_a_push_thread_that_hangs_is_waited_for_once(
+def test_a_push_thread_that_hangs_is_not_waited_for(
     fakecard: FakeCard, readers: list[Reader]
 ) -> None:
-    """Until a block gets into the ring again; the device goes on being read."""
+    """The device goes on being read; what the ring had no room for is booked when it comes back."""
     fakecard.grant(period_frames=480, buffer_frames=480_000)
     one = held(fakecard, readers, **S16)
-    waits: list[int] = []
-    wait = one.ring.wait
-
-    def noted(timeout_ms: int) -> bool:
-        waits.append(timeout_ms)
-        return wait(0)
-
-    one.ring.wait = noted  # type: ignore[method-assign]
+    pusher = Pusher(one.ring, one.setup.audio.frame_bytes, None, (), 0, batch_ms=0)
+    one.capturer._stopped = Breath(lambda: True)
     fakecard.virtual((one.ring.slots + 20) * 480)
     while one.capturer.step(0):
         pass
-    assert one.capturer.tally.count().ring_dropped == 20 * 480
-    assert len(waits) == 1 and 0 < waits[0] <= 1000
-    one.ring.take()
-    one.ring.release(one.ring.slots)
-    fakecard.virtual((2 * one.ring.slots + 40) * 480)
-    while one.capturer.step(0):
-        pass
-    assert one.capturer.tally.count().ring_dropped == 40 * 480
-    assert len(waits) == 2
+    assert one.capturer.tally.captured == (one.ring.slots + 20) * 480
+    assert pusher.step() == one.ring.slots // 2
+    assert pusher.missed == (one.ring.slots // 2 + 20) * 480
 
 
 @pytest.mark.parametrize("numbers", [(1,), (3,), (1, 4, 2)])

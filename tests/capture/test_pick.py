@@ -20,6 +20,7 @@ from capstand.errors import DeviceError
 from tests.capture.test_alsa import Pointers
 from tests.fakecard import FakeCard
 from tests.patience import PATIENCE_S
+from tests.rings import reader_of
 
 PERIOD = 480
 
@@ -56,6 +57,7 @@ class Reader:
         self.capture = capture
         self.source = source or AlsaSource(capture)
         self.ring = Ring(capture.ring_slots, capture.slot_bytes)
+        self.reader = reader_of(self.ring, capture.audio.frame_bytes)
         clock = Clock(capture.rate_hz, capture.period_frames)
         self.capturer = Capturer(self.source, clock, self.ring, 0)
         self.data = b""
@@ -65,9 +67,7 @@ class Reader:
         wanted = self.capturer.tally.captured + frames
         for _ in range(round(PATIENCE_S * 100)):
             self.capturer.step(100)
-            for slot in self.ring.peek(self.ring.take(), self.capture.audio.frame_bytes):
-                self.data += bytes(slot.samples)
-                self.ring.release(1)
+            self.data += b"".join(block.samples for block in self.reader.blocks())
             if self.capturer.tally.captured >= wanted:
                 break
         found = np.frombuffer(self.data, "<u2").reshape(-1, self.capture.audio.channels)

@@ -17,6 +17,7 @@ from capstand.config.schema import Capture
 from capstand.errors import DeviceError
 from tests.fakecard import FakeCard, counter
 from tests.patience import PATIENCE_S
+from tests.rings import reader_of
 
 PERIOD = 480
 
@@ -34,6 +35,7 @@ class Listener:
         self.source = Preference(sources, capture, self.now_ns)
         self.clock = Clock(capture.rate_hz, capture.period_frames)
         self.ring = Ring(capture.ring_slots, 2 * PERIOD * self.frame_bytes)
+        self.reader = reader_of(self.ring, self.frame_bytes)
         self.capturer = Capturer(self.source, self.clock, self.ring, 0, self.now_ns)
         self.blocks: list[tuple[int, int, str, list[int]]] = []  # first, time, device, numbers
 
@@ -47,10 +49,9 @@ class Listener:
 
     def step(self, timeout_ms: int = 200) -> int:
         frames = self.capturer.step(timeout_ms)
-        for slot in self.ring.peek(self.ring.take(), self.frame_bytes):
-            numbers = counter(bytes(slot.samples), "S32_LE", 1).tolist()
-            self.blocks.append((slot.first_frame, slot.captured_at_ns, self.device, numbers))
-            self.ring.release(1)
+        for block in self.reader.blocks():
+            numbers = counter(block.samples, "S32_LE", 1).tolist()
+            self.blocks.append((block.first_frame, block.captured_at_ns, self.device, numbers))
         return frames
 
     def run(self, periods: int) -> None:

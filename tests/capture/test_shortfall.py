@@ -142,7 +142,7 @@ class Card:
 class Line:
     def __init__(self, card: Card) -> None:
         self.card = card
-        self.clock, self.ring = Clock(RATE, PERIOD), Ring(4, PERIOD * 8)
+        self.clock, self.ring = Clock(RATE, PERIOD), Ring(200, PERIOD * 8)
         self.capturer = Capturer(card, self.clock, self.ring, 0, card.now_ns)
         self.capturer.open()
         self.gaps: list[Gap] = []
@@ -153,7 +153,6 @@ class Line:
         next_s = 60.0
         while self.card.now_s < until_s:
             self.capturer.step(200)
-            self.ring.release(self.ring.take())
             if len(self.gaps) < table.count:
                 self.gaps += table.since(len(self.gaps))
             if self.card.now_s > next_s:

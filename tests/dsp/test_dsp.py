@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstand.audio.block import AudioFormat, SampleFormat
+from capstand.dsp import resample
+from capstand.dsp.catchup import power
 from capstand.dsp.channels import to_channels
 from capstand.dsp.convert import from_float, from_int32, to_float32, to_int32, to_s16
 from capstand.dsp.level import Meter, mean_square
 from capstand.dsp.resample import Resampler
+from capstand.errors import SinkError
 
 Floats = npt.NDArray[np.float32]
 RATIOS = [
@@ -26,12 +29,14 @@ def through(sound: Floats, rate_hz: int, to_hz: int, lengths: list[int]) -> list
     """What comes out for blocks of these lengths, one after the other and again, and at the end."""
     if sound.ndim == 1:
         sound = sound.reshape(-1, 1)
-    resampler, out, place, number = Resampler(rate_hz, to_hz, sound.shape[1]), [], 0, 0
+    channels, place, number = sound.shape[1], 0, 0
+    resampler, out = Resampler(rate_hz, to_hz, channels, SampleFormat.FLOAT_LE), list[bytes]()
     while place < len(sound):
         length = lengths[number % len(lengths)]
-        out.append(resampler.process(sound[place : place + length]))
+        out.append(resampler.process(sound[place : place + length].tobytes()))
         place, number = place + length, number + 1
-    return [*out, resampler.finish()]
+    out.append(resampler.finish())
+    return [np.frombuffer(one, np.float32).reshape(-1, channels) for one in out]
 
 
 def sine(tone_hz: float, rate_hz: int, seconds: float) -> Floats:
@@ -139,9 +144,35 @@ def test_channels_do_not_mix() -> None:
 
 def test_nothing_gives_nothing() -> None:
     """Without sound nothing comes out, at the end neither."""
-    resampler = Resampler(44_100, 48_000, 2)
-    assert resampler.process(np.zeros((0, 2), np.float32)).shape == (0, 2)
-    assert resampler.finish().shape == (0, 2)
+    resampler = Resampler(44_100, 48_000, 2, SampleFormat.FLOAT_LE)
+    assert resampler.process(b"") == resampler.finish() == b""
+
+
+def test_much_more_may_come_out_than_the_rates_tell() -> None:
+    """A ratio far below nominal makes a block longer than there is room for: all of it comes."""
+    sound = sine(440, 48_000, 1).tobytes()
+    whole, cut = (Resampler(48_000, 48_000, 1, SampleFormat.FLOAT_LE, moving=True) for _ in "12")
+    for one in (whole, cut):
+        one.move(0.25, 0)
+    small = [cut.process(sound[at : at + 400]) for at in range(0, len(sound), 400)]
+    out = whole.process(sound)
+    assert out == b"".join(small)
+    assert len(out) / 4 == pytest.approx(4 * 48_000, abs=1000)
+
+
+def test_libsoxr_is_taken_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that has not its functions is passed over; none at all is told."""
+    known = list(resample._places())
+    assert "soxr_ext" in known[0]
+    for places, there in ((["libm.so.6", "/nowhere.so", *known], True), (["libm.so.6"], False)):
+        resample._libsoxr.cache_clear()
+        monkeypatch.setattr(resample, "_places", lambda places=places: places)
+        if there:
+            assert through(sine(440, 8000, 0.1), 8000, 16_000, [80])
+        else:
+            with pytest.raises(SinkError, match="libsoxr is missing"):
+                Resampler(8000, 16_000, 1, SampleFormat.S16_LE)
+    resample._libsoxr.cache_clear()
 
 
 # Channels
@@ -272,6 +303,15 @@ def test_every_format_holds_its_bits(sample: SampleFormat, values: list[int]) ->
     )
     named = getattr(alsaaudio, f"PCM_FORMAT_{sample.alsa_name}", 36)  # it does not name S20_3LE
     assert sample.alsa_number == named
+
+
+@given(sounds())
+def test_the_power_of_a_block(sound: tuple[SampleFormat, list[int]]) -> None:
+    """The mean square of its samples as shares of full scale."""
+    form, values = sound
+    shares = [value / 2 ** (form.bits - 1) for value in values or [0]]
+    mean = sum(share * share for share in shares) / len(shares)
+    assert power(pack(values or [0], form), form) == pytest.approx(mean, rel=1e-5, abs=1e-12)
 
 
 @pytest.mark.parametrize("value", [2.0, 1e20, -3e38, float("inf"), float("nan")])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from capstand.agora.drain import Drain
-from capstand.audio.block import NS_PER_S
+from capstand.audio.block import NS_PER_S, SampleFormat
 from capstand.audio.clock import Clock
 from capstand.dsp.ratelock import RateLoop
 from capstand.dsp.resample import Resampler
@@ -129,6 +129,23 @@ def test_a_gap_does_not_unlearn_the_rate() -> None:
     assert run.loop.ratio_ppm == pytest.approx(250, abs=20)
 
 
+def test_it_catches_up_gently() -> None:
+    """So much less comes out as was asked for, within seconds; faster by 0.1 % from one block to
+    the next, slower again likewise, and then not at all."""
+    run = Run(lambda _: 0.0)
+    run.seconds(20)
+    depth_s, ratios = run.depth_s, [run.ratio]
+    run.loop.catch_up(0.015)
+    while run.loop.hurries and len(ratios) < 300:
+        run.block()
+        ratios.append(run.ratio)
+    run.block()
+    ratios.append(run.ratio)
+    assert np.abs(np.diff(ratios)).max() < 0.0011
+    assert run.ratio == pytest.approx(1.0, abs=300e-6)
+    assert run.depth_s == pytest.approx(depth_s - 0.015, abs=0.002)
+
+
 def test_it_says_whether_it_is_locked() -> None:
     """Acquiring at first and after a gap, locked within a minute."""
     run = Run(lambda _: 100.0)
@@ -154,13 +171,13 @@ def window(count: int) -> Wave:
 
 def resampled(hertz: float, seconds: float, ppm: Callable[[float], float]) -> Wave:
     """A tone at half of full scale through a ratio that moves block by block."""
-    resampler = Resampler(RATE_HZ, RATE_HZ, 1, "float32", moving=True)
+    resampler = Resampler(RATE_HZ, RATE_HZ, 1, SampleFormat.FLOAT_LE, moving=True)
     tone = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE_HZ)) / RATE_HZ)
     blocks = []
     for at in range(0, len(tone), FRAMES):
         resampler.move(1 + ppm(at / RATE_HZ) * 1e-6, FRAMES)
-        blocks.append(resampler.process(tone[at : at + FRAMES, None].astype(np.float32)))
-    return np.concatenate(blocks)[:, 0].astype(np.float64)
+        blocks.append(resampler.process(tone[at : at + FRAMES].astype(np.float32).tobytes()))
+    return np.frombuffer(b"".join(blocks), np.float32).astype(np.float64)
 
 
 @pytest.mark.parametrize("ppm", [0.0, 100.0, -300.0])

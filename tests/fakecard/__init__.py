@@ -67,6 +67,10 @@ class _Control(ctypes.Structure):
     frames_lost: int
     next_frame: int
     position_frames: int
+    rate_hz: int
+    anchor_ns: int
+    anchor_frames: float
+    frames_per_ns: float
 
 
 _TYPES: dict[str, type[ctypes.c_int64] | type[ctypes.c_double]] = {
@@ -204,6 +208,13 @@ class FakeCard:
     def position(self) -> int:
         """The card's clock in frames, as of the plug-in's last callback."""
         return self._control.position_frames
+
+    def time_of(self, frame: int) -> float:
+        """When the card's clock came to this frame, in ns of CLOCK_MONOTONIC; since then it must
+        have run at one speed.
+        """
+        control = self._control
+        return control.anchor_ns + (frame - control.anchor_frames) / control.frames_per_ns
 
     # Abilities
 

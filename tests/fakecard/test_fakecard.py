@@ -330,6 +330,21 @@ def test_ppm(card: FakeCard, open_pcm: Open) -> None:
     assert least - 1 <= card.position <= most + 1
 
 
+def test_when_the_clock_came_to_a_frame(card: FakeCard, open_pcm: Open) -> None:
+    """The position is the last frame whose time has come, also after the speed has turned."""
+    pcm = open_pcm(rate=192000, periods=800)
+    pcm.read()
+    for ppm in (0.0, 500_000.0):
+        card.ppm = ppm
+        pcm.avail()
+        select.select([], [], [], 0.01)
+        before_ns = time.monotonic_ns()
+        pcm.avail()
+        after_ns = time.monotonic_ns()
+        assert card.time_of(card.position) <= after_ns
+        assert card.time_of(card.position + 1) >= before_ns
+
+
 def test_stamps(card: FakeCard, open_pcm: Open) -> None:
     """htimestamp() is CLOCK_MONOTONIC, and stamp - avail/rate is not before the first frame."""
     pcm = open_pcm(periods=800)

@@ -56,8 +56,8 @@ from capstand.sinks.outlet import Outlet
 from capstand.sinks.recording.segment import Segment
 from capstand.sinks.sink import Event
 from capstand.stream import handover
-from capstand.stream.handover import Leaving
-from capstand.stream.stream import PATIENCE_MS
+from capstand.stream.handover import Side
+from capstand.stream.stream import CAPTURE_PATIENCE_MS
 from capstand.stream.stream import Stream as RunningStream
 from tests.counts import counts
 from tests.fakecard import FakeCard
@@ -177,20 +177,20 @@ def test_sinks_come_and_go_at_any_moment(
     always, one = Keep(), Keep()
     line = Line(card, [always, one], VirtualTime(), queue_frames=1 << 30)
     stream, others = line.stream, [one]
-    left: list[Leaving] = []
+    left: list[Outlet] = []
     for turn, times in turns:
         if turn == "exchange":
-            dropped = stream.capturer.tally.count().ring_dropped
-            left.append(Leaving(stream.outlets[1], threading.Thread(), dropped))
+            gone = stream.outlets[1]
+            left.append(gone)
             others.append(Keep())
             fresh = Outlet("sink1", others[-1], queue_ms * 8)
-            fresh.since, fresh.ring_dropped_before = None, dropped
-            stream.outlets = [stream.outlets[0], fresh]
+            fresh.since = None
+            stream.feeds = [stream.outlets[0], fresh]
             stream.pusher.exchange(stream.outlets, 0)
             assert line.stats().balanced
             line.push()
-            left[-1].outlet.try_open()
-            assert left[-1].outlet.feed()
+            gone.try_open()
+            assert gone.feed()
             continue
         for _ in range(times):
             getattr(line, turn)()
@@ -199,12 +199,13 @@ def test_sinks_come_and_go_at_any_moment(
     line.deliver()
     stats = line.stats()
     assert stats.balanced
-    books = [gone.books(8000, 0) for gone in left] + [stats.sinks[1]]
+    books = [Side.of(gone).stats(stats.captured_frames, 8000, 0) for gone in left]
+    books.append(stats.sinks[1])
     assert all(each.balanced for each in books)
     assert sum(each.captured_frames for each in books) == stats.captured_frames
     starts = [each.since_frame for each in books]
     assert starts == sorted(starts, key=lambda frame: frame or 0)
-    if not any(each.overflowed for each in (stream.outlets[1], *(gone.outlet for gone in left))):
+    if not any(each.overflowed for each in (stream.outlets[1], *left)):
         assert [block for keep in others for block in keep.blocks] == always.blocks
 
 
@@ -266,6 +267,7 @@ class Running:
         """What main does again and again."""
         self.reload.look()
         for stream in self.streams:
+            stream.look(time.monotonic_ns())
             stats = stream.stats(time.monotonic_ns())
             assert stats.balanced, stats
             self.reporters[stream.name].look(stats)
@@ -287,8 +289,8 @@ class Running:
     def hear(self, name: str, milliseconds: int = 60) -> None:
         """Until the stream's sinks were given so much more."""
         pusher = self[name].pusher
-        enough = pusher.taken + milliseconds * 48
-        self.until(lambda: pusher.taken >= enough)
+        enough = pusher.captured + milliseconds * 48
+        self.until(lambda: pusher.captured >= enough)
 
     def end(self) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -680,11 +682,11 @@ def test_a_removed_sink_that_hangs_is_let_go_of(
     monkeypatch.setattr(handover, "ABANDON_S", PATIENCE_S)
     keep = sink_text("keep", tmp_path / "keep")
     running = run(stream_text("mic", keep, sink_text("hang", tmp_path / "hang")))
-    hanging = running["mic"].outlets[1].sink = LastWord()
+    outlet = running["mic"].outlets[1]
+    hanging = outlet.sink = LastWord()
     running.until(hanging.held.is_set)
-    thread = running["mic"]._threads["sink:hang"]
     running.change(stream_text("mic", keep))
-    assert not thread.is_alive()
+    assert outlet.state == "closed"
     running.end()
     (leave,) = running.events("mic", "leave")
     assert leave["balanced"] is True and leave["dropped_frames"] == leave["inside_frames"] == 0
@@ -730,10 +732,11 @@ def test_what_the_ring_dropped_before_is_not_the_new_sinks(
 
     pusher, tally = running["mic"].pusher, running["mic"].capturer.tally
     pusher.meter = Held()  # type: ignore[assignment]
-    running.until(lambda: tally.ring_dropped > 0)
+    full = (running["mic"].ring.slots + 1) * 480
+    running.until(lambda: tally.captured > pusher.captured + full)
     held.set()
-    running.until(lambda: pusher.taken == tally.captured - tally.ring_dropped)
-    dropped = tally.ring_dropped
+    running.until(lambda: pusher.captured == tally.captured)
+    dropped = pusher.missed
     running.change(stream_text("mic", sink_text("disk", tmp_path / "b"), buffer_ms=40))
     running.hear("mic")
     running.end()
@@ -741,7 +744,7 @@ def test_what_the_ring_dropped_before_is_not_the_new_sinks(
     (stop,) = running.events("mic", "stop")
     (new,) = stop["sinks"]
     assert leave["dropped_frames"] >= dropped > 0
-    assert leave["dropped_frames"] + new["dropped_frames"] == tally.ring_dropped
+    assert leave["dropped_frames"] + new["dropped_frames"] == pusher.missed
     assert leave["captured_frames"] + new["captured_frames"] == stop["captured_frames"]
 
 
@@ -749,19 +752,19 @@ def test_a_sink_that_cannot_open_harms_no_other(
     run: Callable[[str], Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new channel whose library is not there is in trouble alone; since it is in a hurry the
-    pusher no longer rests, and when it is gone rests again."""
+    card is asked for each period, and when it is gone for several at a time again."""
     monkeypatch.setenv("CAPSTAND_AGORA", str(tmp_path / "nothing"))
     disk = sink_text("disk", tmp_path / "mic")
     agora = f'[[stream.sink]]\ntype = "agora"\napp_id = "{APP_ID}"\nchannel = "studio"'
     running = run(stream_text("mic", disk))
     running.hear("mic")
-    assert running["mic"].pusher.patience_ms == PATIENCE_MS
+    assert running["mic"].source.patience_ms == CAPTURE_PATIENCE_MS
     running.change(stream_text("mic", disk, agora))
-    assert running["mic"].pusher.patience_ms == 0
-    running.until(lambda: running["mic"].outlets[1].trouble is not None)
+    assert running["mic"].source.patience_ms == 0
+    running.until(lambda: running["mic"].feeds[1].trouble is not None)
     running.hear("mic")
     running.change(stream_text("mic", disk))
-    assert running["mic"].pusher.patience_ms == PATIENCE_MS
+    assert running["mic"].source.patience_ms == CAPTURE_PATIENCE_MS
     running.end()
     assert whole(recorded(tmp_path / "mic"))
 

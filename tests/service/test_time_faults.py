@@ -28,6 +28,7 @@ from capstand.sinks.recording.recording import Recording
 from tests.audio.test_clock import Row
 from tests.dsp.test_ratelock import Run
 from tests.line import Line, Script, capture
+from tests.rings import reader_of
 
 S = NS_PER_S
 RATE_HZ = 48_000
@@ -99,7 +100,8 @@ def test_a_slew_makes_no_gap_and_falsifies_none(ppm: float) -> None:
             yield round(card.now_ns), card.period, 0, stamp_ns, card.period
 
     source = Script(setup, rows())
-    clock, ring = Clock(RATE_HZ, card.period), Ring(2, 1)
+    clock, ring = Clock(RATE_HZ, card.period), Ring(200, 1)
+    reader = reader_of(ring, 0)
     capturer = Capturer(source, clock, ring, 0, lambda: source.now_ns)
     capturer.open()
     last_ns = 0
@@ -113,8 +115,7 @@ def test_a_slew_makes_no_gap_and_falsifies_none(ppm: float) -> None:
             continue
         except StopIteration:
             break
-        (block,) = ring.peek(ring.take(), 0)
-        ring.release(1)
+        (block,) = reader.blocks()
         assert block.captured_at_ns > last_ns
         last_ns = block.captured_at_ns
     ring.close()

@@ -39,7 +39,7 @@ from capstand.sinks.outlet import Outlet
 from capstand.stream.health import Health
 from capstand.stream.stream import Stream
 from tests.fakecard import FakeCard, counter
-from tests.line import Keep, capture, config
+from tests.line import Keep, capture, config, give
 from tests.patience import PATIENCE_S
 
 ROOT = Peer(pid=1, uid=0, groups=frozenset())
@@ -227,8 +227,7 @@ class Held:
         self.card = card
         self.sink = Keep()
         self.stream = Stream(config(setup, [FileSink(type="file", path=str(folder / "unused"))]))
-        self.stream.outlets = [Outlet("keep", self.sink, 1 << 30)]
-        self.stream.pusher.exchange(self.stream.outlets, 0)
+        give(self.stream, Outlet("keep", self.sink, 1 << 30))
         self.ledger = Ledger(folder / "ledger")
         self.lending = Lending(lambda: [self.stream], self.ledger)
         self.path = folder / "run/control.sock"

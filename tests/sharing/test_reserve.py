@@ -40,7 +40,7 @@ from capstand.stream.health import Health
 from capstand.stream.stream import Stream
 from tests.counts import counts
 from tests.fakecard import FakeCard
-from tests.line import Keep, config
+from tests.line import Keep, config, give
 from tests.patience import PATIENCE_S
 
 NAME, PATH = f"{INTERFACE}.Audio7", "/org/freedesktop/ReserveDevice1/Audio7"
@@ -178,8 +178,7 @@ class Mic:
             device = f"hw:CARD=Mic,DEV={number}"
             setup = Capture(device=device, channels=1, priority=0, **keys)
             stream = Stream(config(setup, [FileSink(type="file", path=str(folder / "unused"))]))
-            stream.outlets = [Outlet("keep", Keep(), 1 << 30)]
-            stream.pusher._outlets = stream.outlets
+            give(stream, Outlet("keep", Keep(), 1 << 30))
             self.streams.append(stream)
         self.stream = self.streams[0]
         self.reserver = Reserver(lambda: self.streams, self.ledger, address, folder)

@@ -172,29 +172,16 @@ def test_a_busy_sink_says_why_until_it_takes_a_block() -> None:
     assert told == ["busy", None]
 
 
-def test_a_live_sink_begins_with_the_present() -> None:
-    """What was queued while a live sink could not be opened is dropped and booked; for another it
-    is kept.
-    """
-    for live, got, failed in ((True, [30], 30), (False, [0, 10, 20, 30], 0)):
-        peer = Peer()
-        outlet = Outlet("a", peer, 1000, live=live)
-        feed(outlet, 3)
-        assert outlet.try_open()
-        feed(outlet, 1, 3)
-        outlet.step()
-        assert (peer.got, outlet.failed) == (got, failed)
-        assert balanced(outlet)
-
-
-def test_a_live_sink_that_opens_too_late_still_ends(threads: list[threading.Thread]) -> None:
-    """Dropping what is queued does not lose the end of the queue."""
+def test_a_sink_that_could_not_be_opened_gets_what_waited() -> None:
+    """What was queued meanwhile is kept for it."""
     peer = Peer()
-    outlet = Outlet("a", peer, 1000, live=True)
+    outlet = Outlet("a", peer, 1000)
     feed(outlet, 3)
-    outlet.finish()
-    start(outlet, threads).join(PATIENCE_S)
-    assert (outlet.state, outlet.failed, outlet.queued) == ("closed", 30, 0)
+    assert outlet.try_open()
+    feed(outlet, 1, 3)
+    outlet.step()
+    assert (peer.got, outlet.failed) == ([0, 10, 20, 30], 0)
+    assert balanced(outlet)
 
 
 def test_trouble_ends_with_the_first_block_delivered() -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from capstand.accounting.stats import span
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.errors import SinkError
+from capstand.host.backoff import Backoff
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Mark, Sink
 from capstand.sinks.spool.spool import Spool
@@ -545,7 +546,7 @@ def test_an_unforeseen_error_of_its_own_does_not_end_the_delivery(folder: Path, 
     rig = Rig(folder, unsafe=333)
     rig.sink.away = away
     spooled, outlet = rig.spooled, Outlet("file", rig.spooled, 1 << 30)
-    write, outlet._retry_s = spooled.write, 0.01
+    write, outlet._backoff = spooled.write, Backoff(0.01, 0.01)
 
     def stumble(block: Block) -> None:
         spooled.write = write  # type: ignore[method-assign]

@@ -16,18 +16,17 @@ from typing import Any, NamedTuple
 
 
 class Cause(IntEnum):
-    """Why frames are missing; ``RING_FULL`` drops captured frames, all others lose them."""
+    """Why frames are missing."""
 
     OVERRUN = 0
     TORN = 1
     STOPPED = 2
     SUSPENDED = 3
     REOPENED = 4
-    RING_FULL = 5
-    STALLED = 6
-    RELEASED = 7
-    SWITCHED = 8
-    DEVICE = 9
+    STALLED = 5
+    RELEASED = 6
+    SWITCHED = 7
+    DEVICE = 8
 
     @property
     def words(self) -> str:
@@ -42,7 +41,6 @@ _WORDS = {
     Cause.REOPENED: "the device was away or stood still",
     Cause.STALLED: "the device stood still",
     Cause.SWITCHED: "another device was taken, one that is preferred",
-    Cause.RING_FULL: "ring full: the pusher was held up",
     Cause.RELEASED: "the device was released to another program",
     Cause.DEVICE: "the card delivered less than its rate: bus errors?",
 }
@@ -102,7 +100,6 @@ class Count(NamedTuple):
     captured: int
     lost_exact: int
     lost_estimated: int
-    ring_dropped: int
     lost_by_device: int  # of the estimated ones, those of the cause DEVICE
 
 
@@ -119,7 +116,6 @@ class Tally:
         "lost_estimated",
         "lost_exact",
         "produced",
-        "ring_dropped",
         "turn",
     )
 
@@ -129,7 +125,6 @@ class Tally:
         self.captured = 0
         self.lost_exact = 0
         self.lost_estimated = 0
-        self.ring_dropped = 0
         self.lost_by_device = 0
         self.gaps = GapTable()
 
@@ -142,12 +137,38 @@ class Tally:
                 self.captured,
                 self.lost_exact,
                 self.lost_estimated,
-                self.ring_dropped,
                 self.lost_by_device,
             )
             if turn == self.turn and not turn & 1:
                 return count
             time.sleep(0)
+
+
+class Mark(NamedTuple):
+    """A place between two blocks: the next frame's index, and how many were captured before it."""
+
+    frame: int
+    captured: int
+
+
+class SinkCounters(NamedTuple):
+    """A sink's side of the books at one moment, to be read before the device's. It gets what the
+    stream captures from ``since`` to ``until``: None before it has joined, and while it stays.
+    """
+
+    since: Mark | None
+    until: Mark | None
+    delivered: int
+    dropped: int
+    inserted: int
+
+    def captured(self, captured: int) -> int:
+        """Of the ``captured`` frames of the stream, those that are meant for it."""
+        if self.since is None:
+            return 0
+        if self.until is not None:
+            captured = min(captured, self.until.captured)
+        return captured - self.since.captured
 
 
 class SinkStats(NamedTuple):

@@ -56,7 +56,7 @@ class Cutter:
         self._channels = channels
         self._frame_bytes = 2 * channels
         self._size = rate_hz // FRAMES_PER_S * self._frame_bytes
-        self._held = bytearray()
+        self._held = b""
         self._given = 0  # frames of the track given out or held so far
         self._form: AudioFormat | None = None
         self._converter: _Converter | None = None
@@ -76,17 +76,18 @@ class Cutter:
         """The frames that are full now, in order. ``buffer`` is copied where it is kept."""
         whole: list[Frame] = []
         self._before = (self._given, self._begun_ms, self._end_ns)
-        form = AudioFormat(buffer.rate_hz, buffer.channels, buffer.sample)
-        gap_ns = buffer.captured_at_ns - self._end_ns if buffer.discontinuity else -1
-        if form != self._form or gap_ns >= self._room_ns():
+        samples, rate_hz, channels, sample, frames, captured_at_ns, discontinuity = buffer
+        form = (rate_hz, channels, sample)
+        if form != self._form or (
+            discontinuity and captured_at_ns - self._end_ns >= self._room_ns()
+        ):
             whole += self.finish()
-            self._take_up(form)
+            self._take_up(AudioFormat(*form))
         self.earlier = len(whole)
-        self._time_ns = buffer.captured_at_ns
-        self._time_place = self._base + self._taken * self._rate_hz / buffer.rate_hz
-        self._end_ns = buffer.captured_at_ns + buffer.frames * NS_PER_S // buffer.rate_hz
-        self._taken += buffer.frames
-        samples = buffer.samples
+        self._time_ns = captured_at_ns
+        self._time_place = self._base + self._taken * self._rate_hz / rate_hz
+        self._end_ns = captured_at_ns + frames * NS_PER_S // rate_hz
+        self._taken += frames
         if isinstance(samples, memoryview):
             samples = samples.cast("B")  # one of 16-bit integers counts those as its length
         if self._converter is not None:
@@ -110,14 +111,14 @@ class Cutter:
         that were there before it are kept; ``first`` begins with them.
         """
         self._given, self._begun_ms, self._end_ns = self._before
-        self._held[:] = first.samples[: held * self._frame_bytes]
+        self._held = first.samples[: held * self._frame_bytes]
         self._form = self._converter = None  # what comes next begins a frame of its own
 
     def drop(self) -> None:
         """Some of the frames that the last ``put`` gave could not be used: what is held behind
         them is dropped too.
         """
-        self._held.clear()
+        self._held = b""
 
     def _room_ns(self) -> int:
         """A gap of so much can be filled up to the next frame."""
@@ -131,18 +132,18 @@ class Cutter:
         self._converter = None if form == plain else _Converter(form, self._rate_hz, self._channels)
 
     def _cut(self, samples: bytes | bytearray | memoryview) -> list[Frame]:
-        held, size, each = self._held, self._size, self._frame_bytes
+        size, each = self._size, self._frame_bytes
         place, pts_ms = self._given - self.held, self._begun_ms
-        if not held:
+        if not self._held:
             pts_ms = self._pts_ms(place)
-        held += samples
+        joined, at = self._held + samples, 0
         self._given += len(samples) // each
         whole = []
-        for at in range(0, len(held) - size + 1, size):
-            whole.append(Frame(bytes(held[at : at + size]), pts_ms))
-            pts_ms = self._pts_ms(place + (at + size) // each)
-        del held[: len(whole) * size]
-        self._begun_ms = pts_ms
+        while len(joined) - at >= size:
+            whole.append(Frame(joined[at : at + size], pts_ms))
+            at += size
+            pts_ms = self._pts_ms(place + at // each)
+        self._held, self._begun_ms = joined[at:], pts_ms
         return whole
 
     def _fill_up(self) -> list[Frame]:
@@ -165,7 +166,9 @@ class _Converter:
         if form.rate_hz != rate_hz:
             from capstand.dsp import resample
 
-            self._resampler = resample.Resampler(form.rate_hz, rate_hz, channels)
+            self._resampler = resample.Resampler(
+                form.rate_hz, rate_hz, channels, SampleFormat.FLOAT_LE
+            )
 
     @property
     def holds(self) -> bool:
@@ -182,13 +185,17 @@ class _Converter:
         block = to_channels(
             to_float32(view, form.sample).reshape(-1, form.channels), self._channels
         )
-        if self._resampler is not None:
-            block = self._resampler.process(block)
-        return from_float(block, SampleFormat.S16_LE)
+        if self._resampler is None:
+            return from_float(block, SampleFormat.S16_LE)
+        return _to_s16(self._resampler.process(block.tobytes()))
 
     def finish(self) -> bytes:
-        from capstand.dsp.convert import from_float
+        return b"" if self._resampler is None else _to_s16(self._resampler.finish())
 
-        if self._resampler is None:
-            return b""
-        return from_float(self._resampler.finish(), SampleFormat.S16_LE)
+
+def _to_s16(floats: bytes) -> bytes:
+    import numpy as np
+
+    from capstand.dsp.convert import from_float
+
+    return from_float(np.frombuffer(floats, "<f4"), SampleFormat.S16_LE)

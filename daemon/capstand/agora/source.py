@@ -68,10 +68,7 @@ class _Declared(NamedTuple):
     channels: int
     sources: int
     publish: bool
-
-    @property
-    def track_hz(self) -> int:
-        return TRACK_HZ if self.rate_hz in RESAMPLED else self.rate_hz
+    track_hz: int
 
 
 class CustomAudioSource:
@@ -154,8 +151,9 @@ class CustomAudioSource:
                 Code.NOT_SUPPORTED,
                 "local_playback: the SDK opens no sound device here; play the sound yourself",
             )
+        track_hz = TRACK_HZ if sample_rate in RESAMPLED else sample_rate
         self._declared = (
-            _Declared(sample_rate, channels, source_number, publish) if enabled else None
+            _Declared(sample_rate, channels, source_number, publish, track_hz) if enabled else None
         )
 
     def join_channel(
@@ -360,17 +358,15 @@ class CustomAudioSource:
             raise _invalid("source_id", source_id, f"0 to {declared.sources - 1}")
         if connection.state is not State.JOINED:
             raise AgoraError(Code.NOT_READY, connection.words())
-        cutter, mixer = self._cutters[source_id], self._mixer
-        length_ms = buffer.frames * 1000 / buffer.rate_hz
-        inside_ms = (
-            connection.depth_ms() if mixer is None else 10 * mixer.waiting(source_id)
-        ) + cutter.held * 1000 / declared.track_hz
-        if inside_ms + length_ms > self._buffer_ms:
+        cutter, mixer, track_hz = self._cutters[source_id], self._mixer, declared.track_hz
+        held = cutter.held
+        inside_ms = held * 1000 / track_hz
+        inside_ms += connection.depth_ms() if mixer is None else 10 * mixer.waiting(source_id)
+        if inside_ms + buffer.frames * 1000 / buffer.rate_hz > self._buffer_ms:
             raise AgoraError(
                 Code.TOO_OFTEN,
                 f"{inside_ms:.0f} ms wait in the send buffer of {self._buffer_ms} ms already",
             )
-        held = cutter.held
         frames = cutter.put(buffer)
         if mixer is not None:
             mixer.put(source_id, frames)
@@ -384,8 +380,8 @@ class CustomAudioSource:
                 else:
                     cutter.drop()
                 own = number - cutter.earlier
-                sent = own * declared.track_hz // 100 - (0 if cutter.earlier else held)
-                taken = sent * buffer.rate_hz // declared.track_hz
+                sent = own * track_hz // 100 - (0 if cutter.earlier else held)
+                taken = sent * buffer.rate_hz // track_hz
                 error.taken = max(0, min(buffer.frames, taken))
                 raise
 

@@ -1,121 +1,182 @@
-"""The ring between the capture thread and the pusher: preallocated slots, one writer, one reader.
+"""The ring: blocks in shared memory, one writer, many readers.
 
-Two eventfds carry all the synchronisation, so nothing here relies on Python's global lock or on
-the memory model of the processor: ``published`` counts the blocks the reader may look at,
-``freed`` those the writer may fill again. Each side takes exactly as many slots as the kernel's
-counter granted it, and a system call orders memory. The writer asks the kernel for free slots only
-when its own credit has run out, so in steady state it makes one call a block.
+The writer waits for nobody and never learns how fast readers are: it fills the next slot, counts
+it as published and wakes each reader by its eventfd. A reader that is too slow is lapped. It finds
+that out by the count alone, before and after it copied a block, knows to the frame what it missed,
+because each slot says how much was captured before it, and goes on with the newest blocks.
 
-Rule for a full ring: the newest block is dropped, because the reader may be looking at all others.
-The writer fills a scratch slot instead, and goes on reading the device. Before that it may ``wait``
-a moment for a slot, which wakes a reader that rests by a third eventfd, ``pressed``.
+The memory is a memfd: it outlasts the process that writes it, and readers get a descriptor that is
+open for reading only, so nothing that goes wild in one of them changes what the others hear. All
+numbers in it are native and 8 bytes long::
 
-Threads: ``slot``, ``full``, ``wait`` and ``publish`` belong to the writer; ``take``, ``release``
-and ``relax`` to the reader.
+    64 bytes           magic, slots, slot_bytes, published
+    slots × 64 bytes   number, first_frame, frames, captured_at_ns, captured_before,
+                       ns_per_frame, drift_ppm, settled
+    slots × slot_bytes samples
+
+Block n lies in slot n % slots. While block ``published`` is being written, its slot still counts as
+block ``published - slots``; one more is given up, so that a whole block's time lies between the
+last look at a slot and the writer's return to it. No processor reorders memory for that long; and
+what a reader looks at was made visible by the system call that woke it.
+
+Threads: ``slot`` and ``publish`` belong to the writer, a Reader to one thread of any process.
 """
 
+import mmap
 import os
-import select
-from array import array
 from collections.abc import Iterator
-from typing import NamedTuple
+from struct import Struct
 
+from capstand.audio.block import Block
+from capstand.audio.clock import Pace
+from capstand.audio.wake import WakeUp
 
-class Slot(NamedTuple):
-    """A block as it lies in the ring; ``samples`` is valid until it is released."""
-
-    first_frame: int
-    frames: int
-    captured_at_ns: int
-    samples: memoryview
+MAGIC = 0x3130676E69720001  # a layout that differs gets another number
+HEAD = 64
+SLOT = Struct("@qqqqqddq")
+PUBLISHED = 3  # its place among the 8-byte words of the head
+LEAST_SLOTS = 4
 
 
 class Ring:
-    """``slots`` blocks of up to ``slot_bytes`` bytes each."""
+    """The writer's side: ``slots`` blocks of up to ``slot_bytes`` bytes each."""
 
     def __init__(self, slots: int, slot_bytes: int) -> None:
-        assert slots >= 1 and slot_bytes >= 1
+        assert slots >= LEAST_SLOTS and slot_bytes >= 1
         self.slots = slots
         self.slot_bytes = slot_bytes
-        store = memoryview(bytearray((slots + 1) * slot_bytes))
-        self._rows = [store[i * slot_bytes : (i + 1) * slot_bytes] for i in range(slots + 1)]
-        self._marks = array("q", bytes(8 * 3 * slots))  # first frame, frames, captured at
-        self._published = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._freed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.pressed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._room = select.poll()
-        self._room.register(self._freed, select.POLLIN)
-        self._write = 0  # the writer's position and credit
-        self._credit = slots
-        self._read = 0  # the reader's position
+        self.published = 0
+        size = HEAD + slots * (SLOT.size + slot_bytes)
+        self._descriptor = os.memfd_create("capstand-ring", os.MFD_CLOEXEC)
+        os.ftruncate(self._descriptor, size)
+        self._memory = mmap.mmap(self._descriptor, size)
+        self._words = memoryview(self._memory)[:HEAD].cast("q")
+        self._words[0], self._words[1], self._words[2] = MAGIC, slots, slot_bytes
+        view, first = memoryview(self._memory), HEAD + slots * SLOT.size
+        self._rows = [
+            view[first + at * slot_bytes : first + (at + 1) * slot_bytes] for at in range(slots)
+        ]
+        self._quarter = slots // 4
+        self._wakes: tuple[WakeUp, ...] = ()
+        self._rests: tuple[WakeUp, ...] = ()
 
-    def fileno(self) -> int:
-        """Becomes readable when blocks are there to take."""
-        return self._published
+    def open_for_reading(self) -> int:
+        """A descriptor of the memory that allows nothing but reading; the caller closes it. Where
+        there is no /proc it is the reader alone who maps the memory for reading only."""
+        try:
+            return os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return os.dup(self._descriptor)
+
+    def wakes(self, *readers: WakeUp, rests: tuple[WakeUp, ...] = ()) -> None:
+        """From the next block on, these are set for each block, and ``rests`` whenever another
+        quarter of the ring is full: a reader may rest until then. Any thread."""
+        self._wakes, self._rests = readers, rests
 
     def slot(self) -> memoryview:
-        """Where the next block goes; the scratch slot when the ring is full."""
-        if self._credit == 0:
-            try:
-                self._credit = os.eventfd_read(self._freed)
-            except BlockingIOError:
-                return self._rows[self.slots]
-        return self._rows[self._write]
+        """Where the next block goes."""
+        return self._rows[self.published % self.slots]
 
-    @property
-    def full(self) -> bool:
-        """Whether the last ``slot`` was the scratch slot."""
-        return self._credit == 0
-
-    def wait(self, timeout_ms: int) -> bool:
-        """Waits for a free slot; false if none came."""
-        os.eventfd_write(self.pressed, 1)
-        return bool(self._room.poll(timeout_ms))
-
-    def relax(self) -> None:
-        """The reader is awake: the writer need not press any more."""
-        try:
-            os.eventfd_read(self.pressed)
-        except BlockingIOError:
-            return
-
-    def publish(self, first_frame: int, frames: int, captured_at_ns: int) -> bool:
-        """Hands the filled slot to the reader; False if it was the scratch slot (block dropped)."""
-        if self._credit == 0:
-            return False
-        at = self._write
-        marks = self._marks
-        marks[3 * at] = first_frame
-        marks[3 * at + 1] = frames
-        marks[3 * at + 2] = captured_at_ns
-        self._credit -= 1
-        self._write = at + 1 if at + 1 < self.slots else 0
-        os.eventfd_write(self._published, 1)
-        return True
-
-    def take(self) -> int:
-        """How many blocks are there; each has to be looked at with ``peek`` and released."""
-        try:
-            return os.eventfd_read(self._published)
-        except BlockingIOError:
-            return 0
-
-    def peek(self, count: int, frame_bytes: int) -> Iterator[Slot]:
-        """The next ``count`` blocks, in order; ``count`` is what ``take`` granted."""
-        for _ in range(count):
-            at = self._read
-            first_frame, frames, captured_at_ns = self._marks[3 * at : 3 * at + 3]
-            samples = self._rows[at][: frames * frame_bytes]
-            self._read = at + 1 if at + 1 < self.slots else 0
-            yield Slot(first_frame, frames, captured_at_ns, samples)
-
-    def release(self, count: int) -> None:
-        """Gives the slots of ``count`` blocks back to the writer."""
-        if count:
-            os.eventfd_write(self._freed, count)
+    def publish(
+        self, first_frame: int, frames: int, captured_at_ns: int, captured_before: int, pace: Pace
+    ) -> None:
+        """Shows the filled slot to all readers, and wakes them."""
+        number = self.published
+        at = HEAD + number % self.slots * SLOT.size
+        block = number, first_frame, frames, captured_at_ns, captured_before
+        rate = pace.ns_per_frame, pace.drift_ppm, pace.settled
+        SLOT.pack_into(self._memory, at, *block, *rate)
+        self.published = self._words[PUBLISHED] = number + 1
+        for wake in self._wakes:
+            wake.set()
+        if not (number + 1) % self._quarter:
+            for wake in self._rests:
+                wake.set()
 
     def close(self) -> None:
-        """Both threads must have ended."""
-        os.close(self._published)
-        os.close(self._freed)
-        os.close(self.pressed)
+        """The writer's thread must have ended; readers keep what they have mapped."""
+        for row in self._rows:
+            row.release()
+        self._words.release()
+        self._rows = []
+        self._memory.close()
+        os.close(self._descriptor)
+
+
+class Reader:
+    """One reader of the memory behind ``descriptor``, which it does not close, from the next block
+    on. A lapped one goes on with the ``keep`` newest blocks.
+
+    ``captured``: so many frames had been captured, and ``next_frame`` was to be the next one's
+    index, at the end of the last block read, or when it joined; ``missed`` are the frames that it
+    was lapped by since. Has the pace of the stream's clock, as the last block brought it.
+    """
+
+    ns_per_frame = 0.0
+    drift_ppm = 0.0
+    settled = False
+
+    def __init__(self, descriptor: int, frame_bytes: int, keep: int = 1) -> None:
+        head = os.pread(descriptor, HEAD, 0)
+        magic, self._slots, self._slot_bytes, _ = Struct("@4q").unpack_from(head)
+        assert magic == MAGIC and 1 <= keep <= self._slots - 2
+        self._memory = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+        self._words = memoryview(self._memory)[:HEAD].cast("q")
+        self._first = HEAD + self._slots * SLOT.size
+        self._frame_bytes = frame_bytes
+        self._keep = keep
+        self.missed = 0
+        self.number = self.captured = self.next_frame = 0
+        self.join()
+
+    @property
+    def waiting(self) -> int:
+        """Blocks that are there and not read."""
+        return self._words[PUBLISHED] - self.number
+
+    def join(self) -> None:
+        """What was captured until now was not meant for this reader."""
+        while True:
+            self.number = number = self._words[PUBLISHED]
+            if not number:
+                return
+            last = number - 1
+            found, first_frame, frames, _, before, *_ = self._slot(last)
+            if found == last and self._words[PUBLISHED] - last <= self._slots - 2:
+                self.captured, self.next_frame = before + frames, first_frame + frames
+                return
+
+    def read(self) -> Block | None:
+        """The next block, copied; None where there is none."""
+        words, slots = self._words, self._slots
+        while (number := self.number) < words[PUBLISHED]:
+            found, first_frame, frames, captured_at_ns, before, *rate = self._slot(number)
+            if found == number:
+                at = self._first + number % slots * self._slot_bytes
+                samples = self._memory[at : at + frames * self._frame_bytes]
+            behind = words[PUBLISHED] - number
+            if behind > slots - 2:  # perhaps written over while it was copied
+                self.number = words[PUBLISHED] - self._keep
+                continue
+            if found != number:
+                return None  # the count was seen before the slot; the next wake-up comes
+            self.missed += before - self.captured
+            self.captured, self.next_frame = before + frames, first_frame + frames
+            self.number = number + 1
+            self.ns_per_frame, self.drift_ppm, settled = rate
+            self.settled = bool(settled)
+            return Block(first_frame, frames, captured_at_ns, samples)
+        return None
+
+    def blocks(self) -> Iterator[Block]:
+        """All that are there."""
+        while (block := self.read()) is not None:
+            yield block
+
+    def close(self) -> None:
+        self._words.release()
+        self._memory.close()
+
+    def _slot(self, number: int) -> tuple[int, int, int, int, int, float, float, int]:
+        at = HEAD + number % self._slots * SLOT.size
+        return SLOT.unpack_from(self._memory, at)

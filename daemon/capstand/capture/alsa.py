@@ -416,7 +416,7 @@ class AlsaSource:
                     reading.edge, self._edge = self._edge, False
                     frames = self._fetch(slot)
                     if frames:
-                        self._drained = 0 <= avail - frames < self._unit
+                        self._drained = 0 <= avail < frames + self._unit
                         self._deliver(frames, count)
                     return
                 if 0 <= avail < self._unit:

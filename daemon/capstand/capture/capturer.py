@@ -11,8 +11,8 @@ stopped and started; then it is closed and opened; then a person is told what to
 opened again and again. It is asked several times first, because a process that was itself stopped
 must not take its own absence for the card's. An I/O error gets the first step too.
 
-A full ring drops what is read next. What is not read yet, the device keeps as long as its buffer
-has room, which may be much more than the ring's: so the push thread gets a moment first.
+What a stalled process finds in the device's buffer may be more than the ring holds: it is read at
+eight times its speed, a quarter of the ring at once, so that those who read the ring keep up.
 
 Others may ask for the device (``release``): it is closed between two blocks and left closed until
 all who asked have given it back (``resume``). That is a declared wait, and a gap like any other.
@@ -45,10 +45,9 @@ LEAST_SHORT_S = 0.001
 RETRY_S = (0.05, 0.1, 0.2, 0.5)  # a device that comes or is let go is often a moment late
 REFUSED_RETRY_S = 5.0
 REST_S = 1.0
+CATCH_UP_SPEED = 8
 OPEN_S = 30.0
 """A card that does not answer may take so long to be opened, by the kernel's patience with it."""
-GRACE_NS = NS_PER_S
-"""So long at most the push thread is waited for when the ring is full."""
 OPERATOR, RESERVATION = "operator", "reservation"
 """Who may ask for the device: a person by `capstand release`, a program by D-Bus."""
 
@@ -98,8 +97,7 @@ class Capturer:
         self._observed = -1  # the newest frame of which the clock knows
         self._healing = 0  # steps taken against a silence that goes on
         self._failures = 0  # attempts in a row
-        self._looked_ns = self._unread = 0  # when the device was looked at, what it held then
-        self._forbearing = True  # the push thread has not kept us waiting in vain
+        self._burst = 0  # blocks read while the device held more
 
     def run(self) -> None:
         """The thread's body; ends after ``stop``."""
@@ -166,12 +164,8 @@ class Capturer:
     def step(self, timeout_ms: int) -> int:
         """One period from the device into the ring; returns its frames, 0 when none came."""
         ring = self._ring
-        slot = ring.slot()
-        if ring.full and self._forbearing:
-            self._forbearing = ring.wait(self._spare_ns() // 1_000_000)
-            slot = ring.slot()
         try:
-            reading = self._source.read(slot, timeout_ms)
+            reading = self._source.read(ring.slot(), timeout_ms)
         except DeviceError as error:
             if error.errno != EIO or self._healing:
                 raise
@@ -200,7 +194,6 @@ class Capturer:
             self._account_short(reading)
         if stamp_ns:
             at = tally.produced + reading.ahead
-            self._looked_ns, self._unread = stamp_ns, reading.ahead - frames
             if at != self._observed:  # several periods of one look are one observation
                 self._observed = at
                 clock.observe(at, stamp_ns, reading.edge)
@@ -218,26 +211,20 @@ class Capturer:
         tally.turn += 1
         tally.produced = first + frames
         tally.captured += frames
-        if ring.publish(first, frames, captured_at_ns):
-            self._forbearing = True
-        else:
-            tally.ring_dropped += frames
-            tally.gaps.note(first, frames, captured_at_ns, Cause.RING_FULL, True)
         tally.turn += 1
+        ring.publish(first, frames, captured_at_ns, tally.captured - frames, clock)
+        if reading.ahead < 2 * frames:
+            self._burst = 0
+        else:
+            self._burst += 1
+            if self._burst >= ring.slots // 4:
+                self._burst = 0
+                quarter_s = ring.slots // 4 * frames / clock.rate_hz
+                self._stopped.wait(quarter_s / CATCH_UP_SPEED)
         self.last_frame_ns = now_ns
         self._empty = self._healing = 0
         self.trouble = None
         return frames
-
-    def _spare_ns(self) -> int:
-        """How long the push thread may be waited for: no more than half of what the device's buffer
-        has room for.
-        """
-        if self.grant is None:
-            return 0
-        room_ns = (self.grant.buffer_frames - self._unread) * NS_PER_S // self._clock.rate_hz
-        room_ns -= self._now_ns() - self._looked_ns
-        return max(0, min(GRACE_NS, room_ns // 2))
 
     def _heal(self) -> None:
         """The next step against a device that is open and silent; raises to have it reopened."""

@@ -50,7 +50,7 @@ FAULTS = ("overrun", "unplug", "stall")
 CHANNELS = 2
 LARGEST_PERIOD = 2
 """A granted period may be up to this many times what was asked; the ring's slots allow for it."""
-RING_S = 1.0
+RING_S = 2.0
 PROFILES = (
     "auto",
     "default",
@@ -465,7 +465,6 @@ class AgoraSink(NamedTuple):
     channels: Annotated[int, Whole(1, 2)] | None = None
     delay_ms: Annotated[int, Whole(10, 1000)] = 40
     send_buffer_ms: Annotated[int, Whole(50, 5000)] = 500
-    queue_ms: Annotated[int, Whole(100, 60_000)] = 300
     rate_lock: Annotated[bool, Flag()] = True
     gaps: Annotated[str, Choice(("conceal", "skip"))] = "conceal"
     max_latency_ms: Annotated[int, Whole(50, 60_000)] = 400

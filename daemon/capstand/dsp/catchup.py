@@ -9,6 +9,11 @@ where it may be, all of it is played a little faster (``RateLoop.catch_up``).
 Pure arithmetic. Thread: the sink's.
 """
 
+from array import array
+from operator import mul
+
+from capstand.audio.block import SampleFormat
+
 FADE_MS = 5.0
 """Sound dies away, and comes back, so."""
 LATE_MS = 20.0
@@ -75,3 +80,14 @@ class CatchUp:
         if self.excess_ms < span_ms / 2:
             self.restart()
         return True
+
+
+def power(samples: bytes, sample: SampleFormat) -> float:
+    """The mean square of all samples together; 1.0 is that of full scale."""
+    if sample is SampleFormat.S16_LE:  # also where nothing else needs numpy
+        values = array("h", samples)
+        squares: int = sum(map(mul, values, values))
+        return squares / (len(values) * 2.0**30)
+    from capstand.dsp.level import mean_square
+
+    return mean_square(samples, sample)

@@ -20,9 +20,11 @@ def to_int32(samples: bytes | memoryview, sample: SampleFormat) -> Int32:
         case SampleFormat.S24_LE:
             return np.frombuffer(samples, "<i4") << 8
         case SampleFormat.S24_3LE:
-            wide = np.zeros((len(samples) // 3, 4), np.uint8)
-            wide[:, 1:] = np.frombuffer(samples, np.uint8).reshape(-1, 3)
-            return wide.view("<i4").reshape(-1)
+            packed = np.frombuffer(samples, np.uint8)
+            wide = np.zeros(len(packed) // 3 * 4, np.uint8)
+            for byte in range(3):  # by columns: a third of the time that rows of three take
+                wide[1 + byte :: 4] = packed[byte::3]
+            return wide.view("<i4")
         case SampleFormat.S32_LE:
             return np.frombuffer(samples, "<i4")
         case SampleFormat.S16_BE:
@@ -80,10 +82,6 @@ def to_float32(samples: bytes | memoryview, sample: SampleFormat) -> npt.NDArray
 
 def to_s16(samples: bytes | memoryview, sample: SampleFormat) -> bytes:
     """Packed samples as S16_LE, rounded to the nearest, full scale kept within."""
-    return round_to_s16(to_int32(samples, sample))
-
-
-def round_to_s16(values: Int32) -> bytes:
-    """32-bit integers (full scale ±2³¹) as S16_LE, rounded to the nearest."""
-    rounded: Int32 = np.minimum((values >> 15) + 1 >> 1, 32767)
-    return rounded.astype("<i2").tobytes()
+    values = np.minimum(to_int32(samples, sample), 0x7FFF7FFF)  # so that half more does not wrap
+    values += 0x8000
+    return values.view("<i2")[1::2].tobytes()

@@ -41,6 +41,9 @@ LOCKED_S = 0.0005
 """An error below that, for ``LOCKED_FOR_S``, is a lock."""
 LOCKED_FOR_S = 2.0
 
+_OMEGA = 2 * math.pi * LOOP_HZ
+_LIMIT = LIMIT_PPM * 1e-6
+
 
 class RateLoop:
     """Gives the ratio (frames in per frame out) for each block from ``rate_hz`` to ``to_hz``.
@@ -96,17 +99,17 @@ class RateLoop:
         passed_s = (end_ns - self._begin_ns) / NS_PER_S
         error = self._out_s - self._begin_s - passed_s - self._shift_s
         self.error_s = error
-        omega = 2 * math.pi * LOOP_HZ
-        self._learnt += omega * omega * error * span_s
-        self._learnt = _within(self._learnt, LIMIT_PPM * 1e-6)
-        moved = self._known + self._learnt + 2 * DAMPING * omega * error
-        moved = _within(moved, LIMIT_PPM * 1e-6)
+        self._learnt = _within(self._learnt + _OMEGA * _OMEGA * error * span_s, _LIMIT)
+        moved = _within(self._known + self._learnt + 2 * DAMPING * _OMEGA * error, _LIMIT)
         self.ratio_ppm = moved * 1e6
-        self._ratio = self._nominal * (1.0 + moved) * (1.0 + self._hurry(span_s))
-        self._out_s += frames / self._ratio / self._to_hz
+        ratio = self._nominal * (1.0 + moved)
+        if self._behind_s or self._faster:
+            ratio *= 1.0 + self._hurry(span_s)
+        self._ratio = ratio
+        self._out_s += frames / ratio / self._to_hz
         self._steady_s = self._steady_s + span_s if abs(error) < LOCKED_S else 0.0
         self.locked = self._trusted and self._steady_s >= LOCKED_FOR_S
-        return self._ratio
+        return ratio
 
     def catch_up(self, behind_s: float) -> None:
         """So much less than the sound put in is to come out, by playing it faster for a while."""
@@ -159,4 +162,6 @@ class RateLoop:
 
 
 def _within(value: float, limit: float) -> float:
-    return min(limit, max(-limit, value))
+    if value > limit:
+        return limit
+    return value if value > -limit else -limit

@@ -9,12 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from capstand.accounting.ledger import Ledger, wall_time
-from capstand.accounting.stats import SIMULATED, Cause, Gap, SinkStats, StreamStats
+from capstand.accounting.stats import SIMULATED, Gap, SinkStats, StreamStats
 from capstand.host import realtime
 from capstand.host.logs import say, tell_held_back
-from capstand.sinks.outlet import Outlet
 from capstand.stream.defect import Defect
-from capstand.stream.handover import Leaving
+from capstand.stream.handover import Feed, Leaving, Side
 from capstand.stream.health import Health
 from capstand.stream.stream import Stream
 
@@ -102,7 +101,7 @@ class Reporter:
         self._tell_gaps(stats)
         self._tell_released(stats)
         self._tell_trouble(stats)
-        self._tell_sinks_own(stream.outlets)
+        self._tell_sinks_own(stream.feeds)
         self._tell_concerns()
         if (day := _today()) != self._day:
             before, self._day = self._day, day
@@ -127,11 +126,10 @@ class Reporter:
                 exact=gap.exact,
             )
             milliseconds = gap.frames * 1000 / stats.rate_hz
-            verb = "dropped" if gap.cause is Cause.RING_FULL else "lost"
             say(
                 logging.WARNING,
                 "%s: %s %d frames (%.0f ms) at frame %d: %s",
-                *(stats.name, verb if gap.exact else f"{verb} about", gap.frames, milliseconds),
+                *(stats.name, "lost" if gap.exact else "lost about", gap.frames, milliseconds),
                 *(gap.first_frame, gap.cause.words),
                 LOST_FRAMES=gap.frames,
                 FIRST_FRAME=gap.first_frame,
@@ -148,7 +146,7 @@ class Reporter:
     def _tell_overwritten(self, missed: int, seen: list[Gap]) -> None:
         """Gaps that came faster than they could be told: their number and their frames."""
         tally = self._stream.capturer.tally.count()
-        lost = tally.lost_exact + tally.lost_estimated + tally.ring_dropped
+        lost = tally.lost_exact + tally.lost_estimated
         if missed > 0:
             frames = max(0, lost - self._gap_frames - sum(one.frames for one in seen))
             self._gap_frames += frames
@@ -277,29 +275,29 @@ class Reporter:
             told.inserted = sink.inserted_frames
             self._write("insert", sink=sink.name, frames=inserted)
 
-    def _tell_sinks_own(self, outlets: Iterable[Outlet]) -> None:
+    def _tell_sinks_own(self, feeds: Iterable[Feed]) -> None:
         """What the sinks have for the ledger, such as the begin and end of a spool."""
-        for outlet in outlets:
-            for event, what in outlet.sink.events():
-                self._write(event, sink=outlet.name, **what)
+        for feed in feeds:
+            for event, what in feed.events():
+                self._write(event, sink=feed.name, **what)
                 if event == "note":
                     say(
                         logging.WARNING,
                         "%s: sink %s: %s",
-                        *(self._stream.name, outlet.name, what["reason"]),
-                        SINK=outlet.name,
+                        *(self._stream.name, feed.name, what["reason"]),
+                        SINK=feed.name,
                         **self._fields,
                     )
 
     def _tell_concerns(self) -> None:
         """What ails a sink although it takes what comes: its begin and its end."""
-        for outlet in self._stream.outlets:
-            told, concern = self._told[outlet.name], outlet.sink.concern
+        for feed in self._stream.feeds:
+            told, concern = self._told[feed.name], feed.concern
             if (concern is None) != (told.concern is None):
                 level = logging.INFO if concern is None else logging.WARNING
                 words = concern or "all is well again"
-                fields = {"KIND": "concern", "SINK": outlet.name, **self._fields}
-                say(level, "%s: sink %s: %s", self._stream.name, outlet.name, words, **fields)
+                fields = {"KIND": "concern", "SINK": feed.name, **self._fields}
+                say(level, "%s: sink %s: %s", self._stream.name, feed.name, words, **fields)
             told.concern = concern
 
     def _write_total(self, event: str, stats: StreamStats, **what: object) -> None:
@@ -326,12 +324,13 @@ class Reporter:
 
     def leave(self, left: Leaving, stats: StreamStats) -> None:
         """The last figures of a sink that has left."""
-        sink, told = left.books(stats.rate_hz, time.monotonic_ns()), self._parted.pop(left.name)
+        side, told = Side.of(left.feed), self._parted.pop(left.name)
+        sink = side.stats(stats.captured_frames, stats.rate_hz, time.monotonic_ns())
         self._tell_join(sink, told)
         self._tell_drops(stats, sink, told, finally_=True)
         self._tell_inserts(sink, told)
-        self._tell_sinks_own([left.outlet])
-        end_frame = left.outlet.until_frame
+        self._tell_sinks_own([left.feed])
+        end_frame = None if left.feed.until is None else left.feed.until.frame
         self._write(
             "leave",
             sink=sink.name,
@@ -360,7 +359,7 @@ class Reporter:
         for sink in stats.sinks:
             self._tell_drops(stats, sink, self._told[sink.name], finally_=True)
             self._tell_inserts(sink, self._told[sink.name])
-        self._tell_sinks_own(self._stream.outlets)
+        self._tell_sinks_own(self._stream.feeds)
         self._write_total("stop", stats)
         tell_held_back(STREAM=stats.name)
         if hung:

@@ -222,6 +222,7 @@ class Service:
         all_stats = []
         alive = True
         for stream in self._streams:
+            stream.look(now_ns)
             stats = stream.stats(now_ns)
             all_stats.append(stats)
             self._reporters[stream.name].look(stats)

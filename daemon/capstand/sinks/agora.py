@@ -13,7 +13,7 @@ to its target within 10 s (``dsp/catchup.py``): ``catch_up`` says how. A gap lea
 queue emptier by its length: it is concealed by as much silence as brings the queue back to its
 target, or skipped.
 
-Thread: main, in a process of its own (``remote.py``); the SDK's wrapper is loaded by the
+Thread: main, in a process of its own (``push.py``); the SDK's wrapper is loaded by the
 connection's control thread.
 """
 
@@ -39,7 +39,7 @@ from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.audio.clock import Pace
 from capstand.config.schema import AgoraSink as AgoraSetup
 from capstand.config.schema import FileToken, LocalToken, ServerToken
-from capstand.dsp.catchup import FADE_MS, CatchUp
+from capstand.dsp.catchup import FADE_MS, CatchUp, power
 from capstand.errors import SinkBusy, SinkError
 from capstand.sinks.sink import Sink
 
@@ -111,13 +111,12 @@ class AgoraChannel(Sink):
                 log.warning("%s", warning)
         self._source.leave_channel()
         self._source.set_external_audio_source(True, self._track_hz, self._channels)
-        self._source.join_channel(
-            self._tokens(), self._setup.channel, self._setup.uid, wait_s=OPEN_S
-        )
-        if self._setup.rate_lock:
-            from capstand.dsp.live import LiveTrack  # numpy and libsoxr, once sound flows
+        self._source.join_channel(self._tokens(), self._setup.channel, self._setup.uid, wait_s=0)
+        if self._setup.rate_lock:  # libsoxr is loaded while the channel is joined
+            from capstand.dsp.live import LiveTrack
 
             self._live = LiveTrack(self._audio, self._track_hz, self._channels, self._pace)
+        self._source.wait_joined(OPEN_S)
         self._broken = True
 
     def write(self, block: Block) -> None:
@@ -129,19 +128,28 @@ class AgoraChannel(Sink):
             self._late.restart()
             raise SinkBusy(source.words())
         self._keep_live(block)
-        self._catch_up(block)
+        if self._late.excess_ms:
+            self._catch_up(block)
+        live = self._live
         try:
-            if self._live is None:
+            if live is None:
                 self._push_as_it_is(block, bool(gap_frames) or self._broken)
             else:
-                self._push_locked(self._live, block, gap_frames)
+                self._push_locked(live, block, gap_frames)
         except AgoraError as error:
             self._broken = True
             away = error.code == Code.NOT_READY
             raise SinkBusy(source.words() if away else str(error), error.taken) from None
         self._broken = False
-        if self._setup.catch_up != "never" and not (self._live and self._live.loop.hurries):
-            self._late.saw(source.inside_ms(), self._now_ns())
+        self._look_at_depth(live, block.frames / self._audio.rate_hz)
+
+    def _look_at_depth(self, live: "LiveTrack | None", span_s: float) -> None:
+        """Just after a push, of so long a block."""
+        setup, depth_ms = self._setup, self._source.inside_ms()
+        if live is not None:
+            live.loop.steer(depth_ms / 1000, setup.delay_ms / 1000, span_s)
+        if setup.catch_up != "never" and not (live and live.loop.hurries):
+            self._late.saw(depth_ms, self._now_ns())
 
     def _keep_live(self, block: Block) -> None:
         """Raises SinkBusy for a block that is to be dropped, because sound has fallen behind."""
@@ -160,8 +168,6 @@ class AgoraChannel(Sink):
     def _catch_up(self, block: Block) -> None:
         """Raises SinkBusy for a block that is to be dropped, because the queue is too long."""
         late = self._late
-        if not late.excess_ms:
-            return
         if self._live is not None and self._setup.catch_up == "faster":
             faster_ms = min(late.excess_ms, FASTER_MS)
             if late.excess_ms > faster_ms:
@@ -171,11 +177,8 @@ class AgoraChannel(Sink):
                 self._live.loop.catch_up(faster_ms / 1000)
                 late.restart()
             return
-        from capstand.dsp.level import mean_square
-
-        power = mean_square(block.samples, self._audio.sample)
-        excess_ms = late.excess_ms
-        if late.drops(power, block.frames * 1000 / self._audio.rate_hz):
+        excess_ms, loudness = late.excess_ms, power(block.samples, self._audio.sample)
+        if late.drops(loudness, block.frames * 1000 / self._audio.rate_hz):
             self._dropped(excess_ms)
 
     def _dropped(self, excess_ms: float) -> NoReturn:
@@ -221,7 +224,6 @@ class AgoraChannel(Sink):
         except AgoraError as error:
             error.taken = min(block.frames, error.taken * audio.rate_hz // self._track_hz)
             raise
-        live.loop.steer(source.inside_ms() / 1000, setup.delay_ms / 1000, span_s)
 
     def _push(self, samples: bytes, first_ns: int) -> None:
         frames = self._frames(samples)

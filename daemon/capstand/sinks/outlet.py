@@ -1,49 +1,49 @@
 """An outlet: the bounded queue and the thread in front of one sink.
 
 A slow or hung sink fills its own queue and nothing else. Rule for a full queue: the oldest block is
-dropped, so that a peer that comes back hears the present. A sink that fails is closed and opened
-again with growing pauses for ever; meanwhile the queue keeps the newest sound, unless the sink is
-live: then it begins with the present. Whatever a sink raises is taken for a SinkError: a bug in one
-of them must not silence the stream. A sink that is busy stays open and misses the block.
+dropped, so that what comes back hears the present. A sink that fails is closed and opened again
+with growing pauses for ever; meanwhile the queue keeps the newest sound. Whatever a sink raises is
+taken for a SinkError: a bug in one of them must not silence the stream. A sink that is busy stays
+open and misses the block.
 
-Small blocks can be gathered into larger ones on the way, for a sink that is not in a hurry: a disk
-wants five writes a second, not a hundred, and each costs a wake-up of this thread. A gap ends a
-gathered block; the first block of all waits for no other.
+Small blocks can be gathered into larger ones on the way: a disk wants five writes a second, not a
+hundred, and each costs a wake-up of this thread. A gap ends a gathered block; the first block of
+all waits for no other.
 
-Books, each counter with one writing thread: ``entered`` and ``overflowed`` (push thread),
-``taken``, ``delivered`` and ``failed`` (sink thread). An outlet may join and leave a stream that
-runs; ``since`` and ``until_frame`` (push thread) say from which frame to which it was fed. Thread:
-``run`` is the sink thread.
+Books, each counter with one writing thread: ``missed``, ``entered`` and ``overflowed`` (push
+thread), ``taken``, ``delivered`` and ``failed`` (sink thread). An outlet may join and leave a
+stream that runs; ``since`` and ``until`` (push thread) say from where to where it was fed. Thread:
+``run`` is the sink thread, the rest of its life is main's.
 """
 
 import queue
-import random
 import threading
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
+from capstand.accounting.stats import Mark, SinkCounters
 from capstand.audio.block import NS_PER_S, Block
 from capstand.errors import SinkBusy, SinkError
 from capstand.host import bug
+from capstand.host.backoff import Backoff
 from capstand.host.realtime import prepare_thread
-from capstand.sinks.sink import Sink
+from capstand.sinks.sink import Event, Sink
 from capstand.text import clean
 
 RETRY_S = (0.5, 30.0)
 FLUSH_S = 1.0
 
 
-class Mark(NamedTuple):
-    """A place between two blocks: the next frame's index, and how many were pushed before it."""
+class Joined(Protocol):
+    """What ends at some time."""
 
-    frame: int
-    taken: int
+    def join(self, deadline: float) -> bool: ...
 
 
 class Outlet:
     """Feeds ``sink`` from a queue of at most ``queue_frames`` frames, ``gather_frames`` at a time;
-    ``live`` where old sound is of no use to it; ``priority`` is that of its thread.
+    ``priority`` is that of its thread.
 
     ``state`` is "opening", "open", "waiting" (for the next try) or "closed"; ``trouble`` says why
     it waits.
@@ -56,7 +56,6 @@ class Outlet:
         queue_frames: int,
         gather_frames: int = 0,
         *,
-        live: bool = False,
         priority: int = 0,
     ) -> None:
         self.name = name
@@ -65,8 +64,8 @@ class Outlet:
         self.trouble: str | None = None
         self.failures = 0
         self.since: Mark | None = Mark(0, 0)  # None until the pusher has taken it up
-        self.until_frame: int | None = None
-        self.ring_dropped_before = 0  # the stream's, when it was to join; main thread
+        self.until: Mark | None = None
+        self.missed = 0  # what the ring had no room for until the pusher came to it
         self.entered = 0
         self.overflowed = 0
         self.overflowed_shut = 0  # of these, until it was opened last; sink thread
@@ -75,19 +74,19 @@ class Outlet:
         self.abandoned = 0  # frames a hung sink kept at shutdown; main thread
         self._limit = queue_frames
         self._gather = gather_frames
-        self._live = live
         self._priority = priority
         self._gathered: list[Block] = []  # in order and without a gap; push thread
         self._gathered_frames = 0
         self._queue: queue.SimpleQueue[Block | None] = queue.SimpleQueue()
         self.taken = 0  # out of the queue
         self._halt = threading.Event()
-        self._retry_s = RETRY_S[0]
+        self._backoff = Backoff(*RETRY_S)
         self._flushed_ns = 0
+        self._thread: threading.Thread | None = None
 
     @property
     def dropped(self) -> int:
-        return self.failed + self.overflowed + self.abandoned
+        return self.missed + self.failed + self.overflowed + self.abandoned
 
     def books(self) -> tuple[int, int]:
         """Frames delivered and dropped; those that a sink took to deliver later count when it
@@ -98,10 +97,64 @@ class Outlet:
             return self.delivered, self.dropped
         return later.delivered, later.dropped + self.dropped
 
+    def counters(self) -> SinkCounters:
+        return SinkCounters(self.since, self.until, *self.books(), self.sink.inserted_frames)
+
     @property
     def queued(self) -> int:
         """Frames waiting in the queue."""
         return self.entered - self.overflowed - self.taken
+
+    @property
+    def slow(self) -> int:
+        """Frames that it lost because it was too slow, since it was opened last."""
+        return self.overflowed - self.overflowed_shut if self.state == "open" else 0
+
+    @property
+    def on_disk(self) -> bool:
+        return self.sink.on_disk
+
+    @property
+    def detail(self) -> str:
+        return self.sink.detail
+
+    @property
+    def concern(self) -> str | None:
+        return self.sink.concern
+
+    def figures(self, now_ns: int) -> dict[str, object]:
+        return self.sink.figures(now_ns)
+
+    def events(self) -> Iterable[Event]:
+        return self.sink.events()
+
+    # Its life
+
+    def start(self, stream: str, after: Sequence[Joined] = (), wait_s: float = 0.0) -> None:
+        """Starts its thread; the sink is opened when those ``after`` which it comes have ended, or
+        have had ``wait_s`` each to do so."""
+        name = f"sink:{self.name} {stream}"
+        self._thread = threading.Thread(
+            target=self.run, args=(list(after), wait_s), name=name, daemon=True
+        )
+        self._thread.start()
+
+    def look(self, now_ns: int) -> None:
+        """It looks after itself."""
+
+    def join(self, deadline: float) -> bool:
+        """Whether it has ended by then (time.monotonic)."""
+        if self._thread is None:
+            return True  # it could not even be started
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        return not self._thread.is_alive()
+
+    def let_go(self) -> None:
+        """It did not end in time: what hangs in it is let go of."""
+        self.sink.abandon()
+
+    def close(self) -> None:
+        """It holds nothing of the system's."""
 
     def put(self, block: Block) -> None:
         """Push thread: never waits."""
@@ -137,17 +190,15 @@ class Outlet:
             gathered.clear()
             self._gathered_frames = 0
 
-    def run(self, after: Sequence[threading.Thread] = (), wait_s: float = 0.0) -> None:
-        """The thread's body; ends after ``finish``, when the queue is empty. The sink is opened
-        when the threads ``after`` which it comes have ended, or have had ``wait_s`` each to do so.
-        """
+    def run(self, after: list[Joined] | None = None, wait_s: float = 0.0) -> None:
+        """The thread's body; ends after ``finish``, when the queue is empty. ``after`` is emptied:
+        who has ended is not kept for as long as this one runs."""
         prepare_thread(f"sink:{self.name}", self._priority)
-        for one in after:
-            one.join(wait_s)
+        while after:
+            after.pop(0).join(time.monotonic() + wait_s)
         while not (self.try_open() and self.feed()):
-            if self._halt.wait(self._retry_s * random.uniform(0.75, 1.25)):
+            if self._halt.wait(self._backoff.next_s()):
                 break
-            self._retry_s = min(RETRY_S[1], self._retry_s * 2)
         self._end()
 
     def try_open(self) -> bool:
@@ -161,8 +212,6 @@ class Outlet:
         self.overflowed_shut = self.overflowed
         self.state = "open"
         self._flushed_ns = time.monotonic_ns()
-        if self._live:
-            self._drop_queued()
         return True
 
     def feed(self) -> bool:
@@ -215,7 +264,7 @@ class Outlet:
         self.delivered += block.frames
         if self.trouble is not None:
             self.trouble = None
-            self._retry_s = RETRY_S[0]
+            self._backoff.reset()
 
     def _fail(self, error: Exception) -> None:
         self.failures += 1

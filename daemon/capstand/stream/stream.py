@@ -1,9 +1,7 @@
 """A stream: one capture device and everything fed by it, built and taken down in order.
 
-    source → Capturer → Ring → Pusher → Outlet → sink
-
-The sink is a Recording, maybe with a spool in front of it, or a RemoteSink, whose peer is in a
-process of its own.
+    source → Capturer → Ring ─┬→ Pusher → Outlet → a recording, maybe with a spool in front of it
+                              └→ a live sink, which reads the ring in a process of its own
 
 ``start`` goes from the sinks to the device, ``drain`` and ``close`` from the device to the sinks,
 so that nothing captured is left without a way on. ``exchange`` gives it other sinks while sound
@@ -18,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,16 +29,17 @@ from capstand.capture.preference import Preference
 from capstand.capture.source import Source
 from capstand.capture.truerate import in_words
 from capstand.config.plan import sink_plan
-from capstand.config.schema import Capture, FileSink
+from capstand.config.schema import AgoraSink, Capture, FileSink
 from capstand.config.schema import Sink as SinkConfig
 from capstand.config.schema import Stream as StreamConfig
 from capstand.host import realtime
+from capstand.sinks.live import LiveSink, Plan
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.recording.recording import Recording
 from capstand.sinks.sink import Sink
 from capstand.stream import defect
 from capstand.stream.defect import Defect
-from capstand.stream.handover import ABANDON_S, LEAVE_S, Leaving, Side
+from capstand.stream.handover import ABANDON_S, LEAVE_S, Feed, Leaving, Side
 from capstand.stream.health import SinkView, Verdict, View, judge
 from capstand.stream.pusher import Pusher
 
@@ -52,7 +50,7 @@ JOIN_S = 1.0
 DISK_S = 6.0
 """A memory card may take seconds to write; what is not on it by then is lost and booked."""
 GATHER_MS = 200
-PATIENCE_MS = 200
+BATCH_MS = 200
 CAPTURE_PATIENCE_MS = 50
 LIVE_GATHER_MS = 10
 WINDOW_MS = 5000
@@ -82,18 +80,16 @@ class Stream:
         self.ring = Ring(capture.ring_slots, capture.slot_bytes)
         self.source = _source(capture)
         self.capturer = Capturer(self.source, self.clock, self.ring, capture.priority)
-        self.outlets = [
-            _outlet(config.name, sink, capture, state, self.clock) for sink in config.sink
-        ]
+        self.feeds = [self._feed(sink, config) for sink in config.sink]
         self.pusher = Pusher(
             self.ring,
             audio.frame_bytes,
             None,
             self.outlets,
             capture.priority,
-            _patience_ms(config),
+            _batch_ms(config),
         )
-        self.source.patience_ms = 0 if self.hurry else CAPTURE_PATIENCE_MS
+        self._connect()
         self.watch: Defects | None = None
         self._threads: dict[str, threading.Thread] = {}
         self._moved: dict[str, tuple[int, int]] = {}
@@ -105,11 +101,28 @@ class Stream:
     @property
     def hurry(self) -> bool:
         """Whether a sink wants each block at once."""
-        return _patience_ms(self.config) == 0
+        return any(isinstance(one, LiveSink) for one in self.feeds)
+
+    @property
+    def outlets(self) -> list[Outlet]:
+        """The sinks that the pusher feeds."""
+        return [one for one in self.feeds if isinstance(one, Outlet)]
+
+    def _connect(self) -> None:
+        """The ring wakes who reads it; the card is asked as often as the hastiest sink wants."""
+        live = [one.wake for one in self.feeds if isinstance(one, LiveSink)]
+        leaving = [one.feed.wake for one in self.leaving if isinstance(one.feed, LiveSink)]
+        self.ring.wakes(*live, *leaving, self.pusher.wake, rests=(self.pusher.told,))
+        self.source.patience_ms = 0 if self.hurry else CAPTURE_PATIENCE_MS
+
+    def look(self, now_ns: int) -> None:
+        """Main's turn: processes are looked after."""
+        for one in self.feeds:
+            one.look(now_ns)
 
     def start(self) -> None:
-        for outlet in self.outlets:
-            self._spawn(f"sink:{outlet.name}", outlet.run)
+        for one in self.feeds:
+            one.start(self.name)
         self._spawn("push", self.pusher.run)
         self._spawn("capture", self.capturer.run)
 
@@ -135,32 +148,35 @@ class Stream:
         once, and opens when a removed one has left its place."""
         assert config.capture == self.config.capture
         change = sink_plan(self.config, config)
-        running = dict(zip(self.config.sink, self.outlets, strict=True))
-        ring_dropped = self.capturer.tally.count().ring_dropped
-        leaving = {
-            sink: Leaving(running[sink], self._threads.pop(f"sink:{sink.name}"), ring_dropped)
-            for sink in change.removed
-        }
+        running = dict(zip(self.config.sink, self.feeds, strict=True))
+        leaving = {sink: Leaving(running[sink]) for sink in change.removed}
         for sink in change.added:
-            outlet = _outlet(self.name, sink, config.capture, self._state, self.clock)
-            outlet.since, outlet.ring_dropped_before = None, ring_dropped
-            running[sink] = outlet
+            running[sink] = added = self._feed(sink, config)
+            if isinstance(added, Outlet):
+                added.since = None
         for sink in change.removed:
             for counter in ("out", "drop"):
                 self._moved.pop(f"{counter} {sink.name}", None)
         self.config = config
-        self.outlets = [running[sink] for sink in config.sink]
+        self.feeds = [running[sink] for sink in config.sink]
         self.leaving += leaving.values()
-        self.pusher.exchange(self.outlets, _patience_ms(config))
-        self.source.patience_ms = 0 if self.hurry else CAPTURE_PATIENCE_MS
+        self._connect()
+        self.pusher.exchange(self.outlets, _batch_ms(config))
+        for one in leaving.values():
+            if isinstance(one.feed, LiveSink):
+                one.feed.finish()
         for sink in change.added:
-            after = [leaving[one].thread for one in change.before(sink)]
-            self._spawn(f"sink:{sink.name}", partial(running[sink].run, after, LEAVE_S))
+            after = [leaving[one].feed for one in change.before(sink)]
+            running[sink].start(self.name, after, LEAVE_S)
 
     def left(self, deadline: float | None = None) -> list[Leaving]:
         """The removed sinks that have ended since the last look, or were given up."""
         over = [one for one in self.leaving if one.over(deadline)]
-        self.leaving = [one for one in self.leaving if one not in over]
+        if over:
+            self.leaving = [one for one in self.leaving if one not in over]
+            self._connect()
+            for one in over:
+                one.feed.close()
         return over
 
     def drain(self, deadline: float) -> list[str]:
@@ -173,33 +189,35 @@ class Stream:
         self.pusher.stop()
         if not self._join("push", min(deadline, time.monotonic() + JOIN_S)):
             hung.append("push")
-        for outlet in self.outlets:
-            outlet.finish()
+        for one in self.feeds:
+            one.finish()
         return hung
 
     def close(self, deadline: float) -> list[str]:
         """Waits for the sinks to take what they have and to close, for a disk ``DISK_S`` longer;
         names those that hung."""
-        disks = [one for one in self.outlets if one.sink.on_disk]
-        others = [one for one in self.outlets if one not in disks]
+        disks = [one for one in self.feeds if one.on_disk]
+        others = [one for one in self.feeds if one not in disks]
         return self._see_off(others, deadline) + self._see_off(disks, deadline + DISK_S)
 
-    def _see_off(self, outlets: Sequence[Outlet], deadline: float) -> list[str]:
-        hung = [one for one in outlets if not self._join(f"sink:{one.name}", deadline)]
-        for outlet in hung:
-            outlet.sink.abandon()
-        for outlet in hung:  # one time for all: systemd kills the daemon after TimeoutStopSec
-            if not self._join(f"sink:{outlet.name}", deadline + ABANDON_S):
-                outlet.abandon()
+    def _see_off(self, feeds: Sequence[Feed], deadline: float) -> list[str]:
+        hung = [one for one in feeds if not one.join(deadline)]
+        for one in hung:
+            one.let_go()
+        for one in hung:  # one time for all: systemd kills the daemon after TimeoutStopSec
+            if not one.join(deadline + ABANDON_S):
+                one.abandon()
         return [f"sink {one.name}" for one in hung]
 
     def dispose(self) -> None:
         """Gives back what it took of the system; none of its threads may have hung."""
+        for one in self.feeds:
+            one.close()
         self.ring.close()
 
     def stats(self, now_ns: int) -> StreamStats:
         """The books at this moment; the sinks' side is read before the device's."""
-        sides = [Side.of(one) for one in self.outlets]
+        sides = [Side.of(one) for one in self.feeds]
         capturer, clock, audio = self.capturer, self.clock, self.config.capture.audio
         count = capturer.tally.count()
         verdict, meter = self.verdict(now_ns), self.pusher.meter
@@ -226,9 +244,9 @@ class Stream:
             level_dbfs=meter.level_dbfs if meter else None,
             peak_dbfs=meter.peak_dbfs if meter else None,
             captured_at_ns=capturer.captured_at_ns,
-            sinks=tuple(one.books(count, audio.rate_hz, now_ns) for one in sides),
+            sinks=tuple(one.stats(count.captured, audio.rate_hz, now_ns) for one in sides),
             released=capturer.released,
-            ring_dropped_frames=count.ring_dropped,
+            ring_dropped_frames=self.pusher.missed,
             notice=self.notice(now_ns),
             channel_levels=self._channel_levels(),
             device_lost_ms_last_hour=round(self.lost_on_bus(now_ns)[0], 1),
@@ -260,7 +278,7 @@ class Stream:
     def verdict(self, now_ns: int) -> Verdict:
         capturer, count = self.capturer, self.capturer.tally.count()
         trouble = capturer.trouble
-        waiting = count.captured - count.ring_dropped - self.pusher.taken
+        waiting = count.captured - self.pusher.captured
         if now_ns - self._looked_ns > AWAY_NS:
             self._back_ns = now_ns
         self._looked_ns = now_ns
@@ -277,12 +295,12 @@ class Stream:
                     here_ns, now_ns - capturer.seen_ns - round(capturer.pause_s * NS_PER_S)
                 ),
                 push_still_ns=min(
-                    here_ns, self._still("push", self.pusher.taken, waiting > 0, now_ns)
+                    here_ns, self._still("push", self.pusher.captured, waiting > 0, now_ns)
                 ),
                 loss_age_ns=self._age(
-                    "loss", count.lost_exact + count.lost_estimated + count.ring_dropped, now_ns
+                    "loss", count.lost_exact + count.lost_estimated + self.pusher.missed, now_ns
                 ),
-                sinks=tuple(self._sink_view(one, now_ns) for one in self.outlets),
+                sinks=tuple(self._sink_view(one, now_ns) for one in self.feeds),
                 patience_ns=capturer.patience_ns,
                 concern=self.wrong_rate() or self.bad_bus(now_ns) or self.only_zeros() or defects,
                 released=capturer.released,
@@ -348,15 +366,20 @@ class Stream:
             return None
         return f"only zeros for {span(meter.zeros_s)}: is the microphone muted, the cable in?"
 
-    def _sink_view(self, outlet: Outlet, now_ns: int) -> SinkView:
-        slow = outlet.overflowed - outlet.overflowed_shut if outlet.state == "open" else 0
+    def _sink_view(self, feed: Feed, now_ns: int) -> SinkView:
         return SinkView(
-            outlet.name,
-            outlet.trouble,
-            self._still(f"out {outlet.name}", outlet.taken, outlet.queued > 0, now_ns),
-            self._age(f"drop {outlet.name}", slow, now_ns),
-            outlet.sink.concern,
+            feed.name,
+            feed.trouble,
+            self._still(f"out {feed.name}", feed.taken, feed.queued > 0, now_ns),
+            self._age(f"drop {feed.name}", feed.slow, now_ns),
+            feed.concern,
         )
+
+    def _feed(self, sink: SinkConfig, config: StreamConfig) -> "Outlet | LiveSink":
+        capture = config.capture
+        if isinstance(sink, FileSink):
+            return _outlet(config.name, sink, capture, self._state)
+        return _live_sink(config.name, sink, capture, self._state, self.ring)
 
     def _still(self, key: str, value: int, pending: bool, now_ns: int) -> int:
         """For how long a counter has not moved although something waits."""
@@ -386,34 +409,32 @@ class Stream:
         return not thread.is_alive()
 
 
-def _patience_ms(config: StreamConfig) -> int:
-    """How long the pusher may rest: only where none of the sinks is in a hurry."""
-    if not all(isinstance(sink, FileSink) for sink in config.sink):
-        return 0
-    return min(PATIENCE_MS, *(sink.queue_ms // 4 for sink in config.sink))
+def _batch_ms(config: StreamConfig) -> int:
+    """How long the pusher may rest: no longer than any of its sinks' queues allow."""
+    queues_ms = [sink.queue_ms // 4 for sink in config.sink if isinstance(sink, FileSink)]
+    return min(BATCH_MS, *queues_ms, BATCH_MS)
 
 
-def _outlet(stream: str, sink: SinkConfig, capture: Capture, state: Path, clock: Clock) -> Outlet:
+def _outlet(stream: str, sink: FileSink, capture: Capture, state: Path) -> Outlet:
     audio = capture.audio
+    gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
+    priority = realtime.below(capture.priority, capture.priority)
+    note = state / "recording" / stream / sink.name
+    recording = Recording(stream, sink, audio, priority=priority, note=note)
+    window_frames = capture.queue_frames(min(WINDOW_MS, sink.queue_ms))
+    kept = _spooled(stream, recording, sink, audio, priority, window_frames)
     queue_frames = capture.queue_frames(sink.queue_ms)
-    if isinstance(sink, FileSink):
-        gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
-        priority = realtime.below(capture.priority, capture.priority)
-        note = state / "recording" / stream / sink.name
-        recording = Recording(stream, sink, audio, priority=priority, note=note)
-        window_frames = capture.queue_frames(min(WINDOW_MS, sink.queue_ms))
-        kept = _spooled(stream, recording, sink, audio, priority, window_frames)
-        return Outlet(sink.name, kept, queue_frames, gather_frames, priority=priority)
-    from capstand.sinks.remote import RemoteSink
-    from capstand.sinks.wire import Plan
+    return Outlet(sink.name, kept, queue_frames, gather_frames, priority=priority)
 
+
+def _live_sink(stream: str, sink: AgoraSink, capture: Capture, state: Path, ring: Ring) -> LiveSink:
+    audio = capture.audio
     short = capture.period_ms < LIVE_GATHER_MS
     gather_frames = LIVE_GATHER_MS * audio.rate_hz // 1000 if short else 0
     folder = state / "agora" / stream / sink.name
-    plan = Plan("capstand.sinks.agora:AgoraChannel", (sink, audio, folder))
-    remote = RemoteSink(stream, sink.name, plan, clock)
-    priority = realtime.below(capture.priority, 20)
-    return Outlet(sink.name, remote, queue_frames, gather_frames, live=True, priority=priority)
+    plan = Plan("capstand.sinks.agora:AgoraChannel", (sink, audio, folder), gather_frames)
+    priority = realtime.below(capture.priority, 10)
+    return LiveSink(stream, sink.name, plan, ring, audio.frame_bytes, priority)
 
 
 def _spooled(

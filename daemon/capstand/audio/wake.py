@@ -1,0 +1,27 @@
+"""Waking a thread that waits, in any process, by an eventfd.
+
+It is closed when nobody refers to it any more: who still holds it in his hand may write to it.
+"""
+
+import os
+import weakref
+from contextlib import suppress
+
+
+class WakeUp:
+    """Readable from ``set`` until ``clear``."""
+
+    def __init__(self) -> None:
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor).atexit = False
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def set(self) -> None:
+        with suppress(BlockingIOError):  # somebody counted it up to its end
+            os.eventfd_write(self.descriptor, 1)
+
+    def clear(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.descriptor)

@@ -1,0 +1,21 @@
+"""How long to wait before the next try: longer each time, never for ever, never in step."""
+
+import random
+
+
+class Backoff:
+    """``next_s`` is ``first_s`` at first, doubles up to ``most_s``, and varies by a quarter: what
+    failed together does not come back together.
+    """
+
+    def __init__(self, first_s: float, most_s: float) -> None:
+        self._first_s = first_s
+        self._most_s = most_s
+        self._base_s = first_s
+
+    def next_s(self) -> float:
+        base_s, self._base_s = self._base_s, min(self._most_s, 2 * self._base_s)
+        return base_s * random.uniform(0.75, 1.25)
+
+    def reset(self) -> None:
+        self._base_s = self._first_s

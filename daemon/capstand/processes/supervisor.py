@@ -1,0 +1,268 @@
+"""The supervisor of a process: starts it, watches it, starts it again after a pause that grows.
+
+    ABSENT → RUNNING → (told to end) → ENDING → ENDED
+       ↑  pause   │ died, hangs, or says what cannot be
+       └──────────┘
+
+A process that is at something for longer than its limit hangs and is killed; one that has nothing
+to do shows itself every second. One that dies is told by name. All this is a SinkError to nobody:
+the process' own stream goes on without it, and is told in words (``trouble``).
+
+It is made by exec, with no descriptor but its own, and does not learn of systemd's notification
+socket and watchdog. It ends with the daemon, and by the daemon's order only (``child.py``).
+
+Thread: main, whose turn ``look`` is; nothing here waits, but ``join``.
+"""
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from enum import Enum, auto
+
+from capstand.audio.block import NS_PER_S
+from capstand.host.backoff import Backoff
+from capstand.processes.child import FAILED, LONGEST, MOST_VALUES, Task
+from capstand.processes.page import Doing, Page
+from capstand.text import clean
+
+LIMITS_S = {
+    Doing.STARTING: 30.0,  # to load libraries from a slow card takes its time
+    Doing.WAITING: 10.0,
+    Doing.OPENING: 30.0,
+    Doing.WRITING: 10.0,
+    Doing.FLUSHING: 10.0,
+    Doing.CLOSING: 3.0,
+}
+RETRY_S = (0.5, 30.0)
+NOT_TOLD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+MOST_MESSAGES = 16
+"""Of one look."""
+
+
+class State(Enum):
+    ABSENT = auto()
+    RUNNING = auto()
+    ENDING = auto()
+    ENDED = auto()
+
+
+class Supervisor:
+    """Keeps a process for ``task`` running, from ``start`` to ``stop``; it gets ``descriptors``
+    under their own numbers.
+
+    ``trouble`` says what ails it, None while nothing does; ``detail``, ``concern`` and ``figures``
+    are what it told last.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        descriptors: Sequence[int],
+        limits_s: Mapping[Doing, float] = LIMITS_S,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.state = State.ABSENT
+        self.page = Page()
+        self.trouble: str | None = None
+        self.detail = "not started yet"
+        self.concern: str | None = None
+        self.figures: dict[str, object] = {}
+        self.deaths = 0
+        self._task = task
+        self._descriptors = tuple(descriptors)
+        self._limits_ns = {doing: round(s * NS_PER_S) for doing, s in limits_s.items()}
+        self._backoff = backoff or Backoff(*RETRY_S)
+        self._due_ns = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    def well(self) -> None:
+        """It does what it is for: the next pause is a short one again."""
+        self._backoff.reset()
+
+    def look(self, now_ns: int) -> None:
+        """Starts it when it is time, hears what it says, ends what hangs."""
+        if self.state is State.ABSENT and now_ns >= self._due_ns:
+            self._start(now_ns)
+        if self._process is None:
+            return
+        if not self._hear():
+            self.kill(now_ns, "its process answered nonsense and was killed")
+            return
+        if self._process.poll() is not None:
+            self._hear()
+            self._died(now_ns)
+            return
+        try:
+            doing, since_ns = self.page.doing
+        except ValueError:
+            self.kill(now_ns, "its process answered nonsense and was killed")
+            return
+        limit_ns = self._limits_ns[doing]
+        if now_ns - since_ns > limit_ns:
+            limit_s = limit_ns / NS_PER_S
+            done = (
+                "showed no sign of life for"
+                if doing is Doing.WAITING
+                else (f"did not come back from {doing.name.lower()} within")
+            )
+            self.kill(now_ns, f"its process {done} {limit_s:g} s and was killed")
+
+    def _died(self, now_ns: int) -> None:
+        assert self._process is not None
+        status = self._process.returncode
+        if status == 0 and self.state is State.ENDING:
+            self._end()
+            self.state = State.ENDED
+        elif status == FAILED and self.trouble is not None:  # it has said why
+            self.fail(now_ns, None)
+        else:
+            self.fail(now_ns, f"its process {self._words()}; a new one is started")
+
+    def kill(self, now_ns: int, why: str) -> None:
+        """Ends it by force, for a reason that is told; another one is started."""
+        assert self._process is not None
+        self._process.kill()
+        self.fail(now_ns, f"{why}; a new one is started")
+
+    def fail(self, now_ns: int, why: str | None) -> None:
+        """It is gone, or as good as gone; ``why`` where it did not say so itself."""
+        self._end()
+        self.deaths += 1
+        self.trouble = why or self.trouble
+        if self.state is State.RUNNING:
+            self.state = State.ABSENT
+            self._due_ns = now_ns + round(self._backoff.next_s() * NS_PER_S)
+        else:
+            self.state = State.ENDED
+
+    def stop(self, message: object = None) -> None:
+        """Tells it to end; ``message`` says more."""
+        if self._process is None or self._channel is None:
+            self.state = State.ENDED
+            return
+        self.state = State.ENDING
+        with suppress(OSError):
+            self._channel.send(pickle.dumps(message))
+
+    def join(self, deadline: float) -> bool:
+        """Whether it has ended by itself by then (time.monotonic); it was told to stop before."""
+        if self._process is not None:
+            try:
+                self._process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                return False
+            self.look(time.monotonic_ns())
+        return True
+
+    def abandon(self) -> None:
+        """It was waited for long enough."""
+        if self._process is not None:
+            self._process.kill()
+            self._hear()
+            self._end()
+        self.state = State.ENDED
+
+    def close(self) -> None:
+        """Gives back what it took of the system; it has ended."""
+        self.page.close()
+
+    # Inside
+
+    def _start(self, now_ns: int) -> None:
+        path = os.pathsep.join(one or "." for one in sys.path)
+        kept = {name: value for name, value in os.environ.items() if name not in NOT_TOLD}
+        command = [sys.executable, "-P", "-m", "capstand.processes.child"]
+        self.detail, self.concern, self.figures = "starting", None, {}
+        self.page.does(Doing.STARTING, now_ns)
+        self.state = State.RUNNING
+        try:
+            self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with its:
+                given = its.fileno(), self.page.descriptor
+                self._process = subprocess.Popen(
+                    [*command, *map(str, given), *self._task.fields.values()],
+                    env=kept | {"PYTHONPATH": path},
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[*given, *self._descriptors],
+                )
+            self._channel.setblocking(False)
+            self._channel.send(pickle.dumps(self._task))
+        except OSError as error:
+            why = f"{sys.executable} cannot be started: {error.strerror}; is memory short?"
+            self.fail(now_ns, why)
+
+    def _hear(self) -> bool:
+        """What it has said since the last look; False for what makes no sense."""
+        for _ in range(MOST_MESSAGES):
+            assert self._channel is not None
+            try:
+                raw = self._channel.recv(LONGEST)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return True
+            if not raw:
+                return True
+            try:
+                said = clean.tree(clean.parsed(raw), MOST_VALUES)
+            except (ValueError, RecursionError):
+                return False
+            if not isinstance(said, dict) or not isinstance(said.get("figures", {}), dict):
+                return False
+            self._learn(said)
+        return True
+
+    def _learn(self, said: dict[str, object]) -> None:
+        if "trouble" in said:
+            self.trouble = None if said["trouble"] is None else str(said["trouble"])
+        if "detail" in said:
+            self.detail = str(said["detail"])
+            self.concern = None if said.get("concern") is None else str(said["concern"])
+            figures = said.get("figures", {})
+            assert isinstance(figures, dict)
+            self.figures = figures
+
+    def _words(self) -> str:
+        """How it ended."""
+        status = self._process.returncode if self._process else None
+        if status is None:
+            return "hung and was killed"
+        if status >= 0:
+            return f"ended with status {status}"
+        try:
+            return f"was ended by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"was ended by signal {-status}"
+
+    def _end(self) -> None:
+        """Lets go of what is left of it, at once: what sits in a driver does not end soon."""
+        process, channel = self._process, self._channel
+        self._process = self._channel = None
+        self.concern, self.figures = None, {}
+        if self.state is not State.ENDING:
+            self.detail = "not running"
+        if channel is not None:
+            channel.close()
+        if process is not None and process.poll() is None:
+            process.kill()
+            _ghosts.append(process)
+        _ghosts[:] = [one for one in _ghosts if one.poll() is None]
+
+
+_ghosts: list[subprocess.Popen[bytes]] = []
+"""Killed, but not yet gone; waited for at the next occasion."""

@@ -1,0 +1,215 @@
+"""A live sink, seen from the daemon: its process is looked after, its books are read.
+
+The process reads the ring itself (``push.py``). What it says of itself is checked before it is
+believed: books that shrink, or that hold more than was captured, are those of a process in which
+something went wild; it is ended, and the books go on from what was last believed.
+
+Thread: main.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from capstand.accounting.stats import Mark, SinkCounters
+from capstand.audio.ring import Reader, Ring
+from capstand.audio.wake import WakeUp
+from capstand.processes.child import Task
+from capstand.processes.page import Doing
+from capstand.processes.supervisor import LIMITS_S, State, Supervisor
+from capstand.sinks.outlet import Joined
+from capstand.sinks.push import Word
+from capstand.sinks.sink import Event
+
+JOINED = (Word.JOINED_FRAME, Word.JOINED_CAPTURED)
+COUNTERS = (Word.DELIVERED, Word.DROPPED, Word.MISSED, Word.INSERTED)
+
+
+class Plan(NamedTuple):
+    """How a sink is made in its process: its class, "module:class", and its arguments; and so many
+    frames it wants at once."""
+
+    made_by: str
+    arguments: tuple[object, ...]
+    gather_frames: int = 0
+
+
+class LiveSink:
+    """Sink ``name`` of ``stream``, fed from ``ring`` by a process of its own."""
+
+    on_disk = False
+
+    def __init__(
+        self,
+        stream: str,
+        name: str,
+        plan: Plan,
+        ring: Ring,
+        frame_bytes: int,
+        priority: int,
+        limits_s: Mapping[Doing, float] = LIMITS_S,
+    ) -> None:
+        self.name = name
+        self.wake = WakeUp()
+        self._memory = ring.open_for_reading()
+        self._present = Reader(self._memory, frame_bytes)
+        work = self._memory, self.wake.fileno(), frame_bytes, plan.gather_frames, *plan[:2]
+        fields = {"STREAM": stream, "SINK": name}
+        task = Task("capstand.sinks.push:run", work, fields, f"push:{name}", priority)
+        self.process = Supervisor(task, work[:2], limits_s)
+        self._words = self.process.page.words
+        self._words[Word.JOINED_FRAME] = -1
+        self._books = dict.fromkeys(Word, 0) | {Word.JOINED_FRAME: -1}  # as they were believed last
+        self._looked = 0  # what had been captured then
+        self._deaths = 0
+        self._after: Sequence[Joined] = ()
+        self._after_s = 0.0
+        self.until: Mark | None = None
+        self._closed = False
+
+    # What a person sees
+
+    @property
+    def state(self) -> str:
+        """ "opening", "open", "waiting" (for the next try) or "closed"."""
+        match self.process.state:
+            case State.ENDED:
+                return "closed"
+            case State.ABSENT:
+                return "waiting" if self.process.deaths else "opening"
+            case _:
+                return "open" if self._words[Word.TAKES] else "opening"
+
+    @property
+    def trouble(self) -> str | None:
+        return self.process.trouble
+
+    @property
+    def failures(self) -> int:
+        return self.process.deaths
+
+    @property
+    def detail(self) -> str:
+        return self.process.detail
+
+    @property
+    def concern(self) -> str | None:
+        return self.process.concern
+
+    def figures(self, now_ns: int) -> dict[str, object]:
+        return self.process.figures | {"pid": self.process.pid}
+
+    @property
+    def inserted_frames(self) -> int:
+        return self._books[Word.INSERTED]
+
+    def events(self) -> Iterable[Event]:
+        return ()
+
+    # Its life
+
+    def start(self, stream: str, after: Sequence[Joined] = (), wait_s: float = 0.0) -> None:
+        """From now on it is looked after; it begins when those ``after`` which it comes have ended,
+        or have had ``wait_s`` to do so."""
+        self._after, self._after_s = after, time.monotonic() + wait_s
+
+    def look(self, now_ns: int) -> None:
+        now_s = time.monotonic()
+        if now_s < self._after_s and not all(one.join(now_s) for one in self._after):
+            return
+        self._after = ()
+        process = self.process
+        process.look(now_ns)
+        if process.deaths != self._deaths:
+            self._deaths = process.deaths
+            self._words[Word.TAKES] = 0
+        self._check(now_ns)
+
+    def finish(self) -> None:
+        """Nothing follows what is in the ring now: it delivers that and ends."""
+        self._present.join()
+        self.until = Mark(self._present.next_frame, self._present.captured)
+        self.process.stop(self._present.number)
+        self.wake.set()
+
+    def join(self, deadline: float) -> bool:
+        """Whether it has ended by then (time.monotonic)."""
+        if self._closed:
+            return True  # who comes after it may ask later than main, which let go of it
+        ended = self.process.join(deadline)
+        self.look(time.monotonic_ns())
+        return ended
+
+    def let_go(self) -> None:
+        """It did not end in time: it is ended, and what it had counts as dropped."""
+        self.process.abandon()
+        self._words[Word.TAKES] = 0
+        self.look(time.monotonic_ns())
+
+    def abandon(self) -> None:
+        """Nothing of it is left."""
+
+    def close(self) -> None:
+        self._closed = True
+        self._present.close()
+        self.process.close()
+        os.close(self._memory)
+
+    # The books
+
+    @property
+    def taken(self) -> int:
+        return self._books[Word.DELIVERED] + self._books[Word.DROPPED]
+
+    @property
+    def slow(self) -> int:
+        """Frames that it lost because it was too slow."""
+        return self._books[Word.MISSED]
+
+    @property
+    def queued(self) -> int:
+        """Frames in the ring that it has not yet delivered."""
+        books = self._books
+        if not books[Word.TAKES]:
+            return 0
+        done = books[Word.JOINED_CAPTURED] + books[Word.DELIVERED] + books[Word.DROPPED]
+        return max(0, self._looked - done)
+
+    def counters(self) -> SinkCounters:
+        """As of the last look. A sink that takes nothing has nothing inside: what was captured
+        before the look is dropped."""
+        books = self._books
+        if books[Word.JOINED_FRAME] < 0:
+            return SinkCounters(None, self.until, 0, 0, 0)
+        since = Mark(books[Word.JOINED_FRAME], books[Word.JOINED_CAPTURED])
+        delivered, dropped = books[Word.DELIVERED], books[Word.DROPPED]
+        counters = SinkCounters(since, self.until, delivered, dropped, books[Word.INSERTED])
+        if books[Word.TAKES]:
+            return counters
+        return counters._replace(dropped=max(dropped, counters.captured(self._looked) - delivered))
+
+    def _check(self, now_ns: int) -> None:
+        """What the page says is believed where it can be true; else the process goes."""
+        present, words, before = self._present, self._words, self._books
+        present.join()
+        self._looked = present.captured  # before the look: what came later is not judged
+        said = {word: words[word] for word in Word}
+        present.join()
+        joined = before[Word.JOINED_FRAME] < 0 or all(said[one] == before[one] for one in JOINED)
+        grown = all(said[word] >= before[word] for word in COUNTERS)
+        done = said[Word.DELIVERED] + said[Word.DROPPED]
+        if said[Word.JOINED_FRAME] >= 0:
+            done += said[Word.JOINED_CAPTURED]
+        possible = done <= present.captured and said[Word.JOINED_FRAME] <= present.next_frame
+        if joined and grown and possible and said[Word.TAKES] in (0, 1):
+            self._books = said
+            if said[Word.DELIVERED] > before[Word.DELIVERED]:
+                self.process.well()
+            return
+        if self.process.running:
+            self.process.kill(now_ns, "its books make no sense, and it was killed")
+            self._deaths = self.process.deaths
+        for word, value in before.items():
+            words[word] = value
+        words[Word.TAKES] = before[Word.TAKES] = 0

@@ -1,0 +1,13 @@
+"""A reader of a ring in the process that writes it."""
+
+import os
+
+from capstand.audio.ring import Reader, Ring
+
+
+def reader_of(ring: Ring, frame_bytes: int, keep: int = 1) -> Reader:
+    descriptor = ring.open_for_reading()
+    try:
+        return Reader(descriptor, frame_bytes, keep)
+    finally:
+        os.close(descriptor)
