@@ -171,6 +171,14 @@ def test_every_block_arrives_to_the_byte(far: Make) -> None:
     assert (one.sink.state, one.sink.trouble, one.told) == ("closed", None, [])
 
 
+def test_a_wake_up_that_was_driven_to_its_end_wakes_the_next_process(far: Make) -> None:
+    """Whatever a process before it did to the eventfd: it can be set again once this one joins."""
+    one = far()
+    os.eventfd_write(one.sink.wake.descriptor, 2**64 - 2)
+    one.open()
+    assert select.select([one.sink.wake], [], [], 0)[0] == []
+
+
 def test_what_was_captured_before_it_joined_was_not_meant_for_it(far: Make) -> None:
     """To load and to join takes time; the books begin with the first frame that it could take."""
     one = far()

@@ -113,6 +113,8 @@ class Push:
 
     def _join(self) -> None:
         words, reader = self._words, self._reader
+        with suppress(BlockingIOError):  # a process before this one may have left it full
+            os.eventfd_read(self._wake)
         reader.join()
         if words[Word.JOINED_FRAME] < 0:
             words[Word.JOINED_FRAME] = reader.next_frame
@@ -123,24 +125,22 @@ class Push:
 
     def _feed(self, sink: Sink) -> None:
         """Until told to stop."""
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        poll.register(self._line, select.POLLIN)
         flush_ns = time.monotonic_ns() + FLUSH_NS
-        reader = self._reader
-        while self._until is None or reader.number < self._until:
-            now_ns = self._does(Doing.WAITING)
-            wait_ms = max(0, flush_ns - now_ns) // 1_000_000 + 1
-            if any(ready != self._wake for ready, _ in poll.poll(wait_ms)):
-                self._hear()
-            with suppress(BlockingIOError):
-                os.eventfd_read(self._wake)
-            self._drain(sink)
-            if time.monotonic_ns() >= flush_ns:
-                flush_ns = self._does(Doing.FLUSHING) + FLUSH_NS
-                sink.flush()
-                self._line.repeats.tell()
-                self._tell()
+        reader, wake = self._reader, self._wake
+        with select.epoll() as poll:
+            poll.register(wake, select.EPOLLIN | select.EPOLLET)  # each time it is set; not read
+            poll.register(self._line, select.EPOLLIN)
+            while self._until is None or reader.number < self._until:
+                now_ns = self._does(Doing.WAITING)
+                for ready, _ in poll.poll(max(0, flush_ns - now_ns) / NS_PER_S, 2):
+                    if ready != wake:
+                        self._hear()
+                self._drain(sink)
+                if time.monotonic_ns() >= flush_ns:
+                    flush_ns = self._does(Doing.FLUSHING) + FLUSH_NS
+                    sink.flush()
+                    self._line.repeats.tell()
+                    self._tell()
         self._pass_on(sink)
 
     def _hear(self) -> None:
