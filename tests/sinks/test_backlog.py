@@ -1,5 +1,6 @@
 """What waits for a sink, call by call: window, spool and books, without a thread or a clock."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,7 @@ from capstand.audio.block import NS_PER_S
 from capstand.sinks.sink import Mark
 from capstand.sinks.spool.backlog import Backlog
 from capstand.sinks.spool.spool import Spool
-from tests.sinks.test_spool import AUDIO, FRAMES, ROOM, block
+from tests.sinks.test_spool import AUDIO, FRAMES, ROOM, Clock, block
 
 AWAY = "the sink is away"
 
@@ -36,6 +37,11 @@ def give(queue: Backlog, count: int) -> list[int]:
         queue.written()
         positions.append(record.position)
     return positions
+
+
+def full(*_: object) -> None:
+    """Takes the place of a call to the spool."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def events(queue: Backlog) -> list[tuple[str, object]]:
@@ -98,14 +104,17 @@ def test_the_disk_is_left_alone_once_all_is_safe(folder: Path) -> None:
     put(queue, 3, AWAY)
     queue.leave_disk(0)
     give(queue, 2)
-    queue.commit(None)
     assert not queue.all_written
+    queue.commit(None)
     queue.leave_disk(0)
     assert queue.spooling
     give(queue, 1)
     assert queue.all_written
     queue.leave_disk(0)
     assert queue.spooling
+    queue.put_back()
+    queue.leave_disk(0)
+    assert queue.spooling and give(queue, 1) == [200]
     queue.commit(None)
     assert not queue.all_written
     queue.leave_disk(5 * NS_PER_S // 2)
@@ -127,6 +136,18 @@ def test_a_new_place_is_noted_at_once_the_same_one_only_when_asked(folder: Path)
     assert queue.spool.position == 2 * FRAMES
 
 
+def mounted_late(folder: Path) -> Backlog:
+    """Its directory has just appeared; three blocks wait and the first is in flight."""
+    elsewhere = folder.rename(folder.with_name("elsewhere"))
+    folder.write_text("in the way")
+    queue = backlog(folder)
+    put(queue, 3)
+    queue.take()
+    folder.unlink()
+    elsewhere.rename(folder)
+    return queue
+
+
 def test_a_spool_that_can_be_reached_late_comes_first(folder: Path) -> None:
     """Where an earlier run left sound and its directory appears while this run's waits, the
     earlier comes first, the sink takes back what is not safe of it, and the books are apart. While
@@ -136,17 +157,11 @@ def test_a_spool_that_can_be_reached_late_comes_first(folder: Path) -> None:
     earlier.commit(Mark(0, "earlier"))
     put(earlier, 2)
     earlier.close(AWAY, 0)
-    elsewhere = folder.rename(folder.with_name("elsewhere"))
-    folder.write_text("in the way")
-
-    queue = backlog(folder)
-    put(queue, 4)
-    queue.take()
-    folder.unlink()
-    elsewhere.rename(folder)
-    queue.sync(None, 0)
+    queue = mounted_late(folder)
+    assert put(queue, 1, AWAY) == 1
+    queue.sync(AWAY, 0)
     queue.written()
-    queue.sync(None, 0)
+    queue.sync(AWAY, 0)
     assert not queue.spooling and queue.mark == Mark(0, "")
     queue.put_back()
     queue.sync(None, 0)
@@ -156,6 +171,113 @@ def test_a_spool_that_can_be_reached_late_comes_first(folder: Path) -> None:
     assert give(queue, 7) == list(range(0, 7 * FRAMES, FRAMES))
     queue.commit(None)
     assert (queue.inherited.delivered, queue.own.delivered) == (3 * FRAMES, 4 * FRAMES)
+
+
+def test_what_waits_and_finds_no_room_behind_an_earlier_run_is_dropped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that refuses this run's sound when it appears late costs that sound, counted."""
+    earlier = backlog(folder)
+    put(earlier, 1, AWAY)
+    earlier.close(AWAY, 0)
+    queue = mounted_late(folder)
+    queue.put_back()
+    monkeypatch.setattr(queue.spool, "append", full)
+    queue.sync(None, 0)
+    assert queue.own.dropped == 3 * FRAMES and queue.spooled_frames == FRAMES
+
+
+def test_the_end_touches_no_spool_that_was_not_opened(folder: Path) -> None:
+    """What an earlier run left and this one could not load is whole after it."""
+    earlier = backlog(folder)
+    put(earlier, 2, AWAY)
+    earlier.close(AWAY, 0)
+    queue = mounted_late(folder)
+    queue.close(AWAY, 0)
+    assert queue.own.dropped == 3 * FRAMES and not queue.spooling
+    later = backlog(folder)
+    assert later.inherited.taken == 2 * FRAMES and give(later, 2) == [0, 100]
+
+
+def test_an_end_with_nothing_left_leaves_the_disk_alone(folder: Path) -> None:
+    """A backlog that is empty at the end begins no spool."""
+    queue = backlog(folder)
+    put(queue, 1)
+    give(queue, 1)
+    queue.commit(None)
+    queue.close(None, 0)
+    assert not queue.spooling and events(queue) == []
+
+
+def test_what_is_too_old_goes_though_nothing_comes(folder: Path) -> None:
+    """The age of what waits is looked at in each sync."""
+    clock = Clock()
+    queue = backlog(folder, Spool(folder, AUDIO, ROOM, 3600, now_ns=clock.now_ns))
+    put(queue, 2, AWAY)
+    clock.ns += 3601 * NS_PER_S
+    queue.sync(AWAY, 0)
+    assert queue.own.dropped == 2 * FRAMES and events(queue)[1:] == [("spool_drop", "age")]
+
+
+def test_sound_is_safe_before_the_note_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the beginning what waited is synced, then noted; later each sync makes the rest safe."""
+    queue = backlog(folder)
+    put(queue, 1)
+    calls: list[str] = []
+    sync, commit = queue.spool.sync, queue.spool.commit
+
+    def watched_sync() -> None:
+        calls.append("sync")
+        sync()
+
+    def watched_commit(position: int, place: str) -> None:
+        calls.append("commit")
+        commit(position, place)
+
+    monkeypatch.setattr(queue.spool, "sync", watched_sync)
+    monkeypatch.setattr(queue.spool, "commit", watched_commit)
+    put(queue, 1, AWAY)
+    assert calls == ["sync", "commit"]
+    queue.sync(AWAY, 0)
+    assert calls == ["sync", "commit", "sync"]
+
+
+def test_a_spool_that_could_not_be_emptied_is_emptied_later(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the disk refused at the end of an outage is made up for, though the sink is away
+    again: none of it is delivered twice by a later run."""
+    queue = backlog(folder)
+    put(queue, 1, AWAY)
+    give(queue, 1)
+    queue.commit(Mark(FRAMES, "a"), only_new_place=True)
+    queue.commit(Mark(FRAMES, "a"))
+    put(queue, 1)
+    give(queue, 1)
+    queue.commit(Mark(2 * FRAMES, "a"), only_new_place=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(queue.spool, "clear", full)
+        queue.leave_disk(0)
+    assert not queue.spooling and queue.concern is not None
+    assert queue.spool.position < queue.spool.end
+    queue.sync(AWAY, 0)
+    assert queue.concern is None and queue.spool.position == queue.spool.end
+
+
+def test_a_concern_passes_when_the_disk_takes_sound_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While sound is spooled the disk is a concern from a block that it refuses to one that it
+    takes."""
+    queue = backlog(folder)
+    put(queue, 1, AWAY)
+    with monkeypatch.context() as patch:
+        patch.setattr(queue.spool, "append", full)
+        assert put(queue, 1, AWAY) == 0
+    assert "No space left" in str(queue.concern) and queue.own.taken == FRAMES
+    assert put(queue, 1, AWAY) == 1 and queue.concern is None
 
 
 def test_this_runs_own_place_is_not_forgotten_for_an_earlier_one(folder: Path) -> None:
@@ -197,7 +319,7 @@ def test_a_disk_that_refuses_the_beginning_keeps_nothing(
 
     def refuse(position: int, one: object) -> None:
         if position >= room * FRAMES:
-            raise OSError(28, "No space left on device")
+            full()
         append(position, one)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
