@@ -22,7 +22,7 @@ from capstand.host.backoff import Backoff
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Mark, Sink
 from capstand.sinks.spool.spool import Spool
-from capstand.sinks.spool.spooled import Spooled
+from capstand.sinks.spool.spooled import CLOSE_S, Spooled
 from tests.figures import figure
 from tests.patience import PATIENCE_S
 from tests.sinks.test_spool import Clock
@@ -123,18 +123,19 @@ class Rig:
         limit_bytes: int = 100_000_000,
         window: int = 5 * FRAMES,
         max_age_s: float = 1e6,
+        close_s: float = CLOSE_S,
     ) -> None:
         self.folder = folder
         self.clock = Clock()
         self.tape = Tape()
         self.block = FRAMES
         self.number = 0  # of the next frame, over all runs
-        self._made = unsafe, marks, limit_bytes, window, max_age_s
+        self._made = unsafe, marks, limit_bytes, window, max_age_s, close_s
         self.start()
 
     def start(self) -> None:
         """A new process."""
-        unsafe, marks, limit_bytes, window, max_age_s = self._made
+        unsafe, marks, limit_bytes, window, max_age_s, close_s = self._made
         clock = self.clock
         self.spool = Spool(
             self.folder, AUDIO, limit_bytes, max_age_s, now_ns=clock.now_ns, wall_ns=clock.wall_ns
@@ -147,8 +148,10 @@ class Rig:
             rate_hz=AUDIO.rate_hz,
             speed=4.0,
             window_frames=window,
+            close_s=close_s,
             now_ns=clock.now_ns,
         )
+        self.backlog, self.forwarder = self.spooled.backlog, self.spooled.forwarder
         self.outlet = Outlet("file", self.spooled, 1 << 30)
         self.spooled.load()
         self.outlet.state = "open"
@@ -165,7 +168,7 @@ class Rig:
 
     def turn(self, times: int = 1) -> None:
         for _ in range(times):
-            self.spooled.turn()
+            self.forwarder.turn()
 
     def run(self, seconds: float) -> None:
         """Both threads for so long: sound comes in, the forwarder does all that is due."""
@@ -182,13 +185,13 @@ class Rig:
 
     def work(self) -> None:
         for _ in range(50):
-            if self.spooled.turn():
+            if self.forwarder.turn():
                 break
 
     def come_back(self) -> None:
         """The sink is well, and it goes on until it has been tried again."""
         self.sink.away = False
-        while self.spooled._failing:
+        while self.forwarder.away is not None:
             self.run(0.1)
 
     def settle(self) -> None:
@@ -197,15 +200,15 @@ class Rig:
         for _ in range(50_000):
             self.clock.ns += NS_PER_S // 20
             self.turn(3)
-            if not self.spooled._window and not self.spooled._spooling:
-                return self.spooled._end_well()
+            if not self.backlog.in_memory and not self.backlog.spooling:
+                return self.forwarder.finish()
         raise AssertionError("the spool is never emptied")
 
     def crash(self) -> None:
         """``kill -9``, and a new start."""
         left = self.folder.with_name(self.folder.name + "-left")
         shutil.copytree(self.folder, left)
-        self.spooled._spool.close()
+        self.spool.close()
         shutil.rmtree(self.folder)
         left.rename(self.folder)
         self.start()
@@ -215,10 +218,11 @@ class Rig:
         """This run's: entered = delivered + dropped + inside, with what is known to be inside."""
         delivered, dropped = self.outlet.books()
         inside = self.outlet.entered - delivered - dropped - self.outlet.queued
-        spooled = self.spooled
-        held = sum(one.block.frames for one in spooled._held() if one.position >= spooled._own) + (
-            max(0, spooled._end - max(spooled._own, spooled._next)) if spooled._spooling else 0
-        )
+        backlog = self.backlog
+        own_from = backlog._own_from
+        held = sum(one.block.frames for one in backlog._held() if one.position >= own_from)
+        if backlog.spooling:
+            held += max(0, backlog._end - max(own_from, backlog._next))
         return inside == held
 
 
@@ -261,16 +265,16 @@ def test_the_sound_of_an_outage_follows(folder: Path, away_s: int, unsafe: int) 
     rig.run(5)
     rig.sink.away = True
     rig.run(away_s)
-    spooled_s = rig.spooled.spooled_frames / AUDIO.rate_hz
+    spooled_s = rig.backlog.spooled_frames / AUDIO.rate_hz
     assert away_s <= spooled_s <= away_s + 3
     assert rig.spooled.detail == f"waiting, {span(spooled_s)} spooled"
     assert str(rig.outlet.trouble).endswith(f"; {span(spooled_s)} spooled")
     rig.come_back()
-    spooled_s = rig.spooled.spooled_frames / AUDIO.rate_hz
+    spooled_s = rig.backlog.spooled_frames / AUDIO.rate_hz
     rig.run(spooled_s / 6)
-    assert away_s < 60 or 0.45 < rig.spooled.spooled_frames / AUDIO.rate_hz / spooled_s < 0.6
+    assert away_s < 60 or 0.45 < rig.backlog.spooled_frames / AUDIO.rate_hz / spooled_s < 0.6
     rig.run(spooled_s / 4 + 2)
-    assert rig.spooled.spooled_frames == 0
+    assert rig.backlog.spooled_frames == 0
     assert rig.spooled.detail == "recorder"
     assert rig.outlet.trouble is None
     assert rig.tape.numbers() == list(range(rig.number))
@@ -316,14 +320,14 @@ def test_a_sink_that_is_too_slow_is_spooled_too(folder: Path) -> None:
     for _ in range(50):
         rig.put()
         assert rig.balanced
-    assert 8 < rig.spooled.spooled_frames / AUDIO.rate_hz < 12
+    assert 8 < rig.backlog.spooled_frames / AUDIO.rate_hz < 12
     assert "it has not answered for" in str(rig.outlet.trouble)
     assert rig.outlet.dropped == 0
     leave.set()
     hanging.join()
     rig.sink.write = write  # type: ignore[method-assign]
     rig.run(20)
-    assert rig.spooled.spooled_frames == 0 and rig.outlet.trouble is None
+    assert rig.backlog.spooled_frames == 0 and rig.outlet.trouble is None
     assert rig.tape.numbers() == list(range(rig.number))
 
 
@@ -341,7 +345,7 @@ def test_an_error_that_nobody_foresaw_is_trouble_like_any_other(folder: Path) ->
     rig.run(2)
     write, rig.sink.write = rig.sink.write, None  # type: ignore[method-assign,assignment]
     rig.run(20)
-    assert "unexpected TypeError" in str(rig.spooled.trouble)
+    assert "unexpected TypeError" in str(rig.forwarder.trouble)
     rig.sink.write = write  # type: ignore[method-assign]
     rig.come_back()
     rig.run(60)
@@ -367,7 +371,7 @@ def test_the_oldest_sound_goes_when_the_spool_is_full(folder: Path) -> None:
     numbers = rig.tape.numbers()
     assert numbers == sorted(set(numbers))
     lost = rig.number - len(numbers)
-    assert rig.spooled.dropped == lost == sum(int(str(what["frames"])) for what in dropped)
+    assert rig.backlog.own.dropped == lost == sum(int(str(what["frames"])) for what in dropped)
     assert (np.diff(numbers) - 1).sum() == lost
     assert rig.balanced
 
@@ -378,12 +382,12 @@ def test_sound_that_is_too_old_goes(folder: Path) -> None:
     rig.run(2)
     rig.sink.away = True
     rig.run(600)
-    assert 120 <= rig.spooled.spooled_frames / AUDIO.rate_hz <= 120 + 62
+    assert 120 <= rig.backlog.spooled_frames / AUDIO.rate_hz <= 120 + 62
     assert {what["reason"] for name, what in rig.spooled.events() if name == "spool_drop"} == {
         "age"
     }
     rig.settle()
-    assert rig.outlet.entered == sum(rig.outlet.books()) and rig.spooled.dropped > 400_000
+    assert rig.outlet.entered == sum(rig.outlet.books()) and rig.backlog.own.dropped > 400_000
 
 
 def test_a_spool_that_cannot_be_written_is_a_concern(folder: Path) -> None:
@@ -429,7 +433,7 @@ def test_a_spool_that_fills_its_disk_drops_and_goes_on(
     assert rig.outlet.dropped == 20 * AUDIO.rate_hz and rig.balanced
     rig.come_back()
     rig.run(10)
-    assert rig.spooled.spooled_frames == 0
+    assert rig.backlog.spooled_frames == 0
     rig.run(1)
     assert rig.outlet.trouble is None
     assert rig.spooled.concern is None  # nothing waits for the disk any more
@@ -452,21 +456,45 @@ def test_what_an_earlier_run_left_comes_first(folder: Path) -> None:
     rig.run(3)
     rig.sink.away = True
     rig.run(30)
-    left = rig.spooled.spooled_frames
+    left = rig.backlog.spooled_frames
     rig.crash()
     rig.sink.away = True
     rig.run(10)
     figures = rig.spooled.figures(0)["spool"]
     assert isinstance(figures, dict)
     assert figures["inherited_frames"] == left
-    assert rig.spooled.spooled_frames == left + 10 * AUDIO.rate_hz
+    assert rig.backlog.spooled_frames == left + 10 * AUDIO.rate_hz
     assert rig.outlet.entered == 10 * AUDIO.rate_hz and rig.balanced
     rig.come_back()
     rig.run(30)
     assert rig.tape.numbers() == list(range(rig.number))
     assert any(piece[0] == rig.first for piece in rig.tape.pieces)
-    assert (rig.spooled.inherited_delivered, rig.spooled.inherited_dropped) == (left, 0)
+    assert (rig.backlog.inherited.delivered, rig.backlog.inherited.dropped) == (left, 0)
     assert rig.balanced
+
+
+def test_a_spool_that_is_mounted_late_brings_nothing_twice(folder: Path) -> None:
+    """Where what an earlier run left can be reached only after this one has tried the sink, the
+    sink takes back what was not safe of it all the same."""
+    rig = Rig(folder, unsafe=777)
+    rig.run(3)
+    rig.sink.away = True
+    rig.run(5)
+    rig.come_back()
+    rig.run(0.6)
+    rig.crash()
+    elsewhere = folder.rename(folder.with_name("elsewhere"))
+    folder.write_text("in the way")
+    rig.start()
+    rig.sink.away = True
+    rig.run(0.6)
+    assert rig.spooled.concern is not None and rig.forwarder.away is not None
+    folder.unlink()
+    elsewhere.rename(folder)
+    rig.spooled.flush()
+    assert rig.backlog.inherited.taken > 0 and rig.outlet.dropped == 0
+    rig.settle()
+    assert rig.tape.numbers() == list(range(rig.number))
 
 
 def test_a_sink_without_marks_gets_at_most_the_last_second_again(folder: Path) -> None:
@@ -504,19 +532,16 @@ def test_the_end_of_the_process_leaves_nothing_undone(folder: Path) -> None:
     rig.put()
     rig.spooled.close()
     assert rig.outlet.books() == (0, 0)
-    assert rig.spooled.spooled_frames == 2 * FRAMES
+    assert rig.backlog.spooled_frames == 2 * FRAMES
     rig.start()
     rig.settle()
     assert rig.tape.numbers() == list(range(rig.number))
 
 
-def test_a_sink_that_hangs_at_the_end_is_left_behind(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sink_that_hangs_at_the_end_is_left_behind(folder: Path) -> None:
     """The end does not wait for a call that does not come back; what it held is in the spool, and
     the next run delivers it once."""
-    monkeypatch.setattr("capstand.sinks.spool.spooled.CLOSE_S", 0.05)
-    rig = Rig(folder)
+    rig = Rig(folder, close_s=0.05)
     entered, leave = threading.Event(), threading.Event()
     write = rig.sink.write
 
@@ -532,12 +557,29 @@ def test_a_sink_that_hangs_at_the_end_is_left_behind(
     assert entered.wait(PATIENCE_S)
     rig.spooled.close()
     assert rig.outlet.books() == (0, 0)
-    thread = rig.spooled._thread
+    left_behind = rig.forwarder
     rig.start()
     rig.settle()
     assert rig.tape.numbers() == list(range(rig.number))
     leave.set()
-    thread.join(PATIENCE_S)
+    assert left_behind.join(PATIENCE_S)
+
+
+def test_a_block_wakes_the_forwarder(folder: Path) -> None:
+    """A block is handed on at once, however long the forwarder meant to rest."""
+    rig = Rig(folder)
+    spooled = Spooled(
+        "file", rig.sink, rig.spool, rate_hz=1000, speed=4.0, window_frames=5000, flush_s=1e5
+    )
+    spooled.open()
+    for number in range(1, 6):
+        numbers = np.arange(number, dtype="<i8")
+        spooled.write(Block(0, number, number, numbers.tobytes()))
+        deadline = time.monotonic() + PATIENCE_S
+        while rig.tape.numbers()[-number:] != numbers.tolist():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    spooled.close()
 
 
 @pytest.mark.parametrize("away", [False, True])
@@ -632,13 +674,13 @@ def test_once_and_in_order_whatever_happens(
                 case "wait":
                     rig.clock.ns += times * NS_PER_S // 2
                 case "crash":
-                    on_disk = rig.spooled._spooling and rig.spool._segments
-                    begin = rig.spool._segments[0].begin if on_disk else rig.spooled._end
-                    for one in rig.spooled._held():
+                    on_disk = rig.backlog.spooling and rig.spool._segments
+                    begin = rig.spool._segments[0].begin if on_disk else rig.backlog._end
+                    for one in rig.backlog._held():
                         if one.position < begin:  # what was in memory alone may be gone
                             excused |= set(np.frombuffer(one.block.samples, "<i8").tolist())
-                    dropped += rig.spooled.dropped + rig.outlet.dropped
-                    dropped += rig.spooled.inherited_dropped
+                    dropped += rig.backlog.own.dropped + rig.outlet.dropped
+                    dropped += rig.backlog.inherited.dropped
                     rig.crash()
                 case _:
                     rig.sink.away = act == "away"
@@ -647,23 +689,26 @@ def test_once_and_in_order_whatever_happens(
         numbers = rig.tape.numbers()
         assert all(first < second for first, second in itertools.pairwise(numbers))
         missing = set(range(rig.number)) - set(numbers)
-        dropped += rig.spooled.dropped + rig.spooled.inherited_dropped + rig.outlet.dropped
+        dropped += rig.backlog.own.dropped + rig.backlog.inherited.dropped + rig.outlet.dropped
         assert len(missing - excused) <= dropped
         assert not small or dropped >= 0
         assert small or missing <= excused
         assert rig.outlet.entered == sum(rig.outlet.books())
 
 
-def test_threads_and_a_sink_that_comes_and_goes(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_and_a_sink_that_comes_and_goes(folder: Path) -> None:
     """With all threads running and a sink that fails every few calls nothing is lost, comes twice
     or out of order, and the books balance at the end."""
-    monkeypatch.setattr("capstand.sinks.spool.spooled.RETRY_S", (0.001, 0.002))
-    monkeypatch.setattr("capstand.sinks.spool.spooled.FLUSH_S", 0.003)
     rig = Rig(folder, unsafe=333, window=20 * FRAMES)
     spooled = Spooled(
-        "file", rig.sink, rig.spool, rate_hz=AUDIO.rate_hz, speed=1e6, window_frames=20 * FRAMES
+        "file",
+        rig.sink,
+        rig.spool,
+        rate_hz=AUDIO.rate_hz,
+        speed=1e6,
+        window_frames=20 * FRAMES,
+        backoff=Backoff(0.001, 0.002),
+        flush_s=0.003,
     )
     do, calls = rig.sink._do, itertools.count()
 
@@ -683,9 +728,10 @@ def test_threads_and_a_sink_that_comes_and_goes(
         assert delivered + dropped <= outlet.entered
     outlet.finish()
     thread.join(PATIENCE_S)
-    assert not thread.is_alive() and not spooled._thread.is_alive()
+    assert not thread.is_alive() and spooled.forwarder.join(0)
     inside = outlet.entered - sum(outlet.books())
-    assert inside == spooled.spooled_frames and outlet.dropped == spooled.dropped == 0
+    assert inside == spooled.backlog.spooled_frames
+    assert outlet.dropped == spooled.backlog.own.dropped == 0
     rig.sink._do = do  # type: ignore[method-assign]
     rig.number = 3000 * FRAMES
     rig.start()

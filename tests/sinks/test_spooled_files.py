@@ -151,9 +151,9 @@ def test_what_waits_for_more_than_five_seconds_is_spooled(
     held = round(kept_s * card.rate_hz)
     for first in range(0, held, period):
         sink.write(Block(first, period, first + 1, bytes(period * card.audio.frame_bytes)))
-        assert sink.spooled_frames == 0
+        assert sink.backlog.spooled_frames == 0
     sink.write(Block(held, period, held + 1, bytes(period * card.audio.frame_bytes)))
-    assert sink.spooled_frames == held + period
+    assert sink.backlog.spooled_frames == held + period
 
 
 # The daemon as a whole

@@ -4,6 +4,7 @@ It is closed when nobody refers to it any more: who still holds it in his hand m
 """
 
 import os
+import select
 import weakref
 from contextlib import suppress
 
@@ -25,3 +26,9 @@ class WakeUp:
     def clear(self) -> None:
         with suppress(BlockingIOError):
             os.eventfd_read(self.descriptor)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it was set by then; it stays so."""
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))

@@ -1,7 +1,7 @@
 """Where blocks go: the protocol between an outlet and a peer (a disk, a channel, a server).
 
 All calls come from one thread but where it says so: the outlet's; behind a spool
-(``spool/spooled.py``) the forwarder's; in a process of its own (``push.py``) always that process'
+(``spool/forwarder.py``) the forwarder's; in a process of its own (``push.py``) always that process'
 main thread. A sink may block for as long as its peer does, in a process of its own for 10 s; it
 sees every gap as a jump of ``first_frame``.
 """
