@@ -600,11 +600,11 @@ def test_a_machine_without_descriptors_starts_it_later(
     one = far()
     before = len(list(Path("/proc/self/fd").iterdir()))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (before - 1, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # numbers below may be free here
     try:
         one.look()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert "cannot be started: Too many open files" in one.told[-1]
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
     one.open()
