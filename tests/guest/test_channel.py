@@ -181,7 +181,7 @@ def test_what_hangs_or_dies_in_the_library_costs_only_its_own_sink(channel: Chan
     main = machine.show("NRestarts", "MainPID")
     pids = [machine.status()["sinks"][0]["figures"]["pid"]]
     for harm, words in (
-        ("set hang_push_ms 600000", "did not come back from write within 10 s"),
+        ("set hang_push_ms 600000", "did not come back from writing within 10 s"),
         ("", "was ended by SIGKILL"),
     ):
         began = time.monotonic()
