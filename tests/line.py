@@ -19,7 +19,8 @@ from capstand.audio.block import Block
 from capstand.capture.capturer import POLL_MS, Capturer
 from capstand.capture.source import Grant, Reading, Source
 from capstand.capture.synthetic import SyntheticSource, Time, VirtualTime
-from capstand.config.schema import Capture, FileSink, Synthetic
+from capstand.capture.types.synthetic import Synthetic
+from capstand.config.schema import Capture
 from capstand.config.schema import Stream as StreamConfig
 from capstand.dsp.convert import to_int32
 from capstand.dsp.level import Meter
@@ -27,6 +28,7 @@ from capstand.errors import DeviceError, SinkError
 from capstand.sinks.live import LiveSink
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Sink
+from capstand.sinks.types.file import FileSink
 from capstand.stream.pusher import Pusher
 from capstand.stream.stream import Stream
 
@@ -35,7 +37,7 @@ Counters = npt.NDArray[np.int64]
 
 def capture(**keys: object) -> Capture:
     """A simulated card with the counter signal and no real-time priority, changed by ``keys``."""
-    card = Capture(device="synthetic", priority=0, synthetic=Synthetic(signal="counter"))
+    card = Capture(device="synthetic", priority=0, source=Synthetic(signal="counter"))
     return card._replace(**keys)  # type: ignore[arg-type]
 
 

@@ -20,10 +20,11 @@ from capstand.accounting.stats import Cause, Count, GapTable, StreamStats, Tally
 from capstand.audio.block import NS_PER_S, Block
 from capstand.capture.source import UNKNOWN, Grant
 from capstand.capture.synthetic import SyntheticSource, VirtualTime
-from capstand.config.schema import Fault, FileSink, Synthetic
+from capstand.capture.types.synthetic import Fault, Synthetic
 from capstand.errors import DeviceError, SinkError
 from capstand.service.display import status_line, status_table
 from capstand.sinks.outlet import Outlet
+from capstand.sinks.types.file import FileSink
 from capstand.stream.stream import Stream
 from tests.line import Keep, Line, Script, capture, config, counters, give
 from tests.patience import PATIENCE_S
@@ -62,7 +63,7 @@ def test_any_order_of_turns(
     """After every turn of any thread the books balance for each sink, the gaps noted make what was
     lost and dropped, and every sink gets frames in order and as the card numbered them."""
     setup = Synthetic(signal="counter", ppm=ppm, jitter_us=jitter_us, faults=tuple(faults))
-    card = capture(rate_hz=8000, format="S32_LE", channels=1, buffer_ms=100.0, synthetic=setup)
+    card = capture(rate_hz=8000, format="S32_LE", channels=1, buffer_ms=100.0, source=setup)
     failing = False
     sinks = [Keep(), Keep(lambda: failing)]
     line = Line(card, sinks, queue_frames=queue_ms * 8)
@@ -102,7 +103,7 @@ def test_an_outage_is_measured_by_the_clock() -> None:
     """What an unplugged card would have produced is booked as an estimate, right to the period."""
     fault = Fault(kind="unplug", at_s=30.0, for_s=20.0)
     setup = Synthetic(signal="counter", ppm=300.0, faults=(fault,))
-    card = capture(format="S32_LE", channels=1, synthetic=setup)
+    card = capture(format="S32_LE", channels=1, source=setup)
     sink = Keep()
     line = Line(card, [sink])
     while line.time.now_ns() < 60e9:
@@ -321,7 +322,7 @@ def test_threads_and_bad_peers() -> None:
         format="S32_LE",
         channels=1,
         buffer_ms=100.0,
-        synthetic=Synthetic(signal="counter", ppm=200.0, jitter_us=80.0, faults=faults),
+        source=Synthetic(signal="counter", ppm=200.0, jitter_us=80.0, faults=faults),
     )
     enough = threading.Event()
     stream = Stream(config(card))
@@ -372,7 +373,7 @@ def test_threads_and_a_file(gaps: str, tmp_path: Path) -> None:
         format="S32_LE",
         channels=2,
         buffer_ms=100.0,
-        synthetic=Synthetic(signal="counter", ppm=-150.0, jitter_us=80.0, faults=(fault,)),
+        source=Synthetic(signal="counter", ppm=-150.0, jitter_us=80.0, faults=(fault,)),
     )
     sink = FileSink(type="file", path=str(tmp_path), gaps=gaps, min_free_mb=0)
     stream = Stream(config(card, [sink]))
@@ -402,7 +403,7 @@ def test_threads_and_a_file(gaps: str, tmp_path: Path) -> None:
 
 def test_a_stream_without_a_device_balances(tmp_path: Path) -> None:
     """A stream whose card was never there has empty books and ends when it is told."""
-    card = capture(synthetic=Synthetic(faults=(Fault(kind="unplug", at_s=0.0, for_s=1000.0),)))
+    card = capture(source=Synthetic(faults=(Fault(kind="unplug", at_s=0.0, for_s=1000.0),)))
     sink = FileSink(type="file", path=str(tmp_path), min_free_mb=0)
     stream = Stream(config(card, [sink]))
     looks = watched(stream, lambda stats: stats.trouble is not None)
@@ -415,7 +416,7 @@ def test_a_stall_is_opened_again() -> None:
     """A device that brings nothing for four seconds, though its stream was started again after two,
     is opened again, with a reason."""
     fault = Fault(kind="stall", at_s=1.0, for_s=5.2)
-    card = capture(synthetic=Synthetic(signal="counter", faults=(fault,)))
+    card = capture(source=Synthetic(signal="counter", faults=(fault,)))
     line = Line(card, [Keep()], VirtualTime())
     troubles = set()
     while line.time.now_ns() < 10e9:

@@ -13,9 +13,10 @@ import pytest
 
 from capstand.audio.block import NS_PER_S, Block
 from capstand.audio.clock import Clock
-from capstand.config.schema import AgoraSink, Capture
+from capstand.config.schema import Capture
 from capstand.errors import SinkBusy
 from capstand.sinks.agora import AgoraChannel
+from capstand.sinks.types.agora import AgoraSink
 from tests import line
 from tests.agora import StandIn, native_advance, native_command, native_get, run
 

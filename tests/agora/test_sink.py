@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from capstand.audio.block import NS_PER_S
-from capstand.config.schema import AgoraSink, Capture
+from capstand.config.schema import Capture
 from capstand.sinks.outlet import Outlet
+from capstand.sinks.types.agora import AgoraSink
 from capstand.stream.stream import Stream
 from tests import line
 from tests.agora import Push, StandIn, run
@@ -148,7 +149,7 @@ def test_other_rates_are_resampled(
 ) -> None:
     """A card at a rate the channel does not take is resampled to 48 kHz: not a millisecond is lost,
     and each frame keeps its time."""
-    keys = {"rate_hz": rate_hz, "channels": channels, "synthetic": None}
+    keys = {"rate_hz": rate_hz, "channels": channels, "source": None}
     seen = run(sound, standin, keys, str(tmp_path), "", 1.0, script=SCRIPT)
     pushes = standin.pushes()
     assert {(one.rate_hz, one.channels, one.frames) for one in pushes} == {(48000, channels, 480)}

@@ -24,7 +24,7 @@ from capstand.audio.clock import Pace
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import Reading
-from capstand.config.schema import Capture, FileSink
+from capstand.config.schema import Capture
 from capstand.config.schema import Stream as StreamConfig
 from capstand.errors import SinkError
 from capstand.host.realtime import (
@@ -38,6 +38,7 @@ from capstand.host.realtime import (
 from capstand.sinks.live import LiveSink, Plan
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Sink
+from capstand.sinks.types.file import FileSink
 from capstand.stream.pusher import Pusher
 from capstand.stream.stream import Stream
 

@@ -12,9 +12,9 @@ import numpy as np
 import soxr
 
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
-from capstand.config.schema import AgoraSink
 from capstand.dsp.live import LiveTrack
 from capstand.sinks.agora import AgoraChannel
+from capstand.sinks.types.agora import AgoraSink
 from tests.agora import StandIn, build, native_advance, native_command, place, run
 from tests.bench.programs import RATE_HZ
 from tests.bench.table import at_most, show, spread

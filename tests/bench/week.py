@@ -11,7 +11,7 @@ from pathlib import Path
 
 from capstand.audio.block import Block
 from capstand.capture.synthetic import VirtualTime
-from capstand.config.schema import Fault, Synthetic
+from capstand.capture.types.synthetic import Fault, Synthetic
 from capstand.errors import SinkError
 from tests.bench.table import at_most, goal, show
 from tests.line import Keep, Line, capture
@@ -54,7 +54,7 @@ def main(folder: Path, long: bool) -> None:
         channels=1,
         period_ms=period_ms,
         buffer_ms=4000.0,
-        synthetic=Synthetic(signal="silence", ppm=PPM, jitter_us=80.0, faults=FAULTS),
+        source=Synthetic(signal="silence", ppm=PPM, jitter_us=80.0, faults=FAULTS),
     )
     print(
         f"{rate_hz} Hz, blocks of {period_ms:g} ms, card {PPM:+g} ppm, stamps late by 80 µs; every "

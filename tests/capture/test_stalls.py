@@ -19,7 +19,8 @@ from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import POLL_MS, STALL_S
 from capstand.capture.source import Grant, Reading
 from capstand.capture.synthetic import SyntheticSource, VirtualTime
-from capstand.config.schema import Capture, Synthetic
+from capstand.capture.types.synthetic import Synthetic
+from capstand.config.schema import Capture
 from capstand.devices import rebind
 from capstand.dsp.convert import from_int32
 from capstand.dsp.level import Meter
@@ -204,7 +205,7 @@ def test_a_day_without_a_false_alarm(period_ms: float, hours: float) -> None:
         channels=1,
         period_ms=period_ms,
         buffer_ms=4000.0,
-        synthetic=Synthetic(signal="silence", ppm=-40.0, jitter_us=500.0),
+        source=Synthetic(signal="silence", ppm=-40.0, jitter_us=500.0),
     )
     time = VirtualTime()
     line = Line(card, [], time)
@@ -389,7 +390,7 @@ def test_exact_zeros_are_counted(sample: SampleFormat, channels: int) -> None:
 def test_a_muted_microphone_is_a_concern_and_told_once(tmp_path: Path) -> None:
     """After silence_warn_s of nothing but zeros the status says so, once in the log, without a
     restart and with the watchdog fed; and once that there is sound again."""
-    card = capture(synthetic=Synthetic(signal="silence"), silence_warn_s=300.0)
+    card = capture(source=Synthetic(signal="silence"), silence_warn_s=300.0)
     line = Line(card, [Keep()])
     ledger = Ledger(tmp_path)
     reporter = Reporter(line.stream, ledger)

@@ -7,7 +7,7 @@ import pytest
 
 from capstand.audio.clock import Clock
 from capstand.capture.truerate import TrueRate, in_words
-from capstand.config.schema import Fault, Synthetic
+from capstand.capture.types.synthetic import Fault, Synthetic
 from tests.line import Keep, Line, capture
 
 S = 1_000_000_000
@@ -90,7 +90,7 @@ def test_words(nominal: int, rate: float, words: str) -> None:
 
 
 def run(seconds: float, **synthetic: object) -> Line:
-    card = capture(synthetic=Synthetic(signal="silence", jitter_us=80.0, **synthetic))  # type: ignore[arg-type]
+    card = capture(source=Synthetic(signal="silence", jitter_us=80.0, **synthetic))  # type: ignore[arg-type]
     line = Line(card, [Keep()])
     while line.time.now_ns() < (seconds + 1) * S:
         line.capture()

@@ -14,35 +14,36 @@ from hypothesis import strategies as st
 from capstand.agora import source
 from capstand.agora.sdk import calls as sdk
 from capstand.audio.block import AudioFormat, SampleFormat
+from capstand.capture.types.synthetic import Fault, Synthetic
 from capstand.config.decode import decode
 from capstand.config.schema import (
-    AGORA_ID,
-    AREAS,
-    CHANNEL_NAME,
     COMMON_RATES,
     MAX_BYTES,
     MOST_QUEUE_BYTES,
     MOST_RING_BYTES,
+    Capture,
+    Config,
+    Spool,
+    Stream,
+    load,
+    spool_of,
+)
+from capstand.errors import ConfigError
+from capstand.sinks.recording.segment import subtype
+from capstand.sinks.types.agora import (
+    AGORA_ID,
+    AREAS,
+    CHANNEL_NAME,
     PROFILES,
     SCENARIOS,
     TRACK_RATES,
     AgoraSink,
-    Capture,
-    Config,
-    Fault,
-    FileSink,
     FileToken,
     LocalToken,
     ServerToken,
-    Spool,
-    Stream,
-    Synthetic,
     Token,
-    flac_refuses,
-    load,
 )
-from capstand.errors import ConfigError
-from capstand.sinks.recording.segment import subtype
+from capstand.sinks.types.file import FileSink, flac_refuses
 
 KNOWN_FORMATS = ", ".join(f'"{one.alsa_name}"' for one in SampleFormat)
 RIGHT = """\
@@ -97,7 +98,7 @@ def test_a_short_file_is_completed_by_defaults() -> None:
                     period_ms=10.0,
                     buffer_ms=500.0,
                     priority=70,
-                    synthetic=None,
+                    source=None,
                 ),
                 sink=(
                     FileSink(
@@ -165,7 +166,7 @@ path = "/two"
                 period_ms=20.0,
                 buffer_ms=80.0,
                 priority=0,
-                synthetic=Synthetic(
+                source=Synthetic(
                     signal="noise",
                     tone_hz=1000,
                     level_dbfs=-6.0,
@@ -257,7 +258,7 @@ def test_channels_are_of_the_card_and_pick_is_what_is_kept(
         dc_warn_dbfs=st.floats(-60, 0),
         clip_warn_per_s=st.floats(0, 10_000),
         reserve_priority=st.integers(-(2**31), 2**31 - 1),
-        synthetic=st.none(),
+        source=st.none(),
     ),
     st.builds(
         FileSink,
@@ -281,7 +282,7 @@ def test_channels_are_of_the_card_and_pick_is_what_is_kept(
 def test_what_is_written_is_what_is_read(capture: Capture, sink: FileSink) -> None:
     """Every value within its bounds comes out as it was written."""
     lines = ['[[stream]]\nname = "mic"\n[stream.capture]']
-    for key in [one for one in Capture._fields if one != "synthetic"]:
+    for key in [one for one in Capture._fields if one != "source"]:
         lines.append(f"{key} = {written(getattr(capture, key))}")
     lines.append("[[stream.sink]]")
     for key in [one for one in FileSink._fields if one not in ("group", "spool")]:
@@ -448,6 +449,7 @@ def test_the_words_are_those_the_sdk_knows() -> None:
 @given(st.text(max_size=70) | st.from_regex(CHANNEL_NAME, fullmatch=True))
 def test_channels_and_app_ids_are_those_the_source_takes(text: str) -> None:
     """What the file takes for a channel and an app id is what the source takes, no more or less."""
+    assert (CHANNEL_NAME, AGORA_ID) == (source.CHANNEL_NAME, source.AGORA_ID)
     for key, old, shape in (
         ("channel", '"studio"', CHANNEL_NAME),
         ("app_id", '"0123456789abcdef0123456789abcdef"', AGORA_ID),
@@ -1374,8 +1376,8 @@ def test_nothing_of_a_file_steers_the_terminal() -> None:
 
 def test_a_spool_is_completed_by_defaults() -> None:
     """Without the table there is no spool; an empty one takes a gigabyte and a day."""
-    assert read(RIGHT).stream[0].sink[0].spool is None
-    assert read(with_sink("[stream.sink.spool]")).stream[0].sink[0].spool == Spool(
+    assert spool_of(read(RIGHT).stream[0].sink[0]) is None
+    assert spool_of(read(with_sink("[stream.sink.spool]")).stream[0].sink[0]) == Spool(
         path="/var/lib/capstand/spool", max_mb=1000, max_age_s=86_400.0, speed=4.0
     )
 
@@ -1402,6 +1404,7 @@ def test_a_spool_is_not_where_the_recordings_are(path: str) -> None:
 KEYS = [
     "chanels",
     "stream",
+    "synthetic",
     *(name for kind in (Stream, Capture, Synthetic, FileSink, AgoraSink) for name in kind._fields),
 ]
 VALUES = st.one_of(

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from capstand.audio.block import SampleFormat
 from capstand.capture.alsa import AlsaSource
 from capstand.config.decode import decode
-from capstand.config.schema import Capture, Config, FileSink
+from capstand.config.schema import Capture, Config
 from capstand.devices import libasound
 from capstand.devices.holder import holder_of
 from capstand.devices.identity import locate
 from capstand.devices.libasound import Abilities
 from capstand.devices.listing import Device, default_configuration, find, passed_over
 from capstand.errors import DeviceError
+from capstand.sinks.types.file import FileSink
 from tests.fakecard import FakeCard
 from tests.soundcards import Slots
 

@@ -19,9 +19,10 @@ from capstand.audio.clock import Clock
 from capstand.audio.ring import Ring
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import Grant, Reading
-from capstand.config.schema import Capture, FileSink, Spool
+from capstand.config.schema import Capture, Spool
 from capstand.host import realtime
 from capstand.host.realtime import prepare_thread
+from capstand.sinks.types.file import FileSink
 from capstand.stream.stream import Stream
 from tests.line import config
 from tests.patience import PATIENCE_S
@@ -32,7 +33,9 @@ RUN_A_STREAM = """
 import json, os, resource, sys, threading, time
 from pathlib import Path
 import ctypes, numpy, soundfile, capstand.capture.synthetic, capstand.dsp.level, queue, random
-from capstand.config.schema import Capture, FileSink, Stream as StreamConfig, Synthetic
+from capstand.capture.types.synthetic import Synthetic
+from capstand.config.schema import Capture, Stream as StreamConfig
+from capstand.sinks.types.file import FileSink
 from capstand.host.realtime import freeze_heap, prepare_process
 from capstand.stream.stream import Stream
 resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
@@ -45,7 +48,7 @@ if os.geteuid() == 0:
 refused = prepare_process()
 stream = Stream(StreamConfig(
     name="mic",
-    capture=Capture(device="synthetic", priority=70, synthetic=Synthetic(signal="counter")),
+    capture=Capture(device="synthetic", priority=70, source=Synthetic(signal="counter")),
     sink=(FileSink(type="file", name="disk", path=sys.argv[1], min_free_mb=0),),
 ))
 freeze_heap()

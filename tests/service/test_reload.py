@@ -31,19 +31,10 @@ from hypothesis import strategies as st
 from capstand.accounting.ledger import Ledger
 from capstand.audio.block import Block
 from capstand.capture.synthetic import VirtualTime
+from capstand.capture.types.synthetic import Fault, Synthetic
 from capstand.config import plan
 from capstand.config import schema as config
-from capstand.config.schema import (
-    AgoraSink,
-    Capture,
-    Config,
-    Fault,
-    FileSink,
-    Sink,
-    Spool,
-    Stream,
-    Synthetic,
-)
+from capstand.config.schema import Capture, Config, Spool, Stream
 from capstand.errors import CapstandError
 from capstand.host.control import Peer
 from capstand.host.logs import Repeats, log
@@ -55,6 +46,8 @@ from capstand.service.service import Service
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.recording.segment import Segment
 from capstand.sinks.sink import Event
+from capstand.sinks.types.agora import AgoraSink
+from capstand.sinks.types.file import FileSink
 from capstand.stream import handover
 from capstand.stream.handover import Side
 from capstand.stream.stream import CAPTURE_PATIENCE_MS
@@ -71,7 +64,7 @@ APP_ID = "0123456789abcdef0123456789abcdef"
 
 # The plan
 
-SINKS: st.SearchStrategy[Sink] = st.sampled_from(
+SINKS: st.SearchStrategy[FileSink | AgoraSink] = st.sampled_from(
     [
         *(
             FileSink("file", path, segment_s=length_s)
@@ -130,6 +123,8 @@ def test_a_sink_waits_for_the_one_that_leaves_its_place(old: Stream, new: Stream
     change = plan.sink_plan(old, new)
     for sink in change.added:
         for gone in change.removed:
+            assert isinstance(sink, FileSink | AgoraSink)
+            assert isinstance(gone, FileSink | AgoraSink)
             same = type(sink) is type(gone) and (
                 sink.path.rstrip("/") == gone.path.rstrip("/")
                 if isinstance(sink, FileSink) and isinstance(gone, FileSink)
@@ -173,7 +168,7 @@ def test_sinks_come_and_go_at_any_moment(
     sink got which was always there."""
     fault = Fault(kind="overrun", at_s=0.3, for_s=0.5, every_s=every_s)
     setup = Synthetic(signal="counter", faults=(fault,))
-    card = capture(rate_hz=8000, format="S32_LE", channels=1, buffer_ms=100.0, synthetic=setup)
+    card = capture(rate_hz=8000, format="S32_LE", channels=1, buffer_ms=100.0, source=setup)
     always, one = Keep(), Keep()
     line = Line(card, [always, one], VirtualTime(), queue_frames=1 << 30)
     stream, others = line.stream, [one]

@@ -22,9 +22,9 @@ from capstand.audio.ring import Ring
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import UNKNOWN, Reading
 from capstand.capture.synthetic import SyntheticSource, VirtualTime
-from capstand.config.schema import FileSink
 from capstand.errors import DeviceError
 from capstand.sinks.recording.recording import Recording
+from capstand.sinks.types.file import FileSink
 from tests.audio.test_clock import Row
 from tests.dsp.test_ratelock import Run
 from tests.line import Line, Script, capture

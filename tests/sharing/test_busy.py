@@ -30,12 +30,13 @@ from capstand.accounting.ledger import Ledger
 from capstand.accounting.stats import Cause
 from capstand.capture.alsa import AlsaSource
 from capstand.cli.main import main
-from capstand.config.schema import Capture, FileSink
+from capstand.config.schema import Capture
 from capstand.devices.holder import card_number, holder_of, place_of
 from capstand.errors import CapstandError, DeviceError
 from capstand.host.control import PER_USER, ControlServer, Peer, ask
 from capstand.sharing.lending import Lending
 from capstand.sinks.outlet import Outlet
+from capstand.sinks.types.file import FileSink
 from capstand.stream.health import Health
 from capstand.stream.stream import Stream
 from tests.fakecard import FakeCard, counter

@@ -29,13 +29,14 @@ from jeepney.wrappers import DBusAddress, new_method_call, new_signal
 from capstand.accounting.ledger import Ledger
 from capstand.accounting.stats import Cause
 from capstand.capture.capturer import OPERATOR
-from capstand.config.schema import Capture, FileSink
+from capstand.config.schema import Capture
 from capstand.sharing import bus as bus_module
 from capstand.sharing import claim, reserve
 from capstand.sharing.bus import Bus, BusError, Incoming, Refusal
 from capstand.sharing.claim import HIGHEST, INTERFACE, Claim
 from capstand.sharing.reserve import Reserver, session_address
 from capstand.sinks.outlet import Outlet
+from capstand.sinks.types.file import FileSink
 from capstand.stream.health import Health
 from capstand.stream.stream import Stream
 from tests.counts import counts

@@ -25,7 +25,6 @@ import pytest
 
 from capstand.accounting.stats import SinkStats
 from capstand.audio.ring import Ring
-from capstand.config.schema import AgoraSink
 from capstand.host import signals
 from capstand.processes import supervisor
 from capstand.processes.child import _Fields
@@ -34,6 +33,7 @@ from capstand.processes.supervisor import LIMITS_S
 from capstand.sinks.live import LiveSink, Plan
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.push import Word
+from capstand.sinks.types.agora import AgoraSink
 from capstand.stream.handover import Side
 from capstand.stream.stream import Stream
 from tests import line, peer
@@ -584,7 +584,8 @@ def test_the_daemon_itself_loads_no_library_of_a_channel() -> None:
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from capstand.config.schema import AgoraSink, Capture, Stream as Config\n"
+        "from capstand.config.schema import Capture, Stream as Config\n"
+        "from capstand.sinks.types.agora import AgoraSink\n"
         "from capstand.stream.stream import Stream\n"
         f"stream = Stream(Config('mic', Capture('hw:9'), ({sink!r},)), Path('/nowhere'))\n"
         "print(sorted(name for name in sys.modules if name.split('.')[0] in "

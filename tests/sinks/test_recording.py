@@ -14,12 +14,12 @@ import pytest
 import soundfile
 
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
-from capstand.config.schema import FileSink
 from capstand.dsp.convert import to_int32
 from capstand.errors import SinkError
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.recording.recording import RESUME_MB, Recording
 from capstand.sinks.recording.segment import repair_wav
+from capstand.sinks.types.file import FileSink
 
 S16 = AudioFormat(8000, 2, SampleFormat.S16_LE)
 PERIOD = 800

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from capstand.audio.block import NS_PER_S
-from capstand.config.schema import Capture, FileSink, Spool
+from capstand.config.schema import Capture, Spool
 from capstand.sinks.recording.retention import DAY_S, Retention
 from capstand.sinks.spool.spooled import Spooled
+from capstand.sinks.types.file import FileSink
 from capstand.stream.stream import Stream
 from tests.line import config
 from tests.sinks.test_recording import PERIOD, WALL_NS, Clock, Desk

@@ -20,10 +20,11 @@ import pytest
 import soundfile
 
 from capstand.audio.block import AudioFormat, Block, SampleFormat
-from capstand.config.schema import Capture, FileSink, Spool
+from capstand.config.schema import Capture, Spool
 from capstand.errors import CapstandError
 from capstand.host.control import NAME, ask
 from capstand.sinks.spool.spooled import Spooled
+from capstand.sinks.types.file import FileSink
 from capstand.stream.stream import Stream
 from tests.line import config
 from tests.patience import PATIENCE_S

@@ -11,7 +11,8 @@ import pytest
 
 from capstand.accounting.ledger import Ledger
 from capstand.audio.block import AudioFormat, SampleFormat
-from capstand.config.schema import Capture, Synthetic
+from capstand.capture.types.synthetic import Synthetic
+from capstand.config.schema import Capture
 from capstand.dsp.convert import from_float, from_int32
 from capstand.dsp.defects import Defects, Limits
 from capstand.dsp.level import Meter
@@ -207,7 +208,7 @@ def test_a_dead_side_is_a_concern_and_told_once(
 ) -> None:
     """STATUS is DEGRADED and names the channel, the journal has its beginning and its end once,
     the figures are in the books of each channel, and unknown before there are some."""
-    card = capture(synthetic=Synthetic(signal="noise"), dead_warn_s=20.0)
+    card = capture(source=Synthetic(signal="noise"), dead_warn_s=20.0)
     line = Line(card, [Keep()])
     stream = line.stream
     assert line.stats().as_json()["channel_levels"] is None

@@ -231,11 +231,7 @@ class StreamStats(NamedTuple):
     device_lost_ms_last_hour: float = 0.0  # what the card did not deliver, found by time
     notice: str | None = None  # that the card is another one, or granted less, and what that means
     channel_levels: list[dict[str, Any]] | None = None
-
-    @property
-    def simulated(self) -> bool:
-        """Whether what is heard comes from no card."""
-        return self.device == "synthetic"
+    simulated: bool = False  # what is heard comes from no card
 
     @property
     def balanced(self) -> bool:

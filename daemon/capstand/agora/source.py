@@ -30,11 +30,12 @@ from capstand.agora.sdk.calls import AREAS, PROFILES, SCENARIOS, Settings, Track
 from capstand.agora.sdk.codes import AgoraError, Code
 from capstand.agora.tokens.sources import Fixed, TokenSource
 from capstand.audio.block import SampleFormat
-from capstand.config.schema import AGORA_ID, CHANNEL_NAME
 
 if TYPE_CHECKING:
     from capstand.agora.mixer import Mixer
 
+AGORA_ID = "[0-9a-fA-F]{32}"
+CHANNEL_NAME = r"[A-Za-z0-9 !#$%&()+\-:;<=.>?@\[\]^_{}|~,]{1,64}"
 RATES = (8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000)
 RESAMPLED = (11025, 22050, 44100)
 TRACK_HZ = 48000

@@ -27,7 +27,8 @@ from capstand.accounting.stats import Cause
 from capstand.audio.block import NS_PER_S, AudioFormat, SampleFormat
 from capstand.capture.pick import Pick
 from capstand.capture.source import UNKNOWN, Grant, Reading
-from capstand.config.schema import Capture, Fault, Synthetic
+from capstand.capture.types.synthetic import Fault, Synthetic
+from capstand.config.schema import Capture
 from capstand.dsp.convert import from_float, from_int32
 from capstand.errors import DeviceError
 
@@ -90,7 +91,7 @@ class SyntheticSource:
 
     def __init__(self, capture: Capture, clock: Time | None = None) -> None:
         self._capture = capture
-        self._setup = capture.synthetic or Synthetic()
+        self._setup: Synthetic = capture.source or Synthetic()
         self._audio = capture.audio
         channels = capture.least_channels
         self._card_audio = self._audio._replace(channels=channels)

@@ -36,18 +36,13 @@ def act(chosen: argparse.Namespace) -> int:
 def notes(setup: "Config") -> list[tuple[str, str]]:
     """By stream, what is right in a configuration and will surprise later."""
     from capstand.config.naming import note
-    from capstand.config.schema import FileSink
 
     return [
         (stream.name, line)
         for stream in setup.stream
         for line in (
             *(note(name) for name in stream.capture.devices),
-            *(
-                stream.capture.bounded(one.name, one.queue_ms)
-                for one in stream.sink
-                if isinstance(one, FileSink)
-            ),
+            *(stream.capture.bounded(one.name, one.queue_ms) for one in stream.queued),
         )
         if line
     ]

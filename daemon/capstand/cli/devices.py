@@ -21,6 +21,7 @@ def add(commands: "Commands") -> None:
 
 
 def act(chosen: argparse.Namespace) -> int:
+    from capstand.config.registry import SOURCES
     from capstand.devices import listing as devices
 
     found = devices.find()
@@ -31,5 +32,6 @@ def act(chosen: argparse.Namespace) -> int:
         print(one)
     if not found:
         print("no capture card is there; plug one in, or take the simulated card:")
-    print('synthetic\n    the simulated card; needs no hardware: device = "synthetic"')
+    device = SOURCES.simulated
+    print(f'{device}\n    the simulated card; needs no hardware: device = "{device}"')
     return 0

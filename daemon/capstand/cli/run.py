@@ -92,9 +92,11 @@ def act(chosen: argparse.Namespace) -> int:
 
 def _folders(setup: "Config") -> Iterator[Path]:
     """Where the sinks of a configuration write."""
+    from capstand.config.schema import spool_of
+
     for stream in setup.stream:
         for sink in stream.sink:
-            for one in (sink, sink.spool):
+            for one in (sink, spool_of(sink)):
                 if isinstance(path := getattr(one, "path", None), str):
                     yield Path(path)
 
@@ -103,6 +105,7 @@ def without_configuration() -> "Config":
     """The first capture card, or the simulated one, into ./recordings."""
     from capstand.config import schema as config
     from capstand.config.decode import decode
+    from capstand.config.registry import SOURCES
     from capstand.devices import listing as devices
 
     try:
@@ -122,7 +125,7 @@ def without_configuration() -> "Config":
     text = devices.default_configuration(found, here / "recordings")
     setup = decode(text, "built-in configuration", config.Config)
     told = devices.passed_over(found)
-    if setup.stream[0].capture.device == "synthetic":
+    if SOURCES.of(setup.stream[0].capture.device).simulated:
         why = "no card can be used" if found else "no capture card is there"
         told.append(f"{why}: the sound is simulated, a tone and not a microphone")
     told.append("no configuration given; running this one:\n")

@@ -16,7 +16,7 @@ reason values are named tuples, not dataclasses (another 0.6 s).
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
@@ -196,12 +196,45 @@ class Some(NamedTuple):
         return made
 
 
+class Unusable(Exception):
+    """A kind of table that there is and that cannot be used; the text begins after its name."""
+
+
+def is_ours(kind: Any) -> bool:
+    """Whether a schema comes with capstand; what raises in it is then a bug of ours."""
+    return str(kind.__module__).partition(".")[0] == __name__.partition(".")[0]
+
+
 class Tagged:
     """A table of one of several kinds; the value of ``key`` says which."""
 
     def __init__(self, key: str, kinds: Mapping[str, type[Any]]) -> None:
         self.key = key
-        self.kinds = kinds
+        self._kinds = kinds
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return tuple(self._kinds)
+
+    def known(self) -> Iterable[Any]:
+        """The kinds whose keys may be told."""
+        return self._kinds.values()
+
+    def find(self, word: object) -> Any:
+        """The kind of that name. Raises Unusable."""
+        return self._kinds[Choice(self.words).check(word)]
+
+
+class Named:
+    """Of a field: a table of one of several kinds, whose key in the file is the kind's name."""
+
+    def known(self) -> dict[str, Any]:
+        """The kinds whose keys may be told."""
+        raise NotImplementedError
+
+    def find(self, word: str) -> Any:
+        """The kind of that name, None where there is none. Raises Unusable."""
+        raise NotImplementedError
 
 
 # Decoding
@@ -305,23 +338,45 @@ class _Walk:
         return _WRONG if _WRONG in made else made
 
     def tagged(self, value: object, rule: "Tagged", keys: Keys) -> Any:
-        words = tuple(rule.kinds)
         if not isinstance(value, dict):
             return self.wrong(keys, _no_table(value, keys))
         if rule.key not in value:
-            expected = f"expected one of {_listed(words)}"
+            expected = f"expected one of {_listed(rule.words)}"
             return self.wrong(keys, f"the key {rule.key} is missing; {expected}")
-        word = self.checked(value[rule.key], Choice(words), (*keys, rule.key))
-        return _WRONG if word is _WRONG else self.table(value, rule.kinds[word], keys)
+        word = value[rule.key]
+        try:
+            kind = rule.find(word)
+        except _Fault as fault:
+            return self.wrong((*keys, rule.key), fault)
+        except Unusable as error:
+            return self.wrong((*keys, rule.key), _Fault(word, str(error)))
+        return self.table(value, kind, keys)
 
     def table(self, value: object, kind: Any, keys: Keys) -> Any:
+        try:
+            return self._table(value, kind, keys)
+        except Exception as error:
+            if is_ours(kind):
+                raise
+            broken = f"its schema failed ({type(error).__name__}: {error})"
+            return self.wrong(keys, f"{broken}; mend or uninstall what brings {kind.__module__}")
+
+    def _table(self, value: object, kind: Any, keys: Keys) -> Any:
         if not isinstance(value, dict):
             return self.wrong(keys, _no_table(value, keys))
         before = len(self.found)
         known = _fields(kind)
-        needed = known.keys() - kind._field_defaults.keys()
+        needed = set(kind._fields) - kind._field_defaults.keys()
         for extra in sorted(value.keys() - known.keys()):
-            self.wrong((*keys, extra), _UnknownKey(extra, kind))
+            try:
+                found = self.named(extra, kind)
+            except Unusable as error:
+                self.wrong((*keys, extra), _Fault(extra, str(error)))
+                continue
+            if found is None:
+                self.wrong((*keys, extra), _UnknownKey(extra, kind))
+            else:
+                known = known | {extra: found}
         right = {}
         for name, inner in known.items():
             if name in value:
@@ -332,7 +387,7 @@ class _Walk:
                 self.wrong((*keys, name), "missing; this key has no default")
         if needed - right.keys():
             return _WRONG
-        made = kind(**right)
+        made = kind(**self.by_field(right, kind, keys))
         # Beside other faults only what concerns keys that are there and right by themselves.
         faultless = len(self.found) == before
         for below, what in made.problems() if hasattr(made, "problems") else ():
@@ -340,6 +395,21 @@ class _Walk:
             if faultless or path[0] in right:
                 self.wrong((*keys, *path), what)
         return made if len(self.found) == before else _WRONG
+
+    def named(self, word: str, kind: Any) -> Any:
+        """The kind of a table that is called by its kind, which no other distribution but one may
+        know; None for any other key."""
+        return next((found for _, rule in _named(kind) if (found := rule.find(word))), None)
+
+    def by_field(self, right: dict[str, Any], kind: Any, keys: Keys) -> dict[str, Any]:
+        """Values by the fields they are for: tables that are called by their kind share one."""
+        fields = {name: one for name, one in right.items() if name in kind._fields}
+        for name in [one for one in right if one not in fields]:
+            ((field, _),) = _named(kind)
+            if field in fields:
+                self.wrong((*keys, name), "there is another table of its kind; delete one of them")
+            fields[field] = right[name]
+        return fields
 
     def wrong(self, keys: Keys, what: str | _Fault) -> _Wrong:
         self.found.append((keys, what))
@@ -364,14 +434,30 @@ class _UnknownKey(_Fault):
 
 @cache
 def _fields(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+    """By the keys of a table what they hold."""
+    fields = get_type_hints(kind, include_extras=True)
+    for name, rule in _named(kind):
+        del fields[name]
+        fields |= rule.known()
+    return fields
+
+
+@cache
+def _named(kind: Any) -> list[tuple[str, Named]]:
+    """The fields whose key is the name of what they hold."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        (name, rule)
+        for name, hint in hints.items()
+        if get_origin(hint) is Annotated and isinstance(rule := get_args(hint)[1], Named)
+    ]
 
 
 def _kinds_in(kind: Any) -> Iterator[Any]:
     """The tables that a field of this type may hold."""
     if get_origin(kind) is Annotated:
         rule = get_args(kind)[1]
-        yield from rule.kinds.values() if isinstance(rule, Tagged) else ()
+        yield from rule.known() if isinstance(rule, Tagged) else ()
     elif isinstance(kind, type) and hasattr(kind, "_fields"):
         yield kind
     else:

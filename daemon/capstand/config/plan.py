@@ -5,10 +5,10 @@ capturing, whatever becomes of its sinks; a sink of it that is the same is not t
 else has changed ends, and begins again as the new file says.
 """
 
-from os.path import normpath
 from typing import NamedTuple
 
-from capstand.config.schema import AgoraSink, Config, FileSink, Sink, Stream
+from capstand.config.registry import SINKS
+from capstand.config.schema import Config, Sink, Stream
 
 
 class Plan(NamedTuple):
@@ -30,7 +30,8 @@ class SinkPlan(NamedTuple):
 
     def before(self, sink: Sink) -> list[Sink]:
         """The removed sinks that have to be closed before the added ``sink`` may open."""
-        return [one for one in self.removed if _places(one) & _places(sink)]
+        taken = _places(sink)
+        return [one for one in self.removed if _places(one) & taken]
 
 
 def plan(old: Config, new: Config) -> Plan:
@@ -81,13 +82,6 @@ def words(old: Config, new: Config) -> list[str]:
     return lines
 
 
-def _places(sink: Sink) -> set[tuple[str, str]]:
-    """Where only one sink of a stream can be at a time; a spool's folder has the sink's name."""
-    match sink:
-        case FileSink():
-            places = {("file", normpath(sink.path))}
-            if sink.spool is not None:
-                places.add(("spool", normpath(f"{sink.spool.path}/{sink.name}")))
-            return places
-        case AgoraSink():
-            return {("agora", f"{sink.uid} in {sink.channel}")}
+def _places(sink: Sink) -> set[tuple[object, ...]]:
+    """What only one sink of a stream can have at a time."""
+    return {one.where for one in SINKS[sink.type].held(sink)}

@@ -6,34 +6,29 @@ keys are faults, because a misspelt key that is silently ignored is found in the
 """
 
 import errno
-import json
 import math
 import os
-import re
 import select
 import stat
 import time
-from collections.abc import Iterator, Sequence
-from os.path import normpath
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol, cast
 
 from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.config.decode import (
     Choice,
-    Flag,
-    FlagOr,
     Number,
     OneOrSome,
     Prefixed,
     Some,
-    Tagged,
     Text,
+    Unusable,
     Whole,
     decode,
-    secretive,
 )
 from capstand.config.naming import SHAPES, fault
+from capstand.config.registry import SINKS, SOURCES, OfSinks, OfSources, Place
 from capstand.config.unreadable import unreadable
 from capstand.errors import ConfigError
 
@@ -45,41 +40,14 @@ COMMON_RATES = (
     *(8000, 11025, 16000, 22050, 32000, 44100, 48000, 88200, 96000, 176400, 192000),
     *(250_000, 256_000, 352_800, 384_000, 500_000, 705_600, 768_000),
 )
-SIGNALS = ("tone", "silence", "noise", "file", "counter")
-FAULTS = ("overrun", "unplug", "stall")
 CHANNELS = 2
 LARGEST_PERIOD = 2
 """A granted period may be up to this many times what was asked; the ring's slots allow for it."""
 RING_S = 2.0
-PROFILES = (
-    "auto",
-    "default",
-    "speech",
-    "music",
-    "music_stereo",
-    "music_high",
-    "music_high_stereo",
-    "iot",
-)
-SCENARIOS = ("default", "game_streaming", "chatroom", "chorus", "meeting")
-AREAS = ("global", "cn", "na", "eu", "as", "jp", "in")
-TRACK_RATES = (8000, 16000, 24000, 32000, 48000)
-LIVE_PERIOD_MS = 100
-FLAC_BITS, FLAC_CHANNELS = 24, 8
-FLAC_ANY_RATE_HZ, FLAC_RATE_HZ = 65_535, 655_350
-AGORA_ID = "[0-9a-fA-F]{32}"
-CHANNEL_NAME = r"[A-Za-z0-9 !#$%&()+\-:;<=.>?@\[\]^_{}|~,]{1,64}"
 PATH = r"/([^\0-\x1f\x7f]*[^\0-\x20\x7f])?"
 """Absolute, and without a blank at its end, which nobody would see."""
 
 Name = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", "a name: 1 to 32 of A-Z a-z 0-9 _ -")]
-SecretPlace = Annotated[
-    str,
-    Text(
-        PATH + r"|[A-Za-z0-9_.@-]{1,255}",
-        "an absolute path, or the name of a credential in the unit (LoadCredential=)",
-    ),
-]
 AbsolutePath = Annotated[str, Text(PATH, "an absolute path, such as /var/lib/capstand/mic")]
 
 ALSA_NAME = Text(r"[^\0-\x20\x7f][^\0-\x1f\x7f]{0,255}", "a device, such as hw:CARD=Mic,DEV=0")
@@ -88,32 +56,6 @@ MOST_DEVICES = 8
 MOST_CHANNELS = 32
 MOST_RING_BYTES = MOST_QUEUE_BYTES = 256_000_000
 """The ring's memory, and what may wait for a sink; most streams need a hundredth of it."""
-
-
-class Fault(NamedTuple):
-    """One thing that happens to the simulated card: when, for how long, how often again."""
-
-    kind: Annotated[str, Choice(FAULTS)]
-    at_s: Annotated[float, Number(0, 1e9)]
-    for_s: Annotated[float, Number(0.001, 1e6)]
-    every_s: Annotated[float, Number(0, 1e9)] = 0.0
-
-
-class Synthetic(NamedTuple):
-    """How the simulated card behaves."""
-
-    signal: Annotated[str, Choice(SIGNALS)] = "tone"
-    tone_hz: Annotated[int, Whole(1, 96_000)] = 440
-    level_dbfs: Annotated[float, Number(-120, 0)] = -20.0
-    file: AbsolutePath = "/"
-    ppm: Annotated[float, Number(-20_000, 20_000)] = 0.0
-    jitter_us: Annotated[float, Number(0, 100_000)] = 0.0
-    seed: Annotated[int, Whole(0, 2**31)] = 1
-    faults: tuple[Fault, ...] = ()
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if self.signal == "file" and self.file == "/":
-            yield "signal", '"file" needs the key file, the absolute path of a WAV or FLAC file'
 
 
 class Capture(NamedTuple):
@@ -134,7 +76,7 @@ class Capture(NamedTuple):
     dc_warn_dbfs: Annotated[float, Number(-60, 0)] = -26.0
     clip_warn_per_s: Annotated[float, Number(0, 10_000)] = 5.0
     reserve_priority: Annotated[int, Whole(-(2**31), 2**31 - 1)] = 10
-    synthetic: Synthetic | None = None
+    source: Annotated[Any, OfSources()] = None
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -215,16 +157,29 @@ class Capture(NamedTuple):
                 f"{self.buffer_ms:g} is less than 4 periods of {self.period_ms:g} ms; "
                 f"take {4 * self.period_ms:g} or more (500 outlives most stalls)",
             )
-        for one in self.devices:
-            if wrong := fault(one):
-                yield "device", wrong
-        if self.synthetic is not None and self.device != "synthetic":
-            yield "synthetic", 'is for device = "synthetic" only; delete it or set that device'
+        try:
+            yield from self._source_problems()
+        except Unusable as error:
+            yield "device", f'"{self.wanted}" {error}'
+
+    def _source_problems(self) -> Iterator[tuple[str, str]]:
+        kinds = [SOURCES.of(one) for one in self.devices]
+        for name, kind in zip(self.devices, kinds, strict=True):
+            if kind.rest and (wrong := fault(name)):
+                yield "device", f"{wrong}{SOURCES.meant(name)}"
+        kind = SOURCES.of(self.device)
+        if self.source is not None and not isinstance(self.source, kind.schema or ()):
+            table = SOURCES.name_of(self.source)
+            device = table if table in SOURCES.built_in() else f"{table}:…"
+            yield table, f'is for device = "{device}" only; delete it or set that device'
         if isinstance(self.device, tuple):
-            if "synthetic" in self.device:
-                yield "device", '"synthetic" is in a list; the simulated card is always there alone'
+            alone = next((at for at, one in enumerate(kinds) if not one.rest), None)
+            if alone is not None:
+                what = "the simulated card" if kinds[alone].simulated else "such a source"
+                yield "device", f'"{self.device[alone]}" is in a list; {what} is always there alone'
             elif len(set(self.device)) < len(self.device):
                 yield "device", "a name stands in the list twice"
+        yield from kind.faults_in(self)
 
 
 class Spool(NamedTuple):
@@ -236,278 +191,20 @@ class Spool(NamedTuple):
     speed: Annotated[float, Number(1.1, 1000)] = 4.0
 
 
-MOUNT = Text(
-    r"auto|/[^\0-\x1f\x7f]+", '"auto", true, false or the path of a mount point, such as "/mnt/usb"'
-)
-MODE_WORDS = 'a mode such as "0640", as chmod takes it: 6 for the daemon itself, then 0, 2, 4 or 6'
-
-
-class FileSink(NamedTuple):
-    """Recordings in segments, in a directory. The queue outlasts a slow machine's start, too: what
-    writes a recording took up to 10 s to load on one (docs/measured.md).
-    """
-
-    type: Annotated[str, Choice(("file",))]
-    path: AbsolutePath
-    name: Name = "file"
-    container: Annotated[str, Choice(("wav", "flac"))] = "wav"
-    segment_s: Annotated[float, Number(1, 86_400)] = 3600.0
-    gaps: Annotated[str, Choice(("silence", "skip"))] = "silence"
-    min_free_mb: Annotated[int, Whole(0, 10_000_000)] = 200
-    queue_ms: Annotated[int, Whole(100, 60_000)] = 20_000
-    mount: Annotated[bool | str, FlagOr(MOUNT)] = "auto"
-    mode: Annotated[str, Text("0?6[0246][0246]", MODE_WORDS)] | None = None
-    group: (
-        Annotated[str, Text(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}", "the name of a group")] | None
-    ) = None
-    keep_days: Annotated[float, Number(0, 36_500)] = 0.0
-    keep_gb: Annotated[float, Number(0, 1e6)] = 0.0
-    spool: Spool | None = None
+class Sink(Protocol):
+    """What all types of sinks have in their configuration."""
 
     @property
-    def live(self) -> bool:
-        """Whether only the present is of use to it."""
-        return False
+    def type(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+class Queued(Sink, Protocol):
+    """What those have that are not live."""
 
     @property
-    def group_id(self) -> int | None:
-        """None where no group is given, or it is no longer there."""
-        if self.group is None:
-            return None
-        import grp  # it may bring the network's user directory
-
-        try:
-            return grp.getgrnam(self.group).gr_gid
-        except KeyError:
-            return None
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if self.group is not None and self.group_id is None:
-            yield (
-                "group",
-                f'this machine has no group "{self.group}"; make it (sudo groupadd {self.group}) '
-                "or take another (getent group)",
-            )
-        if isinstance(self.mount, str) and self.mount != "auto":
-            path, mount = (normpath("/" + one.lstrip("/")) for one in (self.path, self.mount))
-            if not Path(path).is_relative_to(mount):
-                yield "mount", f'path, "{self.path}", is not below "{self.mount}"'
-        if self.spool is None:
-            return
-        if Path(normpath(self.spool.path)).is_relative_to(normpath(self.path)):
-            yield (
-                "spool.path",
-                f'"{self.spool.path}" is below path, "{self.path}", and is away when that is; '
-                "take a directory on another disk",
-            )
-
-
-PLACEHOLDER = r"\{(app_id|channel|uid|expiry)\}"
-
-
-class FileToken(NamedTuple):
-    """Tokens that something else puts into a file."""
-
-    source: Annotated[str, Choice(("file",))]
-    path: SecretPlace
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if self.path.startswith(("006", "007")) and len(self.path) > 60:
-            yield "path", "this is a token itself; put it into a file and name that here"
-        else:
-            yield from _no_secret_itself("path", self.path)
-
-    def __repr__(self) -> str:
-        return "FileToken(...)"
-
-
-class ServerToken(NamedTuple):
-    """Tokens from a server, by HTTPS."""
-
-    source: Annotated[str, Choice(("server",))]
-    url: Annotated[str, Text(r"https://[^\s\0-\x1f\x7f]+", "an https:// address")]
-    credential: SecretPlace | None = None
-    ca_file: AbsolutePath | None = None
-    life_s: Annotated[int, Whole(60, 86_400)] = 86_400
-    method: Annotated[str, Choice(("GET", "POST"))] = "GET"
-    body: (
-        Annotated[str, Text(r"[^\0]{1,4096}", "the text to send, at most 4096 characters")] | None
-    ) = None
-    token_path: (
-        Annotated[
-            str,
-            Text(
-                r"[^.\0-\x20\x7f]{1,64}(\.[^.\0-\x20\x7f]{1,64}){0,7}",
-                "the keys that lead to the token, such as data.token",
-            ),
-        ]
-        | None
-    ) = None
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if "@" in self.url.removeprefix("https://").split("/")[0]:
-            yield (
-                "url",
-                "it holds a user name or a password; put the secret into a file and name that as "
-                "the credential",
-            )
-        else:
-            yield from self._url_problems()
-        if self.credential is not None:
-            yield from _no_secret_itself("credential", self.credential)
-        if self.token_path is not None and secretive(self.token_path):
-            yield "token_path", "this looks like a token; expected the keys that lead to one"
-        yield from self._body_problems()
-
-    def _url_problems(self) -> Iterator[tuple[str, str]]:
-        """Nothing of the address is shown: a key may be in it."""
-        filled = re.sub(PLACEHOLDER, "1", self.url)
-        if re.search(r"\{[^{}]*\}", filled):
-            yield (
-                "url",
-                "unknown name in braces; expected {app_id}, {channel}, {uid} or {expiry}",
-            )
-        elif not filled.isascii():
-            yield "url", "it has characters that are not ASCII; write them percent-encoded"
-        elif not _has_host(filled):
-            yield "url", "it has no valid host and port; expected such as https://host:8443/path"
-
-    def _body_problems(self) -> Iterator[tuple[str, str]]:
-        if self.body is None:
-            return
-        if self.method == "GET":
-            yield "body", 'a GET has none; set method = "POST", or delete the key'
-        filled = re.sub(PLACEHOLDER, "1", self.body)
-        if wrong := re.search(r"\{[A-Za-z_]+\}", filled):
-            yield (
-                "body",
-                f"{wrong[0]} is not known; expected {{app_id}}, {{channel}}, {{uid}} or {{expiry}}",
-            )
-        elif filled.lstrip().startswith(("{", "[")):
-            try:
-                json.loads(filled)
-            except (ValueError, RecursionError):
-                yield (
-                    "body",
-                    "begins as JSON and is none; expected such as "
-                    """'{"channel": "{channel}", "uid": {uid}}'""",
-                )
-
-    def __repr__(self) -> str:
-        return "ServerToken(...)"
-
-
-class LocalToken(NamedTuple):
-    """Tokens made here; for development only, because it takes the App Certificate."""
-
-    source: Annotated[str, Choice(("local",))]
-    certificate: SecretPlace
-    life_s: Annotated[int, Whole(60, 86_400)] = 86_400
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if re.fullmatch(AGORA_ID, self.certificate):
-            yield (
-                "certificate",
-                "this is a certificate itself; put it into a file and name that here",
-            )
-        else:
-            yield from _no_secret_itself("certificate", self.certificate)
-
-    def __repr__(self) -> str:
-        return "LocalToken(...)"
-
-
-def _has_host(url: str) -> bool:
-    """Whether an address has a host that a name server could know, and a port that can be."""
-    from urllib.parse import urlsplit  # for those with a token server only
-
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return False
-    labels = host.rstrip(".").split(".")
-    return port != 0 and all(1 <= len(one) <= 63 for one in labels)
-
-
-def _no_secret_itself(key: str, place: str) -> Iterator[tuple[str, str]]:
-    if not place.startswith("/") and secretive(place):
-        yield key, "this looks like the secret itself; put it into a file and name that here"
-
-
-Token = FileToken | ServerToken | LocalToken
-TOKEN_SOURCES: dict[str, type[Token]] = {
-    "file": FileToken,
-    "server": ServerToken,
-    "local": LocalToken,
-}
-
-
-class AgoraSink(NamedTuple):
-    """A channel of Agora's, as a custom audio source."""
-
-    type: Annotated[str, Choice(("agora",))]
-    app_id: Annotated[str, Text(AGORA_ID, "the 32 hexadecimal digits of an app id")]
-    channel: Annotated[
-        str,
-        Text(
-            CHANNEL_NAME,
-            "a channel name: 1 to 64 letters, digits and simple signs",
-        ),
-    ]
-    uid: Annotated[int, Whole(0, 2**32 - 1)] = 0
-    token: Annotated[Token, Tagged("source", TOKEN_SOURCES)] | None = None
-    name: Name = "agora"
-    profile: Annotated[str, Choice(PROFILES)] = "auto"
-    scenario: Annotated[str, Choice(SCENARIOS)] = "default"
-    area: Annotated[str, Choice(AREAS)] = "global"
-    rate_hz: Annotated[int, Whole(8000, 48_000, TRACK_RATES)] | None = None
-    channels: Annotated[int, Whole(1, 2)] | None = None
-    delay_ms: Annotated[int, Whole(10, 1000)] = 40
-    send_buffer_ms: Annotated[int, Whole(50, 5000)] = 500
-    rate_lock: Annotated[bool, Flag()] = True
-    gaps: Annotated[str, Choice(("conceal", "skip"))] = "conceal"
-    max_latency_ms: Annotated[int, Whole(50, 60_000)] = 400
-    catch_up: Annotated[str, Choice(("drop", "faster", "never"))] = "drop"
-    spool: Spool | None = None
-
-    @property
-    def live(self) -> bool:
-        """Whether only the present is of use to it."""
-        return True
-
-    def track(self, audio: AudioFormat) -> tuple[int, int]:
-        """Rate and channels that are sent; where not given, as near to the capture as can be."""
-        own_rate = audio.rate_hz if audio.rate_hz in TRACK_RATES else 48_000
-        return self.rate_hz or own_rate, self.channels or min(2, audio.channels)
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if self.rate_hz is not None and self.rate_hz not in TRACK_RATES:
-            yield "rate_hz", f"{self.rate_hz} is not one of {', '.join(map(str, TRACK_RATES))}"
-        for key in ("delay_ms", "send_buffer_ms"):
-            if getattr(self, key) % 10:
-                yield key, f"{getattr(self, key)} is no multiple of 10; the SDK counts in 10 ms"
-        if self.catch_up == "faster" and not self.rate_lock:
-            yield (
-                "catch_up",
-                '"faster" needs the resampler of rate_lock, which is false; take "drop"',
-            )
-        if self.delay_ms >= self.send_buffer_ms:
-            yield (
-                "delay_ms",
-                f"{self.delay_ms} is not less than send_buffer_ms, {self.send_buffer_ms}; "
-                "nothing would ever be sent",
-            )
-        elif self.max_latency_ms < self.delay_ms + 50:
-            yield (
-                "max_latency_ms",
-                f"{self.max_latency_ms} is less than delay_ms + 50; ordinary jitter would drop "
-                f"sound; take {self.delay_ms + 50} or more",
-            )
-
-
-Sink = FileSink | AgoraSink
-SINK_TYPES: dict[str, type[Sink]] = {"file": FileSink, "agora": AgoraSink}
+    def queue_ms(self) -> int: ...
 
 
 class Stream(NamedTuple):
@@ -515,53 +212,35 @@ class Stream(NamedTuple):
 
     name: Name
     capture: Capture
-    sink: tuple[Annotated[Sink, Tagged("type", SINK_TYPES)], ...] = ()
+    sink: tuple[Annotated[Sink, OfSinks()], ...] = ()
+
+    @property
+    def queued(self) -> list[Queued]:
+        """The sinks that are not live."""
+        return [cast(Queued, one) for one in self.sink if not SINKS[one.type].live]
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.sink:
             yield "sink", "there is no [[stream.sink]]; the sound would go nowhere"
         yield from _twice("sink", "name", [one.name for one in self.sink])
-        yield from _twice(
-            "sink",
-            "path",
-            [normpath(one.path) if isinstance(one, FileSink) else None for one in self.sink],
-        )
+        yield from _same_place(self.places(anywhere=False))
         for number, sink in enumerate(self.sink):
-            if sink.live and sink.spool is not None:
+            kind = SINKS[sink.type]
+            if kind.live and spool_of(sink) is not None:
                 yield (
                     f"sink.{number}.spool",
                     f'a sink of type "{sink.type}" is live: old sound is of no use there; '
                     "delete the table",
                 )
-            if isinstance(sink, AgoraSink):
-                yield from self._too_coarse(number, sink)
-                continue
-            if sink.container == "flac":
-                key = "capture.pick takes" if self.capture.pick else "capture.channels is"
-                for what in flac_refuses(self.capture.audio, key):
-                    yield f"sink.{number}.container", f"flac holds {what}"
+            for key, what in kind.faults_in(sink, self):
+                yield key if key.startswith("capture.") else f"sink.{number}.{key}", what
 
-    def _too_coarse(self, number: int, sink: AgoraSink) -> Iterator[tuple[str, str]]:
-        """A channel wants its sound little by little."""
-        period_ms = self.capture.period_ms
-        if period_ms > LIVE_PERIOD_MS:
-            yield (
-                "capture.period_ms",
-                f"{period_ms:g} is too coarse for a live channel; take {LIVE_PERIOD_MS} or less "
-                "(10 is best)",
-            )
-        elif period_ms > 10 and sink.delay_ms < period_ms + 10:
-            yield (
-                f"sink.{number}.delay_ms",
-                f"{sink.delay_ms} is less than capture.period_ms + 10; the channel would run dry "
-                f"between two periods; take {math.ceil(period_ms / 10) * 10 + 10} or more",
-            )
-        stereo = sink.track(self.capture.audio)[1] == 2
-        if stereo and sink.profile not in ("auto", "music_stereo", "music_high_stereo"):
-            yield (
-                f"sink.{number}.profile",
-                f'"{sink.profile}" is mono and two channels are sent; take "auto", or channels = 1',
-            )
+    def places(self, anywhere: bool) -> Iterator[tuple[int, str, Place]]:
+        """The number of each sink, how its keys begin, and what it has for itself alone."""
+        for number, sink in enumerate(self.sink):
+            for place in SINKS[sink.type].held(sink):
+                if place.anywhere is anywhere:
+                    yield number + 1, f"sink.{number}", place
 
 
 class LedgerConfig(NamedTuple):
@@ -581,48 +260,33 @@ class Config(NamedTuple):
         if not self.stream:
             yield "stream", "there is no [[stream]]; nothing would be captured"
         yield from _twice("stream", "name", [one.name for one in self.stream])
-        devices = [one.capture.devices[0] for one in self.stream]
         yield from _twice(
             "stream",
             "capture.device",
-            [name if name != "synthetic" else None for name in devices],
+            [
+                one.capture.devices[0] if SOURCES.of(one.capture.device).alone else None
+                for one in self.stream
+            ],
         )
-        yield from self._nobody_twice()
-
-    def _nobody_twice(self) -> Iterator[tuple[str, str]]:
-        """In a channel of a project, Agora gives each uid one place."""
-        seen: set[tuple[str, str, int]] = set()
-        for number, stream in enumerate(self.stream):
-            for place, sink in enumerate(stream.sink):
-                if not isinstance(sink, AgoraSink) or not sink.uid:
-                    continue
-                who = sink.app_id.lower(), sink.channel, sink.uid
-                if who in seen:
-                    yield (
-                        f"stream.{number}.sink.{place}.uid",
-                        f"{sink.uid} is in channel {sink.channel} already; "
-                        "give each sink its own uid",
-                    )
-                seen.add(who)
+        yield from _same_place(
+            (number, f"stream.{at}.{keys}", place)
+            for at, stream in enumerate(self.stream)
+            for number, keys, place in stream.places(anywhere=True)
+        )
 
 
-def flac_refuses(audio: AudioFormat, channels_are: str = "capture.channels is") -> Iterator[str]:
-    """What FLAC (its streamable subset, as libsndfile writes it) holds less of than this."""
-    sample, channels, rate_hz = audio.sample, audio.channels, audio.rate_hz
-    if sample.alsa_name.startswith("FLOAT"):
-        yield f'no floating point and capture.format is {sample.alsa_name}; take "wav"'
-    elif sample.bits > FLAC_BITS:
-        yield (
-            f"at most {FLAC_BITS} bits and capture.format is {sample.alsa_name}; "
-            'take "wav" or S24_LE'
-        )
-    if channels > FLAC_CHANNELS:
-        yield f'at most {FLAC_CHANNELS} channels, {channels_are} {channels}; take "wav"'
-    if rate_hz > FLAC_RATE_HZ or (rate_hz > FLAC_ANY_RATE_HZ and rate_hz % 10):
-        yield (
-            f"any rate up to {FLAC_ANY_RATE_HZ} Hz and multiples of 10 up to {FLAC_RATE_HZ}, "
-            f'capture.rate_hz is {rate_hz}; take "wav"'
-        )
+def spool_of(sink: Sink) -> Spool | None:
+    """Where its sound waits while it is away, if there is such a place."""
+    spool = getattr(sink, "spool", None)
+    return spool if isinstance(spool, Spool) else None
+
+
+def _same_place(places: Iterable[tuple[int, str, Place]]) -> Iterator[tuple[str, str]]:
+    first: dict[tuple[object, ...], tuple[int, str]] = {}
+    for number, keys, place in places:
+        holder = first.setdefault(place.where, (number, keys))
+        if holder[1] != keys and place.taken is not None:
+            yield f"{keys}.{place.key}", place.taken(holder[0])
 
 
 def _twice(table: str, key: str, values: Sequence[str | None]) -> Iterator[tuple[str, str]]:
@@ -640,6 +304,8 @@ def _twice(table: str, key: str, values: Sequence[str | None]) -> Iterator[tuple
 
 def load(path: str | Path) -> Config:
     """Reads and decodes a file. Raises ConfigError with every fault in it."""
+    SINKS.rescan()
+    SOURCES.rescan()
     try:
         raw = _read(Path(path))
     except OSError as error:

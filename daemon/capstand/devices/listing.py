@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from capstand.audio.block import SampleFormat
+from capstand.config.registry import SOURCES
 from capstand.devices import identity, libasound, node
 from capstand.devices.holder import holder_of
 from capstand.devices.libasound import Abilities
@@ -150,7 +151,7 @@ def default_configuration(found: list[Device], folder: Path) -> str:
             f'format = "{_preferred_format(usable.can)}"',
         ]
     else:
-        lines = ['device = "synthetic"']
+        lines = [f'device = "{SOURCES.simulated}"']
     return "\n".join(
         [
             "[[stream]]",

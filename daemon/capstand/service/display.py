@@ -103,7 +103,7 @@ def status_table(answer: list[dict[str, object]]) -> str:
         lines += [
             f"{one['name']}  {one['health']}  {one['device']}  "
             f"{one['rate_hz']} Hz, {one['channels']} ch, {one['format']}",
-            *([f"  source    {SIMULATED}"] if one["device"] == "synthetic" else []),
+            *([f"  source    {SIMULATED}"] if one.get("simulated") else []),
             *([f"  trouble   {one['trouble']}"] if one["trouble"] else []),
             f"  level     {f'{level} dBFS' if level is not None else 'none yet'}   drift {drift}",
             f"  frames    {one['produced_frames']} produced = {one['captured_frames']} captured "

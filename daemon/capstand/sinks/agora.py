@@ -37,11 +37,11 @@ from capstand.agora.tokens.sources import (
 )
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.audio.clock import Pace
-from capstand.config.schema import AgoraSink as AgoraSetup
-from capstand.config.schema import FileToken, LocalToken, ServerToken
 from capstand.dsp.catchup import FADE_MS, CatchUp, power
 from capstand.errors import SinkBusy, SinkError
 from capstand.sinks.sink import Sink
+from capstand.sinks.types.agora import AgoraSink as AgoraSetup
+from capstand.sinks.types.agora import FileToken, LocalToken, ServerToken
 
 if TYPE_CHECKING:
     from capstand.dsp.live import LiveTrack

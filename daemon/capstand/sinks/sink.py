@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from capstand.audio.block import Block
+from capstand.errors import SinkError
 
 
 class Mark(NamedTuple):
@@ -100,3 +101,24 @@ class Sink(Protocol):
     def figures(self, now_ns: int) -> dict[str, object]:
         """What else there is to know, for ``capstand status --json``. Any thread."""
         return {}
+
+
+class Unmade(Sink):
+    """Stands for one whose type, from another distribution, could not make it."""
+
+    detail = ""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def open(self) -> None:
+        raise SinkError(self._reason)
+
+    def write(self, block: Block) -> None:
+        raise SinkError(self._reason)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -17,26 +17,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from capstand.accounting.stats import StreamStats, span
 from capstand.audio.block import NS_PER_S, AudioFormat
 from capstand.audio.clock import Clock
 from capstand.audio.ring import Ring
-from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import Capturer
 from capstand.capture.preference import Preference
 from capstand.capture.source import Source
 from capstand.capture.truerate import in_words
 from capstand.config.plan import sink_plan
-from capstand.config.schema import AgoraSink, Capture, FileSink
+from capstand.config.registry import SINKS, SOURCES, SourceType, Surroundings, blamed
+from capstand.config.schema import Capture, Queued, spool_of
 from capstand.config.schema import Sink as SinkConfig
 from capstand.config.schema import Stream as StreamConfig
+from capstand.errors import CapstandError
 from capstand.host import realtime
 from capstand.sinks.live import LiveSink, Plan
 from capstand.sinks.outlet import Outlet
-from capstand.sinks.recording.recording import Recording
-from capstand.sinks.sink import Sink
+from capstand.sinks.sink import Sink, Unmade
 from capstand.stream import defect
 from capstand.stream.defect import Defect
 from capstand.stream.handover import ABANDON_S, LEAVE_S, Feed, Leaving, Side
@@ -78,7 +78,9 @@ class Stream:
         self._state = state
         self.clock = Clock(audio.rate_hz, capture.period_frames)
         self.ring = Ring(capture.ring_slots, capture.slot_bytes)
-        self.source = _source(capture)
+        kind = SOURCES.of(capture.device)
+        self._simulated = kind.simulated
+        self.source = _source(kind, capture)
         self.capturer = Capturer(self.source, self.clock, self.ring, capture.priority)
         self.feeds = [self._feed(sink, config) for sink in config.sink]
         self.pusher = Pusher(
@@ -250,6 +252,7 @@ class Stream:
             notice=self.notice(now_ns),
             channel_levels=self._channel_levels(),
             device_lost_ms_last_hour=round(self.lost_on_bus(now_ns)[0], 1),
+            simulated=self._simulated,
         )
 
     def notice(self, now_ns: int) -> str | None:
@@ -376,10 +379,14 @@ class Stream:
         )
 
     def _feed(self, sink: SinkConfig, config: StreamConfig) -> "Outlet | LiveSink":
-        capture = config.capture
-        if isinstance(sink, FileSink):
-            return _outlet(config.name, sink, capture, self._state)
-        return _live_sink(config.name, sink, capture, self._state, self.ring)
+        kind, capture = SINKS[sink.type], config.capture
+        try:
+            if kind.live:
+                return _live_sink(config.name, sink, capture, self._state, self.ring)
+            return _outlet(config.name, cast(Queued, sink), capture, self._state)
+        except Exception as error:  # noqa: BLE001
+            words = f"{blamed(kind, error)}, then start capstand anew"
+            return Outlet(sink.name, Unmade(words), 0)
 
     def _still(self, key: str, value: int, pending: bool, now_ns: int) -> int:
         """For how long a counter has not moved although something waits."""
@@ -411,29 +418,30 @@ class Stream:
 
 def _batch_ms(config: StreamConfig) -> int:
     """How long the pusher may rest: no longer than any of its sinks' queues allow."""
-    queues_ms = [sink.queue_ms // 4 for sink in config.sink if isinstance(sink, FileSink)]
-    return min(BATCH_MS, *queues_ms, BATCH_MS)
+    return min(BATCH_MS, *(one.queue_ms // 4 for one in config.queued), BATCH_MS)
 
 
-def _outlet(stream: str, sink: FileSink, capture: Capture, state: Path) -> Outlet:
+def _outlet(stream: str, sink: Queued, capture: Capture, state: Path) -> Outlet:
     audio = capture.audio
     gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
     priority = realtime.below(capture.priority, capture.priority)
-    note = state / "recording" / stream / sink.name
-    recording = Recording(stream, sink, audio, priority=priority, note=note)
+    made: Sink = SINKS[sink.type].make(sink, Surroundings(stream, capture, state, priority))
+    if Sink not in type(made).__mro__:
+        raise TypeError(f"{type(made).__name__} is no {Sink.__module__}.{Sink.__name__}")
     window_frames = capture.queue_frames(min(WINDOW_MS, sink.queue_ms))
-    kept = _spooled(stream, recording, sink, audio, priority, window_frames)
+    kept = _spooled(stream, made, sink, audio, priority, window_frames)
     queue_frames = capture.queue_frames(sink.queue_ms)
     return Outlet(sink.name, kept, queue_frames, gather_frames, priority=priority)
 
 
-def _live_sink(stream: str, sink: AgoraSink, capture: Capture, state: Path, ring: Ring) -> LiveSink:
+def _live_sink(
+    stream: str, sink: SinkConfig, capture: Capture, state: Path, ring: Ring
+) -> LiveSink:
     audio = capture.audio
-    short = capture.period_ms < LIVE_GATHER_MS
-    gather_frames = LIVE_GATHER_MS * audio.rate_hz // 1000 if short else 0
-    folder = state / "agora" / stream / sink.name
-    plan = Plan("capstand.sinks.agora:AgoraChannel", (sink, audio, folder), gather_frames)
     priority = realtime.below(capture.priority, 10)
+    plan: Plan = SINKS[sink.type].make(sink, Surroundings(stream, capture, state, priority))
+    if capture.period_ms < LIVE_GATHER_MS:
+        plan = plan._replace(gather_frames=LIVE_GATHER_MS * audio.rate_hz // 1000)
     return LiveSink(stream, sink.name, plan, ring, audio.frame_bytes, priority)
 
 
@@ -446,28 +454,28 @@ def _spooled(
     window_frames: int,
 ) -> Sink:
     """The sink itself, or with a spool in front of it."""
-    if setup.spool is None:
+    waits = spool_of(setup)
+    if waits is None:
         return sink
     from capstand.sinks.spool.spool import Spool
     from capstand.sinks.spool.spooled import Spooled
 
-    folder = Path(setup.spool.path) / stream / setup.name
-    spool = Spool(folder, audio, setup.spool.max_mb * 1_000_000, setup.spool.max_age_s)
+    folder = Path(waits.path) / stream / setup.name
+    spool = Spool(folder, audio, waits.max_mb * 1_000_000, waits.max_age_s)
     return Spooled(
         setup.name,
         sink,
         spool,
         rate_hz=audio.rate_hz,
-        speed=setup.spool.speed,
+        speed=waits.speed,
         window_frames=window_frames,
         priority=priority,
     )
 
 
-def _source(capture: Capture) -> Source:
-    if capture.device != "synthetic":
-        sources = [AlsaSource(capture, name) for name in capture.devices]
-        return sources[0] if len(sources) == 1 else Preference(sources, capture)
-    from capstand.capture.synthetic import SyntheticSource  # brings numpy and libsndfile
-
-    return SyntheticSource(capture)
+def _source(kind: SourceType, capture: Capture) -> Source:
+    try:
+        source: Source = kind.make(capture)
+    except Exception as error:  # noqa: BLE001
+        raise CapstandError(f"{capture.wanted}: {blamed(kind, error)}") from None
+    return source

@@ -24,7 +24,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from capstand.audio.block import NS_PER_S, AudioFormat, Block
-from capstand.config.schema import FileSink
 from capstand.errors import SinkError
 from capstand.sinks import disk
 from capstand.sinks.recording import folder
@@ -32,6 +31,7 @@ from capstand.sinks.recording.leftover import Leftovers
 from capstand.sinks.recording.retention import DAY_S, GB, Retention
 from capstand.sinks.recording.segment import Segment, cut
 from capstand.sinks.sink import Account, Event, Mark, Sink
+from capstand.sinks.types.file import FileSink
 from capstand.text import clean
 
 LONG_GAP_S = 60.0

@@ -1,0 +1,23 @@
+"""The type "alsa": a card, or what else ALSA captures from; several in order of preference.
+
+Every device is of this type that is of no other.
+"""
+
+from typing import TYPE_CHECKING
+
+from capstand.config.registry import SourceType
+from capstand.config.schema import Capture
+
+if TYPE_CHECKING:
+    from capstand.capture.source import Source
+
+
+def _make(capture: Capture) -> "Source":
+    from capstand.capture.alsa import AlsaSource  # brings libasound
+    from capstand.capture.preference import Preference
+
+    sources = [AlsaSource(capture, name) for name in capture.devices]
+    return sources[0] if len(sources) == 1 else Preference(sources, capture)
+
+
+TYPE = SourceType(None, page="devices.md", make=_make, rest=True)
