@@ -313,7 +313,7 @@ def test_jack_gets_the_card_once_it_is_closed_and_gives_it_back(
     verdict = one.stream.verdict(time.monotonic_ns())
     assert verdict.health is Health.DEGRADED and verdict.alive
     assert re.fullmatch(
-        rf"card 7 is lent to [\w.]+ \(pid {os.getpid()}.*\), which asked with priority {JACK}",
+        rf"card 7 is lent to [\w.:]+ \(pid {os.getpid()}.*\), which asked with priority {JACK}",
         verdict.reason or "",
     )
     jack.take_by_force()
@@ -409,7 +409,7 @@ def test_an_owner_who_keeps_the_card_is_waited_for(
     one = mic(session.address).start()
     until(lambda: "waiting until it lets go" in one.released)
     assert re.fullmatch(
-        rf"card 7 is reserved by [\w.]+ \(pid {os.getpid()}.*\); waiting until it lets go",
+        rf"card 7 is reserved by [\w.:]+ \(pid {os.getpid()}.*\); waiting until it lets go",
         one.released,
     )
     assert fakecard.opens == 0 and owner.asked == [10]
