@@ -25,12 +25,12 @@ from capstand.config.schema import Stream as StreamConfig
 from capstand.dsp.convert import to_int32
 from capstand.dsp.level import Meter
 from capstand.errors import DeviceError, SinkError
-from capstand.sinks.live import LiveSink
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Sink
 from capstand.sinks.types.file import FileSink
+from capstand.stream.intake import Intake
 from capstand.stream.pusher import Pusher
-from capstand.stream.stream import Stream
+from capstand.stream.report import Report
 
 Counters = npt.NDArray[np.int64]
 
@@ -126,16 +126,16 @@ class Keep(Sink):
         pass
 
 
-def give(stream: Stream, *feeds: Outlet | LiveSink) -> None:
+def give(stream: Intake, *outlets: Outlet) -> None:
     """Has a stream that has not begun feed these."""
-    stream.feeds = [*feeds]
+    stream.outlets = [*outlets]
     stream.pusher.exchange(stream.outlets, stream.pusher.batch_ms)
     stream.pusher._outlets = stream.pusher._wanted
-    stream._connect()
+    stream.wakes()
 
 
 class Line:
-    """A Stream whose card lives on ``clock`` and whose sinks are ``sinks``."""
+    """An Intake whose card lives on ``clock`` and whose sinks are ``sinks``."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Line:
         self.time: Time = clock or VirtualTime()
         self.card = card
         self.poll_ms = poll_ms
-        self.stream = stream = Stream(config(card))
+        self.stream = stream = Intake(config(card))
         stream.source = source or SyntheticSource(card, self.time)
         stream.capturer = Capturer(
             stream.source, stream.clock, stream.ring, card.priority, self.time.now_ns
@@ -185,6 +185,10 @@ class Line:
                 outlet.step()
             except SinkError:
                 outlet.state = "waiting"
+
+    def report(self) -> Report:
+        """What main would be told now."""
+        return self.stream.report(self.time.now_ns())
 
     def stats(self) -> StreamStats:
         """The books now; also collects the gaps since the last time."""

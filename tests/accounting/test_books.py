@@ -25,7 +25,7 @@ from capstand.errors import DeviceError, SinkError
 from capstand.service.display import status_line, status_table
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.types.file import FileSink
-from capstand.stream.stream import Stream
+from capstand.stream.intake import Intake
 from tests.line import Keep, Line, Script, capture, config, counters, give
 from tests.patience import PATIENCE_S
 
@@ -288,7 +288,7 @@ class Slow(Keep):
         self.blocks.append(block)
 
 
-def watched(stream: Stream, until: Callable[[StreamStats], bool]) -> list[StreamStats]:
+def watched(stream: Intake, until: Callable[[StreamStats], bool]) -> list[StreamStats]:
     """Starts the stream, looks at its books all the time, stops it; at most for 30 s."""
     looks = []
     deadline = time.monotonic() + PATIENCE_S
@@ -325,7 +325,7 @@ def test_threads_and_bad_peers() -> None:
         source=Synthetic(signal="counter", ppm=200.0, jitter_us=80.0, faults=faults),
     )
     enough = threading.Event()
-    stream = Stream(config(card))
+    stream = Intake(config(card))
     good, slow = Keep(), Slow(enough)
     give(stream, Outlet("good", good, 1 << 30), Outlet("slow", slow, 9600))
 
@@ -376,7 +376,7 @@ def test_threads_and_a_file(gaps: str, tmp_path: Path) -> None:
         source=Synthetic(signal="counter", ppm=-150.0, jitter_us=80.0, faults=(fault,)),
     )
     sink = FileSink(type="file", path=str(tmp_path), gaps=gaps, min_free_mb=0)
-    stream = Stream(config(card, [sink]))
+    stream = Intake(config(card, [sink]))
     looks = watched(stream, lambda stats: stats.gaps >= 3)
     last = looks[-1]
     assert all(one.balanced for one in looks)
@@ -405,7 +405,7 @@ def test_a_stream_without_a_device_balances(tmp_path: Path) -> None:
     """A stream whose card was never there has empty books and ends when it is told."""
     card = capture(source=Synthetic(faults=(Fault(kind="unplug", at_s=0.0, for_s=1000.0),)))
     sink = FileSink(type="file", path=str(tmp_path), min_free_mb=0)
-    stream = Stream(config(card, [sink]))
+    stream = Intake(config(card, [sink]))
     looks = watched(stream, lambda stats: stats.trouble is not None)
     assert "unplugged" in str(looks[-2].trouble)
     assert all(one.balanced for one in looks)

@@ -13,6 +13,8 @@ from capstand.audio.block import NS_PER_S
 from capstand.config.schema import Capture
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.types.agora import AgoraSink
+from capstand.stream.handover import Side
+from capstand.stream.intake import Intake
 from capstand.stream.stream import Stream
 from tests import line
 from tests.agora import Push, StandIn, run
@@ -41,23 +43,29 @@ def sound(keys: dict[str, Any], state: str, script: str, seconds: float) -> dict
     card = line.capture(**keys)
     stream = Stream(line.config(card)._replace(sink=(sink,)), Path(state))
     beside = line.Keep()
-    (channel,) = stream.feeds
-    line.give(stream, channel, Outlet("beside", beside, 1 << 30))
+    (channel,) = stream.live
+    intake = Intake(line.config(card), ring=stream.ring)
+    line.give(intake, Outlet("beside", beside, 1 << 30))
+    intake.wakes(channel.wake)
     began = time.monotonic()
-    stream.start()
+    intake.start()
+    channel.start("mic")
     while (delivered := channel.counters().delivered) < seconds * card.rate_hz:
-        stream.look(time.monotonic_ns())
+        channel.look(time.monotonic_ns())
         time.sleep(0.02)
-        assert time.monotonic() < began + PATIENCE_S, stream.stats(0)
+        assert time.monotonic() < began + PATIENCE_S, channel.trouble
         if script and delivered > seconds * card.rate_hz / 2:
             standin.command(script)
             script = ""
-    live = stream.stats(time.monotonic_ns()).as_json()
+    now_ns, captured = time.monotonic_ns(), intake.stats(0).captured_frames
+    live = Side.of(channel).stats(captured, card.rate_hz, now_ns)._asdict()
     depth_ms = standin.report()["depth_ms"]
-    stream.drain(time.monotonic() + PATIENCE_S)
-    stream.close(time.monotonic() + PATIENCE_S)
-    stats = stream.stats(time.monotonic_ns())
-    (agora, _) = stats.sinks
+    intake.drain(time.monotonic() + PATIENCE_S)
+    channel.finish()
+    assert channel.join(time.monotonic() + PATIENCE_S)
+    intake.close(time.monotonic() + PATIENCE_S)
+    stats = intake.stats(time.monotonic_ns())
+    agora = Side.of(channel).stats(stats.captured_frames, card.rate_hz, now_ns)
     return {
         "blocks": [
             (one.first_frame, one.frames, one.captured_at_ns, one.samples.hex())
@@ -66,10 +74,10 @@ def sound(keys: dict[str, Any], state: str, script: str, seconds: float) -> dict
         "delivered": agora.delivered_frames,
         "dropped": agora.dropped_frames,
         "inside": agora.inside_frames,
-        "balanced": stats.balanced,
+        "balanced": stats.balanced and agora.balanced,
         "since": agora.since_frame,
         "captured": agora.captured_frames,
-        "live": live["sinks"][0],
+        "live": live,
         "depth_ms": depth_ms,
     }
 

@@ -39,8 +39,8 @@ from capstand.sinks.live import LiveSink, Plan
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Sink
 from capstand.sinks.types.file import FileSink
+from capstand.stream.intake import Intake
 from capstand.stream.pusher import Pusher
-from capstand.stream.stream import Stream
 
 SETTLE_S = 3.0
 
@@ -115,7 +115,7 @@ class ProbedOutlet(Outlet):
 class ProbedSource(AlsaSource):
     """Notes how long after a period was complete the capture thread looked."""
 
-    def __init__(self, capture: Capture, stream: Stream) -> None:
+    def __init__(self, capture: Capture, stream: Intake) -> None:
         super().__init__(capture)
         self.woken_late_ns: list[int] = []
         self._stream = stream
@@ -145,7 +145,7 @@ def timer(seconds: float) -> list[int]:
     return late_ns
 
 
-def _beside(kind: str, stream: Stream) -> Iterator[Outlet | LiveSink]:
+def _beside(kind: str, stream: Intake) -> Iterator[Outlet | LiveSink]:
     """Sinks that the measured one is to know nothing of."""
     audio, priority = stream.config.capture.audio, stream.config.capture.priority - 10
 
@@ -161,11 +161,12 @@ def _beside(kind: str, stream: Stream) -> Iterator[Outlet | LiveSink]:
         yield live("Hung")
 
 
-def _wait(stop: threading.Event, stream: Stream, seconds: float = math.inf) -> None:
+def _wait(stop: threading.Event, live: list[LiveSink], seconds: float = math.inf) -> None:
     """Until then processes are looked after, as the daemon's main thread does."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not stop.wait(0.2):
-        stream.look(time.monotonic_ns())
+        for one in live:
+            one.look(time.monotonic_ns())
 
 
 def main() -> None:
@@ -174,7 +175,7 @@ def main() -> None:
         print(json.dumps({"timer": timer(float(seconds))}))
         return
     capture = Capture(device=card, buffer_ms=int(buffer) / 48)
-    stream = Stream(StreamConfig("mic", capture, (FileSink("file", "/nowhere"),)))
+    stream = Intake(StreamConfig("mic", capture, (FileSink("file", "/nowhere"),)))
     source = ProbedSource(capture, stream)
     if kind != "nothing":
         stream.source = source
@@ -184,11 +185,13 @@ def main() -> None:
         "probe", Nothing() if kind == "nothing" else probe, 48_000 * 5, priority=50
     )
     outlet.put_late_ns = []
-    stream.feeds = [Outlet("nothing", Nothing(), 48_000) if kind == "nothing" else outlet]
-    stream.feeds += _beside(kind, stream)
+    stream.outlets = [Outlet("nothing", Nothing(), 48_000) if kind == "nothing" else outlet]
+    beside = list(_beside(kind, stream))
+    live = [one for one in beside if isinstance(one, LiveSink)]
+    stream.outlets += [one for one in beside if isinstance(one, Outlet)]
     frame_bytes, priority = capture.audio.frame_bytes, capture.priority
     stream.pusher = Pusher(stream.ring, frame_bytes, None, stream.outlets, priority, 0)
-    stream._connect()
+    stream.wakes(*(one.wake for one in live))
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -196,16 +199,18 @@ def main() -> None:
     be_real_time("main", LOWEST)
     share_lock(1, kind != "nothing")
     stream.start()
-    _wait(stop, stream, 1.0)
+    for one in live:
+        one.start("mic")
+    _wait(stop, live, 1.0)
     stream.start_meter()
     freeze_heap()
     if kind == "nothing":
-        _wait(stop, stream)
+        _wait(stop, live)
     else:
-        _wait(stop, stream, SETTLE_S)
+        _wait(stop, live, SETTLE_S)
         first_woken = len(source.woken_late_ns)
         first_put, first = len(outlet.put_late_ns), len(probe.late_ns)
-        _wait(stop, stream, float(seconds))
+        _wait(stop, live, float(seconds))
         puts, writes = outlet.put_late_ns[first_put:], probe.late_ns[first:]
         lost = stream.capturer.tally.count()
         print(

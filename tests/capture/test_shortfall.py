@@ -18,7 +18,7 @@ from capstand.audio.ring import Ring
 from capstand.capture.capturer import Capturer
 from capstand.capture.shortfall import PAUSE_MS, Shortfall
 from capstand.capture.source import Grant, Reading
-from capstand.stream.stream import Stream
+from capstand.stream.intake import Intake
 from tests.counts import FULL
 from tests.figures import figure
 from tests.line import capture, config
@@ -259,7 +259,7 @@ def test_a_card_that_lies_about_its_rate_loses_nothing() -> None:
 def test_a_bus_that_loses_again_and_again_is_told() -> None:
     """One silence, however long, is booked and past; losses of 10 ms and more in an hour, in three
     of its minutes, say for an hour what to look at."""
-    stream = Stream(config(capture()))
+    stream = Intake(config(capture()))
     tally, minute = stream.capturer.tally, 60 * NS_PER_S
     tally.lost_by_device += RATE
     assert stream.bad_bus(10 * minute) is None

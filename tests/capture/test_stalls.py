@@ -393,7 +393,7 @@ def test_a_muted_microphone_is_a_concern_and_told_once(tmp_path: Path) -> None:
     card = capture(source=Synthetic(signal="silence"), silence_warn_s=300.0)
     line = Line(card, [Keep()])
     ledger = Ledger(tmp_path)
-    reporter = Reporter(line.stream, ledger)
+    reporter = Reporter(line.stream.config, ledger)
     said: list[str] = []
 
     def run(seconds: float) -> None:
@@ -403,7 +403,7 @@ def test_a_muted_microphone_is_a_concern_and_told_once(tmp_path: Path) -> None:
                 line.capture()
                 line.push()
             line.deliver()
-            reporter.look(line.stats())
+            reporter.look(line.report())
 
     monkey = pytest.MonkeyPatch()
     monkey.setattr(

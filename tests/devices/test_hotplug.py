@@ -26,6 +26,7 @@ from capstand.devices.hotplug import (
 from capstand.host.logs import Repeats
 from capstand.service import service
 from capstand.service.display import LiveLine
+from capstand.stream.intake import Intake
 from tests.line import config
 from tests.patience import PATIENCE_S
 
@@ -157,7 +158,12 @@ def test_a_stream_that_waits_tries_at_once(
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     setup = config(Capture(device="usb:dead:beef", priority=0))
     one = service.Service(
-        Config(stream=(setup,)), tmp_path, tmp_path / "run", LiveLine(wanted=False), Repeats()
+        Config(stream=(setup,)),
+        tmp_path,
+        tmp_path / "run",
+        LiveLine(wanted=False),
+        Repeats(),
+        make=Intake,
     )
     seen: list[int] = []
     said: list[str] = []
@@ -166,7 +172,9 @@ def test_a_stream_that_waits_tries_at_once(
         try:
             while "STATUS=mic: DEGRADED" not in "".join(said[-1:]):
                 said.append(status.recv(65536).decode())
-            watched, deadline = one._streams[0].capturer, time.monotonic() + PATIENCE_S
+            (stream,), deadline = one._streams, time.monotonic() + PATIENCE_S
+            assert isinstance(stream, Intake)
+            watched = stream.capturer
             seen.append(watched.seen_ns)
             while watched.seen_ns == seen[0] and time.monotonic() < deadline:
                 send(message(SOUND))

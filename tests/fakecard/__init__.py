@@ -44,6 +44,7 @@ class _Control(ctypes.Structure):
     command: int
     disconnected: int
     open_errno: int
+    open_fault: int
     stalled: int
     io_errors: int
     granularity_frames: int
@@ -156,6 +157,11 @@ class FakeCard:
     def open_error(self, errno: int) -> None:
         """Refuse to open with this errno; 0 ends it."""
         self._control.open_errno = errno
+
+    def open_fault(self, fault: str = "") -> None:
+        """Who opens it from now on "hangs" for ever, or "aborts" as by an assertion of libasound;
+        "" ends it for those that come later."""
+        self._control.open_fault = ("", "hangs", "aborts").index(fault)
 
     def stall(self, stalled: bool = True, until: str = "") -> None:
         """Stop the card's clock, without any error, or let it go on from where it stood.

@@ -36,6 +36,7 @@ struct control {
 	int64_t command; /* acts once, in state RUNNING */
 	int64_t disconnected;
 	int64_t open_errno;
+	int64_t open_fault; /* 1 = whoever opens it hangs for ever, 2 = is aborted */
 	int64_t stalled; /* 1 = until the test says so, 2 = until the next start, 3 = until the next open */
 	int64_t io_errors; /* so many transfers fail with EIO */
 	int64_t granularity_frames;
@@ -391,6 +392,11 @@ static int admit(struct card *card, const char *path)
 		return -errno;
 	if (card->ctl->disconnected)
 		return -ENODEV;
+	if (card->ctl->open_fault == 1)
+		for (;;)
+			pause();
+	if (card->ctl->open_fault == 2)
+		abort();
 	if (card->ctl->open_errno)
 		return -card->ctl->open_errno;
 	if (flock(card->ctl_fd, LOCK_EX | LOCK_NB) < 0) /* one opener at a time, like a card without a mixer */

@@ -23,7 +23,7 @@ from capstand.config.schema import Capture, Spool
 from capstand.host import realtime
 from capstand.host.realtime import prepare_thread
 from capstand.sinks.types.file import FileSink
-from capstand.stream.stream import Stream
+from capstand.stream.intake import Intake
 from tests.line import config
 from tests.patience import PATIENCE_S
 
@@ -37,7 +37,7 @@ from capstand.capture.types.synthetic import Synthetic
 from capstand.config.schema import Capture, Stream as StreamConfig
 from capstand.sinks.types.file import FileSink
 from capstand.host.realtime import freeze_heap, prepare_process
-from capstand.stream.stream import Stream
+from capstand.stream.intake import Intake
 resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
 if os.geteuid() == 0:
@@ -46,7 +46,7 @@ if os.geteuid() == 0:
     os.setuid(65534)
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # dumpable again: /proc/self is its own
 refused = prepare_process()
-stream = Stream(StreamConfig(
+stream = Intake(StreamConfig(
     name="mic",
     capture=Capture(device="synthetic", priority=70, source=Synthetic(signal="counter")),
     sink=(FileSink(type="file", name="disk", path=sys.argv[1], min_free_mb=0),),
@@ -277,7 +277,7 @@ def test_every_thread_of_a_stream_asks_for_a_priority(
     asked: dict[str, int] = {}
     monkeypatch.setattr(realtime, "be_real_time", asked.__setitem__)
     sink = FileSink("file", str(tmp_path / "disk"), "disk", spool=Spool(str(tmp_path / "spool")))
-    stream = Stream(config(Capture("synthetic", priority=70), [sink]))
+    stream = Intake(config(Capture("synthetic", priority=70), [sink]))
     stream.start()
     deadline = time.monotonic() + 20
     while len(asked) < 4 and time.monotonic() < deadline:

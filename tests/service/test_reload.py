@@ -39,6 +39,7 @@ from capstand.errors import CapstandError
 from capstand.host.control import Peer
 from capstand.host.logs import Repeats, log
 from capstand.host.notify import Notifier
+from capstand.service import running
 from capstand.service.display import LiveLine
 from capstand.service.reload import Reload
 from capstand.service.reporter import Reporter
@@ -50,8 +51,7 @@ from capstand.sinks.types.agora import AgoraSink
 from capstand.sinks.types.file import FileSink
 from capstand.stream import handover
 from capstand.stream.handover import Side
-from capstand.stream.stream import CAPTURE_PATIENCE_MS
-from capstand.stream.stream import Stream as RunningStream
+from capstand.stream.intake import Intake
 from tests.counts import counts
 from tests.fakecard import FakeCard
 from tests.figures import figure
@@ -180,7 +180,7 @@ def test_sinks_come_and_go_at_any_moment(
             others.append(Keep())
             fresh = Outlet("sink1", others[-1], queue_ms * 8)
             fresh.since = None
-            stream.feeds = [stream.outlets[0], fresh]
+            stream.outlets = [stream.outlets[0], fresh]
             stream.pusher.exchange(stream.outlets, 0)
             assert line.stats().balanced
             line.push()
@@ -234,8 +234,8 @@ class Running:
         loaded = config.load(self.path)
         state = folder / "state"
         self.ledger = Ledger(state / "ledger")
-        self.streams = [RunningStream(one, state) for one in loaded.stream]
-        self.reporters = {one.name: Reporter(one, self.ledger) for one in self.streams}
+        self.streams: list[running.Running] = [Intake(one, state) for one in loaded.stream]
+        self.reporters = {one.name: Reporter(one.config, self.ledger) for one in self.streams}
         self.begun: list[tuple[str, int]] = []
         self.reload = Reload(
             self.path,
@@ -246,26 +246,28 @@ class Running:
             self.ledger,
             Notifier(),
             self.begins,
+            Intake,
         )
         for stream in self.streams:
             self.reporters[stream.name].begin()
             stream.start()
 
-    def __getitem__(self, name: str) -> RunningStream:
-        return next(one for one in self.streams if one.name == name)
+    def __getitem__(self, name: str) -> Intake:
+        stream = next(one for one in self.streams if one.name == name)
+        assert isinstance(stream, Intake)
+        return stream
 
-    def begins(self, fresh: Sequence[RunningStream]) -> None:
+    def begins(self, fresh: Sequence[running.Running]) -> None:
         assert set(fresh) <= set(self.streams)
-        self.begun += [(one.name, one.capturer.opens) for one in fresh]
+        self.begun += [(one.name, self[one.name].capturer.opens) for one in fresh]
 
     def turn(self) -> None:
         """What main does again and again."""
         self.reload.look()
         for stream in self.streams:
-            stream.look(time.monotonic_ns())
-            stats = stream.stats(time.monotonic_ns())
-            assert stats.balanced, stats
-            self.reporters[stream.name].look(stats)
+            report = stream.report(time.monotonic_ns())
+            assert report.stats.balanced, report
+            self.reporters[stream.name].look(report)
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -293,7 +295,7 @@ class Running:
         self.reload.close(deadline)
         for stream, hung in zip(self.streams, drained, strict=True):
             late = stream.close(deadline)
-            self.reporters[stream.name].end(stream.stats(time.monotonic_ns()), hung + late)
+            self.reporters[stream.name].end(stream.report(time.monotonic_ns()), hung + late)
             stream.dispose()
         self.streams.clear()
         self.ledger.close(PATIENCE_S)
@@ -358,7 +360,7 @@ def open_files() -> list[str]:
     return names
 
 
-def idents(stream: RunningStream) -> dict[str, int | None]:
+def idents(stream: Intake) -> dict[str, int | None]:
     return {name: thread.ident for name, thread in stream._threads.items()}
 
 
@@ -741,27 +743,6 @@ def test_what_the_ring_dropped_before_is_not_the_new_sinks(
     assert leave["dropped_frames"] >= dropped > 0
     assert leave["dropped_frames"] + new["dropped_frames"] == pusher.missed
     assert leave["captured_frames"] + new["captured_frames"] == stop["captured_frames"]
-
-
-def test_a_sink_that_cannot_open_harms_no_other(
-    run: Callable[[str], Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A new channel whose library is not there is in trouble alone; since it is in a hurry the
-    card is asked for each period, and when it is gone for several at a time again."""
-    monkeypatch.setenv("CAPSTAND_AGORA", str(tmp_path / "nothing"))
-    disk = sink_text("disk", tmp_path / "mic")
-    agora = f'[[stream.sink]]\ntype = "agora"\napp_id = "{APP_ID}"\nchannel = "studio"'
-    running = run(stream_text("mic", disk))
-    running.hear("mic")
-    assert running["mic"].source.patience_ms == CAPTURE_PATIENCE_MS
-    running.change(stream_text("mic", disk, agora))
-    assert running["mic"].source.patience_ms == 0
-    running.until(lambda: running["mic"].feeds[1].trouble is not None)
-    running.hear("mic")
-    running.change(stream_text("mic", disk))
-    assert running["mic"].source.patience_ms == CAPTURE_PATIENCE_MS
-    running.end()
-    assert whole(recorded(tmp_path / "mic"))
 
 
 def test_the_end_of_the_process_does_not_wait_for_a_reload(

@@ -31,14 +31,14 @@ def test_a_concern_of_a_sink_is_told_when_it_begins_and_when_it_ends(
     """Words that change meanwhile, such as a number in them, are no news."""
     sink = Ailing()
     line = Line(capture(), [sink])
-    reporter = Reporter(line.stream, Ledger(tmp_path))
+    reporter = Reporter(line.stream.config, Ledger(tmp_path))
     said: list[str] = []
     monkeypatch.setattr(
         "capstand.service.reporter.say", lambda _, text, *words, **__: said.append(text % words)
     )
     for concern in (None, "nothing is sent for 10 s", "nothing is sent for 11 s", None, None):
         sink.concern = concern
-        reporter.look(line.stats())
+        reporter.look(line.report())
     assert said == [
         "mic: sink sink0: nothing is sent for 10 s",
         "mic: sink sink0: all is well again",
@@ -50,7 +50,7 @@ def test_a_card_in_the_place_of_another_is_told_once(
 ) -> None:
     """However often the new one is opened; and again when another takes its place."""
     line, ledger = Line(capture(), [Keep()]), Ledger(tmp_path)
-    reporter, capturer = Reporter(line.stream, ledger), line.stream.capturer
+    reporter, capturer = Reporter(line.stream.config, ledger), line.stream.capturer
     said: list[str] = []
     monkeypatch.setattr(
         "capstand.service.reporter.say", lambda _, text, *words, **__: said.append(text % words)
@@ -59,7 +59,7 @@ def test_a_card_in_the_place_of_another_is_told_once(
     for successor in (None, "another one now: port 2", "another one now: port 2", "port 1"):
         assert capturer.grant is not None
         capturer.grant = capturer.last_grant = capturer.grant._replace(successor=successor)
-        reporter.look(line.stats())
+        reporter.look(line.report())
         capturer.opens += 1
     assert [one for one in said if "port" in one] == ["mic: another one now: port 2", "mic: port 1"]
     told = [one.get("successor") for one in books(ledger, "grant")]
@@ -121,12 +121,12 @@ def test_every_gap_is_in_the_ledger_and_found_in_the_journal(
     """Eleven gaps within a second are two lines of the journal before the last one, and a search
     by the frames of any of them finds its line."""
     line, ledger = Line(capture(), []), Ledger(tmp_path)
-    reporter = Reporter(line.stream, ledger)
+    reporter = Reporter(line.stream.config, ledger)
     reporter.begin()
     for number in range(11):
         gaps(line, 480 + number)
-        reporter.look(line.stats())
-    reporter.end(line.stats(), [])
+        reporter.look(line.report())
+    reporter.end(line.report(), [])
     assert journal.lost()[:11] == [480 + number for number in range(11)]
     assert [one.getMessage() for one in journal.entries] == [
         "mic: lost 480 frames (10 ms) at frame 0: overrun: the card's buffer was not read in time",
@@ -140,10 +140,10 @@ def test_every_gap_is_in_the_ledger_and_found_in_the_journal(
 def test_sums_do_not_follow_each_gap(tmp_path: Path, journal: Journal) -> None:
     """After a gap come the sums, but no more often than once a minute."""
     line, ledger = Line(capture(), []), Ledger(tmp_path)
-    reporter = Reporter(line.stream, ledger)
+    reporter = Reporter(line.stream.config, ledger)
     for _ in range(100):
         gaps(line, 480)
-        reporter.look(line.stats())
+        reporter.look(line.report())
     assert reporter._total_due <= time.monotonic() + module.GAP_TOTAL_S
     assert len(books(ledger, "total")) == 1
 
@@ -152,11 +152,11 @@ def test_gaps_that_come_too_fast_are_summed_up(tmp_path: Path, journal: Journal)
     """More gaps than the table holds between two looks: their frames are in the books all the
     same."""
     line, ledger = Line(capture(), []), Ledger(tmp_path)
-    reporter = Reporter(line.stream, ledger)
+    reporter = Reporter(line.stream.config, ledger)
     gaps(line, *[3] * (GapTable.ROWS + 500))
-    reporter.look(line.stats())
+    reporter.look(line.report())
     gaps(line, 5)
-    reporter.look(line.stats())
+    reporter.look(line.report())
     found = books(ledger, "gap")
     assert (found[0]["count"], found[0]["frames"], found[0]["cause"]) == (501, 1503, "unknown")
     assert len(found) == 1 + (GapTable.ROWS - 1) + 1
@@ -168,7 +168,7 @@ def test_a_gap_that_comes_while_gaps_are_told_is_told_once(
 ) -> None:
     """The capture thread goes on meanwhile."""
     line, ledger = Line(capture(), []), Ledger(tmp_path)
-    reporter = Reporter(line.stream, ledger)
+    reporter = Reporter(line.stream.config, ledger)
     since = GapTable.since
 
     def meanwhile(table: GapTable, *which: int) -> list[Gap]:
@@ -178,9 +178,8 @@ def test_a_gap_that_comes_while_gaps_are_told_is_told_once(
 
     monkeypatch.setattr(GapTable, "since", meanwhile)
     gaps(line, 5)
-    stats = line.stream.stats(line.time.now_ns())
     for _ in range(3):
-        reporter.look(stats)
+        reporter.look(line.report())
     assert [one["frames"] for one in books(ledger, "gap")] == [5, 7, 7]
 
 
@@ -191,11 +190,11 @@ def test_the_day_is_closed_by_a_total(
     the day that is over."""
     line, ledger = Line(capture(), []), Ledger(tmp_path)
     monkeypatch.setattr(module, "_today", lambda: "2025-11-25")
-    reporter = Reporter(line.stream, ledger)
-    reporter.look(line.stats())
+    reporter = Reporter(line.stream.config, ledger)
+    reporter.look(line.report())
     monkeypatch.setattr(module, "_today", lambda: "2025-11-26")
-    reporter.look(line.stats())
-    reporter.look(line.stats())
+    reporter.look(line.report())
+    reporter.look(line.report())
     monkeypatch.undo()
     assert [one["closes"] for one in books(ledger, "total")] == ["2025-11-25"]
 
@@ -205,8 +204,8 @@ def test_a_process_that_holds_the_card_is_told_once_whatever_its_number(
 ) -> None:
     """200 changes of a pid are one line and a count."""
     line = Line(capture(), [])
-    reporter = Reporter(line.stream, Ledger(tmp_path))
+    reporter = Reporter(line.stream.config, Ledger(tmp_path))
     for pid in range(200):
         line.stream.capturer.trouble = DeviceError(f"hw:0 is used by arecord (pid {pid})")
-        reporter.look(line.stats())
+        reporter.look(line.report())
     assert len(journal.entries) <= 3

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +17,10 @@ import pytest
 from capstand.audio.block import NS_PER_S
 from capstand.config import schema as config
 from capstand.errors import DeviceError
-from capstand.host import realtime
 from capstand.host.logs import Repeats
 from capstand.service.display import LiveLine
 from capstand.service.service import Service
+from capstand.stream.intake import Intake
 from tests.manager import Manager
 from tests.patience import PATIENCE_S
 
@@ -163,12 +162,12 @@ def test_what_is_wrong_is_told_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     setup = tmp_path / "capstand.toml"
     setup.write_text(CONFIGURATION.format(device="hw:CARD=NotThere,DEV=0", folder=tmp_path))
     service = Service(
-        config.load(setup), tmp_path, tmp_path, LiveLine(wanted=False), Repeats(), setup
+        config.load(setup), tmp_path, tmp_path, LiveLine(wanted=False), Repeats(), setup, Intake
     )
     told: list[str] = []
     monkeypatch.setattr(service._notifier, "status", told.append)
-    service._settled = True
     (stream,) = service._streams
+    assert isinstance(stream, Intake)
     service._reporters["mic"].begin()
     for trouble in (None, "hw:1 is busy: arecord (pid 812) has it", "unplugged", None):
         stream.capturer.trouble = DeviceError(trouble) if trouble else None
@@ -178,29 +177,8 @@ def test_what_is_wrong_is_told_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert ["unplugged" in one for one in told] == [False, False, True, False]
 
 
-@pytest.mark.parametrize("priority", [70, 0])
-def test_what_loads_the_meter_has_a_priority(
-    priority: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It has Python's lock for most of its time; a busy machine must not keep it from going on."""
-    setup = tmp_path / "capstand.toml"
-    text = CONFIGURATION.format(device="hw:CARD=NotThere,DEV=0", folder=tmp_path)
-    setup.write_text(text.replace("[stream.capture]", f"[stream.capture]\npriority = {priority}"))
-    service = Service(
-        config.load(setup), tmp_path, tmp_path, LiveLine(wanted=False), Repeats(), setup
-    )
-    asked, loaded = {"settle": 0}, threading.Event()
-    monkeypatch.setattr(realtime, "be_real_time", asked.__setitem__)
-    monkeypatch.setattr(realtime, "freeze_heap", loaded.set)
-    threading.Thread(target=service._settle, daemon=True).start()
-    service._to_settle.put(None)
-    assert loaded.wait(60)
-    assert asked == {"settle": realtime.LOWEST if priority else 0}
-
-
 ASKING = r"""
-import os, sys, threading
-from capstand.cli import main as cli
+import os, threading
 from capstand.host import realtime
 ask = realtime.be_real_time
 def told(name, priority):
@@ -208,19 +186,21 @@ def told(name, priority):
     os.write(1, f"{name} {priority} {threads}\n".encode())
     return ask(name, priority)
 realtime.be_real_time = told
-sys.exit(cli.main(sys.argv[1:]))
 """
+"""Python runs it at the start of each process."""
 
 
 def test_nothing_is_in_a_hurry_before_sound_is_captured(tmp_path: Path) -> None:
     """Loading, and reading the configuration, leave the processor to the other services of a start:
-    the main thread asks for a priority only when the capture thread is there."""
+    in a stream's process none asks for a priority before the threads on the way of the sound."""
     setup = tmp_path / "capstand.toml"
     setup.write_text(CONFIGURATION.format(device="synthetic", folder=tmp_path))
     run = ["run", "--seconds", "2", "--quiet", "--config", str(setup)]
     run += ["--runtime", str(tmp_path / "run"), "--state", str(tmp_path / "state")]
+    (tmp_path / "sitecustomize.py").write_text(ASKING)
     done = subprocess.run(
-        [sys.executable, "-c", ASKING, *run],
+        [sys.executable, "-m", "capstand", *run],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         capture_output=True,
         text=True,
         check=True,
@@ -229,7 +209,8 @@ def test_nothing_is_in_a_hurry_before_sound_is_captured(tmp_path: Path) -> None:
     asked = [line.split() for line in done.stdout.splitlines()]
     assert {"main", "capture"} <= {name for name, *_ in asked}
     for name, priority, *threads in asked:
-        assert "capture" in threads or priority == "0" or name == "push" or "sink" in name
+        early = priority == "0" or name in ("main", "push") or "sink" in name
+        assert early or "capture" in threads
 
 
 def test_a_wrong_configuration_ends_it_with_its_errno(tmp_path: Path) -> None:

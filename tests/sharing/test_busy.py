@@ -38,7 +38,7 @@ from capstand.sharing.lending import Lending
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.types.file import FileSink
 from capstand.stream.health import Health
-from capstand.stream.stream import Stream
+from capstand.stream.intake import Intake
 from tests.fakecard import FakeCard, counter
 from tests.line import Keep, capture, config, give
 from tests.patience import PATIENCE_S
@@ -227,7 +227,7 @@ class Held:
         setup = Capture(device=card.device, format="S32_LE", channels=1, priority=0, buffer_ms=2000)
         self.card = card
         self.sink = Keep()
-        self.stream = Stream(config(setup, [FileSink(type="file", path=str(folder / "unused"))]))
+        self.stream = Intake(config(setup, [FileSink(type="file", path=str(folder / "unused"))]))
         give(self.stream, Outlet("keep", self.sink, 1 << 30))
         self.ledger = Ledger(folder / "ledger")
         self.lending = Lending(lambda: [self.stream], self.ledger)
@@ -532,14 +532,14 @@ def test_who_may(held: Held) -> None:
 def test_an_order_that_is_overtaken_is_told(tmp_path: Path) -> None:
     """Who released hears so when another resumes before the device was closed; and a stream that
     is configured away is forgotten, so that one of its name begins as its own."""
-    streams = [Stream(config(capture()))]
+    streams = [Intake(config(capture()))]
     lending = Lending(lambda: streams, Ledger(tmp_path))
     closed = lending.release({"stream": "mic"}, ROOT)
     assert closed() is None
     assert lending.resume({"stream": "mic"}, ROOT)["was_released"] is True
     assert closed() == {"error": "mic was taken back before its device was closed"}
     lending.release({"stream": "mic", "for_s": 1}, ROOT)
-    streams[0] = Stream(config(capture()))
+    streams[0] = Intake(config(capture()))
     lending.look(time.monotonic_ns() + 10**12)
     assert lending.resume({"stream": "mic"}, ROOT)["was_released"] is False
 

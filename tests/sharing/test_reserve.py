@@ -28,7 +28,7 @@ from jeepney.wrappers import DBusAddress, new_method_call, new_signal
 
 from capstand.accounting.ledger import Ledger
 from capstand.accounting.stats import Cause
-from capstand.capture.capturer import OPERATOR
+from capstand.capture.release import OPERATOR
 from capstand.config.schema import Capture
 from capstand.sharing import bus as bus_module
 from capstand.sharing import claim, reserve
@@ -38,7 +38,7 @@ from capstand.sharing.reserve import Reserver, session_address
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.types.file import FileSink
 from capstand.stream.health import Health
-from capstand.stream.stream import Stream
+from capstand.stream.intake import Intake
 from tests.counts import counts
 from tests.fakecard import FakeCard
 from tests.line import Keep, config, give
@@ -174,11 +174,11 @@ class Mic:
         self.proc = folder / "proc/asound"
         self.plug(7)
         self.ledger = Ledger(folder / "ledger")
-        self.streams: list[Stream] = []
+        self.streams: list[Intake] = []
         for number in range(streams):
             device = f"hw:CARD=Mic,DEV={number}"
             setup = Capture(device=device, channels=1, priority=0, **keys)
-            stream = Stream(config(setup, [FileSink(type="file", path=str(folder / "unused"))]))
+            stream = Intake(config(setup, [FileSink(type="file", path=str(folder / "unused"))]))
             give(stream, Outlet("keep", Keep(), 1 << 30))
             self.streams.append(stream)
         self.stream = self.streams[0]
@@ -880,7 +880,7 @@ def test_the_bus_of_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_devices_are_left_alone(tmp_path: Path, session: SessionBus) -> None:
     """What is no card's own device, such as dsnoop, is never held up nor reserved."""
     setup = Capture(device="dsnoop:CARD=Mic")
-    stream = Stream(config(setup))
+    stream = Intake(config(setup))
     reserver = Reserver(lambda: [stream], Ledger(tmp_path), lambda: session.address, tmp_path)
     reserver.start()
     assert stream.capturer.released is None

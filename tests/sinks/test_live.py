@@ -26,7 +26,7 @@ import pytest
 from capstand.accounting.stats import SinkStats
 from capstand.audio.ring import Ring
 from capstand.host import signals
-from capstand.processes import supervisor
+from capstand.processes import nursery
 from capstand.processes.child import _Fields
 from capstand.processes.page import Doing
 from capstand.processes.supervisor import LIMITS_S
@@ -35,7 +35,7 @@ from capstand.sinks.outlet import Outlet
 from capstand.sinks.push import Word
 from capstand.sinks.types.agora import AgoraSink
 from capstand.stream.handover import Side
-from capstand.stream.stream import Stream
+from capstand.stream.intake import Intake
 from tests import line, peer
 from tests.patience import PATIENCE_S
 
@@ -353,6 +353,7 @@ def test_what_cannot_be_made_is_told(far: Make, monkeypatch: pytest.MonkeyPatch)
         one.until(partial(failed, one, 2))
         assert one.told[0].startswith(words)
         assert one.books().since_frame is None
+    nursery.shared.end()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     one = far()
     one.look()
@@ -439,8 +440,9 @@ def test_the_process_is_told_nothing_it_need_not_know(
     """No setting stands in command line or environment, where others can read it; systemd's socket
     and watchdog are the daemon's alone, and so is every other descriptor. ``ps`` shows whose sink
     it is."""
-    for name in supervisor.NOT_TOLD:
+    for name in nursery.NOT_TOLD:
         monkeypatch.setenv(name, "1")
+    nursery.shared.end()
     one = far()
     with (tmp_path / "open").open("w") as another:
         os.set_inheritable(another.fileno(), True)
@@ -458,9 +460,8 @@ def test_the_process_is_told_nothing_it_need_not_know(
     assert {int(each, 8) & os.O_ACCMODE for each in flags} == {os.O_RDONLY}
     shown = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
     assert SECRET.encode() not in shown and str(one.file).encode() not in shown
-    assert not any(name.encode() in shown for name in supervisor.NOT_TOLD)
+    assert not any(name.encode() in shown for name in nursery.NOT_TOLD)
     assert (process / "comm").read_text() == "push:far\n"
-    assert b"capstand.processes.child" in shown and b"mic\0far" in shown
 
 
 def test_only_the_daemon_ends_it(far: Make) -> None:
@@ -510,29 +511,34 @@ def test_it_ends_with_the_daemon(tmp_path: Path, state: str) -> None:
 
 
 def test_a_hung_sink_holds_up_neither_the_others_nor_the_end(tmp_path: Path) -> None:
-    """Beside a sink that hangs for ever the other gets every block, the stream ends in time and
-    names it, its process is gone, and the books are closed to the frame."""
+    """Beside a sink that hangs for ever the other gets every block; it is let go of, its process is
+    gone, and the books are closed to the frame."""
     card = line.capture(buffer_ms=10_000.0)
-    stream = Stream(line.config(card))
+    stream = Intake(line.config(card))
     well, plan = line.Keep(), Plan("tests.peer:Peer", (tmp_path / "got", {-2: "hang"}, ""))
     hung = LiveSink("mic", "hung", plan, stream.ring, card.audio.frame_bytes, 0)
-    line.give(stream, hung, Outlet("well", well, 1 << 30))
+    line.give(stream, Outlet("well", well, 1 << 30))
+    stream.wakes(hung.wake)
     stream.start()
     deadline = time.monotonic() + PATIENCE_S
     while hung.process.page.doing[0] is not Doing.WRITING or stream.pusher.captured < 48 * 300:
-        stream.look(time.monotonic_ns())
+        hung.look(time.monotonic_ns())
         assert time.monotonic() < deadline
         time.sleep(0.005)
     pid = hung.process.pid
     assert pid is not None
     began = time.monotonic()
     assert stream.drain(began + PATIENCE_S) == []
-    assert stream.close(time.monotonic() + 1.0) == ["sink hung"]
+    assert stream.close(time.monotonic() + PATIENCE_S) == []
+    hung.finish()
+    assert not hung.join(time.monotonic() + 0.2)
+    hung.let_go()
     assert gone(pid)
     stats = stream.stats(time.monotonic_ns())
-    assert stats.balanced and [one.inside_frames for one in stats.sinks] == [0, 0]
-    assert stats.sinks[0].delivered_frames == 0
-    assert stats.sinks[1].delivered_frames == stats.captured_frames
+    away = Side.of(hung).stats(stats.captured_frames, 48_000, 0)
+    assert stats.balanced and away.balanced and away.inside_frames == away.delivered_frames == 0
+    assert stats.sinks[0].inside_frames == 0
+    assert stats.sinks[0].delivered_frames == stats.captured_frames
     assert sum(block.frames for block in well.blocks) == stats.captured_frames
 
 
@@ -550,6 +556,7 @@ def test_one_that_is_let_go_of_starts_no_more(far: Make) -> None:
 
 def test_its_log_lines_say_whose_they_are(far: Make, capfd: pytest.CaptureFixture[str]) -> None:
     """What a sink logs goes where the daemon's lines go, and carries STREAM and SINK."""
+    nursery.shared.end()  # the next one writes where this test listens
     one = far()
     one.open()
     assert one.end()
@@ -565,6 +572,7 @@ def test_what_goes_wrong_in_its_process_is_logged_clean(
 ) -> None:
     """Nothing there writes a traceback of its own: neither the sink's call, nor a thread, nor a
     function that C calls. Lines are clean, and a secret that was read is in none."""
+    nursery.shared.end()  # the next one writes where this test listens
     one = far({0: "bugs"})
     one.open()
     one.write()
@@ -584,6 +592,7 @@ def test_the_daemon_itself_loads_no_library_of_a_channel() -> None:
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
+        "from capstand.stream.intake import Intake\n"
         "from capstand.config.schema import Capture, Stream as Config\n"
         "from capstand.sinks.types.agora import AgoraSink\n"
         "from capstand.stream.stream import Stream\n"

@@ -15,7 +15,7 @@ from capstand.config.schema import Capture, Spool
 from capstand.sinks.recording.retention import DAY_S, Retention
 from capstand.sinks.spool.spooled import Spooled
 from capstand.sinks.types.file import FileSink
-from capstand.stream.stream import Stream
+from capstand.stream.intake import Intake
 from tests.line import config
 from tests.sinks.test_recording import PERIOD, WALL_NS, Clock, Desk
 
@@ -308,7 +308,7 @@ def test_what_goes_behind_a_spool_is_told_too(tmp_path: Path) -> None:
         spool=Spool(path=str(tmp_path / "spool")),
     )
     card = Capture(device="hw:CARD=NotThere", channels=2, priority=0)
-    sink = Stream(config(card, [setup]), tmp_path).outlets[0].sink
+    sink = Intake(config(card, [setup]), tmp_path).outlets[0].sink
     assert isinstance(sink, Spooled)
     sink.sink.open()
     thread = sink.sink._retention._thread  # type: ignore[attr-defined]

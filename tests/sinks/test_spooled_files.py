@@ -25,7 +25,7 @@ from capstand.errors import CapstandError
 from capstand.host.control import NAME, ask
 from capstand.sinks.spool.spooled import Spooled
 from capstand.sinks.types.file import FileSink
-from capstand.stream.stream import Stream
+from capstand.stream.intake import Intake
 from tests.line import config
 from tests.patience import PATIENCE_S
 from tests.sinks.test_recording import S16, Desk, expected, heard
@@ -145,7 +145,7 @@ def test_what_waits_for_more_than_five_seconds_is_spooled(
     spool = Spool(path=str(tmp_path / "spool"))
     setup = FileSink(type="file", path=str(tmp_path / "sound"), queue_ms=queue_ms, spool=spool)
     card = Capture(device="hw:CARD=NotThere", channels=2, priority=0)
-    sink = Stream(config(card, [setup]), tmp_path).outlets[0].sink
+    sink = Intake(config(card, [setup]), tmp_path).outlets[0].sink
     assert isinstance(sink, Spooled)
     sink.load()
     period = card.period_frames
@@ -215,7 +215,7 @@ class Machine:
                 continue
             assert stream["balanced"], stream
             sink: dict[str, Any] = stream["sinks"][0]
-            if wanted(sink):
+            if sink["figures"] and wanted(sink):  # none before its process has told them
                 return sink
         raise AssertionError(f"never seen: {sink}")
 

@@ -215,7 +215,7 @@ def test_a_dead_side_is_a_concern_and_told_once(
     stream.pusher.meter = None
     stream.start_meter()
     ledger = Ledger(tmp_path)
-    reporter = Reporter(stream, ledger)
+    reporter = Reporter(stream.config, ledger)
     said: list[str] = []
     monkeypatch.setattr(
         "capstand.service.reporter.say", lambda _, text, *words, **__: said.append(text % words)
@@ -228,7 +228,7 @@ def test_a_dead_side_is_a_concern_and_told_once(
                 line.capture()
                 line.push()
             line.deliver()
-            reporter.look(line.stats())
+            reporter.look(line.report())
 
     run(3)
     first, _ = line.stats().as_json()["channel_levels"]

@@ -27,6 +27,7 @@ class Cause(IntEnum):
     RELEASED = 6
     SWITCHED = 7
     DEVICE = 8
+    PROCESS = 9
 
     @property
     def words(self) -> str:
@@ -42,6 +43,7 @@ _WORDS = {
     Cause.STALLED: "the device stood still",
     Cause.SWITCHED: "another device was taken, one that is preferred",
     Cause.RELEASED: "the device was released to another program",
+    Cause.PROCESS: "the stream's process had ended and was started again",
     Cause.DEVICE: "the card delivered less than its rate: bus errors?",
 }
 
@@ -101,6 +103,7 @@ class Count(NamedTuple):
     lost_exact: int
     lost_estimated: int
     lost_by_device: int  # of the estimated ones, those of the cause DEVICE
+    gaps: int
 
 
 class Tally:
@@ -128,6 +131,15 @@ class Tally:
         self.lost_by_device = 0
         self.gaps = GapTable()
 
+    def go_on(self, before: "StreamStats", captured: int, next_frame: int) -> None:
+        """With the counters of another one, which may have told its last losses to nobody: how
+        many frames are lost is known, not how."""
+        lost_exact = before.lost_frames - before.lost_estimated_frames
+        self.captured, self.produced = captured, next_frame
+        self.lost_exact = min(lost_exact, next_frame - captured)
+        self.lost_estimated = next_frame - captured - self.lost_exact
+        self.gaps.count = before.gaps
+
     def count(self) -> Count:
         """All counters as of one moment. Any thread."""
         while True:
@@ -138,6 +150,7 @@ class Tally:
                 self.lost_exact,
                 self.lost_estimated,
                 self.lost_by_device,
+                self.gaps.count,
             )
             if turn == self.turn and not turn & 1:
                 return count
@@ -231,6 +244,7 @@ class StreamStats(NamedTuple):
     device_lost_ms_last_hour: float = 0.0  # what the card did not deliver, found by time
     notice: str | None = None  # that the card is another one, or granted less, and what that means
     channel_levels: list[dict[str, Any]] | None = None
+    pid: int | None = None  # of the process that takes its sound in
     simulated: bool = False  # what is heard comes from no card
 
     @property

@@ -237,6 +237,12 @@ class Clock:
         self.started = True
         self._var_offset = 1e12  # the stamp may be 1 ms late
 
+    def go_on(self, frame: int, at_ns: int, ns_per_frame: float) -> None:
+        """Another clock had come to that; before the first observation."""
+        self._rate = ns_per_frame / self.nominal_ns - 1.0
+        self.started = True
+        self.restart(frame, at_ns)
+
     def loosen(self) -> None:
         """The frame index was moved on, for frames that never came: the offset is less sure, the
         rate is not."""

@@ -39,19 +39,22 @@ LEAST_SLOTS = 4
 
 
 class Ring:
-    """The writer's side: ``slots`` blocks of up to ``slot_bytes`` bytes each."""
+    """The writer's side: ``slots`` blocks of up to ``slot_bytes`` bytes each, in new memory or in
+    that behind ``descriptor``, which had another writer before and is closed with it."""
 
-    def __init__(self, slots: int, slot_bytes: int) -> None:
+    def __init__(self, slots: int, slot_bytes: int, descriptor: int | None = None) -> None:
         assert slots >= LEAST_SLOTS and slot_bytes >= 1
         self.slots = slots
         self.slot_bytes = slot_bytes
-        self.published = 0
         size = HEAD + slots * (SLOT.size + slot_bytes)
-        self._descriptor = os.memfd_create("capstand-ring", os.MFD_CLOEXEC)
-        os.ftruncate(self._descriptor, size)
-        self._memory = mmap.mmap(self._descriptor, size)
+        if descriptor is None:
+            descriptor = os.memfd_create("capstand-ring", os.MFD_CLOEXEC)
+            os.ftruncate(descriptor, size)
+        self.descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, size)
         self._words = memoryview(self._memory)[:HEAD].cast("q")
         self._words[0], self._words[1], self._words[2] = MAGIC, slots, slot_bytes
+        self.published = self._words[PUBLISHED]
         view, first = memoryview(self._memory), HEAD + slots * SLOT.size
         self._rows = [
             view[first + at * slot_bytes : first + (at + 1) * slot_bytes] for at in range(slots)
@@ -64,9 +67,9 @@ class Ring:
         """A descriptor of the memory that allows nothing but reading; the caller closes it. Where
         there is no /proc it is the reader alone who maps the memory for reading only."""
         try:
-            return os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            return os.dup(self._descriptor)
+            return os.dup(self.descriptor)
 
     def wakes(self, *readers: WakeUp, rests: tuple[WakeUp, ...] = ()) -> None:
         """From the next block on, these are set for each block, and ``rests`` whenever another
@@ -100,7 +103,7 @@ class Ring:
         self._words.release()
         self._rows = []
         self._memory.close()
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 class Reader:
@@ -109,9 +112,11 @@ class Reader:
 
     ``captured``: so many frames had been captured, and ``next_frame`` was to be the next one's
     index, at the end of the last block read, or when it joined; ``missed`` are the frames that it
-    was lapped by since. Has the pace of the stream's clock, as the last block brought it.
+    was lapped by since. Has the pace of the stream's clock, as the last block brought it. When it
+    joined, the next frame was ``due_ns``.
     """
 
+    due_ns = 0
     ns_per_frame = 0.0
     drift_ppm = 0.0
     settled = False
@@ -141,9 +146,12 @@ class Reader:
             if not number:
                 return
             last = number - 1
-            found, first_frame, frames, _, before, *_ = self._slot(last)
+            found, first_frame, frames, at_ns, before, *rate = self._slot(last)
             if found == last and self._words[PUBLISHED] - last <= self._slots - 2:
                 self.captured, self.next_frame = before + frames, first_frame + frames
+                self.ns_per_frame, self.drift_ppm, settled = rate
+                self.settled = bool(settled)
+                self.due_ns = at_ns + round(frames * self.ns_per_frame)
                 return
 
     def read(self) -> Block | None:

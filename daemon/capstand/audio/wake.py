@@ -10,10 +10,12 @@ from contextlib import suppress
 
 
 class WakeUp:
-    """Readable from ``set`` until ``clear``."""
+    """Readable from ``set`` until ``clear``; ``descriptor`` is another's, which is its own now."""
 
-    def __init__(self) -> None:
-        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    def __init__(self, descriptor: int | None = None) -> None:
+        if descriptor is None:
+            descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.descriptor = descriptor
         weakref.finalize(self, os.close, self.descriptor).atexit = False
 
     def fileno(self) -> int:

@@ -26,10 +26,11 @@ import time
 from collections.abc import Callable
 from errno import EIO
 
-from capstand.accounting.stats import Cause, Tally
+from capstand.accounting.stats import Cause, StreamStats, Tally
 from capstand.audio.block import NS_PER_S
 from capstand.audio.clock import Clock
 from capstand.audio.ring import Ring
+from capstand.capture.release import OPERATOR
 from capstand.capture.source import UNKNOWN, Grant, Reading, Source
 from capstand.capture.truerate import TrueRate, too_fast
 from capstand.errors import DeviceError
@@ -48,8 +49,6 @@ REST_S = 1.0
 CATCH_UP_SPEED = 8
 OPEN_S = 30.0
 """A card that does not answer may take so long to be opened, by the kernel's patience with it."""
-OPERATOR, RESERVATION = "operator", "reservation"
-"""Who may ask for the device: a person by `capstand release`, a program by D-Bus."""
 
 
 class Capturer:
@@ -98,6 +97,18 @@ class Capturer:
         self._healing = 0  # steps taken against a silence that goes on
         self._failures = 0  # attempts in a row
         self._burst = 0  # blocks read while the device held more
+
+    def go_on(
+        self, before: StreamStats, captured: int, next_frame: int, at_ns: int, ns_per_frame: float
+    ) -> None:
+        """With the frame index, the clock and the counters of another one, whose process ended
+        before its time."""
+        self.tally.go_on(before, captured, next_frame)
+        self.opens, self.restarts = before.opens, before.restarts
+        if ns_per_frame:
+            self._clock.go_on(next_frame, at_ns, ns_per_frame)
+            self.captured_at_ns = at_ns - 1
+        self._absence = Cause.PROCESS
 
     def run(self) -> None:
         """The thread's body; ends after ``stop``."""
@@ -287,8 +298,8 @@ class Capturer:
         """Books a gap before the next frame."""
         tally, clock = self.tally, self._clock
         at_ns = clock.time_of(tally.produced) if clock.started else stamp_ns
-        tally.gaps.note(tally.produced, lost, at_ns, cause, exact)
         tally.turn += 1
+        tally.gaps.note(tally.produced, lost, at_ns, cause, exact)
         tally.produced += lost
         if exact:
             tally.lost_exact += lost

@@ -40,7 +40,7 @@ def add(commands: "Commands") -> None:
         action="store_true",
         help=f"without --config: take the first capture card, even where {CONFIG} is there",
     )
-    run.add_argument("--seconds", metavar="N", type=seconds, help="stop after N seconds")
+    run.add_argument("--seconds", metavar="N", type=seconds, help="stop after N seconds of sound")
     run.add_argument("--quiet", action="store_true", help="no live line")
     add_runtime(run)
     run.add_argument(
@@ -54,6 +54,10 @@ def add(commands: "Commands") -> None:
 
 
 def act(chosen: argparse.Namespace) -> int:
+    from capstand.processes import nursery
+
+    # First of all: it loads beside us, and what we load later is not in its memory.
+    nursery.shared.begin(["capstand.stream.body"])
     from capstand.config import schema as config
     from capstand.host import logs, rights
     from capstand.host.notify import Notifier
@@ -83,6 +87,8 @@ def act(chosen: argparse.Namespace) -> int:
     except ConfigError as error:
         Notifier().failed(22, f"configuration refused: {error.faults[0]}")
         raise
+    if len(setup.stream) > 1:
+        nursery.shared.load(["capstand.stream.preload"])
     rights.refuse_the_services(_folders(setup), state)
     for name, line in notes(setup):
         logs.say(logging.WARNING, "%s: %s", name, line, STREAM=name)

@@ -69,6 +69,7 @@ class SinkType(NamedTuple):
     ``live``: only the present is of use to it; it reads the ring in a process of its own.
     ``make``: of a value of ``schema`` and its Surroundings a ``sinks.sink.Sink``; where it is live
     a ``sinks.live.Plan`` of one, because the daemon itself does not load it.
+    ``loads``: modules of capstand that are loaded before a process that needs them is forked.
     ``places``: what only one such sink can have at a time.
     ``problems``: what is wrong between it and the rest of its Stream, by the key of its table;
     "capture.…" is one of the stream's.
@@ -78,6 +79,7 @@ class SinkType(NamedTuple):
     page: str
     live: bool
     make: Callable[[Any, Surroundings], Any]
+    loads: tuple[str, ...] = ()
     places: Callable[[Any], Iterable[Place]] = _nothing
     problems: Callable[[Any, "Stream"], Iterable[tuple[str, str]]] = _nothing
 
@@ -116,6 +118,7 @@ class SourceType(NamedTuple):
     ``schema``: a named tuple, the table [stream.capture.NAME]; None where there is none.
     ``page``: where it is explained, a file in docs/ or an address.
     ``make``: of the Capture a ``capture.source.Source``; ``capture.source`` has the table's values.
+    ``loads``: modules of capstand that are loaded before a process that needs them is forked.
     ``alone``: only one stream can have a device of it.
     ``problems``: what is wrong with a Capture, by key.
     ``rest``: every device is of this type that is of no other.
@@ -125,6 +128,7 @@ class SourceType(NamedTuple):
     schema: Any
     page: str
     make: Callable[["Capture"], Any]
+    loads: tuple[str, ...] = ()
     alone: bool = True
     problems: Callable[["Capture"], Iterable[tuple[str, str]]] = _nothing
     rest: bool = False

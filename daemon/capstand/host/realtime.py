@@ -5,7 +5,8 @@ says how to grant it. Figures behind the choices: a 0.1 ms switch interval bring
 FIFO thread beside a busy Python thread from 5 ms to 0.14 ms, but with 64 streams (about 200
 threads) the switching alone takes all there is, while 5 ms serve them at a third of the machine;
 MCL_ONFAULT keeps the locked memory at 26 MB instead of 160 MB; freezing the garbage collector's
-heap cuts the tail.
+heap cuts the tail. One arena for all threads, and a threshold that does not grow, keep 2 MB less of
+what was freed.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ import threading
 from pathlib import Path
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
+M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3
+MMAP_BYTES = 128 * 1024
 SWITCH_INTERVAL_S = (0.0001, 0.005)
 LOWEST = 1
 """Priority of threads that need not be on time, but must not be kept from giving up the lock."""
@@ -33,6 +36,8 @@ def prepare_process() -> str | None:
     """
     threading.stack_size(STACK_BYTES)
     libc = ctypes.CDLL(None, use_errno=True)
+    libc.mallopt(M_ARENA_MAX, 1)
+    libc.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
     if libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0:
         return None
     return (
@@ -72,6 +77,7 @@ def freeze_heap() -> None:
     """After start-up: what lives now lives for ever, the collector need not look at it again."""
     gc.collect()
     gc.freeze()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def prepare_thread(name: str, priority: int) -> str | None:

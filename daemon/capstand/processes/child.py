@@ -1,8 +1,8 @@
-"""The inside of a process that another one looks after: ``python -m capstand.processes.child``.
+"""The inside of a process that another one looks after; the nursery has just forked it.
 
-Its arguments are two descriptors, a socket to the daemon and its Page, and names for people who
-look at ``ps``. The first message says what it is for (``Task``). What it raises unforeseen is told,
-and ends the process: the daemon starts a new one.
+It is given a socket to the daemon, its Page, and the descriptors of its work. The first message
+says what it is for (``Task``). What it raises unforeseen is told, and ends the process: the daemon
+starts a new one.
 
 The daemon alone decides when it ends, so that nothing captured is left behind: signals that a
 terminal, or ``systemctl kill``, sends to all processes are ignored. But where the daemon is gone
@@ -26,10 +26,11 @@ import select
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from capstand.host import bug, console, logs, realtime, signals
+from capstand.host import bug, logs, realtime
 from capstand.processes.page import Page
 from capstand.text import clean
 
@@ -37,14 +38,16 @@ LONGEST = 131_072
 """Bytes of a message."""
 MOST_VALUES = 2_000
 """Of what a process tells of itself; what is more is left out."""
+MOST_GIVEN = 64
+"""Descriptors of a message."""
 FAILED = 3
 """The status of a process that has said why it ends."""
 
 
 class Task(NamedTuple):
-    """What a process is for: ``work``, "module:function", is called with its Line and
-    ``arguments``. ``fields`` are those of its log lines, ``thread`` and ``priority`` those of its
-    main thread.
+    """What a process is for: ``work``, "module:function", is called with its Line, its descriptors
+    and ``arguments``. ``fields`` are those of its log lines, ``thread`` and ``priority`` those of
+    its main thread.
     """
 
     work: str
@@ -62,6 +65,7 @@ class Line:
         self.page = page
         self.repeats = repeats
         self._channel = channel
+        self._given: list[int] = []
 
     def fileno(self) -> int:
         """Readable when there is a message."""
@@ -70,9 +74,26 @@ class Line:
     def receive(self) -> Any:
         """The next message of the daemon, which is trusted; None where there is none."""
         try:
-            return pickle.loads(self._channel.recv(LONGEST))
+            raw, given, _, _ = socket.recv_fds(
+                self._channel, LONGEST, MOST_GIVEN, socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return None
+        self._given += given
+        return pickle.loads(raw)
+
+    def taken(self) -> list[int]:
+        """The descriptors that came with the messages since the last time."""
+        given, self._given = self._given, []
+        return given
+
+    def send(self, raw: bytes) -> bool:
+        """Whether a message went out: a daemon that is busy hears it later."""
+        try:
+            self._channel.send(raw)
+        except BlockingIOError:
+            return False
+        return True
 
     def tell(self, **what: object) -> bool:
         """How it is, for people; whether that went out: a daemon that is busy hears it later. Of
@@ -80,11 +101,7 @@ class Line:
         raw = json.dumps(clean.tree(what, MOST_VALUES)).encode()
         if len(raw) > LONGEST:
             raw = json.dumps(clean.tree(what | {"figures": {}}, MOST_VALUES)).encode()
-        try:
-            self._channel.send(raw)
-        except BlockingIOError:
-            return False
-        return True
+        return self.send(raw)
 
 
 class _Fields(logging.Filter):
@@ -99,16 +116,14 @@ class _Fields(logging.Filter):
         return True
 
 
-def main() -> NoReturn:
-    console.prepare()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    signals.ignore()
+def main(given: Sequence[int]) -> NoReturn:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("0")
-    channel, page = socket.socket(fileno=int(sys.argv[1])), Page(int(sys.argv[2]))
-    channel.set_inheritable(False)
-    os.set_inheritable(page.descriptor, False)
-    task: Task = pickle.loads(channel.recv(LONGEST))
+    channel, page = socket.socket(fileno=given[0]), Page(given[1])
+    try:
+        task: Task = pickle.loads(channel.recv(LONGEST))
+    except (EOFError, ConnectionError):
+        _end(1)  # the daemon wants it no more
     realtime.prepare_process()  # what it refuses, the daemon has told
     repeats = logs.setup(before=_clear_line)
     logs.log.handlers[0].filters.insert(0, _Fields(task.fields))
@@ -120,7 +135,8 @@ def main() -> NoReturn:
         realtime.prepare_thread(task.thread, task.priority)
         module, _, function = task.work.partition(":")
         with contextlib.suppress(EOFError, ConnectionError):
-            status = getattr(importlib.import_module(module), function)(line, *task.arguments)
+            work = getattr(importlib.import_module(module), function)
+            status = work(line, tuple(given[2:]), *task.arguments)
         atexit._run_exitfuncs()  # what the libraries want
     except BaseException as error:  # noqa: BLE001  told, and the process ends
         line.tell(trouble=f"{bug.tell('the process ended', error)}; the log has more")
@@ -162,7 +178,3 @@ def _clear_line() -> None:
     if sys.stderr.isatty():
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write("\r\033[K")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,26 +8,26 @@ A process that is at something for longer than its limit hangs and is killed; on
 to do shows itself every second. One that dies is told by name. All this is a SinkError to nobody:
 the process' own stream goes on without it, and is told in words (``trouble``).
 
-It is made by exec, with no descriptor but its own, and does not learn of systemd's notification
-socket and watchdog. It ends with the daemon, and by the daemon's order only (``child.py``).
+It is forked from a clean parent (``nursery.py``), with no descriptor but its own. It ends with the
+daemon, and by the daemon's order only (``child.py``).
 
 Thread: main, whose turn ``look`` is; nothing here waits, but ``join``.
 """
 
-import os
 import pickle
+import select
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 
 from capstand.audio.block import NS_PER_S
 from capstand.host.backoff import Backoff
+from capstand.processes import nursery
 from capstand.processes.child import FAILED, LONGEST, MOST_VALUES, Task
+from capstand.processes.nursery import NEVER, Process
 from capstand.processes.page import Doing, Page
 from capstand.text import clean
 
@@ -40,7 +40,6 @@ LIMITS_S = {
     Doing.CLOSING: 3.0,
 }
 RETRY_S = (0.5, 30.0)
-NOT_TOLD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 MOST_MESSAGES = 16
 """Of one look."""
 
@@ -53,11 +52,11 @@ class State(Enum):
 
 
 class Supervisor:
-    """Keeps a process for ``task`` running, from ``start`` to ``stop``; it gets ``descriptors``
-    under their own numbers.
+    """Keeps a process for ``task`` running, from the first look to ``stop``. It gets copies of
+    ``descriptors``; ``modules`` of capstand's own are loaded before it begins.
 
     ``trouble`` says what ails it, None while nothing does; ``detail``, ``concern`` and ``figures``
-    are what it told last.
+    are what it told last; where ``hear`` is given, what it tells goes there instead.
     """
 
     def __init__(
@@ -66,6 +65,8 @@ class Supervisor:
         descriptors: Sequence[int],
         limits_s: Mapping[Doing, float] = LIMITS_S,
         backoff: Backoff | None = None,
+        modules: Sequence[str] = (),
+        hear: Callable[[bytes], None] | None = None,
     ) -> None:
         self.state = State.ABSENT
         self.page = Page()
@@ -74,12 +75,14 @@ class Supervisor:
         self.concern: str | None = None
         self.figures: dict[str, object] = {}
         self.deaths = 0
-        self._task = task
-        self._descriptors = tuple(descriptors)
+        self.task = task
+        self.descriptors = tuple(descriptors)
+        self._heard = hear or self._learn
+        self._modules = tuple(modules)
         self._limits_ns = {doing: round(s * NS_PER_S) for doing, s in limits_s.items()}
         self._backoff = backoff or Backoff(*RETRY_S)
         self._due_ns = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._channel: socket.socket | None = None
 
     @property
@@ -96,6 +99,7 @@ class Supervisor:
 
     def look(self, now_ns: int) -> None:
         """Starts it when it is time, hears what it says, ends what hangs."""
+        nursery.shared.look()
         if self.state is State.ABSENT and now_ns >= self._due_ns:
             self._start(now_ns)
         if self._process is None:
@@ -130,12 +134,16 @@ class Supervisor:
             self.state = State.ENDED
         elif status == FAILED and self.trouble is not None:  # it has said why
             self.fail(now_ns, None)
+        elif status == NEVER:
+            self.fail(now_ns, f"its process cannot be made: {self._process.error}")
         else:
             self.fail(now_ns, f"its process {self._words()}; a new one is started")
 
     def kill(self, now_ns: int, why: str) -> None:
         """Ends it by force, for a reason that is told; another one is started."""
         assert self._process is not None
+        if self._process.pid is None:
+            nursery.shared.end()  # it is that which hangs
         self._process.kill()
         self.fail(now_ns, f"{why}; a new one is started")
 
@@ -150,21 +158,35 @@ class Supervisor:
         else:
             self.state = State.ENDED
 
+    def order(self, message: object, descriptors: Sequence[int] = ()) -> bool:
+        """Tells it something; whether that could be sent."""
+        if self._channel is None:
+            return False
+        try:
+            socket.send_fds(self._channel, [pickle.dumps(message)], list(descriptors))
+        except OSError:
+            return False
+        return True
+
     def stop(self, message: object = None) -> None:
         """Tells it to end; ``message`` says more."""
-        if self._process is None or self._channel is None:
+        if self._process is None:
             self.state = State.ENDED
             return
         self.state = State.ENDING
-        with suppress(OSError):
-            self._channel.send(pickle.dumps(message))
+        self.order(message)
+
+    def wait(self, timeout_s: float) -> None:
+        """For a word of it, or its end."""
+        if self._channel is not None:
+            poll = select.poll()
+            poll.register(self._channel, select.POLLIN)
+            poll.poll(max(0.0, timeout_s) * 1000)
 
     def join(self, deadline: float) -> bool:
         """Whether it has ended by itself by then (time.monotonic); it was told to stop before."""
         if self._process is not None:
-            try:
-                self._process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            if not self._process.wait(max(0.0, deadline - time.monotonic())):
                 return False
             self.look(time.monotonic_ns())
         return True
@@ -184,24 +206,16 @@ class Supervisor:
     # Inside
 
     def _start(self, now_ns: int) -> None:
-        path = os.pathsep.join(one or "." for one in sys.path)
-        kept = {name: value for name, value in os.environ.items() if name not in NOT_TOLD}
-        command = [sys.executable, "-P", "-m", "capstand.processes.child"]
         self.detail, self.concern, self.figures = "starting", None, {}
         self.page.does(Doing.STARTING, now_ns)
         self.state = State.RUNNING
         try:
             self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with its:
-                given = its.fileno(), self.page.descriptor
-                self._process = subprocess.Popen(
-                    [*command, *map(str, given), *self._task.fields.values()],
-                    env=kept | {"PYTHONPATH": path},
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[*given, *self._descriptors],
-                )
             self._channel.setblocking(False)
-            self._channel.send(pickle.dumps(self._task))
+            with its:
+                self._channel.send(pickle.dumps(self.task))
+                given = its.fileno(), self.page.descriptor, *self.descriptors
+                self._process = nursery.shared.make(self._modules, given)
         except OSError as error:
             why = f"{sys.executable} cannot be started: {error.strerror}; is memory short?"
             self.fail(now_ns, why)
@@ -219,15 +233,16 @@ class Supervisor:
             if not raw:
                 return True
             try:
-                said = clean.tree(clean.parsed(raw), MOST_VALUES)
+                self._heard(raw)
             except (ValueError, RecursionError):
                 return False
-            if not isinstance(said, dict) or not isinstance(said.get("figures", {}), dict):
-                return False
-            self._learn(said)
         return True
 
-    def _learn(self, said: dict[str, object]) -> None:
+    def _learn(self, raw: bytes) -> None:
+        """Raises ValueError for what makes no sense."""
+        said = clean.tree(clean.parsed(raw), MOST_VALUES)
+        if not isinstance(said, dict) or not isinstance(said.get("figures", {}), dict):
+            raise ValueError(said)
         if "trouble" in said:
             self.trouble = None if said["trouble"] is None else str(said["trouble"])
         if "detail" in said:
@@ -264,5 +279,5 @@ class Supervisor:
         _ghosts[:] = [one for one in _ghosts if one.poll() is None]
 
 
-_ghosts: list[subprocess.Popen[bytes]] = []
+_ghosts: list[Process] = []
 """Killed, but not yet gone; waited for at the next occasion."""

@@ -20,11 +20,13 @@ from capstand.accounting.ledger import Ledger, keep
 from capstand.config import plan
 from capstand.config import schema as config
 from capstand.config.schema import Config
+from capstand.config.schema import Stream as StreamConfig
 from capstand.errors import CapstandError, ConfigError
 from capstand.host import bug, realtime
 from capstand.host.logs import say
 from capstand.host.notify import Notifier
 from capstand.service.reporter import Reporter
+from capstand.service.running import Running
 from capstand.stream.handover import LEAVE_S
 from capstand.stream.stream import Stream
 
@@ -44,12 +46,13 @@ class Reload:
         self,
         path: Path | None,
         running: Config,
-        streams: list[Stream],
+        streams: list[Running],
         reporters: dict[str, Reporter],
         state: Path,
         ledger: Ledger,
         notifier: Notifier,
-        begins: Callable[[Sequence[Stream]], None] = lambda _: None,
+        begins: Callable[[Sequence[Running]], None] = lambda _: None,
+        make: Callable[[StreamConfig, Path], Running] = Stream,
     ) -> None:
         self.asked = 0
         self.done = 0
@@ -63,11 +66,12 @@ class Reload:
         self._ledger = ledger
         self._notifier = notifier
         self._begins = begins  # called before streams start
+        self._make = make
         self._dealt_with = 0
         self._reading: _Reading | None = None
         self._late: threading.Thread | None = None
         self._ending: list[_Ending] = []
-        self._to_start: list[Stream] = []
+        self._to_start: list[Running] = []
 
     def ask(self) -> int:
         """Wants the file to be read again; returns the number of the request."""
@@ -137,7 +141,7 @@ class Reload:
         try:
             wanted = reading.config()
             todo = plan.plan(self._running, wanted)
-            self._to_start = [Stream(one, self._state) for one in todo.start]
+            self._to_start = [self._make(one, self._state) for one in todo.start]
         except ConfigError as error:
             self._refuse(error.faults)
             return
@@ -156,8 +160,8 @@ class Reload:
         for one in todo.exchange:
             stream = next(running for running in self._streams if running.name == one.name)
             stream.exchange(one)
-            for leaving in stream.leaving:
-                self._reporters[stream.name].part(leaving.name)
+            for name in stream.leaving:
+                self._reporters[stream.name].part(name)
 
     def _refuse(self, faults: list[str]) -> None:
         self.refused = faults
@@ -181,19 +185,17 @@ class Reload:
         )
         self._begins(fresh)
         for stream in fresh:
-            self._reporters[stream.name] = Reporter(stream, self._ledger)
+            self._reporters[stream.name] = Reporter(stream.config, self._ledger)
             self._reporters[stream.name].begin()
             stream.start()
         return not any(one.leaving for one in self._streams)
 
     def _see_sinks_off(self, deadline: float | None) -> None:
         for stream in self._streams:
-            for left in stream.left(deadline):
-                self._reporters[stream.name].leave(left, stream.stats(time.monotonic_ns()))
-                if left.hung:
-                    self.told.append(
-                        f"{stream.name}: sink {left.name} did not end in time and was given up"
-                    )
+            self.told += [
+                f"{stream.name}: sink {name} did not end in time and was given up"
+                for name in stream.see_off(deadline)
+            ]
 
     def close(self, deadline: float) -> None:
         """The process ends: what is new does not begin any more, what ends has until then."""
@@ -238,7 +240,7 @@ class _Reading:
 class _Ending:
     """A stream that is taken down, by a thread of its own."""
 
-    def __init__(self, stream: Stream, reporter: Reporter) -> None:
+    def __init__(self, stream: Running, reporter: Reporter) -> None:
         self._stream = stream
         self._reporter = reporter
         self._hung = ["its end"]  # until that has come
@@ -258,8 +260,8 @@ class _Ending:
 
     def report(self) -> list[str]:
         """Closes its books; returns what is wrong."""
-        stats = self._stream.stats(time.monotonic_ns())
-        self._reporter.end(stats, self._hung)
+        report = self._stream.report(time.monotonic_ns())
+        self._reporter.end(report, self._hung)
         if not self._hung:
             self._stream.dispose()
             return []

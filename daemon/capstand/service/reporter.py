@@ -6,16 +6,16 @@ Thread: main.
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from capstand.accounting.ledger import Ledger, wall_time
 from capstand.accounting.stats import SIMULATED, Gap, SinkStats, StreamStats
+from capstand.config.schema import Stream as StreamConfig
 from capstand.host import realtime
 from capstand.host.logs import say, tell_held_back
 from capstand.stream.defect import Defect
-from capstand.stream.handover import Feed, Leaving, Side
 from capstand.stream.health import Health
-from capstand.stream.stream import Stream
+from capstand.stream.report import Granted, Left, Report, SinkEvent
 
 TOTAL_S = 300.0
 GAP_TOTAL_S = 60.0
@@ -34,13 +34,15 @@ class _Told:
         self.dropped = 0
         self.drops_due = 0.0
         self.inserted = 0
+        self.replaced = False  # the stream's process was, since the last drop
 
 
 class Reporter:
     """Tells the changes of one stream; remembers what it has told."""
 
-    def __init__(self, stream: Stream, ledger: Ledger) -> None:
-        self._stream = stream
+    def __init__(self, stream: StreamConfig, ledger: Ledger) -> None:
+        self._name = stream.name
+        self._capture = stream.capture
         self._ledger = ledger
         self._gaps = 0
         self._gap_frames = 0
@@ -58,64 +60,72 @@ class Reporter:
         self._gap_total_due = 0.0
         self._total_due = time.monotonic() + TOTAL_S
         self._day = _today()
-        self._fields = {"STREAM": stream.name, "DEVICE": stream.config.capture.wanted}
+        self._pid: int | None = None
+        self._fields = {"STREAM": stream.name, "DEVICE": stream.capture.wanted}
 
     def _write(self, event: str, **what: object) -> None:
-        self._ledger.write(self._stream.name, event, **what)
+        self._ledger.write(self._name, event, **what)
 
     def begin(self) -> None:
-        capture = self._stream.config.capture
-        self._write("start", device=capture.wanted, format=str(capture.audio))
+        self._write("start", device=self._capture.wanted, format=str(self._capture.audio))
 
-    def look(self, stats: StreamStats) -> None:
-        stream, capturer = self._stream, self._stream.capturer
-        for text in stream.refusals():
+    def look(self, report: Report) -> None:
+        stats, granted = report.stats, report.granted
+        for text in report.refusals:
             if text not in self._refusals:
                 self._refusals.append(text)
                 if "priority" not in realtime.announced:
                     say(logging.WARNING, "%s", text, KIND="refusal", **self._fields)
-        grant = capturer.last_grant
-        if capturer.opens > self._opens and grant is not None:
-            self._opens = capturer.opens
-            self._fields["DEVICE"] = grant.device
-            counted = "to the frame" if grant.exact else "by estimate from time"
-            rate = grant.format.rate_hz
-            say(
-                logging.INFO,
-                "%s: capturing from %s, %s, period %g ms, buffer %g ms, losses are counted %s",
-                *(stream.name, grant.device, grant.format, grant.period_frames * 1000 / rate),
-                *(grant.buffer_frames * 1000 / rate, counted),
-                **self._fields,
-            )
-            if (short := stream.short_buffer()) is not None:
-                say(logging.WARNING, "%s: %s", stream.name, short, **self._fields)
-            changed = grant.successor != self._successor
-            if grant.successor is not None and changed:
-                fields = {"KIND": "successor", **self._fields}
-                say(logging.WARNING, "%s: %s", stream.name, grant.successor, **fields)
-            self._successor = grant.successor
-            if stats.simulated:
-                say(logging.WARNING, "%s: %s", stream.name, SIMULATED, **self._fields)
-            said = {"successor": grant.successor} if changed and grant.successor else {}
-            self._write("grant", device=grant.device, exact=grant.exact, **said)
-        self._tell_gaps(stats)
+        if stats.opens > self._opens and granted is not None:
+            self._opens = stats.opens
+            self._tell_granted(report, granted)
+        if None not in (self._pid, stats.pid) and stats.pid != self._pid:
+            for told in self._told.values():
+                told.replaced = True
+        self._pid = stats.pid or self._pid
+        for one in report.left:
+            self._leave(one, stats)
+        self._tell_gaps(report)
         self._tell_released(stats)
-        self._tell_trouble(stats)
-        self._tell_sinks_own(stream.feeds)
-        self._tell_concerns()
+        self._tell_trouble(report)
+        self._tell_sinks_own(report.events)
+        self._tell_concerns(report.concerns)
         if (day := _today()) != self._day:
             before, self._day = self._day, day
             self._write_total("total", stats, closes=before)
         elif time.monotonic() >= self._total_due:
             self._write_total("total", stats)
 
-    def _tell_gaps(self, stats: StreamStats) -> None:
-        table = self._stream.capturer.tally.gaps
-        count = table.count
+    def _tell_granted(self, report: Report, granted: Granted) -> None:
+        """A device was opened."""
+        name, rate_hz = self._name, granted.rate_hz
+        self._fields["DEVICE"] = granted.device
+        counted = "to the frame" if granted.exact else "by estimate from time"
+        say(
+            logging.INFO,
+            "%s: capturing from %s, %s, period %g ms, buffer %g ms, losses are counted %s",
+            *(name, granted.device, granted.format, granted.period_frames * 1000 / rate_hz),
+            *(granted.buffer_frames * 1000 / rate_hz, counted),
+            **self._fields,
+        )
+        if report.short_buffer is not None:
+            say(logging.WARNING, "%s: %s", name, report.short_buffer, **self._fields)
+        changed = granted.successor != self._successor
+        if granted.successor is not None and changed:
+            fields = {"KIND": "successor", **self._fields}
+            say(logging.WARNING, "%s: %s", name, granted.successor, **fields)
+        self._successor = granted.successor
+        if report.stats.simulated:
+            say(logging.WARNING, "%s: %s", name, SIMULATED, **self._fields)
+        said = {"successor": granted.successor} if changed and granted.successor else {}
+        self._write("grant", device=granted.device, exact=granted.exact, **said)
+
+    def _tell_gaps(self, report: Report) -> None:
+        stats, seen = report.stats, report.gaps
+        count = stats.gaps
         if count == self._gaps:
             return
-        seen = table.since(self._gaps, count)
-        self._tell_overwritten(count - self._gaps - len(seen), seen)
+        self._tell_overwritten(count - self._gaps - len(seen), seen, stats.lost_frames)
         for gap in seen:
             self._write(
                 "gap",
@@ -143,10 +153,8 @@ class Reporter:
         else:
             self._total_due = min(self._total_due, self._gap_total_due)
 
-    def _tell_overwritten(self, missed: int, seen: list[Gap]) -> None:
+    def _tell_overwritten(self, missed: int, seen: Sequence[Gap], lost: int) -> None:
         """Gaps that came faster than they could be told: their number and their frames."""
-        tally = self._stream.capturer.tally.count()
-        lost = tally.lost_exact + tally.lost_estimated
         if missed > 0:
             frames = max(0, lost - self._gap_frames - sum(one.frames for one in seen))
             self._gap_frames += frames
@@ -154,7 +162,7 @@ class Reporter:
             say(
                 logging.WARNING,
                 "%s: %d frames are missing in %d more gaps, which came too fast to be told apart",
-                *(self._stream.name, frames, missed),
+                *(self._name, frames, missed),
                 LOST_FRAMES=frames,
                 **self._fields,
             )
@@ -167,17 +175,15 @@ class Reporter:
             text = stats.released or "taking the device back"
             say(logging.INFO, "%s: %s", stats.name, text, KIND="released", **self._fields)
 
-    def _tell_trouble(self, stats: StreamStats) -> None:
-        capturer = self._stream.capturer
-        if capturer.restarts > self._restarts:  # it may have helped before anybody looked
-            self._restarts, self._trouble = capturer.restarts, capturer.restarted
+    def _tell_trouble(self, report: Report) -> None:
+        stats, text = report.stats, report.trouble
+        if stats.restarts > self._restarts:  # it may have helped before anybody looked
+            self._restarts, self._trouble = stats.restarts, report.restarted
             fields = {"KIND": "restart", **self._fields}
             say(logging.WARNING, "%s: %s", stats.name, self._trouble, **fields)
-        self._tell_zeros()
-        self._tell_rate()
-        self._tell_defects()
-        trouble = self._stream.capturer.trouble
-        text = str(trouble) if trouble else None
+        self._tell_zeros(report.only_zeros)
+        self._tell_rate(report.wrong_rate)
+        self._tell_defects(report.defects)
         if text != self._trouble:
             self._trouble = text
             if text is None:
@@ -215,19 +221,19 @@ class Reporter:
                     **self._fields,
                 )
 
-    def _tell_zeros(self) -> None:
+    def _tell_zeros(self, zeros: str | None) -> None:
         """The beginning and the end of a sound that is nothing but zeros."""
-        name, zeros = self._stream.name, self._stream.only_zeros()
+        name = self._name
         if zeros is not None and not self._zeros:
             say(logging.WARNING, "%s: %s", name, zeros, KIND="zeros", **self._fields)
         elif zeros is None and self._zeros:
             say(logging.INFO, "%s: there is sound again, not only zeros", name, **self._fields)
         self._zeros = zeros is not None
 
-    def _tell_defects(self) -> None:
+    def _tell_defects(self, defects: Sequence[Defect]) -> None:
         """The beginning of a channel's defect, that further channels have it too, and its end."""
-        name, before = self._stream.name, self._defects
-        self._defects = {one.kind: one for one in self._stream.defects()}
+        name, before = self._name, self._defects
+        self._defects = {one.kind: one for one in defects}
         for kind, one in self._defects.items():
             if kind not in before or not set(one.channels) <= set(before[kind].channels):
                 say(logging.WARNING, "%s: %s", name, one.words, KIND=kind, **self._fields)
@@ -235,9 +241,9 @@ class Reporter:
             if kind not in self._defects:
                 say(logging.INFO, "%s: %s", name, one.over, KIND=kind, **self._fields)
 
-    def _tell_rate(self) -> None:
+    def _tell_rate(self, rate: str | None) -> None:
         """The beginning and the end of a rate that is not the card's nominal one."""
-        name, rate = self._stream.name, self._stream.wrong_rate()
+        name = self._name
         if rate is not None and not self._wrong_rate:
             say(logging.WARNING, "%s: %s", name, rate, **self._fields)
         elif rate is None and self._wrong_rate:
@@ -258,7 +264,9 @@ class Reporter:
         if not missed or (now < told.drops_due and not finally_):
             return
         told.dropped, told.drops_due = sink.dropped_frames, now + DROP_S
-        reason = sink.trouble or ("too slow" if sink.state == "open" else sink.state)
+        slow = "too slow" if sink.state == "open" else sink.state
+        reason = sink.trouble or ("its stream's process ended" if told.replaced else slow)
+        told.replaced = False
         self._write("drop", sink=sink.name, frames=missed, reason=reason)
         say(
             logging.WARNING,
@@ -275,29 +283,27 @@ class Reporter:
             told.inserted = sink.inserted_frames
             self._write("insert", sink=sink.name, frames=inserted)
 
-    def _tell_sinks_own(self, feeds: Iterable[Feed]) -> None:
-        """What the sinks have for the ledger, such as the begin and end of a spool."""
-        for feed in feeds:
-            for event, what in feed.events():
-                self._write(event, sink=feed.name, **what)
-                if event == "note":
-                    say(
-                        logging.WARNING,
-                        "%s: sink %s: %s",
-                        *(self._stream.name, feed.name, what["reason"]),
-                        SINK=feed.name,
-                        **self._fields,
-                    )
+    def _tell_sinks_own(self, events: Iterable[SinkEvent]) -> None:
+        for sink, event, what in events:
+            self._write(event, sink=sink, **what)
+            if event == "note":
+                say(
+                    logging.WARNING,
+                    "%s: sink %s: %s",
+                    *(self._name, sink, what["reason"]),
+                    SINK=sink,
+                    **self._fields,
+                )
 
-    def _tell_concerns(self) -> None:
+    def _tell_concerns(self, concerns: Mapping[str, str | None]) -> None:
         """What ails a sink although it takes what comes: its begin and its end."""
-        for feed in self._stream.feeds:
-            told, concern = self._told[feed.name], feed.concern
+        for name, concern in concerns.items():
+            told = self._told[name]
             if (concern is None) != (told.concern is None):
                 level = logging.INFO if concern is None else logging.WARNING
                 words = concern or "all is well again"
-                fields = {"KIND": "concern", "SINK": feed.name, **self._fields}
-                say(level, "%s: sink %s: %s", self._stream.name, feed.name, words, **fields)
+                fields = {"KIND": "concern", "SINK": name, **self._fields}
+                say(level, "%s: sink %s: %s", self._name, name, words, **fields)
             told.concern = concern
 
     def _write_total(self, event: str, stats: StreamStats, **what: object) -> None:
@@ -322,19 +328,17 @@ class Reporter:
         """The sink is about to leave; from now on another may have its name."""
         self._parted[sink] = self._told.pop(sink, _Told())
 
-    def leave(self, left: Leaving, stats: StreamStats) -> None:
+    def _leave(self, left: Left, stats: StreamStats) -> None:
         """The last figures of a sink that has left."""
-        side, told = Side.of(left.feed), self._parted.pop(left.name)
-        sink = side.stats(stats.captured_frames, stats.rate_hz, time.monotonic_ns())
+        sink, told = left.sink, self._parted.pop(left.sink.name)
         self._tell_join(sink, told)
         self._tell_drops(stats, sink, told, finally_=True)
         self._tell_inserts(sink, told)
-        self._tell_sinks_own([left.feed])
-        end_frame = None if left.feed.until is None else left.feed.until.frame
+        self._tell_sinks_own(left.events)
         self._write(
             "leave",
             sink=sink.name,
-            end_frame=end_frame,
+            end_frame=left.end_frame,
             **_figures(sink),
             balanced=sink.balanced,
         )
@@ -354,12 +358,15 @@ class Reporter:
             **self._fields,
         )
 
-    def end(self, stats: StreamStats, hung: list[str]) -> None:
-        self._tell_gaps(stats)
+    def end(self, report: Report, hung: list[str]) -> None:
+        stats = report.stats
+        for one in report.left:
+            self._leave(one, stats)
+        self._tell_gaps(report)
         for sink in stats.sinks:
             self._tell_drops(stats, sink, self._told[sink.name], finally_=True)
             self._tell_inserts(sink, self._told[sink.name])
-        self._tell_sinks_own(self._stream.feeds)
+        self._tell_sinks_own(report.events)
         self._write_total("stop", stats)
         tell_held_back(STREAM=stats.name)
         if hung:

@@ -2,19 +2,18 @@
 
 Thread: main. It waits only for signals, the control socket, udev's word and its own tick, and
 touches no samples. What may take longer has threads of its own: the ledger, the reservation of
-cards, each stream that a reload ends, and what loads the level meter.
+cards, and each stream that a reload ends.
 """
 
 import logging
 import os
-import queue
 import selectors
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from errno import EADDRINUSE
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from capstand import __version__
 from capstand.accounting.ledger import Ledger, keep
 from capstand.accounting.stats import StreamStats
 from capstand.config.schema import Config
+from capstand.config.schema import Stream as StreamConfig
 from capstand.devices.hotplug import Hotplug
 from capstand.errors import CapstandError
 from capstand.host import bug, realtime, signals, walltime
@@ -32,6 +32,7 @@ from capstand.host.notify import Notifier
 from capstand.service.display import LiveLine, status_line
 from capstand.service.reload import BUSY_S, Reload
 from capstand.service.reporter import Reporter
+from capstand.service.running import Running
 from capstand.sharing.lending import Lending
 from capstand.sharing.reserve import Reserver, session_address
 from capstand.stream.health import Health
@@ -41,9 +42,9 @@ TICK_S = 0.25
 LIVE_TICK_S = 0.1
 NOTIFY_NS = 1_000_000_000
 STOP_S = 2.5
+LONGEST_BEGIN_S = 5.0
 LEDGER_S = 4.0
 """A memory card may take seconds for the last lines; systemd waits for TimeoutStopSec in all."""
-SETTLE_RETRY_S = 10.0
 
 
 class Service:
@@ -57,11 +58,12 @@ class Service:
         live: LiveLine,
         repeats: Repeats,
         path: Path | None = None,
+        make: Callable[[StreamConfig, Path], Running] = Stream,
     ) -> None:
-        self._streams = [Stream(one, state) for one in config.stream]
+        self._streams = [make(one, state) for one in config.stream]
         self._ledger = Ledger(state / "ledger", keep(config.ledger), walltime.clock_sure)
         self._ledger_trouble: str | None = None
-        self._reporters = {one.name: Reporter(one, self._ledger) for one in self._streams}
+        self._reporters = {one.name: Reporter(one.config, self._ledger) for one in self._streams}
         self._reserved = tuple(self._streams)
         self._reserver = Reserver(lambda: self._reserved, self._ledger, session_address)
         self._lending = Lending(lambda: self._streams, self._ledger, self._reserver.wake)
@@ -78,22 +80,20 @@ class Service:
             self._ledger,
             self._notifier,
             self._begins,
+            make,
         )
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
         self._notify_due_ns = 0
         self._told: list[tuple[str, str | None]] = []  # how each stream was, when STATUS was told
-        self._settled = False
-        self._settle_due = 0.0
-        self._to_settle: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = ""
         self._failed = False
+        self._begun = 0.0
 
     def run(self, seconds: float | None = None) -> int:
         """Returns the exit status: 0, or 1 when the daemon could not start or has to start anew."""
         wake = self._catch_signals()
         refused = realtime.prepare_process()
-        self._share_lock()
         try:
             self._control = ControlServer(
                 self._runtime / NAME,
@@ -118,14 +118,14 @@ class Service:
         hotplug = self._listen()
         try:
             self._control.start()
-            threading.Thread(target=self._settle, name="settle", daemon=True).start()
             for stream in self._streams:
                 self._reporters[stream.name].begin()
                 stream.start()
             # Until sound is captured nothing is in a hurry, and other services start too.
             if refusal := realtime.in_one_line(refused, self._keep_up()):
                 say(logging.WARNING, "%s", refusal, KIND="refusal")
-            self._watch(None if seconds is None else time.monotonic() + seconds)
+            realtime.freeze_heap()
+            self._watch(seconds)
         except Exception as error:  # noqa: BLE001  files and books are closed even then
             self._end_of("main", error)
         self._stop()
@@ -136,15 +136,12 @@ class Service:
         wake.close()
         return 1 if self._failed else 0
 
-    def _share_lock(self) -> None:
-        realtime.share_lock(len(self._streams), any(one.hurry for one in self._streams))
-
     def _keep_up(self, name: str = "main") -> str | None:
         """The calling thread has a priority where a stream has one; returns what was refused."""
         wanted = any(one.config.capture.priority for one in tuple(self._streams))
         return realtime.be_real_time(name, realtime.LOWEST) if wanted else None
 
-    def _begins(self, fresh: Sequence[Stream]) -> None:
+    def _begins(self, fresh: Sequence[Running]) -> None:
         """Streams of a new configuration are about to start. Until now the cards of those that
         ended were kept, so that nobody took them in between."""
         self._reserved = tuple(self._streams)
@@ -194,8 +191,10 @@ class Service:
         self._failed = True
         self._stopping = f"starting again: thread {thread} ended of {line}"
 
-    def _watch(self, end: float | None) -> None:
-        """Until told to stop: look, tell, feed the watchdog."""
+    def _watch(self, seconds: float | None) -> None:
+        """Until told to stop: look, tell, feed the watchdog. ``seconds`` count from when all
+        streams have begun."""
+        begun = time.monotonic() + LONGEST_BEGIN_S
         tick_s = LIVE_TICK_S if self._live.active else TICK_S
         due = time.monotonic()
         while not self._stopping:
@@ -205,12 +204,12 @@ class Service:
             for key, _ in self._selector.select(wait_s):
                 key.data()
             if not self._stopping and self._reload.look():
-                self._settled = all(one.pusher.meter is not None for one in self._streams)
                 self._notify_due_ns = 0
-                self._share_lock()
                 self._keep_up()
             now = time.monotonic()
-            if end is not None and now >= end:
+            if self._begun:
+                begun = min(begun, self._begun)
+            if seconds is not None and now >= begun + seconds:
                 self._stopping = "the time asked for is over"
             if now >= due:
                 due = now + tick_s
@@ -222,13 +221,14 @@ class Service:
         all_stats = []
         alive = True
         for stream in self._streams:
-            stream.look(now_ns)
-            stats = stream.stats(now_ns)
+            report = stream.report(now_ns)
+            stats = report.stats
             all_stats.append(stats)
-            self._reporters[stream.name].look(stats)
+            self._reporters[stream.name].look(report)
             alive = alive and stats.health != Health.STALLED.value
         if all_stats and all(one.health != Health.STARTING.value for one in all_stats):
             self._notifier.ready()
+            self._begun = self._begun or time.monotonic()
         how = [(one.health, one.trouble) for one in all_stats]
         if now_ns >= self._notify_due_ns or how != self._told:
             self._notify_due_ns, self._told = now_ns + NOTIFY_NS, how
@@ -237,8 +237,6 @@ class Service:
             self._notifier.status(self._reload.words + status_line(all_stats) + ledger)
             if alive:
                 self._notifier.alive()
-        if not self._settled and time.monotonic() >= self._settle_due:
-            self._settle_once(all_stats)
         self._live.draw(all_stats)
         self._repeats.tell()
         if self._ledger.trouble != self._ledger_trouble:
@@ -246,33 +244,6 @@ class Service:
             say(logging.WARNING, "ledger: %s", self._ledger_trouble or "is written again")
         if self._control is not None:
             self._control.expire()
-
-    def _settle_once(self, all_stats: list[StreamStats]) -> None:
-        if all(one.captured_frames or one.trouble for one in all_stats):
-            self._settled = True
-            self._settle_due = time.monotonic() + SETTLE_RETRY_S
-            self._to_settle.put(None)
-
-    def _settle(self) -> None:
-        """Each time that sound begins to flow: what takes long to load, and the end of start-up's
-        garbage.
-
-        In a thread of its own, because main must go on answering meanwhile; it is there from the
-        start, because a thread that finds no memory to begin with leaves its starter waiting for
-        ever (CPython 3.11). With a priority, because it holds Python's lock for most of its time,
-        and on a busy machine an ordinary thread waits for the processor with the lock in its hand.
-        """
-        realtime.prepare_thread("settle", 0)
-        while True:
-            self._to_settle.get()
-            self._keep_up("settle")
-            try:
-                for stream in tuple(self._streams):
-                    stream.start_meter()
-                realtime.freeze_heap()
-            except Exception as error:  # noqa: BLE001  the level is not worth the sound
-                bug.tell("the level meter cannot be loaded", error)
-                self._settled = False
 
     def _stop(self) -> None:
         self._notifier.stopping()
@@ -282,13 +253,14 @@ class Service:
         # With a supervisor a stop is no failure, whatever was there to record.
         at_hand = "NOTIFY_SOCKET" not in os.environ and not self._failed
         for stream in self._streams:
-            stream.capturer.stop()
+            stream.stop()
         hung = {stream.name: stream.drain(deadline) for stream in self._streams}
         self._reload.close(deadline)  # meanwhile the sinks take what they have
         for stream in self._streams:
             hung[stream.name] += stream.close(deadline)
-            stats = stream.stats(time.monotonic_ns())
-            self._reporters[stream.name].end(stats, hung[stream.name])
+            report = stream.report(time.monotonic_ns())
+            stats = report.stats
+            self._reporters[stream.name].end(report, hung[stream.name])
             if at_hand and not any(
                 one.delivered_frames or one.inside_frames for one in stats.sinks
             ):

@@ -7,12 +7,12 @@ Thread: ``reserve``.
 """
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from capstand.accounting.ledger import Ledger
-from capstand.capture.capturer import OPERATOR, RESERVATION
+from capstand.capture.release import OPERATOR, RESERVATION
+from capstand.config.schema import Stream as StreamConfig
 from capstand.devices.holder import process_name
-from capstand.stream.stream import Stream
 
 if TYPE_CHECKING:
     from capstand.sharing.bus import Bus
@@ -24,8 +24,27 @@ ALLOW_REPLACEMENT, REPLACE_EXISTING, DO_NOT_QUEUE = 1, 2, 4
 OWNER, ALREADY_OWNER = 1, 4
 
 CLOSE_S = 2.0  # how long closing one may take
+CLOSE_LOOK_S = 0.005
 GRACE_S = 3.0  # how long one who was given a card may take to own its name
 ASK_AGAIN_S = 10.0  # after what time an owner who keeps a card is asked again
+
+
+class Captures(Protocol):
+    """A stream, as far as its card is concerned."""
+
+    name: str
+    config: StreamConfig
+
+    def release(self, who: str, words: str) -> None:
+        """``who`` gets the card, which is closed once it ``rests``. Any thread."""
+
+    def resume(self, who: str) -> None:
+        """``who`` gives it back. Any thread."""
+
+    def is_released_to(self, who: str) -> bool: ...
+
+    @property
+    def rests(self) -> bool: ...
 
 
 class Claim:
@@ -34,7 +53,7 @@ class Claim:
     def __init__(self, number: int, bus: "Bus", ledger: Ledger) -> None:
         self.name = f"{INTERFACE}.Audio{number}"
         self.path = f"{FOLDER}/Audio{number}"
-        self.streams: list[Stream] = []
+        self.streams: list[Captures] = []
         self.owned = False
         self._card = f"card {number}"
         self._bus = bus
@@ -49,7 +68,7 @@ class Claim:
 
     def look(self, now: float) -> None:
         """Takes the name where it is wanted, lets it go where it is not."""
-        if all(one.capturer.is_released_to(OPERATOR) for one in self.streams):
+        if all(one.is_released_to(OPERATOR) for one in self.streams):
             self.give_up()
             return
         if now < self._lent_until:
@@ -142,22 +161,23 @@ class Claim:
 
     def _open(self) -> None:
         for stream in self.streams:
-            stream.capturer.resume(RESERVATION)
+            stream.resume(RESERVATION)
             if self._lent:
                 self._ledger.write(stream.name, "resume", reason=f"{self._card} is free again")
         self._lent = False
 
     def _close(self, words: str) -> None:
         for stream in self.streams:
-            stream.capturer.release(RESERVATION, f"{self._card} {words}")
+            stream.release(RESERVATION, f"{self._card} {words}")
 
     def _closed(self) -> bool:
         """Waits for all devices of the card, at most CLOSE_S."""
         end = time.monotonic() + CLOSE_S
-        rested = [
-            one.capturer.resting.wait(max(0.0, end - time.monotonic())) for one in self.streams
-        ]
-        return all(rested)
+        while not all(one.rests for one in self.streams):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(CLOSE_LOOK_S)
+        return True
 
     def _lend(self, who: str) -> None:
         if not self._lent:

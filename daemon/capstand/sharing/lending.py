@@ -17,10 +17,10 @@ from typing import Any
 
 from capstand.accounting.ledger import Ledger, wall_time
 from capstand.audio.block import NS_PER_S
-from capstand.capture.capturer import OPERATOR
+from capstand.capture.release import OPERATOR
 from capstand.errors import CapstandError
 from capstand.host.control import Answer, Peer
-from capstand.stream.stream import Stream
+from capstand.sharing.claim import Captures
 
 GROUPS = ("audio", "capstand")
 LONGEST_S = 366 * 86_400
@@ -32,14 +32,14 @@ class Lending:
 
     def __init__(
         self,
-        streams: Callable[[], Sequence[Stream]],
+        streams: Callable[[], Sequence[Captures]],
         ledger: Ledger,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._streams = streams
         self._ledger = ledger
         self._changed = changed  # called after each change
-        self._until_ns: dict[Stream, int | None] = {}  # those released; None: until resumed
+        self._until_ns: dict[Captures, int | None] = {}  # those released; None: until resumed
 
     def release(self, request: Mapping[str, Any], peer: Peer) -> Callable[[], Answer | None]:
         """Raises CapstandError for one who may not, and for what cannot be meant."""
@@ -57,7 +57,7 @@ class Lending:
             until_ns = time.monotonic_ns() + round(for_s * NS_PER_S)
             words = f"until {_clock_time(for_s)}"
         self._until_ns[stream] = until_ns
-        stream.capturer.release(OPERATOR, f"released to others {words}")
+        stream.release(OPERATOR, f"released to others {words}")
         self._ledger.write(
             stream.name,
             "release",
@@ -70,8 +70,7 @@ class Lending:
         def closed() -> Answer | None:
             if stream not in self._until_ns:
                 return {"error": f"{stream.name} was taken back before its device was closed"}
-            resting = stream.capturer.resting.is_set()
-            return {"stream": stream.name, "released": words} if resting else None
+            return {"stream": stream.name, "released": words} if stream.rests else None
 
         return closed
 
@@ -92,13 +91,13 @@ class Lending:
             if until_ns is not None and now_ns >= until_ns:
                 self._take_back(stream, reason="its time is over")
 
-    def _take_back(self, stream: Stream, **why: object) -> None:
+    def _take_back(self, stream: Captures, **why: object) -> None:
         del self._until_ns[stream]
         self._ledger.write(stream.name, "resume", **why)
-        stream.capturer.resume(OPERATOR)
+        stream.resume(OPERATOR)
         self._changed()
 
-    def _named(self, request: Mapping[str, Any]) -> Stream:
+    def _named(self, request: Mapping[str, Any]) -> Captures:
         name = request.get("stream")
         streams = {one.name: one for one in self._streams()}
         if type(name) is not str or name not in streams:

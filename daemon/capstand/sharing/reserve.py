@@ -31,15 +31,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capstand.accounting.ledger import Ledger
-from capstand.capture.capturer import RESERVATION
+from capstand.capture.release import RESERVATION
 from capstand.config.naming import parse
 from capstand.devices.holder import card_number, place_of
 from capstand.devices.identity import card_of
 from capstand.host import bug
 from capstand.host.allowance import Allowances
 from capstand.host.logs import say
-from capstand.sharing.claim import INTERFACE, Claim, process_of
-from capstand.stream.stream import Stream
+from capstand.sharing.claim import INTERFACE, Captures, Claim, process_of
 
 if TYPE_CHECKING:
     from capstand.sharing.bus import Bus, Incoming
@@ -56,7 +55,7 @@ class Reserver:
 
     def __init__(
         self,
-        streams: Callable[[], Sequence[Stream]],
+        streams: Callable[[], Sequence[Captures]],
         ledger: Ledger,
         address: Callable[[], str | None],
         root: Path = Path("/"),
@@ -77,13 +76,13 @@ class Reserver:
         self.hold(self._streams())
         self._thread.start()
 
-    def hold(self, streams: Sequence[Stream]) -> None:
+    def hold(self, streams: Sequence[Captures]) -> None:
         """The same for ``streams`` that begin later; they are among ours by now. Main thread."""
         if self._address() is None:
             return
         for stream in streams:
             if self._card_of(stream) is not None:
-                stream.capturer.release(RESERVATION, "its card is not reserved yet")
+                stream.release(RESERVATION, "its card is not reserved yet")
         self.wake()
 
     def wake(self) -> None:
@@ -147,11 +146,11 @@ class Reserver:
 
     def _look(self, bus: "Bus") -> None:
         """Which streams are on which card changes when one is plugged in."""
-        cards: dict[int, list[Stream]] = {}
+        cards: dict[int, list[Captures]] = {}
         for stream in self._streams():
             number = self._card_of(stream)
             if number is None:
-                stream.capturer.resume(RESERVATION)
+                stream.resume(RESERVATION)
             else:
                 cards.setdefault(number, []).append(stream)
         for number in self._claims.keys() - cards.keys():
@@ -206,7 +205,7 @@ class Reserver:
     def _named(self, name: object) -> Claim | None:
         return next((one for one in self._claims.values() if one.name == name), None)
 
-    def _card_of(self, stream: Stream) -> int | None:
+    def _card_of(self, stream: Captures) -> int | None:
         """The best that is there; None for a card that is away, and for what is no card."""
         numbers = (self._number(name) for name in stream.config.capture.devices)
         return next((one for one in numbers if one is not None), None)
@@ -219,7 +218,7 @@ class Reserver:
 
     def _let_all_open(self) -> None:
         for stream in self._streams():
-            stream.capturer.resume(RESERVATION)
+            stream.resume(RESERVATION)
 
     def _pause(self, timeout_s: float, *descriptors: int) -> bool:
         """Whether it was ended by ``wake``."""

@@ -54,10 +54,11 @@ class LiveSink:
         self.wake = WakeUp()
         self._memory = ring.open_for_reading()
         self._present = Reader(self._memory, frame_bytes)
-        work = self._memory, self.wake.fileno(), frame_bytes, plan.gather_frames, *plan[:2]
+        work = frame_bytes, plan.gather_frames, *plan[:2]
         fields = {"STREAM": stream, "SINK": name}
         task = Task("capstand.sinks.push:run", work, fields, f"push:{name}", priority)
-        self.process = Supervisor(task, work[:2], limits_s)
+        given = self._memory, self.wake.fileno()
+        self.process = Supervisor(task, given, limits_s, modules=("capstand.sinks.push",))
         self._words = self.process.page.words
         self._words[Word.JOINED_FRAME] = -1
         self._books = dict.fromkeys(Word, 0) | {Word.JOINED_FRAME: -1}  # as they were believed last

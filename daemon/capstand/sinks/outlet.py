@@ -19,10 +19,10 @@ stream that runs; ``since`` and ``until`` (push thread) say from where to where 
 import queue
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from capstand.accounting.stats import Mark, SinkCounters
+from capstand.accounting.stats import Mark, SinkCounters, SinkStats
 from capstand.audio.block import NS_PER_S, Block
 from capstand.errors import SinkBusy, SinkError
 from capstand.host import bug
@@ -83,6 +83,8 @@ class Outlet:
         self._backoff = Backoff(*RETRY_S)
         self._flushed_ns = 0
         self._thread: threading.Thread | None = None
+        self._carried = 0, 0  # delivered and dropped before it
+        self.tells: Callable[[int], None] = _nobody  # of each block, how much is delivered by now
 
     @property
     def dropped(self) -> int:
@@ -92,10 +94,11 @@ class Outlet:
         """Frames delivered and dropped; those that a sink took to deliver later count when it
         has.
         """
-        later = self.sink.account()
+        later, (delivered, dropped) = self.sink.account(), self._carried
+        dropped += self.dropped
         if later is None:
-            return self.delivered, self.dropped
-        return later.delivered, later.dropped + self.dropped
+            return delivered + self.delivered, dropped
+        return delivered + later.delivered, dropped + later.dropped
 
     def counters(self) -> SinkCounters:
         return SinkCounters(self.since, self.until, *self.books(), self.sink.inserted_frames)
@@ -127,6 +130,14 @@ class Outlet:
 
     def events(self) -> Iterable[Event]:
         return self.sink.events()
+
+    def go_on(self, before: SinkStats, since: Mark, captured: int) -> None:
+        """With the books of another that ended before its time, when so many frames were
+        ``captured``: what it was given and did not deliver is gone, but for what is spooled."""
+        spooled = before.inside_frames if "spool" in before.figures else 0
+        meant = captured - since.captured
+        self.since = since
+        self._carried = before.delivered_frames, meant - before.delivered_frames - spooled
 
     # Its life
 
@@ -262,6 +273,7 @@ class Outlet:
             self.failed += block.frames
             raise
         self.delivered += block.frames
+        self.tells(self._carried[0] + self.delivered)
         if self.trouble is not None:
             self.trouble = None
             self._backoff.reset()
@@ -315,6 +327,10 @@ def in_words(sink: str, error: Exception) -> str:
     if isinstance(error, SinkError):
         return clean.line(error)
     return f"unexpected {bug.tell(f'sink {sink}', error, SINK=sink)}; tried again"
+
+
+def _nobody(delivered: int) -> None:
+    pass
 
 
 _NOTHING = Block(0, 0, 0, b"")

@@ -51,17 +51,18 @@ class Word(IntEnum):
 
 def run(
     line: Line,
-    ring: int,
-    wake: int,
+    descriptors: tuple[int, int],
     frame_bytes: int,
     gather_frames: int,
     made_by: str,
     arguments: tuple[Any, ...],
 ) -> int:
-    """Does the work of a Task; returns the process' status. ``made_by`` is the sink's class as
+    """Does the work of a Task; returns the process' status. ``descriptors`` are those of the ring
+    and of the eventfd that the ring sets for each block. ``made_by`` is the sink's class as
     "module:class", because the daemon does not import it; the stream's Pace comes behind its
     ``arguments``.
     """
+    ring, wake = descriptors
     reader = Reader(ring, frame_bytes)
 
     def make() -> Sink:

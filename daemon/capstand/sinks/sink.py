@@ -108,7 +108,7 @@ class Unmade(Sink):
 
     detail = ""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, _pace: object = None) -> None:
         self._reason = reason
 
     def open(self) -> None:

@@ -6,12 +6,14 @@ delivers what it has, closes, and is looked at until then, but not for ever. Thr
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from capstand.accounting.stats import Mark, SinkCounters, SinkStats
 from capstand.sinks.outlet import Joined
 from capstand.sinks.sink import Event
+from capstand.stream.health import SinkView
+from capstand.stream.report import Left, SinkEvent
 
 LEAVE_S = 3.0
 """So long a sink that was taken out, or another that takes its place, waits for its closing."""
@@ -93,6 +95,46 @@ class Side(NamedTuple):
         )
 
 
+class Moves:
+    """For how long counters have stood still, and how long ago they moved."""
+
+    def __init__(self) -> None:
+        self._moved: dict[str, tuple[int, int]] = {}
+
+    def still(self, key: str, value: int, pending: bool, now_ns: int) -> int:
+        """For how long a counter has not moved although something waits."""
+        if not pending or self._moved.get(key, (None, 0))[0] != value:
+            self._moved[key] = (value, now_ns)
+        return now_ns - self._moved[key][1]
+
+    def age(self, key: str, value: int, now_ns: int) -> int | None:
+        """How long ago a counter last moved away from 0."""
+        if self._moved.get(key, (0, 0))[0] != value:
+            self._moved[key] = (value, now_ns)
+        return now_ns - self._moved[key][1] if value else None
+
+    def view(self, feed: Feed, now_ns: int) -> SinkView:
+        return SinkView(
+            feed.name,
+            feed.trouble,
+            self.still(f"out {feed.name}", feed.taken, feed.queued > 0, now_ns),
+            self.age(f"drop {feed.name}", feed.slow, now_ns),
+            feed.concern,
+        )
+
+    def forget(self, sink: str) -> None:
+        """Another may have its name."""
+        for counter in ("out", "drop"):
+            self._moved.pop(f"{counter} {sink}", None)
+
+
+def events_of(feeds: Iterable[Feed]) -> Iterator[SinkEvent]:
+    """What sinks have for the ledger, such as the begin and end of a spool."""
+    for feed in feeds:
+        for event, what in feed.events():
+            yield SinkEvent(feed.name, event, what)
+
+
 class Leaving:
     """A sink that its stream was told to let go."""
 
@@ -118,3 +160,12 @@ class Leaving:
         if not feed.join(deadline + ABANDON_S if deadline is not None else 0.0):
             feed.abandon()
         return True
+
+    def last_word(self, captured: int, rate_hz: int) -> Left:
+        """Its books, when so many frames of the stream were ``captured``; it is closed for good."""
+        feed = self.feed
+        stats = Side.of(feed).stats(captured, rate_hz, time.monotonic_ns())
+        end_frame = None if feed.until is None else feed.until.frame
+        left = Left(stats, end_frame, tuple(events_of([feed])), self.hung)
+        feed.close()
+        return left

@@ -20,4 +20,4 @@ def _make(capture: Capture) -> "Source":
     return sources[0] if len(sources) == 1 else Preference(sources, capture)
 
 
-TYPE = SourceType(None, page="devices.md", make=_make, rest=True)
+TYPE = SourceType(None, page="devices.md", make=_make, loads=("capstand.capture.alsa",), rest=True)

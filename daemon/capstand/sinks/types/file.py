@@ -123,5 +123,11 @@ def _problems(sink: FileSink, stream: Stream) -> Iterator[tuple[str, str]]:
 
 
 TYPE = SinkType(
-    FileSink, page="recordings.md", live=False, make=_make, places=_places, problems=_problems
+    FileSink,
+    page="recordings.md",
+    live=False,
+    make=_make,
+    loads=("capstand.sinks.recording.recording",),
+    places=_places,
+    problems=_problems,
 )

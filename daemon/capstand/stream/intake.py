@@ -1,0 +1,528 @@
+"""The intake of a stream: one capture device and what is recorded of it, in a process of its own.
+
+    source → Capturer → Ring ─┬→ Pusher → Outlet → a recording, maybe with a spool in front of it
+                              └→ live sinks, which read the ring in processes of their own
+
+``start`` goes from the sinks to the device, ``drain`` and ``close`` from the device to the sinks,
+so that nothing captured is left without a way on. ``exchange`` gives it other sinks while sound
+flows: the device, the clock and the frame index go on. They also go on from the ``Past`` of a
+process that ended before its time.
+
+Thread: main of its process (``body.py``); but ``start_meter`` is called by one that loads the
+meter and ends.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from capstand.accounting.stats import Mark, StreamStats, span
+from capstand.audio.block import NS_PER_S, AudioFormat
+from capstand.audio.clock import Clock
+from capstand.audio.ring import Ring
+from capstand.audio.wake import WakeUp
+from capstand.capture.capturer import Capturer
+from capstand.capture.preference import Preference
+from capstand.capture.source import Grant, Source
+from capstand.capture.truerate import in_words
+from capstand.config.plan import sink_plan
+from capstand.config.registry import SINKS, SOURCES, Surroundings, blamed
+from capstand.config.schema import Capture, Queued, spool_of
+from capstand.config.schema import Sink as SinkConfig
+from capstand.config.schema import Stream as StreamConfig
+from capstand.errors import CapstandError
+from capstand.host import realtime
+from capstand.sinks.outlet import Outlet
+from capstand.sinks.sink import Sink, Unmade
+from capstand.stream import defect
+from capstand.stream.defect import Defect
+from capstand.stream.handover import ABANDON_S, LEAVE_S, Leaving, Moves, Side, events_of
+from capstand.stream.health import Verdict, View, judge
+from capstand.stream.pusher import Pusher
+from capstand.stream.report import DISK_S, STATE, Granted, Left, Past, Report, Word
+
+if TYPE_CHECKING:
+    from capstand.dsp.defects import Defects
+
+JOIN_S = 1.0
+GATHER_MS = 200
+BATCH_MS = 200
+CAPTURE_PATIENCE_MS = 50
+WINDOW_MS = 5000
+"""A sink that is slower than that is spooled: what is in memory, a crash takes along."""
+MINUTE_NS = 60 * NS_PER_S
+CABLE_MS = 10
+CABLE_MINUTES = 3
+"""A sound bus loses nothing for weeks, and a knock at a plug loses some packets once. Ten packets
+of 1 ms an hour are a click every six minutes; in three minutes of it they are no single knock."""
+AWAY_NS = 2 * NS_PER_S
+"""So long between two looks the process itself stood still, and what it saw says nothing."""
+
+
+class Intake:
+    """The threads of one configured stream that take its sound in, and their books; live sinks
+    among its ``config`` are looked after elsewhere. ``state`` is the directory for what has to be
+    kept; in ``words``, of a Page, each sink shows what it has delivered.
+    """
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        state: Path = STATE,
+        ring: Ring | None = None,
+        past: Past | None = None,
+        words: memoryview | None = None,
+    ) -> None:
+        capture, audio = config.capture, config.capture.audio
+        self.config = config
+        self.name = config.name
+        self._leaving: list[Leaving] = []
+        self._state = state
+        self.clock = Clock(audio.rate_hz, capture.period_frames)
+        self.ring = ring or Ring(capture.ring_slots, capture.slot_bytes)
+        self.source = make_source(capture)
+        self.capturer = Capturer(self.source, self.clock, self.ring, capture.priority)
+        self.outlets = [_outlet(config.name, one, capture, state) for one in config.queued]
+        self._live: tuple[WakeUp, ...] = ()
+        self.pusher = Pusher(
+            self.ring,
+            audio.frame_bytes,
+            None,
+            self.outlets,
+            capture.priority,
+            _batch_ms(config),
+        )
+        self.wakes()
+        self.watch: Defects | None = None
+        self._threads: dict[str, threading.Thread] = {}
+        self._moves = Moves()
+        self._looked_ns = self._back_ns = 0
+        self._bus_losses: deque[tuple[int, int]] = deque()  # of an hour: minute, frames
+        self._bus_lost = 0
+        self._successor: tuple[str | None, int] = None, 0  # of whom was told, and since when
+        self._gaps_told = 0
+        self._left: list[Left] = []
+        self._words = words
+        self._places: dict[str, int] = {}  # of the words, by sink
+        if past is not None:
+            self._go_on(past)
+        self._show()
+
+    def _go_on(self, past: Past) -> None:
+        """Where a process before this one ended, with its books."""
+        stats = past.stats
+        self.capturer.go_on(*past)
+        self._gaps_told = stats.gaps
+        before = {one.name: one for one in stats.sinks}
+        for outlet in self.outlets:
+            outlet.since = Mark(past.next_frame, past.captured)
+            sink = before.get(outlet.name)
+            if sink is not None and sink.since_frame is not None:
+                since = Mark(sink.since_frame, stats.captured_frames - sink.captured_frames)
+                outlet.go_on(sink, since, past.captured)
+
+    def wakes(self, *live: WakeUp) -> None:
+        """The live sinks that read the ring: it wakes them, and where there are some the card is
+        asked for each block as soon as it is there."""
+        self._live = live
+        self.ring.wakes(*live, self.pusher.wake, rests=(self.pusher.told,))
+        self.source.patience_ms = 0 if live else CAPTURE_PATIENCE_MS
+
+    def start(self) -> None:
+        for one in self.outlets:
+            one.start(self.name)
+        self._spawn("push", self.pusher.run)
+        self._spawn("capture", self.capturer.run)
+
+    def hasten(self) -> None:
+        """A sound device came or went: what waits for one tries again at once."""
+        if isinstance(self.source, Preference):
+            self.source.hasten()
+        self.capturer.hasten()
+
+    def release(self, who: str, words: str) -> None:
+        """``who`` gets the device, which is closed once ``rests``. Any thread."""
+        self.capturer.release(who, words)
+
+    def resume(self, who: str) -> None:
+        """``who`` gives it back. Any thread."""
+        self.capturer.resume(who)
+
+    def is_released_to(self, who: str) -> bool:
+        return self.capturer.is_released_to(who)
+
+    @property
+    def rests(self) -> bool:
+        """Whether the device is closed because it was released."""
+        return self.capturer.resting.is_set()
+
+    def start_meter(self) -> None:
+        """Once sound flows: loading numpy takes longer than opening a card would."""
+        from capstand.dsp.defects import Defects, Limits
+        from capstand.dsp.level import Meter
+
+        if self.pusher.meter is None:
+            capture = self.config.capture
+            self.watch = Defects(capture.audio, Limits.of(capture))
+            self.pusher.meter = Meter(capture.audio, self.watch)
+
+    def _show(self) -> None:
+        """How much each sink has delivered can be read after a kill: a word of the page each."""
+        words = self._words
+        if words is None:
+            return
+        names = [one.name for one in self.outlets]
+        kept = {name: at for name, at in self._places.items() if name in names}
+        free = iter(sorted(set(range(Word.FIRST, len(words))) - set(kept.values())))
+        self._places = {name: kept.get(name) or next(free) for name in names}
+        for one in self.outlets:
+            one.tells = partial(words.__setitem__, self._places[one.name])
+            one.tells(one.counters().delivered)
+
+    def exchange(self, config: StreamConfig) -> None:
+        """Other sinks for the same capture, from the next block on. What a removed sink was given
+        and what an added one gets are all the frames there are; the added one begins to collect at
+        once, and opens when a removed one has left its place."""
+        assert config.capture == self.config.capture
+        change = sink_plan(_only_queued(self.config), _only_queued(config))
+        running: dict[SinkConfig, Outlet] = dict(zip(self.config.queued, self.outlets, strict=True))
+        leaving = {sink: Leaving(running[sink]) for sink in change.removed}
+        for sink in change.added:
+            running[sink] = _outlet(self.name, cast(Queued, sink), config.capture, self._state)
+            running[sink].since = None
+        for sink in change.removed:
+            self._moves.forget(sink.name)
+        self.config = config
+        self.outlets = [running[sink] for sink in config.queued]
+        self._leaving += leaving.values()
+        self._show()
+        self.pusher.exchange(self.outlets, _batch_ms(config))
+        for sink in change.added:
+            after = [leaving[one].feed for one in change.before(sink)]
+            running[sink].start(self.name, after, LEAVE_S)
+
+    @property
+    def leaving(self) -> list[str]:
+        """The sinks that were taken out and have not ended."""
+        return [one.name for one in self._leaving]
+
+    def see_off(self, deadline: float | None = None) -> list[str]:
+        """The removed sinks that have ended, or are given up, are in the next report; names those
+        that were given up."""
+        over = [one for one in self._leaving if one.over(deadline)]
+        if over:
+            self._leaving = [one for one in self._leaving if one not in over]
+        captured = self.capturer.tally.count().captured
+        self._left += [one.last_word(captured, self.config.capture.rate_hz) for one in over]
+        return [one.name for one in over if one.hung]
+
+    def stop(self) -> None:
+        """The device is wanted no more; ``drain`` waits for that."""
+        self.capturer.stop()
+
+    def drain(self, deadline: float) -> list[str]:
+        """Stops the device and empties the ring, until ``deadline`` (time.monotonic); the sinks
+        are told that nothing follows. Names the threads that hung."""
+        hung = []
+        self.capturer.stop()
+        if not self._join("capture", min(deadline, time.monotonic() + JOIN_S)):
+            hung.append("capture")
+        self.pusher.stop()
+        if not self._join("push", min(deadline, time.monotonic() + JOIN_S)):
+            hung.append("push")
+        for one in self.outlets:
+            one.finish()
+        return hung
+
+    def close(self, deadline: float) -> list[str]:
+        """Waits for the sinks to take what they have and to close, for a disk ``DISK_S`` longer;
+        names those that hung."""
+        disks = [one for one in self.outlets if one.on_disk]
+        others = [one for one in self.outlets if one not in disks]
+        return self._see_off(others, deadline) + self._see_off(disks, deadline + DISK_S)
+
+    def _see_off(self, feeds: Sequence[Outlet], deadline: float) -> list[str]:
+        hung = [one for one in feeds if not one.join(deadline)]
+        for one in hung:
+            one.let_go()
+        for one in hung:  # one time for all: systemd kills the daemon after TimeoutStopSec
+            if not one.join(deadline + ABANDON_S):
+                one.abandon()
+        return [f"sink {one.name}" for one in hung]
+
+    def dispose(self) -> None:
+        """Gives back what it took of the system; none of its threads may have hung."""
+        for one in self.outlets:
+            one.close()
+        self.ring.close()
+
+    def stats(self, now_ns: int) -> StreamStats:
+        """The books at this moment; the sinks' side is read before the device's."""
+        sides = [Side.of(one) for one in self.outlets]
+        capturer, clock, audio = self.capturer, self.clock, self.config.capture.audio
+        count = capturer.tally.count()
+        verdict, meter = self.verdict(now_ns), self.pusher.meter
+        grant = capturer.last_grant
+        return StreamStats(
+            name=self.name,
+            health=verdict.health.value,
+            trouble=verdict.reason,
+            device=grant.device if grant and capturer.grant else self.config.capture.wanted,
+            format=audio.sample.alsa_name,
+            rate_hz=audio.rate_hz,
+            channels=audio.channels,
+            produced_frames=count.produced,
+            captured_frames=count.captured,
+            lost_frames=count.lost_exact + count.lost_estimated,
+            lost_exact=bool(grant and grant.exact) and count.lost_estimated == 0,
+            lost_estimated_frames=count.lost_estimated,
+            gaps=count.gaps,
+            restarts=capturer.restarts,
+            opens=capturer.opens,
+            zeros_s=round(meter.zeros_s, 1) if meter else 0.0,
+            drift_ppm=round(clock.drift_ppm, 2) if clock.started else None,
+            drift_settled=clock.settled,
+            level_dbfs=meter.level_dbfs if meter else None,
+            peak_dbfs=meter.peak_dbfs if meter else None,
+            captured_at_ns=capturer.captured_at_ns,
+            sinks=tuple(one.stats(count.captured, audio.rate_hz, now_ns) for one in sides),
+            released=capturer.released,
+            ring_dropped_frames=self.pusher.missed,
+            notice=self.notice(now_ns),
+            channel_levels=self._channel_levels(),
+            device_lost_ms_last_hour=round(self.lost_on_bus(now_ns)[0], 1),
+            simulated=SOURCES.of(self.config.capture.device).simulated,
+        )
+
+    def report(self, now_ns: int) -> Report:
+        """The books, how all is, and what has happened since the last report."""
+        stats, capturer = self.stats(now_ns), self.capturer
+        table, before = capturer.tally.gaps, self._gaps_told
+        self._gaps_told = stats.gaps
+        left, self._left = self._left, []
+        return Report(
+            stats=stats,
+            granted=_granted(capturer.last_grant),
+            trouble=str(capturer.trouble) if capturer.trouble else None,
+            restarted=capturer.restarted,
+            refusals=tuple(self.refusals()),
+            short_buffer=self.short_buffer(),
+            only_zeros=self.only_zeros(),
+            wrong_rate=self.wrong_rate(),
+            defects=tuple(self.defects()),
+            concerns={one.name: one.concern for one in self.outlets},
+            gaps=tuple(table.since(before, stats.gaps)) if stats.gaps != before else (),
+            events=tuple(events_of(self.outlets)),
+            left=tuple(left),
+            view=self.view(now_ns),
+            words=self._places,
+        )
+
+    def notice(self, now_ns: int) -> str | None:
+        """What a person should know of the open card: what its grant lacks, and for a minute that
+        it is another one than before."""
+        grant = self.capturer.grant
+        if grant is None:
+            return None
+        if grant.successor != self._successor[0]:
+            self._successor = grant.successor, now_ns
+        successor, since_ns = self._successor
+        new = successor if now_ns - since_ns < MINUTE_NS else None
+        return "; ".join(filter(None, (self.short_buffer(), new))) or None
+
+    def short_buffer(self) -> str | None:
+        """What it means that the open card granted a shorter buffer."""
+        grant, capture = self.capturer.grant, self.config.capture
+        if grant is None or 2 * grant.buffer_frames >= capture.buffer_frames:
+            return None
+        granted_ms = grant.buffer_frames * 1000 / capture.rate_hz
+        return (
+            f"the card's buffer is {granted_ms:.3g} ms, not {capture.buffer_ms:g}; "
+            "a busy machine loses sound sooner"
+        )
+
+    def verdict(self, now_ns: int) -> Verdict:
+        return judge(self.view(now_ns))
+
+    def view(self, now_ns: int) -> View:
+        """What its health is judged by."""
+        capturer, count = self.capturer, self.capturer.tally.count()
+        trouble = capturer.trouble
+        waiting = count.captured - self.pusher.captured
+        if now_ns - self._looked_ns > AWAY_NS:
+            self._back_ns = now_ns
+        self._looked_ns = now_ns
+        here_ns = now_ns - self._back_ns
+        defects = "; ".join(one.words for one in self.defects()) or None
+        return View(
+            open=capturer.grant is not None,
+            trouble=str(trouble) if trouble else None,
+            refused=bool(trouble and trouble.refused),
+            frames=count.captured,
+            silent_ns=min(here_ns, now_ns - capturer.last_frame_ns),
+            unseen_ns=min(here_ns, now_ns - capturer.seen_ns - round(capturer.pause_s * NS_PER_S)),
+            push_still_ns=min(
+                here_ns, self._moves.still("push", self.pusher.captured, waiting > 0, now_ns)
+            ),
+            loss_age_ns=self._moves.age(
+                "loss", count.lost_exact + count.lost_estimated + self.pusher.missed, now_ns
+            ),
+            sinks=tuple(self._moves.view(one, now_ns) for one in self.outlets),
+            patience_ns=capturer.patience_ns,
+            concern=self.wrong_rate() or self.bad_bus(now_ns) or self.only_zeros() or defects,
+            released=capturer.released,
+        )
+
+    def lost_on_bus(self, now_ns: int) -> tuple[float, int]:
+        """What the device did not deliver in the last hour, in ms, and in how many minutes."""
+        lost, minute, losses = (
+            self.capturer.tally.lost_by_device,
+            now_ns // MINUTE_NS,
+            self._bus_losses,
+        )
+        if lost > self._bus_lost:
+            before = losses.pop()[1] if losses and losses[-1][0] == minute else 0
+            losses.append((minute, before + lost - self._bus_lost))
+            self._bus_lost = lost
+        while losses and losses[0][0] <= minute - 60:
+            losses.popleft()
+        return sum(one for _, one in losses) * 1000 / self.config.capture.rate_hz, len(losses)
+
+    def bad_bus(self, now_ns: int) -> str | None:
+        """What to look at where a card loses sound on its way again and again."""
+        lost_ms, minutes = self.lost_on_bus(now_ns)
+        if lost_ms < CABLE_MS or minutes < CABLE_MINUTES:
+            return None
+        return (
+            f"the card failed to deliver {lost_ms:.0f} ms of sound in the last hour, in {minutes} "
+            "different minutes: try another cable, a port without a hub, a stronger power supply"
+        )
+
+    def wrong_rate(self) -> str | None:
+        """What to do about a card that runs at another rate than it says."""
+        rate_hz = self.capturer.true_rate.rate_hz
+        return None if rate_hz is None else in_words(self.config.capture.rate_hz, rate_hz)
+
+    def defects(self) -> list[Defect]:
+        """What is wrong with the sound of single channels."""
+        figures = self.watch.figures if self.watch else None
+        return defect.find(figures, self.config.capture) if figures else []
+
+    def _channel_levels(self) -> list[dict[str, float | None]] | None:
+        """Of each channel, by the card's number: its peak just now, over the last seconds its mean
+        and its clipped peaks, and for how long it has brought a single value."""
+        figures = self.watch.figures if self.watch else None
+        if figures is None:
+            return None
+        return [
+            {
+                "channel": self.config.capture.card_channel(at),
+                "peak_dbfs": round(20 * math.log10(max(one.peak, 1e-6)), 1) + 0.0,
+                "dc": None if one.dc is None else round(one.dc, 5) + 0.0,
+                "clipped_per_s": None if one.clipped_per_s is None else round(one.clipped_per_s, 1),
+                "constant_s": round(one.constant_s, 1),
+            }
+            for at, one in enumerate(figures)
+        ]
+
+    def only_zeros(self) -> str | None:
+        """What to look at when nothing but zeros has come for ``silence_warn_s``."""
+        limit_s, meter = self.config.capture.silence_warn_s, self.pusher.meter
+        if not limit_s or meter is None or meter.zeros_s < limit_s:
+            return None
+        return f"only zeros for {span(meter.zeros_s)}: is the microphone muted, the cable in?"
+
+    def refusals(self) -> list[str]:
+        return [text for text in (self.capturer.refusal, self.pusher.refusal) if text]
+
+    def _spawn(self, name: str, body: Callable[[], None]) -> None:
+        thread = threading.Thread(target=body, name=f"{name} {self.name}", daemon=True)
+        self._threads[name] = thread
+        thread.start()
+
+    def _join(self, name: str, deadline: float) -> bool:
+        thread = self._threads.get(name)
+        if thread is None:
+            return True  # it could not even be started
+        thread.join(max(0.0, deadline - time.monotonic()))
+        return not thread.is_alive()
+
+
+def _granted(grant: Grant | None) -> Granted | None:
+    if grant is None:
+        return None
+    audio, lengths = grant.format, (grant.period_frames, grant.buffer_frames)
+    return Granted(grant.device, str(audio), audio.rate_hz, *lengths, grant.exact, grant.successor)
+
+
+def _only_queued(config: StreamConfig) -> StreamConfig:
+    return config._replace(sink=tuple(config.queued))
+
+
+def _batch_ms(config: StreamConfig) -> int:
+    """How long the pusher may rest: no longer than any of its sinks' queues allow."""
+    return min(BATCH_MS, *(one.queue_ms // 4 for one in config.queued), BATCH_MS)
+
+
+def _outlet(stream: str, sink: Queued, capture: Capture, state: Path) -> Outlet:
+    try:
+        return _made(stream, sink, capture, state)
+    except Exception as error:  # noqa: BLE001
+        words = f"{blamed(SINKS[sink.type], error)}, then start capstand anew"
+        return Outlet(sink.name, Unmade(words), 0)
+
+
+def _made(stream: str, sink: Queued, capture: Capture, state: Path) -> Outlet:
+    audio = capture.audio
+    gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
+    priority = realtime.below(capture.priority, capture.priority)
+    made: Sink = SINKS[sink.type].make(sink, Surroundings(stream, capture, state, priority))
+    if Sink not in type(made).__mro__:
+        raise TypeError(f"{type(made).__name__} is no {Sink.__module__}.{Sink.__name__}")
+    window_frames = capture.queue_frames(min(WINDOW_MS, sink.queue_ms))
+    kept = _spooled(stream, made, sink, audio, priority, window_frames)
+    queue_frames = capture.queue_frames(sink.queue_ms)
+    return Outlet(sink.name, kept, queue_frames, gather_frames, priority=priority)
+
+
+def _spooled(
+    stream: str,
+    sink: Sink,
+    setup: SinkConfig,
+    audio: AudioFormat,
+    priority: int,
+    window_frames: int,
+) -> Sink:
+    """The sink itself, or with a spool in front of it."""
+    waits = spool_of(setup)
+    if waits is None:
+        return sink
+    from capstand.sinks.spool.spool import Spool
+    from capstand.sinks.spool.spooled import Spooled
+
+    folder = Path(waits.path) / stream / setup.name
+    spool = Spool(folder, audio, waits.max_mb * 1_000_000, waits.max_age_s)
+    return Spooled(
+        setup.name,
+        sink,
+        spool,
+        rate_hz=audio.rate_hz,
+        speed=waits.speed,
+        window_frames=window_frames,
+        priority=priority,
+    )
+
+
+def make_source(capture: Capture) -> Source:
+    """Raises CapstandError where its type, from another distribution, fails."""
+    kind = SOURCES.of(capture.device)
+    try:
+        source: Source = kind.make(capture)
+    except Exception as error:  # noqa: BLE001
+        raise CapstandError(f"{capture.wanted}: {blamed(kind, error)}") from None
+    return source

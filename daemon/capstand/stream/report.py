@@ -1,0 +1,99 @@
+"""What a stream tells of itself at one look: its figures, and what has happened since the last one.
+
+Plain values only, so that they can be sent, and checked by their types where they arrive. What has
+happened is told once: who looks has to pass it on.
+"""
+
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from capstand.accounting.stats import Gap, SinkStats, StreamStats
+from capstand.stream.defect import Defect
+from capstand.stream.health import View
+
+DISK_S = 6.0
+"""A memory card may take seconds to write; what is not on it by then is lost and booked."""
+CAN_BE_OPENED = "the device can be opened"
+STATE = Path("/var/lib/capstand")
+
+
+class Granted(NamedTuple):
+    """What the device that was opened last agreed to, of a Grant; ``format`` in words."""
+
+    device: str
+    format: str
+    rate_hz: int
+    period_frames: int
+    buffer_frames: int
+    exact: bool
+    successor: str | None
+
+
+class SinkEvent(NamedTuple):
+    """What a sink has for the ledger."""
+
+    sink: str
+    event: str
+    what: dict[str, Any]
+
+
+class Left(NamedTuple):
+    """The last word on a sink that was taken out: its books, the frame at which it was, what it had
+    for the ledger, and whether it was given up."""
+
+    sink: SinkStats
+    end_frame: int | None
+    events: tuple[SinkEvent, ...]
+    hung: bool
+
+
+class Word(IntEnum):
+    """The words of a stream's Page."""
+
+    RESTS = 1  # the number of the newest order, where the device is closed since it was released
+    FIRST = 8  # of those that show what a sink has delivered
+
+
+class Phase(IntEnum):
+    RUNNING = 0
+    DRAINED = 1  # nothing more comes into the ring
+    ENDED = 2
+
+
+class Past(NamedTuple):
+    """Where a stream's process ended before its time: its last figures; and what the ring says,
+    which is newer: how much had been ``captured``, the index of the ``next_frame``, when that was
+    due, and the pace."""
+
+    stats: StreamStats
+    captured: int
+    next_frame: int
+    at_ns: int
+    ns_per_frame: float
+
+
+class Report(NamedTuple):
+    """``gaps``, ``events`` and ``left`` have happened since the last report. ``trouble`` is the
+    device's; ``concerns`` are those of the sinks, by name; ``view`` is what health is judged by;
+    ``words`` says in which word of the Page each sink shows what it has delivered; ``hung``
+    names what did not end in time, ``failed`` says why the process ends by itself."""
+
+    stats: StreamStats
+    granted: Granted | None
+    trouble: str | None
+    restarted: str
+    refusals: tuple[str, ...]
+    short_buffer: str | None
+    only_zeros: str | None
+    wrong_rate: str | None
+    defects: tuple[Defect, ...]
+    concerns: dict[str, str | None]
+    gaps: tuple[Gap, ...]
+    events: tuple[SinkEvent, ...]
+    left: tuple[Left, ...]
+    view: View
+    words: dict[str, int]
+    phase: Phase = Phase.RUNNING
+    hung: tuple[str, ...] = ()
+    failed: str | None = None

@@ -1,0 +1,218 @@
+"""A stream in a process of its own: what hangs, aborts or is killed in it costs it alone."""
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from capstand.accounting.stats import Cause, Gap, StreamStats
+from capstand.config.schema import Capture
+from capstand.config.schema import Stream as StreamConfig
+from capstand.processes import nursery
+from capstand.sinks.types.file import FileSink
+from capstand.stream.stream import Stream
+from tests.counts import counts
+from tests.fakecard import FakeCard
+from tests.patience import PATIENCE_S
+
+
+class Streams:
+    """Streams with real processes, looked after as the daemon does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.all: list[Stream] = []
+        self.gaps: dict[str, list[Gap]] = {}
+        self.troubles: dict[str, list[str]] = {}
+        self.ended: dict[str, StreamStats] = {}
+
+    def start(self, card: FakeCard, name: str) -> Stream:
+        sink = FileSink("file", str(self.folder / name), name="disk")
+        capture = Capture(card.device, buffer_ms=4000.0, priority=0)
+        stream = Stream(StreamConfig(name, capture, (sink,)), self.folder / "state")
+        self.all.append(stream)
+        self.gaps[name], self.troubles[name] = [], []
+        stream.start()
+        return stream
+
+    def look(self) -> None:
+        for one in self.all:
+            report = one.report(time.monotonic_ns())
+            assert report.stats.balanced, report.stats
+            self.gaps[one.name] += report.gaps
+            trouble = report.trouble
+            if trouble and trouble not in self.troubles[one.name][-1:]:
+                self.troubles[one.name].append(trouble)
+
+    def until(self, state: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        self.look()
+        while not state():
+            assert time.monotonic() < deadline, [one.stats(0) for one in self.all]
+            time.sleep(0.01)
+            self.look()
+
+    def flow(self, stream: Stream, frames: int = 4800) -> None:
+        """So many frames more of it."""
+        enough = stream.stats(time.monotonic_ns()).captured_frames + frames
+        self.until(lambda: stream.stats(time.monotonic_ns()).captured_frames >= enough)
+
+    def end(self) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        for one in self.all:
+            assert one.drain(deadline) == []
+        for one in self.all:
+            assert one.close(deadline) == []
+        self.look()
+        self.ended = {one.name: one.stats(0) for one in self.all}
+        for one in self.all:
+            assert self.ended[one.name].sinks[0].inside_frames == 0, self.ended[one.name]
+            one.dispose()
+        self.all.clear()
+
+
+@pytest.fixture
+def streams(tmp_path: Path, fakecard: FakeCard) -> Iterator[Streams]:
+    nursery.shared.end()  # the next one finds the card by the environment
+    one = Streams(tmp_path)
+    yield one
+    for left in one.all:
+        left.process.abandon()
+    nursery.shared.end()
+
+
+@pytest.fixture
+def other(tmp_path: Path, fakecard_plugin: Path, fakecard: FakeCard) -> FakeCard:
+    return FakeCard(tmp_path, "other", plugin=fakecard_plugin)
+
+
+def numbers(folder: Path) -> list[list[int]]:
+    """The frame numbers in each file, in order."""
+    files = sorted(one for one in folder.iterdir() if one.suffix == ".wav")
+    found = []
+    for file in files:
+        heard = soundfile.read(file, dtype="int16", always_2d=True)[0].view(np.uint16)
+        found.append((heard[:, 0].astype(np.int64) | heard[:, 1].astype(np.int64) << 16).tolist())
+    return found
+
+
+def test_the_sound_is_taken_in_by_its_own_process(streams: Streams, fakecard: FakeCard) -> None:
+    """Every frame is in the file, the books are those of the process, and main has opened nothing
+    and loaded no library for sound."""
+    stream = streams.start(fakecard, "mic")
+    streams.flow(stream)
+    pid = stream.process.pid
+    assert pid is not None and pid != os.getpid()
+    assert Path(f"/proc/{pid}/comm").read_text() == "stream:mic\n"
+    streams.until(lambda: stream.stats(0).opens)
+    stats = stream.stats(time.monotonic_ns())
+    assert (stats.health, stats.trouble, stats.opens) == ("OK", None, 1)
+    streams.end()
+    (file,) = numbers(streams.folder / "mic")
+    ended = streams.ended["mic"]
+    assert len(file) == ended.captured_frames == ended.sinks[0].delivered_frames
+    assert set(np.diff(file)) == {1}
+
+
+def test_a_killed_process_costs_its_own_stream_alone(
+    streams: Streams, fakecard: FakeCard, other: FakeCard
+) -> None:
+    """At random moments: the other loses nothing; its own frame index goes on, what is missing is
+    one estimated gap each, and every frame in its files lies where the books say."""
+    mic, well = streams.start(fakecard, "mic"), streams.start(other, "well")
+    streams.flow(mic)
+    streams.flow(well)
+    dice = random.Random(5)
+    rounds = counts(4, 30)
+    for _ in range(rounds):
+        streams.flow(mic, dice.randrange(480, 9600))
+        pid, opens = mic.process.pid, mic.stats(0).opens
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        streams.until(lambda opens=opens: mic.stats(0).opens > opens)  # type: ignore[misc]
+        streams.flow(mic)
+    streams.end()
+    assert streams.ended["well"].lost_frames == 0 and streams.troubles["well"] == []
+    assert set(streams.troubles["mic"]) == {
+        "its process was ended by SIGKILL; a new one is started"
+    }
+    gaps = [one for one in streams.gaps["mic"] if one.cause is Cause.PROCESS]
+    assert len(gaps) == rounds and not any(one.exact for one in gaps)
+    lost = sum(one.frames for one in streams.gaps["mic"])
+    assert lost == streams.ended["mic"].lost_frames
+    assert lost == pytest.approx(fakecard.frames_lost, abs=480 * rounds)
+    files = numbers(streams.folder / "mic")
+    assert all(set(np.diff(one)) == {1} for one in files)
+    heard = [number for file in files for number in file]
+    assert len(set(heard)) == len(heard)
+
+
+@pytest.mark.parametrize("fault", ["hangs", "aborts"])
+def test_an_open_that_does_not_come_back_costs_its_own_stream_alone(
+    streams: Streams,
+    fakecard: FakeCard,
+    other: FakeCard,
+    fault: str,
+) -> None:
+    """The other loses nothing, and when the card is well again there is sound, though that call
+    never comes back."""
+    mic, well = streams.start(fakecard, "mic"), streams.start(other, "well")
+    streams.flow(mic)
+    streams.flow(well)
+    fakecard.open_fault(fault)
+    fakecard.disconnect()
+    streams.until(lambda: streams.troubles["mic"])
+    fakecard.reconnect()
+    if fault == "aborts":
+        streams.until(lambda: len(streams.troubles["mic"]) > 1)
+    streams.flow(well, 3 * 48_000)
+    fakecard.open_fault()
+    streams.flow(mic)
+    streams.end()
+    assert streams.ended["well"].lost_frames == 0 and streams.troubles["well"] == []
+    told = " ".join(streams.troubles["mic"])
+    assert ("SIGABRT" if fault == "aborts" else "hung while it opened the device") in told
+    assert streams.ended["mic"].lost_frames == pytest.approx(fakecard.frames_lost, abs=960)
+
+
+def test_a_thread_that_stands_still_is_ended(streams: Streams, fakecard: FakeCard) -> None:
+    """A process that is stopped as a whole shows no sign of life; another goes on."""
+    stream = streams.start(fakecard, "mic")
+    streams.flow(stream)
+    pid = stream.process.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    streams.until(lambda: stream.process.pid not in (pid, None))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+    streams.flow(stream)
+    streams.end()
+    assert "showed no sign of life for 10 s" in " ".join(streams.troubles["mic"])
+
+
+def test_release_and_resume(streams: Streams, fakecard: FakeCard) -> None:
+    """It rests only once the card is closed, also for a process that has just begun."""
+    stream = streams.start(fakecard, "mic")
+    streams.flow(stream)
+    stream.release("operator", "released to others")
+    assert not stream.rests
+    streams.until(lambda: stream.rests)
+    assert stream.stats(0).released == "released to others"
+    pid = stream.process.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    streams.until(lambda: stream.process.pid not in (pid, None))
+    streams.until(lambda: stream.rests)
+    opens = fakecard.opens
+    stream.resume("operator")
+    streams.flow(stream)
+    assert fakecard.opens == opens + 1
+    streams.end()
+    assert {one.cause for one in streams.gaps["mic"]} <= {Cause.RELEASED, Cause.PROCESS}
