@@ -1,0 +1,119 @@
+"""Automatic gain: speech comes to a target level, from below and from above, and noise does not.
+
+Measured every 100 ms, all channels together. What is below the noise by less than ``ABOVE_DB``, or
+below ``HEARD_DBFS``, changes nothing; the noise is the quietest 100 ms of the last seconds, so what
+never pauses (a fan, a test tone) is noise. The mean power of what counts, over ``MEMORY_S`` of it,
+is the level of the speech. The gain goes to what that lacks, evenly in dB at ``db_per_s``, never
+above ``max_gain_db``, and only so high that the noise stays below ``noise_dbfs``.
+
+So the target is reached, within 2 dB, by the time that the missing gain takes at ``db_per_s`` and
+three seconds of speech. It is slow on purpose, and lets peaks be: a limiter comes behind it.
+
+Own lines, because of the engines at hand WebRTC's has no target and never turns down, and
+libspeexdsp's works on 16 bits and holds the level 19 dB below the target that it was given.
+
+Thread: the chain's.
+"""
+
+import math
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from capstand.processing.processor import Samples, Shape
+from capstand.processing.whole import mended
+
+HOP_S = 0.1
+NOISE_S = 3.0
+ABOVE_DB = 4.0
+HEARD_DBFS = -70.0
+SILENT_DBFS = -100.0
+"""Below it is no noise but nothing at all: a mute switch, a gap."""
+MEMORY_S = 3.0
+
+
+class AutomaticGain:
+    """``gain_db`` is what it has come to. No delay."""
+
+    delay_frames = 0
+
+    def __init__(self, settings: Any, shape: Shape) -> None:
+        self.gain_db = 0.0
+        self._shape = shape
+        self._hop_frames = round(HOP_S * shape.rate_hz)
+        self._hops: deque[float] = deque(maxlen=round(NOISE_S / HOP_S))
+        self._speech = 0.0  # power, the mean of so many hops
+        self._heard = 0
+        self._from = self._to = 1.0  # the gain where this hop began, and where it ends
+        self._settings = settings
+        self._begin_hop()
+
+    def process(self, block: Samples) -> Samples:
+        block = mended(block)
+        out = np.empty_like(block)
+        at = 0
+        while at < len(block):
+            count = min(len(block) - at, self._hop_frames - self._frames)
+            self._part(block[at : at + count], out[at : at + count])
+            at += count
+            if self._frames == self._hop_frames:
+                self._end_hop()
+        return out
+
+    def _part(self, samples: Samples, out: Samples) -> None:
+        flat = samples.reshape(-1)
+        self._power += float(np.dot(flat, flat))
+        if self._from == self._to:
+            np.multiply(samples, np.float32(self._to), out=out)
+        else:
+            step = (self._to - self._from) / self._hop_frames
+            first = self._from + step * (self._frames + 1)
+            ramp = first + step * np.arange(len(samples))
+            np.multiply(samples, ramp.astype(np.float32)[:, np.newaxis], out=out)
+        self._frames += len(samples)
+
+    def _begin_hop(self) -> None:
+        self._frames, self._power = 0, 0.0
+
+    def _end_hop(self) -> None:
+        power = self._power / (self._hop_frames * self._shape.channels)
+        level = _db(power)
+        if level > SILENT_DBFS:
+            self._hops.append(level)
+            if level > max(HEARD_DBFS, min(self._hops) + ABOVE_DB):
+                self._heard = min(self._heard + 1, round(MEMORY_S / HOP_S))
+                self._speech += (power - self._speech) / self._heard
+        self._begin_hop()
+        step = self._settings.db_per_s * HOP_S
+        self.gain_db += min(step, max(-step, self._wanted_db() - self.gain_db))
+        self._from, self._to = self._to, 10 ** (self.gain_db / 20)
+
+    def _wanted_db(self) -> float:
+        if not self._heard:
+            return self.gain_db
+        settings = self._settings
+        wanted = settings.target_dbfs - _db(self._speech)
+        quiet = max(0.0, settings.noise_dbfs - min(self._hops))
+        return float(max(-settings.max_cut_db, min(wanted, settings.max_gain_db, quiet)))
+
+    def reset(self) -> None:
+        """Levels and gain are those of the room, before a gap and after it; only this hop is
+        begun anew."""
+        self._begin_hop()
+        self._from = self._to
+
+    def change(self, settings: Any) -> bool:
+        self._settings = settings
+        return True
+
+    def figures(self) -> dict[str, object]:
+        return {
+            "gain_db": round(self.gain_db, 1),
+            "speech_dbfs": round(_db(self._speech), 1) if self._heard else None,
+            "noise_dbfs": round(min(self._hops), 1) if self._hops else None,
+        }
+
+
+def _db(power: float) -> float:
+    return 10 * math.log10(power + 1e-20)

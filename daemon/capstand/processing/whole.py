@@ -1,0 +1,78 @@
+"""Whole blocks of 10 ms for an engine that takes nothing else, from blocks of any length.
+
+Engines for speech are built for frames of 10 ms. Some take other lengths without a word and give
+out something else, one ends the process. A card's period may be 1024 frames, so what is left over
+waits for the next block; that as many frames come out as go in, the output begins with silence.
+
+The silence is as short as can be: one frame less than 10 ms where blocks may have any length. Where
+every block is known to be a multiple of ``grain_frames``, it is 10 ms less what both have in
+common, so nothing at all for blocks of 10, 20 or 40 ms.
+
+Thread: the chain's.
+"""
+
+from collections.abc import Callable
+from math import gcd
+
+import numpy as np
+
+from capstand.processing.processor import Samples
+
+LOUDEST = 8.0
+"""+18 dBFS. What is beyond is no sound; engines square it."""
+FLUSH_BLOCKS = 2
+"""No engine holds more sound than that."""
+SANE = 1e12
+"""A block's sum of squares; one with NaN in it is not below anything."""
+
+
+class WholeBlocks:
+    """Hands ``engine`` blocks of a multiple of ``frames``, ``channels`` wide, and gives out as many
+    frames as it was given, ``delay_frames`` later. The engine returns as many frames, ``out`` wide.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[Samples], Samples],
+        frames: int,
+        channels: int,
+        out: int = 0,
+        grain_frames: int = 1,
+    ) -> None:
+        self.delay_frames = frames - gcd(frames, grain_frames)
+        self._engine = engine
+        self._frames = frames
+        self._empty = np.zeros((0, channels), np.float32)
+        self._silence = np.zeros((self.delay_frames, out or channels), np.float32)
+        self._flush = np.zeros((FLUSH_BLOCKS * frames, channels), np.float32)
+        self._left, self._ready = self._empty, self._silence
+
+    def reset(self) -> None:
+        """Lets go of all sound, also of what the engine holds; what that has learnt it keeps."""
+        self._left, self._ready = self._empty, self._silence
+        self._engine(self._flush)
+
+    def process(self, block: Samples) -> Samples:
+        frames = len(block)
+        if len(self._left):
+            block = np.concatenate((self._left, block))
+        whole = len(block) - len(block) % self._frames
+        self._left = block[whole:].copy() if whole < len(block) else self._empty
+        made = self._engine(np.ascontiguousarray(block[:whole])) if whole else self._silence[:0]
+        if len(self._ready):
+            made = np.concatenate((self._ready, made))
+        self._ready = made[frames:].copy()
+        return made[:frames]
+
+
+def sane(block: Samples) -> bool:
+    """Whether every sample is a number that can be squared."""
+    flat = block.reshape(-1)
+    return bool(np.dot(flat, flat) < SANE)
+
+
+def mended(block: Samples) -> Samples:
+    """The block, silent where it is no number, and no louder than can be."""
+    if sane(block):
+        return block
+    return np.clip(np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0), -LOUDEST, LOUDEST)
