@@ -1,1 +1,1 @@
-"""What is done to samples on their way to the sinks."""
+"""What is done to the samples between capture and sinks: a chain of processors per stream."""

@@ -7,19 +7,14 @@ it raises, and what comes out of it that cannot be, is the chain's to find and t
 Thread: the one whose chain it is; ``figures`` any.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from capstand.audio.block import Shape as Shape
+
 Samples = npt.NDArray[np.float32]
-
-
-class Shape(NamedTuple):
-    """What flows: frames of so many channels at a rate."""
-
-    rate_hz: int
-    channels: int
 
 
 class Processor(Protocol):
