@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import soxr
 
-from capstand.processing.processor import Processor, Samples
+from capstand.processing.processor import Samples
 
 Mask = npt.NDArray[np.bool_]
 
@@ -101,25 +101,11 @@ def pink(count: int, dbfs: float, rate_hz: int = 48_000, seed: int = 1) -> npt.N
     return np.asarray(noise * 10 ** ((dbfs - level(noise)) / 20), np.float32)
 
 
-def run(
-    processor: Processor,
-    samples: npt.NDArray[np.float32],
-    block: int = 480,
-    seed: int | None = None,
-) -> Samples:
-    """All of it through the processor, in blocks of that length or, with a seed, of any up to it;
-    frames in are frames out."""
-    shaped = samples.reshape(len(samples), -1)
-    lengths = np.random.default_rng(seed).integers(1, block + 1, 1 + 2 * len(shaped) // block)
-    out, at, turn = [], 0, 0
-    while at < len(shaped):
-        count = block if seed is None else int(lengths[turn % len(lengths)])
-        given = np.ascontiguousarray(shaped[at : at + count])
-        done = processor.process(given.copy())
-        assert len(done) == len(given)
-        out.append(done.copy())
-        at, turn = at + count, turn + 1
-    return np.concatenate(out)
+def wavering(rate_hz: int, seed: int = 1) -> npt.NDArray[np.float32]:
+    """3 s of noise whose level changes all the time: nothing takes that for steady."""
+    drawn = np.random.default_rng(seed)
+    levels = np.repeat(drawn.uniform(0, 1, 300) ** 3, rate_hz // 100)
+    return np.asarray(0.1 * levels * drawn.standard_normal(len(levels)), np.float32)
 
 
 def aligned(out: Samples, delay_frames: int) -> Samples:

@@ -21,7 +21,7 @@ INSTALL_SPEEX = "install the Debian package (apt install libspeexdsp1)"
 
 
 def choose(engine: str, rate_hz: int) -> str:
-    """"webrtc" or "speex"; "auto" takes webrtc where it is and can."""
+    """ "webrtc" or "speex"; "auto" takes webrtc where it is and can."""
     if engine != "auto":
         return engine
     return "webrtc" if rate_hz in WEBRTC_HZ and has_webrtc() else "speex"

@@ -78,13 +78,15 @@ class Port(NamedTuple):
 
 
 class Plugin:
-    """A kind of plugin, at a rate. Raises PluginError."""
+    """A kind of plugin, at a rate: ports of sound by number, ``controls`` and ``meters`` by name.
+    Raises PluginError."""
 
     def __init__(self, file: Path, label: str, rate_hz: int) -> None:
         self._rate_hz = rate_hz
         self._of = of = _descriptor(file, label)
         self.name = clean.line(_text(of.name))
-        audio, control = [], []
+        audio: list[tuple[int, int]] = []
+        control: list[tuple[int, int]] = []
         for number in range(of.port_count):
             kind = of.port_descriptors[number]
             (audio if kind & _AUDIO else control).append((number, kind))
@@ -202,7 +204,8 @@ def _descriptor(file: Path, label: str) -> _Descriptor:
         if not found:
             break
         if _text(found.contents.label) == label or not label:
-            return found.contents
+            one: _Descriptor = found.contents
+            return one
         labels.append(_text(found.contents.label))
     raise PluginError(f'{file} has no plugin "{label}"; it has {_listed(labels)}')
 

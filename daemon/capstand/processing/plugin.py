@@ -49,7 +49,8 @@ class PluginStage:
             self._values[port.number].value = value
         self._room(TRIAL_FRAMES)
         self._restarts = 0
-        self._instances = self._started()
+        self._instances: list[Instance] = []
+        self._start()
         self.delay_frames = self._latency()
 
     def _wanted(self, settings: Any) -> dict[Port, float]:
@@ -59,9 +60,9 @@ class PluginStage:
             wanted[plugin.control(one.port, one.value)] = one.value
         return wanted
 
-    def _started(self) -> list[Instance]:
-        """As many as are needed, each connected and new."""
-        self._instances: list[Instance] = []
+    def _start(self) -> None:
+        """As many instances as are needed, each connected and new."""
+        self._instances = []
         for _ in range(self._copies):
             instance = self._plugin.instance()
             for number, value in self._values.items():
@@ -70,7 +71,6 @@ class PluginStage:
         self._connect(0)
         for instance in self._instances:
             instance.activate()
-        return self._instances
 
     def _latency(self) -> int:
         """Told only by a plugin that has run; it begins anew afterwards."""
@@ -81,7 +81,7 @@ class PluginStage:
         for instance in self._instances:
             instance.run(TRIAL_FRAMES)
         latency = self._values[number].value
-        self._instances = self._started()
+        self._start()
         if not 0 <= latency <= self._shape.rate_hz:
             raise PluginError(f"{self._plugin.name} declares a latency of {latency:g} frames")
         return round(latency)
@@ -143,7 +143,7 @@ class PluginStage:
             self._ramps[number] = (port, target, left - frames)
 
     def reset(self) -> None:
-        self._instances = self._started()
+        self._start()
 
     def change(self, settings: Any) -> bool:
         old = self._settings
@@ -167,5 +167,5 @@ class PluginStage:
 
 
 def _ports(plugin: Plugin) -> int:
-    numbers = [*plugin.inputs, *plugin.outputs, *plugin.meters.values()]
+    numbers: list[int] = [*plugin.inputs, *plugin.outputs, *plugin.meters.values()]
     return 1 + max([*numbers, *(port.number for port in plugin.controls.values())])

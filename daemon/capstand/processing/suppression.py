@@ -9,6 +9,8 @@ Thread: the chain's.
 
 from typing import Any
 
+import numpy as np
+
 from capstand.processing import speexdsp, webrtc
 from capstand.processing.engines import choose
 from capstand.processing.processor import Processor, Samples, Shape
@@ -26,21 +28,39 @@ def suppression(engine: str, level: int, shape: Shape, grain_frames: int = 1) ->
 
 
 class WebrtcSuppression:
-    """By WebRTC, for all channels at once. Another level takes another object."""
+    """By WebRTC, each channel for itself. Another level takes another object."""
 
     def __init__(self, level: int, shape: Shape, grain_frames: int = 1) -> None:
         from pywebrtc_audio import NoiseSuppressor
 
         rate_hz, channels = shape
         self._level, self._rate_hz = level, rate_hz
-        self._engine = webrtc.Engine(lambda: NoiseSuppressor(rate_hz, channels, level), channels)
+        self._probability = 0.0
+        self._engines = [
+            webrtc.Engine(lambda: NoiseSuppressor(rate_hz, 1, level)) for _ in range(channels)
+        ]
         self._whole = WholeBlocks(
-            self._engine.process, rate_hz // 100, channels, grain_frames=grain_frames
+            self._suppressed,
+            rate_hz // 100,
+            channels,
+            engine_delay=webrtc.NS_DELAY[rate_hz],
+            grain_frames=grain_frames,
         )
-        self.delay_frames = self._whole.delay_frames + webrtc.NS_DELAY[rate_hz]
+        self.delay_frames = self._whole.delay_frames
 
     def process(self, block: Samples) -> Samples:
         return self._whole.process(block)
+
+    def _suppressed(self, block: Samples) -> Samples:
+        engines = self._engines
+        if len(engines) == 1:
+            done = engines[0].process(block)
+        else:
+            done = np.empty_like(block)
+            for number, engine in enumerate(engines):
+                done[:, number] = engine.process(block[:, number])[:, 0]
+        self._probability = max(engine.object.speech_probability for engine in engines)
+        return done
 
     def reset(self) -> None:
         self._whole.reset()
@@ -52,8 +72,8 @@ class WebrtcSuppression:
     def figures(self) -> dict[str, object]:
         return {
             "engine": "webrtc",
-            "speech_probability": round(self._engine.object.speech_probability, 2),
-            "engine_restarts": self._engine.made - 1,
+            "speech_probability": round(self._probability, 2),
+            "engine_restarts": sum(engine.restarts for engine in self._engines),
         }
 
 
@@ -64,11 +84,14 @@ class SpeexSuppression:
         rate_hz, channels = shape
         block = rate_hz // 100
         self._rate_hz = rate_hz
+        self._probability = 0.0
         self._states = [
             speexdsp.Preprocessor(rate_hz, block, SPEEX_DB[level]) for _ in range(channels)
         ]
-        self._whole = WholeBlocks(self._suppressed, block, channels, grain_frames=grain_frames)
-        self.delay_frames = self._whole.delay_frames + block
+        self._whole = WholeBlocks(
+            self._suppressed, block, channels, engine_delay=block, grain_frames=grain_frames
+        )
+        self.delay_frames = self._whole.delay_frames
 
     def process(self, block: Samples) -> Samples:
         return self._whole.process(block)
@@ -77,6 +100,7 @@ class SpeexSuppression:
         samples = speexdsp.to_int16(mended(block))
         for state, channel in zip(self._states, samples, strict=True):
             state.process(channel)
+        self._probability = max(state.speech_probability for state in self._states)
         return speexdsp.to_float(samples)
 
     def reset(self) -> None:
@@ -90,5 +114,4 @@ class SpeexSuppression:
         return True
 
     def figures(self) -> dict[str, object]:
-        probability = max(state.speech_probability for state in self._states)
-        return {"engine": "speex", "speech_probability": probability}
+        return {"engine": "speex", "speech_probability": self._probability}

@@ -20,15 +20,14 @@ from capstand.processing.processor import Samples
 
 LOUDEST = 8.0
 """+18 dBFS. What is beyond is no sound; engines square it."""
-FLUSH_BLOCKS = 2
-"""No engine holds more sound than that."""
 SANE = 1e12
 """A block's sum of squares; one with NaN in it is not below anything."""
 
 
 class WholeBlocks:
     """Hands ``engine`` blocks of a multiple of ``frames``, ``channels`` wide, and gives out as many
-    frames as it was given, ``delay_frames`` later. The engine returns as many frames, ``out`` wide.
+    frames as it was given, ``delay_frames`` later. The engine returns as many frames, ``out`` wide
+    (0: as wide), of which the sound is ``engine_delay`` later.
     """
 
     def __init__(
@@ -36,21 +35,26 @@ class WholeBlocks:
         engine: Callable[[Samples], Samples],
         frames: int,
         channels: int,
+        *,
         out: int = 0,
+        engine_delay: int = 0,
         grain_frames: int = 1,
     ) -> None:
-        self.delay_frames = frames - gcd(frames, grain_frames)
+        wait_frames = frames - gcd(frames, grain_frames)
+        self.delay_frames = wait_frames + engine_delay
         self._engine = engine
+        self._engine_delay = engine_delay
         self._frames = frames
         self._empty = np.zeros((0, channels), np.float32)
-        self._silence = np.zeros((self.delay_frames, out or channels), np.float32)
-        self._flush = np.zeros((FLUSH_BLOCKS * frames, channels), np.float32)
+        self._silence = np.zeros((wait_frames, out or channels), np.float32)
+        self._hush = 0
         self._left, self._ready = self._empty, self._silence
 
     def reset(self) -> None:
-        """Lets go of all sound, also of what the engine holds; what that has learnt it keeps."""
+        """Lets go of all sound. What the engine has learnt it keeps, and what it holds of the sound
+        of before is silence when it comes out."""
         self._left, self._ready = self._empty, self._silence
-        self._engine(self._flush)
+        self._hush = self._engine_delay
 
     def process(self, block: Samples) -> Samples:
         frames = len(block)
@@ -59,6 +63,9 @@ class WholeBlocks:
         whole = len(block) - len(block) % self._frames
         self._left = block[whole:].copy() if whole < len(block) else self._empty
         made = self._engine(np.ascontiguousarray(block[:whole])) if whole else self._silence[:0]
+        if self._hush and whole:
+            made[: self._hush] = 0
+            self._hush = max(0, self._hush - whole)
         if len(self._ready):
             made = np.concatenate((self._ready, made))
         self._ready = made[frames:].copy()
@@ -68,7 +75,8 @@ class WholeBlocks:
 def sane(block: Samples) -> bool:
     """Whether every sample is a number that can be squared."""
     flat = block.reshape(-1)
-    return bool(np.dot(flat, flat) < SANE)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.dot(flat, flat) < SANE)
 
 
 def mended(block: Samples) -> Samples:

@@ -2,14 +2,15 @@
 
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
+from capstand.audio.block import Shape
 from capstand.config.decode import Choice, Number
 from capstand.config.registry import ProcessorType
 
 if TYPE_CHECKING:
-    from capstand.processing.processor import Processor, Shape
+    from capstand.processing.processor import Processor
 
 
-class Agc(NamedTuple):
+class AgcProcessor(NamedTuple):
     """Where the level is to be, and how far and how fast the gain may go."""
 
     type: Annotated[str, Choice(("agc",))]
@@ -20,10 +21,10 @@ class Agc(NamedTuple):
     noise_dbfs: Annotated[float, Number(-100, -20)] = -50.0
 
 
-def _make(settings: Agc, shape: "Shape") -> "Processor":
+def _make(settings: AgcProcessor, shape: Shape) -> "Processor":
     from capstand.processing.agc import AutomaticGain  # brings numpy
 
     return AutomaticGain(settings, shape)
 
 
-TYPE = ProcessorType(Agc, page="processing-speech.md", make=_make)
+TYPE = ProcessorType(AgcProcessor, page="processing-speech.md", make=_make)

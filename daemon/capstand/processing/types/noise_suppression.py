@@ -3,19 +3,20 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
+from capstand.audio.block import Shape
 from capstand.config.decode import Choice
 from capstand.config.registry import ProcessorType
 from capstand.processing import engines
 from capstand.processing.engines import ENGINES, SPEECH
 
 if TYPE_CHECKING:
-    from capstand.processing.processor import Processor, Shape
+    from capstand.processing.processor import Processor
 
 LEVELS = ("low", "moderate", "high", "very-high")
 """WebRTC's own names: 6, 12, 18 and 21 dB."""
 
 
-class NoiseSuppression(NamedTuple):
+class NoiseSuppressionProcessor(NamedTuple):
     """How much, and by what."""
 
     type: Annotated[str, Choice(("noise-suppression",))]
@@ -23,16 +24,20 @@ class NoiseSuppression(NamedTuple):
     engine: Annotated[str, Choice(ENGINES)] = "auto"
 
 
-def _make(settings: NoiseSuppression, shape: "Shape") -> "Processor":
+def _make(settings: NoiseSuppressionProcessor, shape: Shape) -> "Processor":
     from capstand.processing.suppression import suppression  # brings numpy and the engine
 
     return suppression(settings.engine, LEVELS.index(settings.level), shape)
 
 
-def _problems(settings: NoiseSuppression, shape: "Shape") -> Iterator[tuple[str, str]]:
+def _problems(settings: NoiseSuppressionProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
     return engines.problems(settings.type, settings.engine, shape.rate_hz)
 
 
 TYPE = ProcessorType(
-    NoiseSuppression, page="processing-speech.md", make=_make, problems=_problems, extra=SPEECH
+    NoiseSuppressionProcessor,
+    page="processing-speech.md",
+    make=_make,
+    problems=_problems,
+    extra=SPEECH,
 )

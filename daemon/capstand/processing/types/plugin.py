@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
+from capstand.audio.block import Shape
 from capstand.config.decode import Choice, Number, Text
 from capstand.config.registry import ProcessorType
 
 if TYPE_CHECKING:
-    from capstand.processing.processor import Processor, Shape
+    from capstand.processing.processor import Processor
 
 FILE = Text(r"/?[^\0-\x1f\x7f]{1,255}", 'a plugin\'s file, such as "amp_1181", or its path')
 WORDS = Text(r"[^\0-\x1f\x7f]{0,100}", "a name of up to 100 characters")
@@ -20,7 +21,7 @@ class Control(NamedTuple):
     value: Annotated[float, Number(-1e9, 1e9)]
 
 
-class PluginConfig(NamedTuple):
+class PluginProcessor(NamedTuple):
     """``label``: which one, where its file has several; else the first."""
 
     type: Annotated[str, Choice(("plugin",))]
@@ -29,13 +30,13 @@ class PluginConfig(NamedTuple):
     control: tuple[Control, ...] = ()
 
 
-def _make(settings: PluginConfig, shape: "Shape") -> "Processor":
+def _make(settings: PluginProcessor, shape: Shape) -> "Processor":
     from capstand.processing.plugin import PluginStage  # brings numpy
 
     return PluginStage(settings, shape)
 
 
-def _problems(settings: PluginConfig, shape: "Shape") -> Iterator[tuple[str, str]]:
+def _problems(settings: PluginProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
     """Only where the file is: to look into it would run it, and that is for the chain's process."""
     from capstand.processing.ladspa import PluginError, find
 
@@ -45,4 +46,4 @@ def _problems(settings: PluginConfig, shape: "Shape") -> Iterator[tuple[str, str
         yield "plugin", str(error)
 
 
-TYPE = ProcessorType(PluginConfig, page="processing-speech.md", make=_make, problems=_problems)
+TYPE = ProcessorType(PluginProcessor, page="processing-speech.md", make=_make, problems=_problems)

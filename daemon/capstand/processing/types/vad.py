@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
+from capstand.audio.block import Shape
 from capstand.config.decode import Choice, Number
 from capstand.config.registry import ProcessorType
 from capstand.processing import engines
 from capstand.processing.engines import ENGINES, SPEECH
 
 if TYPE_CHECKING:
-    from capstand.processing.processor import Processor, Shape
+    from capstand.processing.processor import Processor
 
 
-class Vad(NamedTuple):
+class VadProcessor(NamedTuple):
     """What is speech, and what happens then; ``threshold`` has a default for each engine."""
 
     type: Annotated[str, Choice(("vad",))]
@@ -24,14 +25,16 @@ class Vad(NamedTuple):
     engine: Annotated[str, Choice(ENGINES)] = "auto"
 
 
-def _make(settings: Vad, shape: "Shape") -> "Processor":
+def _make(settings: VadProcessor, shape: Shape) -> "Processor":
     from capstand.processing.vad import VoiceActivity  # brings numpy and the engine
 
     return VoiceActivity(settings, shape)
 
 
-def _problems(settings: Vad, shape: "Shape") -> Iterator[tuple[str, str]]:
+def _problems(settings: VadProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
     return engines.problems(settings.type, settings.engine, shape.rate_hz)
 
 
-TYPE = ProcessorType(Vad, page="processing-speech.md", make=_make, problems=_problems, extra=SPEECH)
+TYPE = ProcessorType(
+    VadProcessor, page="processing-speech.md", make=_make, problems=_problems, extra=SPEECH
+)
