@@ -25,7 +25,7 @@ from capstand.processing.processor import Samples, Shape
 from capstand.processing.whole import mended
 
 HOP_S = 0.1
-NOISE_S = 3.0
+NOISE_S = 5.0
 ABOVE_DB = 4.0
 HEARD_DBFS = -70.0
 SILENT_DBFS = -100.0
@@ -43,6 +43,8 @@ class AutomaticGain:
         self._shape = shape
         self._hop_frames = round(HOP_S * shape.rate_hz)
         self._hops: deque[float] = deque(maxlen=round(NOISE_S / HOP_S))
+        self._before, self._whole = SILENT_DBFS, False  # the hop before, and whether it is no part
+        self._noise_dbfs = SILENT_DBFS
         self._speech = 0.0  # power, the mean of so many hops
         self._heard = 0
         self._from = self._to = 1.0  # the gain where this hop began, and where it ends
@@ -79,22 +81,32 @@ class AutomaticGain:
     def _end_hop(self) -> None:
         power = self._power / (self._hop_frames * self._shape.channels)
         level = _db(power)
-        if level > SILENT_DBFS:
-            self._hops.append(level)
-            if level > max(HEARD_DBFS, min(self._hops) + ABOVE_DB):
-                self._heard = min(self._heard + 1, round(MEMORY_S / HOP_S))
-                self._speech += (power - self._speech) / self._heard
+        self._note_noise(level)
+        if self._whole and level > max(HEARD_DBFS, self._noise_dbfs + ABOVE_DB):
+            self._heard = min(self._heard + 1, round(MEMORY_S / HOP_S))
+            self._speech += (power - self._speech) / self._heard
         self._begin_hop()
         step = self._settings.db_per_s * HOP_S
         self.gain_db += min(step, max(-step, self._wanted_db() - self.gain_db))
         self._from, self._to = self._to, 10 ** (self.gain_db / 20)
+
+    def _note_noise(self, level: float) -> None:
+        """A hop counts that has sound before it and after it: one that a mute switch or a gate has
+        cut is no noise."""
+        silent, was_silent = level <= SILENT_DBFS, self._before <= SILENT_DBFS
+        if self._whole and not silent:
+            self._hops.append(self._before)
+        self._whole = not (silent or was_silent)
+        self._before = level
+        heard = (*self._hops, level) if self._whole else self._hops
+        self._noise_dbfs = min(heard, default=SILENT_DBFS)
 
     def _wanted_db(self) -> float:
         if not self._heard:
             return self.gain_db
         settings = self._settings
         wanted = settings.target_dbfs - _db(self._speech)
-        quiet = max(0.0, settings.noise_dbfs - min(self._hops))
+        quiet = max(0.0, settings.noise_dbfs - self._noise_dbfs)
         return float(max(-settings.max_cut_db, min(wanted, settings.max_gain_db, quiet)))
 
     def reset(self) -> None:
@@ -111,7 +123,7 @@ class AutomaticGain:
         return {
             "gain_db": round(self.gain_db, 1),
             "speech_dbfs": round(_db(self._speech), 1) if self._heard else None,
-            "noise_dbfs": round(min(self._hops), 1) if self._hops else None,
+            "noise_dbfs": round(self._noise_dbfs, 1),
         }
 
 
