@@ -80,7 +80,5 @@ def sane(block: Samples) -> bool:
 
 
 def mended(block: Samples) -> Samples:
-    """The block, silent where it is no number, and no louder than can be."""
-    if sane(block):
-        return block
-    return np.clip(np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0), -LOUDEST, LOUDEST)
+    """The block, silent where it is no number and where it is louder than can be."""
+    return block if sane(block) else np.where(np.abs(block) < LOUDEST, block, np.float32(0))
