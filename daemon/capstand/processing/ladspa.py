@@ -170,7 +170,7 @@ def find(file: str) -> Path:
         named = file if file.endswith(".so") else f"{file}.so"
         folders = [one for one in os.environ.get("LADSPA_PATH", "").split(":") if one[:1] == "/"]
         places = [Path(folder) / named for folder in folders or FOLDERS]
-        there = [place for place in places if place.is_file()]
+        there = [place for place in places if place.is_file() and "/" not in file]
         if not there:
             where = ", ".join(folders or FOLDERS)
             raise PluginError(

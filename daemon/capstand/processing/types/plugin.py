@@ -10,7 +10,10 @@ from capstand.config.registry import ProcessorType
 if TYPE_CHECKING:
     from capstand.processing.processor import Processor
 
-FILE = Text(r"/?[^\0-\x1f\x7f]{1,255}", 'a plugin\'s file, such as "amp_1181", or its path')
+FILE = Text(
+    r"/[^\0-\x1f\x7f]{1,4000}|[^/.\0-\x1f\x7f][^/\0-\x1f\x7f]{0,250}",
+    'the name of a plugin\'s file, such as "amp_1181", or its absolute path',
+)
 WORDS = Text(r"[^\0-\x1f\x7f]{0,100}", "a name of up to 100 characters")
 
 
