@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from capstand.audio.block import NS_PER_S
 from capstand.processing.processor import Samples
@@ -89,9 +90,9 @@ class Reference:
         there = (whole >= self._end - len(self._kept) + reach) & (whole < self._end - reach)
         missing = len(whole) - int(np.count_nonzero(there))
         self.missing += missing
-        near = self._kept[
-            (whole[:, np.newaxis] + np.arange(1 - reach, reach + 1)) % len(self._kept)
-        ]
+        first, last = int(whole[0]) + 1 - reach, int(whole[-1]) + reach
+        around = self._kept.take(np.arange(first, last + 1), mode="wrap")
+        near = sliding_window_view(around, 2 * reach)[whole - whole[0]]
         read: npt.NDArray[np.float32] = np.einsum("ft,ft->f", near, self._table[phase])
         if missing:
             read[~there] = 0
