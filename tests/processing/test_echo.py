@@ -188,6 +188,31 @@ def test_what_its_clock_corrects_is_not_heard() -> None:
     assert 10 * np.log10(others / spectrum.sum()) < -50
 
 
+def test_a_pace_that_is_not_quite_true_is_made_up_for() -> None:
+    """The clock is off by 20 ppm for 20 s: the sound stays within 50 µs of its time."""
+    reference = Reference(RATE, RATE)
+    worst = 0.0
+    for number in range(2000):
+        at_ns = START_NS + round(number * FRAMES * pace(0))
+        turns = 100 * (number * FRAMES + np.arange(FRAMES)) / RATE
+        reference.put(column(0.5 * np.sin(2 * np.pi * turns)), at_ns, pace(20))
+        if number > 100:
+            early_ns = round(50 * FRAMES * pace(0))
+            out = reference.take(at_ns - early_ns, FRAMES, pace(0))
+            off = np.angle(np.dot(out[:, 0], np.exp(-2j * np.pi * turns))) + np.pi / 2
+            worst = max(worst, abs(off) / (2 * np.pi * 100))
+    assert worst < 50e-6
+
+
+def test_what_the_near_rate_cannot_hold_is_left_out() -> None:
+    """12 kHz of a far side at 48 kHz are nothing at 16 kHz, and 3 kHz are 3 kHz."""
+    for hz, low, high in ((12_000, -200, -70), (3_000, -9.3, -8.8)):
+        reference = Reference(RATE, 16_000)
+        reference.put(column(tone(RATE, hz)), START_NS, pace(0))
+        out = reference.take(START_NS + NS_PER_S // 10, 8_000, pace(0, 16_000))
+        assert low < level(out) < high
+
+
 def test_what_has_not_come_is_silence_and_counted() -> None:
     reference = Reference(RATE, RATE)
     assert not reference.take(START_NS, FRAMES, pace(0)).any()

@@ -131,16 +131,17 @@ def test_it_never_works_in_place(odd: str) -> None:
 
 def test_a_control_is_changed_without_a_click(odd: str) -> None:
     """In steps of 64 frames over 20 ms: the tone's level moves, and nothing jumps."""
-    one = stage(odd, Factor=0.5)
-    through(one, sine(4800, 1000))
+    one, tone = stage(odd, Factor=0.5), sine(4812, 1000)[12:]  # from its highest on
+    before = through(one, tone)
     keys = {"plugin": odd, "control": (Control("Factor", 1.5),)}
     assert one.change(settings("plugin", **keys))
-    out = through(one, sine(4800, 1000))
+    out = through(one, tone)
     assert np.abs(out[-480:]).max() == pytest.approx(0.75, rel=0.01)
     seen = np.abs(out[: 960 + 64, 0]).max()
     assert 0.5 < seen < 0.8
     step = 64 / 960  # of a range of 1, at a sample of 0.5 at the most
-    assert bend(out) < 0.5 * step + 1.5 * bend(sine(4800, 1000))
+    whole = np.concatenate((before[480:], out))
+    assert bend(whole) < 0.5 * step + 1.5 * bend(tone)
     assert one.figures()["meters"] == {"latency": 1.0, "Seen": 1.5}
 
 
