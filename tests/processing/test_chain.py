@@ -5,13 +5,16 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as options
+from hypothesis import strategies as st
 
 from capstand.audio.block import NS_PER_S, Shape
 from capstand.config.decode import Choice
 from capstand.config.registry import PROCESSORS, ProcessorType
 from capstand.processing.chain import Chain
-from capstand.processing.linear import Linear
 from capstand.processing.processor import Samples
+from capstand.processing.types.eq import Band
 from tests.processing.signals import RATE, bend, cut, noise, settings, sine, step, through
 
 MONO, STEREO = Shape(RATE, 1), Shape(RATE, 2)
@@ -421,10 +424,77 @@ def test_figures_of_others_are_plain() -> None:
 # Any chain
 
 
-def test_linear_never_works_in_place() -> None:
+def test_built_in_ones_never_work_in_place() -> None:
     """A stage whose input is not copied leaves it as it was."""
-    for one in (HIGH, SOFT, settings("delay", delay_ms=3.0)):
-        block = noise(480)
-        PROCESSORS[one.type].make(one, MONO).process(block)
-        assert np.array_equal(block, noise(480))
-    assert Linear.stays_finite
+    for one in ANY.values():
+        for each in one:
+            kind = PROCESSORS[each.type]
+            block = noise(480, 2)
+            made = kind.make(each, STEREO)
+            kind.out(each, STEREO)
+            made.process(block)
+            assert np.array_equal(block, noise(480, 2)) and made.stays_finite
+
+
+ANY: dict[str, list[Any]] = {
+    "channels": [settings("channels", swap=True), settings("channels", matrix=((0.5, 0.5),) * 2)],
+    "gain": [settings("gain", gain_db=-6.0), settings("gain", gain_db=20.0)],
+    "high-pass": [HIGH, settings("high-pass", cutoff_hz=200.0, order=5)],
+    "low-pass": [settings("low-pass", cutoff_hz=3000.0, order=3)],
+    "dc-block": [settings("dc-block")],
+    "eq": [settings("eq", band=(Band("peak", 500.0, 12.0, 2.0), Band("notch", 50.0)))],
+    "compressor": [settings("compressor"), settings("compressor", ratio=20.0, attack_ms=0.0)],
+    "limiter": [settings("limiter"), settings("limiter", lookahead_ms=0.0, ceiling_dbfs=-20.0)],
+    "delay": [settings("delay", delay_ms=0.0), settings("delay", delay_ms=12.3)],
+    "dither": [settings("dither"), settings("dither", bits=8)],
+    "resample": [settings("resample", rate_hz=one) for one in (8000, 44_100, 48_000)],
+}
+"""Some of each type, for two channels."""
+
+
+def test_all_built_in_ones_are_here() -> None:
+    """The property below is about every type there is."""
+    assert ANY.keys() == PROCESSORS.built_in().keys()
+
+
+CHAINS = st.lists(st.sampled_from([each for one in ANY.values() for each in one]), max_size=6)
+
+
+@options(max_examples=60)
+@given(
+    CHAINS,
+    CHAINS,
+    st.lists(st.integers(1, 2500), min_size=4, max_size=12),
+    st.integers(0, 11),
+    st.integers(0, 11),
+    st.sampled_from([1e-9, 0.3, 30.0]),
+)
+def test_any_chain_keeps_every_frame(
+    kinds: list[Any], others: list[Any], lengths: list[int], gap: int, change: int, level: float
+) -> None:
+    """Whatever processors, blocks, gaps and changes there are: as many finite frames come out as go
+    in (a resampler's by its rates), the input is not lost, nothing fails, and the delay is the sum
+    of what the processors declare."""
+    rig = Rig(*kinds, shape=STEREO)
+    chain = rig.chain
+    sound, taken, gone_out = noise(sum(lengths) * 2, 2, level), 0, 0
+    resamplers = [one for one in kinds if one.type == "resample"]
+    for number, frames in enumerate(lengths * 2):
+        if number == change and chain.change(others):
+            kinds = others
+            resamplers += [one for one in kinds if one.type == "resample"]
+        block = sound[taken : taken + frames].copy()
+        out = chain.process(block, rig.now_ns, gap=number == gap)
+        assert np.isfinite(out).all() and out.shape[1] == 2 and out.dtype == np.float32
+        taken, gone_out = taken + frames, gone_out + len(out)
+        # One frame may wait in each resampler, and be six times as long as one that comes out.
+        assert abs(gone_out - taken * chain.out.rate_hz / RATE) <= 6 * len(resamplers)
+        rig.now_ns += frames * BLOCK_NS // 480
+    assert rig.told == []
+    delay_s, shape = 0.0, STEREO
+    for one in kinds:
+        kind = PROCESSORS[one.type]
+        made = kind.make(one, shape)
+        shape = kind.out(one, shape)
+        delay_s += made.delay_frames / shape.rate_hz
+    assert chain.delay_ns == round(delay_s * NS_PER_S) and chain.out == shape
