@@ -240,6 +240,18 @@ def test_a_gain_is_ramped() -> None:
     assert found[0, 0] == np.float32(0.5) and found[-1, 0] == np.float32(0.05)
 
 
+def test_a_changed_gain_does_not_disturb_a_filter() -> None:
+    """What the filter has learnt, an offset here, is not heard again; only the gain changes."""
+    slow = settings("dc-block", cutoff_hz=0.5)
+    sound = sine(96_000, 1000, 0.1) + np.float32(0.5)
+    found, rig = changed([LOUD, slow], [SOFT, slow], sound)
+    plain = Rig(slow).run(sound)
+    assert len(rig.chain._before) == 1
+    assert np.abs(found - plain)[:48_000].max() == 0
+    assert np.abs(found - plain * 0.1)[-38_000:].max() < 1e-6
+    assert abs(found[48_000:].mean()) < 0.005
+
+
 def test_a_change_leaves_the_others_alone() -> None:
     """What did not change runs on with its state: it is neither made anew nor reset."""
     made: list[str] = []

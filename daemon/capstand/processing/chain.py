@@ -55,7 +55,7 @@ class Chain:
     @property
     def delay_ns(self) -> int:
         """How much later the sound is when it comes out."""
-        delays = [one.delay_frames / one.out.rate_hz for one in self._lasting()]
+        delays = [one.delay_frames / one.out.rate_hz for one in self._stages]
         return round(sum(delays) * NS_PER_S)
 
     @property
@@ -102,11 +102,7 @@ class Chain:
 
     def figures(self) -> list[dict[str, object]]:
         """For each processor in its order."""
-        return [each for one in self._lasting() for each in one.figures()]
-
-    def _lasting(self) -> list[Stage]:
-        """All stages but those that are being faded out."""
-        return [*self._before, *(self._change.new if self._change else ()), *self._behind]
+        return [each for one in self._stages for each in one.figures()]
 
     def _begin_change(self) -> None:
         """What is the same at the beginning and at the end runs on."""
@@ -130,23 +126,29 @@ class Chain:
         if not (old or new) or (_same_type(old, new, comes[begin]) and old[0].change(new[0])):
             return
         self._before, self._behind = stages[:first], stages[last:]
-        self._change = _Change(old, _stages(new, comes[begin], self._tell), comes[end])
+        made = _stages(new, comes[begin], self._tell)
+        if len(made) == len(old):
+            for one, other in zip(made, old, strict=True):
+                one.continue_from(other)
+        self._change = _Change(old, made, comes[end])
         self._number()
 
     def _end_change(self) -> None:
-        self._before, self._behind, self._change = self._lasting(), [], None
+        self._before, self._behind, self._change = self._stages, [], None
         if self._wanted != self._settings:
             self._begin_change()
 
     def _number(self) -> None:
-        """As people count them."""
+        """All but those that are being faded out, as people count them."""
+        changed = self._change.new if self._change else []
+        self._stages = [*self._before, *changed, *self._behind]
         number = 1
-        for one in self._lasting():
+        for one in self._stages:
             one.number = number
             number += len(one)
 
     def _begin_anew(self, now_ns: int) -> None:
-        for one in [*self._lasting(), *(self._change.old if self._change else ())]:
+        for one in [*self._stages, *(self._change.old if self._change else ())]:
             one.reset(now_ns)
         self._rise = Fade(self.shape.rate_hz, EDGE_MS)
         self._fall = (self._last.copy(), Fade(self.out.rate_hz, EDGE_MS))
@@ -162,7 +164,7 @@ class Chain:
     def _silenced(self, block: Samples, now_ns: int) -> Samples:
         """Stages that nobody looks at one by one have given what is no sound, as gains of a
         thousand times a thousand may: all of them are bypassed."""
-        for one in self._lasting():
+        for one in self._stages:
             if one.trusted and not one.bypassed:
                 one.bypass("gave what is not finite", now_ns)
         self._begin_anew(now_ns)

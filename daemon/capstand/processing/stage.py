@@ -164,6 +164,12 @@ class Stage:
             self.settings = (settings,)
         return taken
 
+    def continue_from(self, other: "Stage") -> None:
+        """Takes over, as far as it can, what the other's processor knows of the sound."""
+        ours, theirs = self._processor, other._processor
+        if isinstance(ours, Linear) and isinstance(theirs, Linear):
+            ours.continue_from(theirs)
+
     def bypass(self, reason: str, now_ns: int) -> None:
         """The processor is let go; what it gave last is left without a step."""
         told = self.bypassed
