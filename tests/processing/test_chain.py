@@ -13,6 +13,7 @@ from capstand.audio.block import NS_PER_S, Shape
 from capstand.config.decode import Choice
 from capstand.config.registry import PROCESSORS, ProcessorType
 from capstand.processing.chain import Chain
+from capstand.processing.fade import Crossfade, Fade
 from capstand.processing.processor import Samples
 from capstand.processing.types.eq import Band
 from tests.processing.signals import RATE, bend, cut, noise, settings, sine, step, through
@@ -68,6 +69,7 @@ class Wilful:
         both = np.concatenate([self._line, block])
         self._line = both[len(block) :]
         late = both[: len(block)].copy()
+        block[:] = np.nan  # it may work in place
         return late if self._config.does is None else self._config.does(late)
 
     def reset(self) -> None:
@@ -286,6 +288,23 @@ def test_changes_during_a_change() -> None:
     assert np.array_equal(rig.run(tone), tone)
 
 
+@pytest.mark.parametrize("late", [0, 30])
+def test_two_that_give_not_as_many_at_once(late: int) -> None:
+    """As two resamplers may: frames wait for those of the other, and none is lost or twice."""
+    sound = noise(9600)
+    fade = Crossfade(Fade(RATE, 50.0), MONO)
+    given, old, new = [], 0, 0
+    for number in range(20):
+        until = 480 * (number + 1)
+        ahead = until - late
+        given.append(fade.mix(sound[old:ahead], sound[new:until]))
+        old, new = ahead, until
+        if fade.done:
+            break
+    whole = np.concatenate(given)
+    assert len(whole) == new and np.abs(whole - sound[:new]).max() < 1e-7
+
+
 def test_another_shape_is_refused() -> None:
     """More channels or another rate are for another chain; this one goes on."""
     rig = Rig(settings("channels", mix=True), shape=STEREO)
@@ -357,6 +376,19 @@ def test_it_is_tried_again_ever_later() -> None:
     assert len(rig.told) == 1 and rig.chain.figures()[0]["faults"] == len(times)
     assert waits[0] <= 3 and waits[-1] >= 200 and max(waits) <= 380
     rig.chain.process(noise(0), rig.now_ns)
+
+
+def test_what_has_worked_for_a_minute_is_tried_again_soon() -> None:
+    """A fault long after the last one waits no longer than the first did."""
+    acts = Failing(boom, after=0)
+    rig = Rig(settings("wanted", does=acts))
+    for mended, seconds in ((False, 900), (True, 900), (False, 10)):
+        acts.mended = mended
+        for _ in range(seconds):
+            rig.run(noise(480))
+            rig.now_ns += NS_PER_S
+    assert rig.told[1:2] == ["process 1 (wanted): works again"]
+    assert float(rig.told[2].split()[-2]) < 1.3
 
 
 def test_one_that_is_tried_and_fails_again_is_not_heard() -> None:

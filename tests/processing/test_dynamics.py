@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as options
 from hypothesis import strategies as st
 
@@ -41,13 +41,18 @@ def test_nothing_is_above_the_ceiling(
 
 
 @options(max_examples=40)
-@given(st.lists(st.integers(1, 2000), min_size=1, max_size=5), st.integers(0, 99))
-def test_a_limiter_does_not_depend_on_blocks(lengths: list[int], seed: int) -> None:
+@given(
+    st.lists(st.integers(1, 2000), min_size=1, max_size=5),
+    st.integers(0, 99),
+    st.sampled_from([60.0, 2000.0, 10_000.0]),
+)
+@example([7], 1, 10_000.0)
+def test_a_limiter_does_not_depend_on_blocks(lengths: list[int], seed: int, release: float) -> None:
     """The same to the bit however the sound is cut, before, in and after what is too loud."""
     sound = bursts(9600, 2, seed, 30.0)
     sound[:1000] = 0.01
     sound[-4000:] = 0.01
-    one, other = made("limiter", STEREO), made("limiter", STEREO)
+    one, other = (made("limiter", STEREO, release_db_per_s=release) for _ in range(2))
     assert np.array_equal(through(one, sound, *lengths), through(other, sound, 480))
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as options
 from hypothesis import strategies as st
 
@@ -26,7 +26,7 @@ def spectrum_db(sound: Values) -> Values:
 
 @pytest.mark.parametrize(("rate", "to"), RATES)
 def test_a_tone_is_the_same_tone_at_another_rate(rate: int, to: int) -> None:
-    """Within 0.05 dB up to 85 % of what the lower rate can hold, and as late as declared, to two
+    """Within 0.05 dB up to 85 % of what the lower rate can hold, and as late as declared, to three
     frames; all else, images and aliases included, is 95 dB below it."""
     one = made("resample", Shape(rate, 1), rate_hz=to)
     for hz in (100, 1000, round(0.85 * min(rate, to) / 2)):
@@ -35,7 +35,7 @@ def test_a_tone_is_the_same_tone_at_another_rate(rate: int, to: int) -> None:
         whole = found[to // 2 : to // 2 + to, 0].astype(np.float64)
         expected = sine(3 * to, hz, 0.5, to)[to // 2 - one.delay_frames :][:to, 0]
         turned = np.angle(np.fft.rfft(whole)[hz] / np.fft.rfft(expected)[hz]) / (2 * np.pi * hz)
-        assert abs(turned) * to < 2
+        assert abs(turned) * to < 3
         spectrum = spectrum_db(whole)
         others = np.delete(spectrum, range(max(0, hz - 5), hz + 6))
         assert spectrum[hz] == pytest.approx(-6.02, abs=0.05)
@@ -50,12 +50,13 @@ def test_what_the_lower_rate_cannot_hold_is_gone() -> None:
         assert np.abs(found).max() < 1e-5
 
 
-@options(max_examples=40)
+@options(max_examples=100)
 @given(
     st.sampled_from([*RATES, (8000, 192_000), (192_000, 8000), (48_000, 47_999)]),
     st.lists(st.integers(1, 3000), min_size=1, max_size=5),
     st.integers(1, 3),
 )
+@example((48_000, 47_999), [2449], 1)
 def test_as_many_frames_come_out_as_the_rates_say(
     rates: tuple[int, int], lengths: list[int], channels: int
 ) -> None:

@@ -2,7 +2,7 @@
 
 libsoxr holds back some milliseconds, at first and then for ever. So many frames of silence are put
 before what it gives: by the count of frames nothing is missing then, as many come out of every
-block as the rates say, and the delay is a number that is known (to less than two frames).
+block as the rates say, and the delay is a number that is known (to less than three frames).
 
 Thread: the chain's.
 """
@@ -55,8 +55,9 @@ class Resampling:
 
 @cache
 def _held_back(rate_hz: int, to_hz: int) -> int:
-    """In frames that come out; by blocks it varies by one."""
+    """In frames that come out; it varies by one with the blocks, by another with where the count of
+    frames was when it began."""
     frames = round(rate_hz * PROBE_S)
     resampler = Resampler(rate_hz, to_hz, 1, SampleFormat.FLOAT_LE)
     given = len(resampler.process(bytes(4 * frames))) // 4
-    return frames * to_hz // rate_hz - given + 1
+    return frames * to_hz // rate_hz - given + 2
