@@ -66,3 +66,8 @@ def response_db(output: Samples, hz: Values, rate: int = RATE) -> Values:
 def bend(sound: Samples) -> float:
     """The largest second difference: a click is a large one."""
     return float(np.abs(np.diff(sound.astype(np.float64), 2, axis=0)).max())
+
+
+def step(sound: Samples) -> float:
+    """The largest step from a frame to the next."""
+    return float(np.abs(np.diff(sound.astype(np.float64), axis=0)).max())

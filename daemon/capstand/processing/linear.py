@@ -66,6 +66,7 @@ class Linear:
         self.response = response
         self._rate_hz = rate_hz
         self._steps: list[_Filter | Callable[[Samples], Samples]] | None = None
+        self._folded = 1.0  # the gain that the filters have taken over
 
     def then(self, other: "Linear") -> "Linear":
         """Both as one."""
@@ -84,7 +85,7 @@ class Linear:
             if gain is None:
                 self._steps = [_Mixer(matrix)]
             elif sections:
-                self._steps = []
+                self._steps, self._folded = [], gain
                 sections = (sections[0].times(gain), *sections[1:])
             else:
                 self._steps = [] if gain == 1.0 else [_Gain(gain)]
@@ -92,6 +93,16 @@ class Linear:
             for at in range(0, len(sections), MOST_SECTIONS):
                 self._steps.append(_Filter(sections[at : at + MOST_SECTIONS], shape))
         return self._steps
+
+    def continue_from(self, other: "Linear") -> None:
+        """The sound that the other one's filters hold is in these from now on, as far as they are
+        alike: a gain that changes beside a filter does not disturb it."""
+        ours, theirs = (
+            [step for step in one.prepare() if isinstance(step, _Filter)] for one in (self, other)
+        )
+        for mine, its in zip(ours, theirs, strict=False):
+            if mine.state.shape == its.state.shape and other._folded:
+                mine.state[...] = its.state * (self._folded / other._folded)
 
     def reset(self) -> None:
         for step in self.prepare():
