@@ -38,6 +38,7 @@ OWN: dict[registry.Registry[Any], dict[str, tuple[str, ...]]] = {
         "synthetic": ("capture/types/synthetic.py", "capture/synthetic.py"),
     },
     registry.PROCESSORS: {
+        "agc": ("processing/types/agc.py", "processing/agc.py"),
         "channels": ("processing/types/channels.py",),
         "compressor": ("processing/types/compressor.py", "processing/compressor.py"),
         "dc-block": ("processing/types/dc_block.py",),
@@ -48,7 +49,13 @@ OWN: dict[registry.Registry[Any], dict[str, tuple[str, ...]]] = {
         "high-pass": ("processing/types/high_pass.py",),
         "limiter": ("processing/types/limiter.py", "processing/limiter.py"),
         "low-pass": ("processing/types/low_pass.py",),
+        "noise-suppression": (
+            "processing/types/noise_suppression.py",
+            "processing/suppression.py",
+        ),
+        "plugin": ("processing/types/plugin.py", "processing/plugin.py", "processing/ladspa.py"),
         "resample": ("processing/types/resample.py", "processing/resampling.py"),
+        "vad": ("processing/types/vad.py", "processing/vad.py"),
     },
 }
 """What belongs to a type: nothing else names it."""

@@ -36,6 +36,7 @@ MEMORY_S = 3.0
 class AutomaticGain:
     """``gain_db`` is what it has come to. No delay."""
 
+    stays_finite = True
     delay_frames = 0
 
     def __init__(self, settings: Any, shape: Shape) -> None:

@@ -26,6 +26,8 @@ class EchoCancellation:
     """Whoever drives it says with ``at`` when the next block was captured; with none of that, and
     while nothing is played, the sound goes through with its delay."""
 
+    stays_finite = True
+
     def __init__(
         self, reference: Reference, shape: Shape, hold_ms: float = HOLD_MS, grain_frames: int = 1
     ) -> None:

@@ -33,6 +33,8 @@ TRIAL_FRAMES = 256
 class PluginStage:
     """Raises PluginError where the plugin does not fit."""
 
+    stays_finite = True
+
     def __init__(self, settings: Any, shape: Shape) -> None:
         self._settings, self._shape = settings, shape
         self._plugin = plugin = Plugin(find(settings.plugin), settings.label, shape.rate_hz)

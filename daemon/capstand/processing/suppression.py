@@ -30,6 +30,8 @@ def suppression(engine: str, level: int, shape: Shape, grain_frames: int = 1) ->
 class WebrtcSuppression:
     """By WebRTC, each channel for itself. Another level takes another object."""
 
+    stays_finite = True
+
     def __init__(self, level: int, shape: Shape, grain_frames: int = 1) -> None:
         from pywebrtc_audio import NoiseSuppressor
 
@@ -79,6 +81,8 @@ class WebrtcSuppression:
 
 class SpeexSuppression:
     """By libspeexdsp, each channel for itself; the level can be changed as it runs."""
+
+    stays_finite = True
 
     def __init__(self, level: int, shape: Shape, grain_frames: int = 1) -> None:
         rate_hz, channels = shape

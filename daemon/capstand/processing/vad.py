@@ -29,6 +29,8 @@ Detect = Callable[[Samples], float]
 class VoiceActivity:
     """``speech``: somebody speaks, or has just spoken."""
 
+    stays_finite = True
+
     def __init__(self, settings: Any, shape: Shape) -> None:
         self.speech = False
         self.probability = self.share = 0.0
