@@ -1,16 +1,16 @@
 """Automatic gain: speech comes to a target level, from below and from above, and noise does not.
 
-Measured every 100 ms, all channels together. What is below the noise by less than ``ABOVE_DB``, or
-below ``HEARD_DBFS``, changes nothing; the noise is the quietest 100 ms of the last seconds, so what
-never pauses (a fan, a test tone) is noise. The mean power of what counts, over ``MEMORY_S`` of it,
-is the level of the speech. The gain goes to what that lacks, evenly in dB at ``db_per_s``, never
-above ``max_gain_db``, and only so high that the noise stays below ``noise_dbfs``.
+Measured every 100 ms, all channels together. The quietest 100 ms of the last seconds are the noise,
+so what never pauses (a fan, a test tone) is noise. What is ``ABOVE_DB`` above that is speech, and
+its mean power over ``MEMORY_S`` its level. The gain goes to what that lacks of the target, by
+``db_per_s``, never above ``max_gain_db``, and only so high that the noise stays below
+``noise_dbfs``. Nothing else moves it, so a pause does not.
 
-So the target is reached, within 2 dB, by the time that the missing gain takes at ``db_per_s`` and
-three seconds of speech. It is slow on purpose, and lets peaks be: a limiter comes behind it.
+The target is reached, within 2 dB, after the time that the gain takes at ``db_per_s`` and 5 s more.
+It is slow on purpose, and lets peaks be: a limiter comes behind it.
 
-Own lines, because of the engines at hand WebRTC's has no target and never turns down, and
-libspeexdsp's works on 16 bits and holds the level 19 dB below the target that it was given.
+Own lines: of the libraries at hand WebRTC's has no target and never turns down, and libspeexdsp's
+works on 16 bits and holds the level 19 dB below the target that it was given (both measured).
 
 Thread: the chain's.
 """
@@ -44,7 +44,8 @@ class AutomaticGain:
         self._shape = shape
         self._hop_frames = round(HOP_S * shape.rate_hz)
         self._hops: deque[float] = deque(maxlen=round(NOISE_S / HOP_S))
-        self._before, self._whole = SILENT_DBFS, False  # the hop before, and whether it is no part
+        self._before = SILENT_DBFS  # the hop before this one
+        self._whole = False  # whether the last hop has sound before it
         self._noise_dbfs = SILENT_DBFS
         self._speech = 0.0  # power, the mean of so many hops
         self._heard = 0

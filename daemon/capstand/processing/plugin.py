@@ -164,7 +164,7 @@ class PluginStage:
         return {
             "plugin": self._plugin.name,
             "restarts": self._restarts,
-            "meters": {name: round(self._values[number].value, 3) for name, number in meters},
+            **{f"meter {name}": round(self._values[number].value, 3) for name, number in meters},
         }
 
 
