@@ -4,7 +4,7 @@ the rate allows; and what to install.
 Thread: any. Loads nothing that computes, because a configuration is also checked elsewhere.
 """
 
-import ctypes
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ LOWEST_HZ, HIGHEST_HZ = 8_000, 48_000
 SPEECH = "speech"
 """The extra that brings pywebrtc-audio."""
 LIBSPEEXDSP = "libspeexdsp.so.1"
-INSTALL_WEBRTC = f"install the extra (pip install 'capstand[{SPEECH}]')"
+INSTALL_WEBRTC = f"install the extra ({sys.prefix}/bin/pip install 'capstand[{SPEECH}]')"
 INSTALL_SPEEX = "install the Debian package (apt install libspeexdsp1)"
 
 
@@ -58,6 +58,8 @@ def has_webrtc() -> bool:
 
 @cache
 def _load() -> Any:
+    import ctypes  # not to check a configuration without speech
+
     return ctypes.CDLL(LIBSPEEXDSP)
 
 
