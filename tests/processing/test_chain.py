@@ -496,6 +496,22 @@ ANY: dict[str, list[Any]] = {
 """Some of each type, for two channels."""
 
 
+@pytest.mark.parametrize("kind", ANY)
+def test_none_clicks_at_a_gap_or_when_it_comes_and_goes(kind: str) -> None:
+    """Each type in a chain: where sound is missing, where it is put in and where it is taken out,
+    no step is larger than those of its sound, or of the sound without it."""
+    tone = np.repeat(sine(48_000, 440, 0.4), 2, axis=1)
+    for one in ANY[kind]:
+        usual = max(step(Rig(one, shape=STEREO).run(tone)[2400:]), step(tone))
+        rig = Rig(one, shape=STEREO)
+        both = [rig.run(tone[:12_000]), rig.run(tone[13_333:24_000], gap=True)]
+        assert step(np.concatenate(both)[2400:]) < 1.25 * usual
+        for before, after in (([], [one]), ([one], [])):
+            if PROCESSORS[kind].out(one, STEREO) == STEREO:
+                found, _ = changed(before, after, tone)
+                assert step(found[2400:]) < 1.25 * usual
+
+
 def test_all_built_in_ones_are_here() -> None:
     """The property below is about every type there is."""
     assert ANY.keys() == PROCESSORS.built_in().keys()
