@@ -455,6 +455,15 @@ def test_what_only_the_end_can_see_is_bypassed_as_a_whole() -> None:
     assert all("not finite" in one for one in rig.told)
 
 
+def test_so_is_what_is_being_faded_out() -> None:
+    """Sound goes on at once also where it is the old stages that fail."""
+    rig, tone = Rig(*[settings("gain", gain_db=60.0)] * 8), sine(4800, 100)
+    rig.run(tone[:960] * np.float32(1e-30))
+    assert rig.chain.change([settings("dc-block")])
+    found = rig.run(tone)
+    assert np.isfinite(found).all() and np.abs(found[960:1440]).max() > 0.1
+
+
 def test_figures_of_others_are_plain() -> None:
     """What cannot be told in JSON is left out."""
     rig = Rig(settings("wanted"))
