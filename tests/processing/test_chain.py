@@ -455,6 +455,15 @@ def test_what_only_the_end_can_see_is_bypassed_as_a_whole() -> None:
     assert all("not finite" in one for one in rig.told)
 
 
+def test_so_is_what_is_being_faded_out() -> None:
+    """Sound goes on at once also where it is the old stages that fail."""
+    rig, tone = Rig(*[settings("gain", gain_db=60.0)] * 8), sine(4800, 100)
+    rig.run(tone[:960] * np.float32(1e-30))
+    assert rig.chain.change([settings("dc-block")])
+    found = rig.run(tone)
+    assert np.isfinite(found).all() and np.abs(found[960:1440]).max() > 0.1
+
+
 def test_figures_of_others_are_plain() -> None:
     """What cannot be told in JSON is left out."""
     rig = Rig(settings("wanted"))
@@ -507,6 +516,22 @@ ANY: dict[str, list[Any]] = {
     "resample": [settings("resample", rate_hz=one) for one in (8000, 44_100, 48_000)],
 }
 """Some of each type, for two channels."""
+
+
+@pytest.mark.parametrize("kind", ANY)
+def test_none_clicks_at_a_gap_or_when_it_comes_and_goes(kind: str) -> None:
+    """Each type in a chain: where sound is missing, where it is put in and where it is taken out,
+    no step is larger than those of its sound, or of the sound without it."""
+    tone = np.repeat(sine(48_000, 440, 0.4), 2, axis=1)
+    for one in ANY[kind]:
+        usual = max(step(Rig(one, shape=STEREO).run(tone)[2400:]), step(tone))
+        rig = Rig(one, shape=STEREO)
+        both = [rig.run(tone[:12_000]), rig.run(tone[13_333:24_000], gap=True)]
+        assert step(np.concatenate(both)[2400:]) < 1.25 * usual
+        for before, after in (([], [one]), ([one], [])):
+            if PROCESSORS[kind].out(one, STEREO) == STEREO:
+                found, _ = changed(before, after, tone)
+                assert step(found[2400:]) < 1.25 * usual
 
 
 def test_all_built_in_ones_are_here() -> None:

@@ -404,3 +404,21 @@ class OfSources(Named):
     def find(self, word: str) -> Any:
         found = SOURCES.find(word)
         return found.schema if found else None
+
+
+class OfProcessors(Tagged):
+    """A table of one of the types of processors; its ``type`` says which."""
+
+    def __init__(self) -> None:
+        super().__init__("type", {})
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (*PROCESSORS.built_in(), *PROCESSORS.foreign_names())
+
+    def known(self) -> Iterable[Any]:
+        return [one.schema for one in PROCESSORS.built_in().values()]
+
+    def find(self, word: object) -> Any:
+        found = PROCESSORS.find(word) if isinstance(word, str) else None
+        return found.schema if found else Choice(self.words).check(word)

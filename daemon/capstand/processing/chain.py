@@ -147,8 +147,11 @@ class Chain:
             one.number = number
             number += len(one)
 
+    def _all(self) -> list[Stage]:
+        return [*self._stages, *(self._change.old if self._change else ())]
+
     def _begin_anew(self, now_ns: int) -> None:
-        for one in [*self._stages, *(self._change.old if self._change else ())]:
+        for one in self._all():
             one.reset(now_ns)
         self._rise = Fade(self.shape.rate_hz, EDGE_MS)
         self._fall = (self._last.copy(), Fade(self.out.rate_hz, EDGE_MS))
@@ -164,7 +167,7 @@ class Chain:
     def _silenced(self, block: Samples, now_ns: int) -> Samples:
         """Stages that nobody looks at one by one have given what is no sound, as gains of a
         thousand times a thousand may: all of them are bypassed."""
-        for one in self._stages:
+        for one in self._all():
             if one.trusted and not one.bypassed:
                 one.bypass("gave what is not finite", now_ns)
         self._begin_anew(now_ns)

@@ -29,10 +29,8 @@ class ChannelsProcessor(NamedTuple):
         given = [key for key in self._fields[1:] if getattr(self, key)]
         if len(given) != 1:
             found = " and ".join(given) or "none"
-            yield (
-                given[-1] if given else "type",
-                (f"expected one of pick, swap, mix and matrix, found {found}"),
-            )
+            key = given[-1] if given else "pick"
+            yield key, f"expected one of pick, swap, mix and matrix, found {found}"
 
     def rows(self, channels: int) -> tuple[tuple[float, ...], ...]:
         """For each channel that comes out, the gains of those that come in."""
