@@ -178,7 +178,10 @@ make_environment() {
     local extra=${1:-} mark names
     need_64_bit
     read -ra names <<<"$(build_packages)"
-    [ "$extra" != test ] || names+=(dbus-daemon) # a private bus for tests/sharing/test_reserve.py
+    if [ "$extra" = test ]; then
+        names+=(dbus-daemon)                                      # a private bus for tests/sharing
+        names+=(espeak-ng libspeexdsp1 libebur128-1 swh-plugins) # for tests/processing
+    fi
     install_packages "${names[@]}"
     require_python
     mark=$({

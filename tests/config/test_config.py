@@ -275,6 +275,7 @@ def test_channels_are_of_the_card_and_pick_is_what_is_kept(
         group=st.none(),
         keep_days=st.floats(0, 36_500),
         keep_gb=st.floats(0, 1e6),
+        input=st.just("captured"),
         spool=st.none(),
     ),
 )

@@ -1,4 +1,4 @@
-"""Types of sinks and sources by name: those in the folders, those of others, and broken ones."""
+"""Types of sinks, sources and processors by name: in the folders, of others, and broken ones."""
 
 import ast
 import json
@@ -36,6 +36,26 @@ OWN: dict[registry.Registry[Any], dict[str, tuple[str, ...]]] = {
     registry.SOURCES: {
         "alsa": ("capture/types/alsa.py", "capture/alsa.py"),
         "synthetic": ("capture/types/synthetic.py", "capture/synthetic.py"),
+    },
+    registry.PROCESSORS: {
+        "agc": ("processing/types/agc.py", "processing/agc.py"),
+        "channels": ("processing/types/channels.py",),
+        "compressor": ("processing/types/compressor.py", "processing/compressor.py"),
+        "dc-block": ("processing/types/dc_block.py",),
+        "delay": ("processing/types/delay.py",),
+        "dither": ("processing/types/dither.py", "processing/dither.py"),
+        "eq": ("processing/types/eq.py",),
+        "gain": ("processing/types/gain.py",),
+        "high-pass": ("processing/types/high_pass.py",),
+        "limiter": ("processing/types/limiter.py", "processing/limiter.py"),
+        "low-pass": ("processing/types/low_pass.py",),
+        "noise-suppression": (
+            "processing/types/noise_suppression.py",
+            "processing/suppression.py",
+        ),
+        "plugin": ("processing/types/plugin.py", "processing/plugin.py", "processing/ladspa.py"),
+        "resample": ("processing/types/resample.py", "processing/resampling.py"),
+        "vad": ("processing/types/vad.py", "processing/vad.py"),
     },
 }
 """What belongs to a type: nothing else names it."""
@@ -405,3 +425,15 @@ def test_the_example_that_is_explained_works(site: Path, tmp_path: Path) -> None
     outlet.sink.close()
     running.dispose()
     assert taken.read_bytes() == b"12345678" and outlet.delivered == 2
+
+
+def test_a_processor_has_a_hyphen_where_its_module_cannot() -> None:
+    """Only the one name is known, and what is known without numpy stays so."""
+    assert registry.PROCESSORS.find("high-pass") is not None
+    assert registry.PROCESSORS.find("high_pass") is None
+    code = (
+        "import sys\nfrom capstand.config.registry import PROCESSORS\n"
+        "PROCESSORS.built_in()\nprint('numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -61,7 +61,7 @@ def test_what_is_commented_out_is_the_default() -> None:
     whole, and examples of keys without one, apart."""
     tables = explained()
     examples = {"file", "app_id", "channel", "uid", "rate_hz", "channels", "pick", "path", "type"}
-    examples |= {"group", "mode"}
+    examples |= {"group", "mode", "input"}
     for name in ("[stream.capture]", "[stream.capture.synthetic]", "[[stream.sink]] file"):
         defaults = TABLES[name][0]._field_defaults
         for key, value in tables[name].items():

@@ -51,6 +51,13 @@ class AudioFormat(NamedTuple):
         return f"{self.rate_hz} Hz, {self.channels} ch, {self.sample.alsa_name}"
 
 
+class Shape(NamedTuple):
+    """What flows between processors: frames of so many channels at a rate."""
+
+    rate_hz: int
+    channels: int
+
+
 class Block(NamedTuple):
     """One period as a value, shared by all sinks and never changed.
 

@@ -196,6 +196,25 @@ class Some(NamedTuple):
         return made
 
 
+class Rows(NamedTuple):
+    """An array of 1 to ``most`` rows of 1 to ``most`` numbers, all of one length; ``like`` shows
+    one."""
+
+    rule: Number
+    most: int
+    like: str
+
+    def check(self, value: object) -> tuple[tuple[float, ...], ...]:
+        if not isinstance(value, list) or not all(isinstance(one, list) for one in value):
+            raise _Fault(value, f"is no array of rows; write such as {self.like}")
+        lengths = {len(one) for one in value}
+        if not 1 <= len(value) <= self.most or not all(1 <= one <= self.most for one in lengths):
+            raise _Fault(NOTHING, f"expected 1 to {self.most} rows of 1 to {self.most} numbers")
+        if len(lengths) > 1:
+            raise _Fault(NOTHING, "the rows have different lengths; write such as " + self.like)
+        return tuple(tuple(self.rule.check(one) for one in row) for row in value)
+
+
 class Unusable(Exception):
     """A kind of table that there is and that cannot be used; the text begins after its name."""
 

@@ -1,12 +1,14 @@
-"""The registry: types of sinks and of sources, each found by its name.
+"""The registry: types of sinks, of sources and of processors, each found by its name.
 
-A type is one description (``SinkType``, ``SourceType``): its configuration, how it is made of that,
-whether it is live, what it has for itself alone, its page of documentation. Nothing else names it.
+A type is one description (``SinkType``, ``SourceType``, ``ProcessorType``): its configuration, how
+it is made of that, whether it is live, what it has for itself alone, its page of documentation.
+Nothing else names it.
 
-One that comes with capstand is ``TYPE`` in the module of its name in a folder. One that another
-distribution brings is the entry point of its name in a group. Either is loaded by its name when a
-configuration asks for it, so this room stands below those that it finds, and other distributions
-are looked at only for a name that the folder does not have: a start costs nothing.
+One that comes with capstand is ``TYPE`` in the module of its name in a folder, with _ where the
+name has -. One that another distribution brings is the entry point of its name in a group. Either
+is loaded by its name when a configuration asks for it, so this room stands below those that it
+finds, and other distributions are looked at only for a name that the folder does not have: a start
+costs nothing.
 
 What others bring may be missing half of what it needs, or be no description at all: then the
 configuration that names it is refused (``Unusable``), and says which distribution is to be mended.
@@ -21,6 +23,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, get_type_hints
 
+from capstand.audio.block import Shape
 from capstand.config.decode import Choice, Named, Tagged, Unusable, is_ours
 from capstand.config.naming import SHAPES, fault
 from capstand.text import clean
@@ -148,7 +151,49 @@ class SourceType(NamedTuple):
         return _told(self, "device", lambda: self.problems(capture))
 
 
-def blamed(kind: SinkType | SourceType, error: Exception) -> str:
+def _same(settings: Any, shape: Shape) -> Shape:
+    return shape
+
+
+class ProcessorType(NamedTuple):
+    """Everything that is to know of a type of processor.
+
+    ``schema``: a named tuple, the table [[stream.process]], with the key ``type``.
+    ``page``: where it is explained, a file in docs/ or an address.
+    ``make``: of a value of ``schema`` and the Shape of what comes in a
+    ``processing.processor.Processor``; what computes is imported there, since a configuration is
+    also checked where nothing is processed.
+    ``out``: the Shape of what comes out.
+    ``problems``: what is wrong with it where such a Shape comes in, by the key of its table.
+    ``extra``: which of capstand's optional dependencies it needs.
+    """
+
+    schema: Any
+    page: str
+    make: Callable[[Any, Shape], Any]
+    out: Callable[[Any, Shape], Shape] = _same
+    problems: Callable[[Any, Shape], Iterable[tuple[str, str]]] = _nothing
+    extra: str = ""
+
+    @property
+    def fault(self) -> str | None:
+        """Why it cannot be used."""
+        if "type" not in getattr(self.schema, "_fields", ()):
+            return "its schema has no key type"
+        return _unreadable(self.schema)
+
+    def faults_in(self, settings: Any, shape: Shape) -> list[tuple[str, str]]:
+        """What is wrong with one where such a Shape comes in; so is a type whose code fails."""
+
+        def asked() -> Iterable[tuple[str, str]]:
+            found = list(self.problems(settings, shape))
+            self.out(settings, shape)
+            return found
+
+        return _told(self, "type", asked)
+
+
+def blamed(kind: SinkType | SourceType | ProcessorType, error: Exception) -> str:
     """What to do about something that the code of a type raised; a bug of ours is raised again."""
     if is_ours(kind.make):
         raise error
@@ -157,7 +202,9 @@ def blamed(kind: SinkType | SourceType, error: Exception) -> str:
 
 
 def _told(
-    kind: SinkType | SourceType, key: str, asked: Callable[[], Iterable[tuple[str, str]]]
+    kind: SinkType | SourceType | ProcessorType,
+    key: str,
+    asked: Callable[[], Iterable[tuple[str, str]]],
 ) -> list[tuple[str, str]]:
     try:
         return [(str(at), str(what)) for at, what in asked()]
@@ -224,7 +271,7 @@ class Registry(Generic[T]):
         if not self._ours:
             package = importlib.import_module(self._folder)
             (folder,) = package.__path__  # pkgutil would load inspect, a quarter of all this
-            names = sorted(one.stem for one in Path(folder).glob("[a-z]*.py"))
+            names = sorted(one.stem.replace("_", "-") for one in Path(folder).glob("[a-z]*.py"))
             self._ours = {name: self[name] for name in names}
         return self._ours
 
@@ -236,8 +283,8 @@ class Registry(Generic[T]):
         return sorted(names - self.built_in().keys())
 
     def _built_in(self, name: str) -> T | None:
-        module = f"{self._folder}.{name}"
-        if importlib.util.find_spec(module) is None:
+        module = f"{self._folder}.{name.replace('-', '_')}"
+        if "_" in name or importlib.util.find_spec(module) is None:
             return None
         found: T = importlib.import_module(module).TYPE
         return found
@@ -327,6 +374,7 @@ class Sources(Registry[SourceType]):
 
 SINKS = Registry(SinkType, "capstand.sinks.types", "capstand.sinks")
 SOURCES = Sources(SourceType, "capstand.capture.types", "capstand.sources")
+PROCESSORS = Registry(ProcessorType, "capstand.processing.types", "capstand.processors")
 
 
 class OfSinks(Tagged):
@@ -360,3 +408,21 @@ class OfSources(Named):
     def find(self, word: str) -> Any:
         found = SOURCES.find(word)
         return found.schema if found else None
+
+
+class OfProcessors(Tagged):
+    """A table of one of the types of processors; its ``type`` says which."""
+
+    def __init__(self) -> None:
+        super().__init__("type", {})
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (*PROCESSORS.built_in(), *PROCESSORS.foreign_names())
+
+    def known(self) -> Iterable[Any]:
+        return [one.schema for one in PROCESSORS.built_in().values()]
+
+    def find(self, word: object) -> Any:
+        found = PROCESSORS.find(word) if isinstance(word, str) else None
+        return found.schema if found else Choice(self.words).check(word)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, cast
 
-from capstand.audio.block import AudioFormat, SampleFormat
+from capstand.audio.block import AudioFormat, SampleFormat, Shape
 from capstand.config.decode import (
     Choice,
     Number,
@@ -28,7 +28,15 @@ from capstand.config.decode import (
     decode,
 )
 from capstand.config.naming import SHAPES, fault
-from capstand.config.registry import SINKS, SOURCES, OfSinks, OfSources, Place
+from capstand.config.registry import (
+    PROCESSORS,
+    SINKS,
+    SOURCES,
+    OfProcessors,
+    OfSinks,
+    OfSources,
+    Place,
+)
 from capstand.config.unreadable import unreadable
 from capstand.errors import ConfigError
 
@@ -48,6 +56,7 @@ PATH = r"/([^\0-\x1f\x7f]*[^\0-\x20\x7f])?"
 """Absolute, and without a blank at its end, which nobody would see."""
 
 Name = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", "a name: 1 to 32 of A-Z a-z 0-9 _ -")]
+Input = Annotated[str, Choice(("captured", "processed"))]
 AbsolutePath = Annotated[str, Text(PATH, "an absolute path, such as /var/lib/capstand/mic")]
 
 ALSA_NAME = Text(r"[^\0-\x20\x7f][^\0-\x1f\x7f]{0,255}", "a device, such as hw:CARD=Mic,DEV=0")
@@ -207,12 +216,37 @@ class Queued(Sink, Protocol):
     def queue_ms(self) -> int: ...
 
 
+class Processing(Protocol):
+    """What all types of processors have in their configuration."""
+
+    @property
+    def type(self) -> str: ...
+
+
 class Stream(NamedTuple):
     """One device and everything fed by it."""
 
     name: Name
     capture: Capture
     sink: tuple[Annotated[Sink, OfSinks()], ...] = ()
+    process: tuple[Annotated[Processing, OfProcessors()], ...] = ()
+
+    @property
+    def captured(self) -> Shape:
+        """What comes into the chain of processors."""
+        return Shape(self.capture.rate_hz, self.capture.audio.channels)
+
+    @property
+    def processed(self) -> Shape:
+        """What comes out of it."""
+        shape = self.captured
+        for one in self.process:
+            shape = PROCESSORS[one.type].out(one, shape)
+        return shape
+
+    def input_of(self, sink: Sink) -> str:
+        """Which sound a sink gets: "captured" or "processed"."""
+        return getattr(sink, "input", None) or ("processed" if self.process else "captured")
 
     @property
     def queued(self) -> list[Queued]:
@@ -234,6 +268,28 @@ class Stream(NamedTuple):
                 )
             for key, what in kind.faults_in(sink, self):
                 yield key if key.startswith("capture.") else f"sink.{number}.{key}", what
+            if self.input_of(sink) == "processed" and not self.process:
+                yield (
+                    f"sink.{number}.input",
+                    '"processed" needs a chain, and the stream has no [[stream.process]]; add one '
+                    'or take "captured"',
+                )
+        yield from self._chain_problems()
+
+    def _chain_problems(self) -> Iterator[tuple[str, str]]:
+        """What does not fit what comes in; behind a type that fails nothing is known."""
+        shape = self.captured
+        for number, one in enumerate(self.process):
+            kind = PROCESSORS[one.type]
+            found = kind.faults_in(one, shape)
+            for key, what in found:
+                yield f"process.{number}.{key}", what
+            try:
+                shape = kind.out(one, shape)
+            except Exception:
+                if not found:
+                    raise
+                return
 
     def places(self, anywhere: bool) -> Iterator[tuple[int, str, Place]]:
         """The number of each sink, how its keys begin, and what it has for itself alone."""
@@ -304,6 +360,7 @@ def _twice(table: str, key: str, values: Sequence[str | None]) -> Iterator[tuple
 
 def load(path: str | Path) -> Config:
     """Reads and decodes a file. Raises ConfigError with every fault in it."""
+    PROCESSORS.rescan()
     SINKS.rescan()
     SOURCES.rescan()
     try:

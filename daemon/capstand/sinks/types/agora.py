@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from capstand.audio.block import AudioFormat
 from capstand.config.decode import Choice, Flag, Tagged, Text, Whole, secretive
 from capstand.config.registry import Place, SinkType, Surroundings
-from capstand.config.schema import PATH, AbsolutePath, Name, Spool, Stream
+from capstand.config.schema import PATH, AbsolutePath, Input, Name, Spool, Stream
 
 if TYPE_CHECKING:
     from capstand.sinks.live import Plan
@@ -210,6 +210,7 @@ class AgoraSink(NamedTuple):
     gaps: Annotated[str, Choice(("conceal", "skip"))] = "conceal"
     max_latency_ms: Annotated[int, Whole(50, 60_000)] = 400
     catch_up: Annotated[str, Choice(("drop", "faster", "never"))] = "drop"
+    input: Input | None = None
     spool: Spool | None = None
 
     def track(self, audio: AudioFormat) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from capstand.audio.block import AudioFormat
 from capstand.config.decode import Choice, FlagOr, Number, Text, Whole
 from capstand.config.registry import Place, SinkType, Surroundings
-from capstand.config.schema import AbsolutePath, Name, Spool, Stream
+from capstand.config.schema import AbsolutePath, Input, Name, Spool, Stream
 
 if TYPE_CHECKING:
     from capstand.sinks.recording.recording import Recording
@@ -42,6 +42,7 @@ class FileSink(NamedTuple):
     ) = None
     keep_days: Annotated[float, Number(0, 36_500)] = 0.0
     keep_gb: Annotated[float, Number(0, 1e6)] = 0.0
+    input: Input | None = None
     spool: Spool | None = None
 
     @property

@@ -1,0 +1,127 @@
+"""Loudness and true peak as EBU R 128 has them, by libebur128 through ctypes (MIT, 32 kB).
+
+The library was the cheapest of those measured: 4 µs for 10 ms of loudness, 40 for true peaks. It is
+used in its histogram mode, because the integrated measure otherwise keeps each 100 ms for ever. A
+NaN stays in it for good, so what is no number is silence here, and a state that shows one all the
+same is made anew.
+
+It costs nothing while nobody looks: a meter is made for whoever wants to know, and closed after.
+
+Source: ``ebur128.h`` 1.2.6. Thread: one at a time, Python's lock released.
+"""
+
+import ctypes
+import math
+from ctypes import POINTER, byref, c_double, c_int, c_size_t, c_uint, c_ulong, c_void_p
+from functools import cache
+from typing import Any, NamedTuple
+from weakref import finalize
+
+import numpy as np
+import numpy.typing as npt
+
+LIBRARY, PACKAGE = "libebur128.so.1", "libebur128-1"
+MISSING = f"loudness needs libebur128; install the Debian package (apt install {PACKAGE})"
+FLOOR = -120.0
+"""LUFS and dB of what is silent, or not long enough yet."""
+_LOUDNESS, _TRUE_PEAK, _HISTOGRAM = 1 | 2 | 4, 16 | 32, 64
+_SANE = 1e12
+_LOUDEST = 8.0  # +18 dBFS; what is beyond is no sound
+
+
+class Loudness(NamedTuple):
+    """LUFS of the last 0.4 s, the last 3 s, and all since the start; the highest true peak of any
+    channel since the one before was told, in dB of full scale. ``FLOOR`` where there is nothing;
+    None for a peak that is not measured."""
+
+    momentary_lufs: float
+    short_term_lufs: float
+    integrated_lufs: float
+    true_peak_dbtp: float | None
+
+
+def is_there() -> bool:
+    return _library() is not None
+
+
+class LoudnessMeter:
+    """Of interleaved float32 frames. Raises OSError where libebur128 is missing."""
+
+    def __init__(self, rate_hz: int, channels: int, *, true_peak: bool = True) -> None:
+        library = _library()
+        if library is None:
+            raise OSError(MISSING)
+        self._library = library
+        self._shape = (channels, rate_hz)
+        self._true_peak = true_peak
+        self._peak = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        mode = _LOUDNESS | _HISTOGRAM | (_TRUE_PEAK if self._true_peak else 0)
+        state = self._library.ebur128_init(*self._shape, mode)
+        if not state:
+            raise MemoryError("libebur128")
+        self._state = c_void_p(state)
+        self._end = finalize(self, self._library.ebur128_destroy, byref(self._state))
+
+    def restart(self) -> None:
+        """What was heard so far is forgotten."""
+        self._end()
+        self._peak = 0.0
+        self._begin()
+
+    def close(self) -> None:
+        """Frees its memory at once."""
+        self._end()
+
+    def update(self, block: npt.NDArray[np.float32]) -> None:
+        """(frames, channels)."""
+        flat = np.ascontiguousarray(block).reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sane = np.dot(flat, flat) < _SANE
+        if not sane:
+            flat = np.where(np.abs(flat) < _LOUDEST, flat, np.float32(0))
+        frames = len(flat) // self._shape[0]
+        self._library.ebur128_add_frames_float(self._state, flat.ctypes.data, frames)
+        if self._true_peak:
+            self._peak = max(self._peak, *map(self._channel_peak, range(self._shape[0])), 0.0)
+
+    def _channel_peak(self, channel: int) -> float:
+        value = c_double()
+        self._library.ebur128_prev_true_peak(self._state, channel, byref(value))
+        return value.value
+
+    def read(self) -> Loudness:
+        """As it stands. The true peak begins anew."""
+        momentary, short_term, integrated = map(self._ask, ("momentary", "shortterm", "global"))
+        if any(map(math.isnan, (momentary, short_term, integrated, self._peak))):
+            self.restart()
+            momentary = short_term = integrated = FLOOR
+        peak, self._peak = self._peak, 0.0
+        decibel = max(FLOOR, round(20 * math.log10(peak), 1)) if peak > 1e-6 else FLOOR
+        true_peak = decibel if self._true_peak else None
+        return Loudness(momentary, short_term, integrated, true_peak)
+
+    def _ask(self, which: str) -> float:
+        value = c_double()
+        getattr(self._library, f"ebur128_loudness_{which}")(self._state, byref(value))
+        return value.value if math.isnan(value.value) else round(max(FLOOR, value.value), 2)
+
+
+@cache
+def _library() -> Any:
+    """None where it is missing."""
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return None
+    library.ebur128_init.argtypes = (c_uint, c_ulong, c_int)
+    library.ebur128_init.restype = c_void_p
+    library.ebur128_destroy.argtypes = (c_void_p,)
+    library.ebur128_destroy.restype = None
+    library.ebur128_add_frames_float.argtypes = (c_void_p, c_void_p, c_size_t)
+    library.ebur128_prev_true_peak.argtypes = (c_void_p, c_uint, POINTER(c_double))
+    for which in ("momentary", "shortterm", "global"):
+        getattr(library, f"ebur128_loudness_{which}").argtypes = (c_void_p, POINTER(c_double))
+    return library

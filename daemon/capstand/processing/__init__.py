@@ -1,0 +1,1 @@
+"""What is done to the samples between capture and sinks: a chain of processors per stream."""

@@ -1,0 +1,112 @@
+"""A limiter that looks ahead: no sample above the ceiling, ever, and no loop over samples.
+
+The gain that each frame needs is known before the frame goes out, L − 1 frames later. Where nothing
+is above the ceiling, the frames are only delayed, to the bit. Otherwise, in logarithmic units,
+
+    needed    what brings the loudest channel of a frame to the ceiling; 0 where it is below
+    released  the lowest so far, coming back by a constant step per frame:
+              min over the past of (needed − step · n) + step · n, a running minimum
+    held      the lowest of the last L
+    smooth    the mean of the last L of that: an even attack
+
+and a frame is among the L of every ``held`` that its ``smooth`` is the mean of, so the mean of them
+cannot be above what it needs. All of this is in whole numbers (``UNIT_DB``), where sums and minima
+do not depend on the order: the result is the same to the bit however the sound is cut into blocks.
+
+It knows samples; what the sound does between them may be a little higher.
+
+Thread: the chain's.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from capstand.processing.delay import DelayLine
+from capstand.processing.linear import fitting
+from capstand.processing.processor import Samples, Shape
+
+Units = npt.NDArray[np.int64]
+UNIT_DB = 1e-6
+_UNITS = 20 / UNIT_DB
+
+
+class Limiter:
+    """``ceiling``: of full scale."""
+
+    stays_finite = True
+
+    def __init__(
+        self, ceiling: float, lookahead_ms: float, release_db_per_s: float, shape: Shape
+    ) -> None:
+        self._ceiling = np.float32(ceiling)
+        if float(self._ceiling) > ceiling:
+            self._ceiling = np.nextafter(self._ceiling, np.float32(0))
+        self._window = max(1, round(lookahead_ms * shape.rate_hz / 1000))
+        self.delay_frames = self._window - 1
+        self._step = max(1, round(release_db_per_s / shape.rate_hz / UNIT_DB))
+        self._line = DelayLine(self.delay_frames, shape.channels)
+        self._out = np.empty((0, shape.channels), np.float32)
+        self._lowest_db = 0.0
+        self._forget()
+
+    def process(self, block: Samples) -> Samples:
+        self._line.feed(block)
+        late = self._line.read()
+        self._out = fitting(self._out, len(block))
+        quiet = block.max() <= self._ceiling and -block.min() <= self._ceiling
+        if quiet and not self._active:
+            self._out[...] = late
+            return self._out
+        gain = self._smooth(self._needed(block))
+        self._lowest_db = int(gain.min()) / self._window * UNIT_DB
+        factor = 10.0 ** (gain / (self._window * _UNITS))
+        np.multiply(late, factor[:, None], out=self._out, casting="same_kind")
+        return self._out
+
+    def reset(self) -> None:
+        self._line.clear()
+        self._forget()
+
+    def change(self, settings: Any) -> bool:
+        return False
+
+    def figures(self) -> dict[str, object]:
+        return {"reduction_db": round(-self._lowest_db, 1) + 0.0 if self._active else 0.0}
+
+    def _forget(self) -> None:
+        self._active = False
+        self._released = np.zeros(self.delay_frames, np.int64)
+        self._held = np.zeros(self.delay_frames, np.int64)
+        self._level = 0  # of ``released`` at the newest frame
+
+    def _needed(self, block: Samples) -> Units:
+        loudest = np.abs(block).max(axis=1)
+        over = np.maximum(loudest, self._ceiling).astype(np.float64)
+        gain = np.log10(float(self._ceiling) / over) * _UNITS
+        return np.asarray(np.floor(gain), np.int64)
+
+    def _smooth(self, needed: Units) -> Units:
+        """For each frame that goes out the sum of L gains."""
+        rise = self._step * np.arange(1, len(needed) + 1)
+        lowest = np.minimum.accumulate(np.minimum(needed - rise, self._level))
+        released = np.minimum(lowest + rise, 0)
+        self._level = int(released[-1])
+        window, before = self._window, self.delay_frames
+        past = np.concatenate([self._released, released])
+        held = np.concatenate([self._held, _least(past, window)])
+        self._released, self._held = past[len(past) - before :], held[len(held) - before :]
+        self._active = bool(self._level or self._released.any() or self._held.any())
+        sums = np.concatenate([[0], np.cumsum(held)])
+        return np.asarray(sums[window:] - sums[:-window])
+
+
+def _least(values: Units, window: int) -> Units:
+    """The least of each ``window`` neighbours, by windows of doubled width."""
+    width = 1
+    while 2 * width <= window:
+        values = np.minimum(values[:-width], values[width:])
+        width *= 2
+    rest = window - width
+    return np.minimum(values[:-rest], values[rest:]) if rest else values

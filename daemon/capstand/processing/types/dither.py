@@ -1,0 +1,24 @@
+"""The type "dither": to fewer bits, the last in a chain whose sound is stored with so many."""
+
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from capstand.audio.block import Shape
+from capstand.config.decode import Choice, Whole
+from capstand.config.registry import ProcessorType
+
+if TYPE_CHECKING:
+    from capstand.processing.dither import Dither
+
+
+class DitherProcessor(NamedTuple):
+    type: Annotated[str, Choice(("dither",))]
+    bits: Annotated[int, Whole(8, 20)] = 16
+
+
+def _make(settings: DitherProcessor, shape: Shape) -> "Dither":
+    from capstand.processing.dither import Dither
+
+    return Dither(settings.bits, shape)
+
+
+TYPE = ProcessorType(DitherProcessor, page="processing.md", make=_make)

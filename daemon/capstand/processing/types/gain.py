@@ -1,0 +1,24 @@
+"""The type "gain": louder or softer; a changed gain is reached without a step."""
+
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from capstand.audio.block import Shape
+from capstand.config.decode import Choice, Number
+from capstand.config.registry import ProcessorType
+
+if TYPE_CHECKING:
+    from capstand.processing.linear import Linear
+
+
+class GainProcessor(NamedTuple):
+    type: Annotated[str, Choice(("gain",))]
+    gain_db: Annotated[float, Number(-120, 60)]
+
+
+def _make(settings: GainProcessor, shape: Shape) -> "Linear":
+    from capstand.processing.linear import Linear, filtering
+
+    return Linear(filtering((), shape.channels, 10 ** (settings.gain_db / 20)), shape.rate_hz)
+
+
+TYPE = ProcessorType(GainProcessor, page="processing.md", make=_make)

@@ -1,0 +1,27 @@
+"""The type "limiter": no sample above a ceiling."""
+
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from capstand.audio.block import Shape
+from capstand.config.decode import Choice, Number
+from capstand.config.registry import ProcessorType
+
+if TYPE_CHECKING:
+    from capstand.processing.limiter import Limiter
+
+
+class LimiterProcessor(NamedTuple):
+    type: Annotated[str, Choice(("limiter",))]
+    ceiling_dbfs: Annotated[float, Number(-60, 0)] = -1.0
+    lookahead_ms: Annotated[float, Number(0, 20)] = 1.5
+    release_db_per_s: Annotated[float, Number(1, 10_000)] = 60.0
+
+
+def _make(settings: LimiterProcessor, shape: Shape) -> "Limiter":
+    from capstand.processing.limiter import Limiter
+
+    ceiling = 10 ** (settings.ceiling_dbfs / 20)
+    return Limiter(ceiling, settings.lookahead_ms, settings.release_db_per_s, shape)
+
+
+TYPE = ProcessorType(LimiterProcessor, page="processing.md", make=_make)

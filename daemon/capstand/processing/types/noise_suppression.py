@@ -1,0 +1,43 @@
+"""The type "noise-suppression": steady noise is turned down (``processing/suppression.py``)."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from capstand.audio.block import Shape
+from capstand.config.decode import Choice
+from capstand.config.registry import ProcessorType
+from capstand.processing import engines
+from capstand.processing.engines import ENGINES, SPEECH
+
+if TYPE_CHECKING:
+    from capstand.processing.processor import Processor
+
+LEVELS = ("low", "moderate", "high", "very-high")
+"""WebRTC's own names: 6, 12, 18 and 21 dB."""
+
+
+class NoiseSuppressionProcessor(NamedTuple):
+    """How much, and by what."""
+
+    type: Annotated[str, Choice(("noise-suppression",))]
+    level: Annotated[str, Choice(LEVELS)] = "high"
+    engine: Annotated[str, Choice(ENGINES)] = "auto"
+
+
+def _make(settings: NoiseSuppressionProcessor, shape: Shape) -> "Processor":
+    from capstand.processing.suppression import suppression  # brings numpy and the engine
+
+    return suppression(settings.engine, LEVELS.index(settings.level), shape)
+
+
+def _problems(settings: NoiseSuppressionProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
+    return engines.problems(settings.type, settings.engine, shape.rate_hz)
+
+
+TYPE = ProcessorType(
+    NoiseSuppressionProcessor,
+    page="processing-speech.md",
+    make=_make,
+    problems=_problems,
+    extra=SPEECH,
+)

@@ -1,0 +1,120 @@
+"""Speech for the tests, spoken by espeak-ng: which samples are speech is known, because sentences
+and the pauses between them are laid out here."""
+
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from shutil import which
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+import soxr
+
+from capstand.processing.processor import Samples
+
+Mask = npt.NDArray[np.bool_]
+
+SENTENCES = (
+    "The birch canoe slid on the smooth planks.",
+    "Glue the sheet to the dark blue background.",
+    "It is easy to tell the depth of a well.",
+    "These days a chicken leg is a rare dish.",
+    "Rice is often served in round bowls.",
+    "The juice of lemons makes fine punch.",
+    "The box was thrown beside the parked truck.",
+    "The hogs were fed chopped corn and garbage.",
+    "Four hours of steady work faced us.",
+    "A large size in stockings is hard to sell.",
+)
+"""Harvard sentences, list 1 (IEEE Recommended Practice for Speech Quality Measurements, 1969)."""
+VOICES = ("en+m3", "en+f2", "en+m7", "en+f4")
+PAUSE_S = (1.0, 1.2, 1.4)
+LEAD_S = 1.0
+EDGE_S = 0.15
+"""Around the edges of a sentence it is not judged what is speech."""
+ACTIVE_DBFS = -26.0
+
+
+class Speech(NamedTuple):
+    """Mono, ``ACTIVE_DBFS`` while somebody speaks; ``spoken`` and ``paused`` mark what is surely
+    the one and the other."""
+
+    rate_hz: int
+    samples: npt.NDArray[np.float32]
+    spoken: Mask
+    paused: Mask
+
+
+@cache
+def speech(rate_hz: int = 48_000, sentences: int = len(SENTENCES)) -> Speech:
+    if which("espeak-ng") is None:
+        pytest.skip("espeak-ng is missing")
+    parts, spoken, paused = [], [], []
+
+    def put(samples: npt.NDArray[np.float32], speaks: bool) -> None:
+        edge = np.zeros(len(samples), bool)
+        edge[round(EDGE_S * rate_hz) : -round(EDGE_S * rate_hz)] = True
+        parts.append(samples)
+        spoken.append(edge & speaks)
+        paused.append(edge & (not speaks))
+
+    put(np.zeros(round(LEAD_S * rate_hz), np.float32), False)
+    for number in range(sentences):
+        put(_said(SENTENCES[number], VOICES[number % len(VOICES)], rate_hz), True)
+        pause = np.zeros(round(PAUSE_S[number % len(PAUSE_S)] * rate_hz), np.float32)
+        put(pause, False)
+    samples, where = np.concatenate(parts), np.concatenate(spoken)
+    samples *= 10 ** ((ACTIVE_DBFS - level(samples[where])) / 20)
+    return Speech(rate_hz, samples.astype(np.float32), where, np.concatenate(paused))
+
+
+def _said(sentence: str, voice: str, rate_hz: int) -> npt.NDArray[np.float32]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "said.wav"
+        subprocess.run(["espeak-ng", "-v", voice, "-w", file, sentence], check=True)
+        samples, own_hz = soundfile.read(file, dtype="float32")
+    loud = np.flatnonzero(np.abs(samples) > 0.01)
+    said = soxr.resample(samples[loud[0] : loud[-1]], own_hz, rate_hz)
+    return np.asarray(said, np.float32)
+
+
+def level(samples: npt.NDArray[np.floating]) -> float:
+    """RMS in dBFS."""
+    return 10 * float(np.log10(np.mean(np.square(samples, dtype=np.float64)) + 1e-20))
+
+
+def white(count: int, dbfs: float, seed: int = 1) -> npt.NDArray[np.float32]:
+    noise = np.random.default_rng(seed).standard_normal(count)
+    return np.asarray(noise * 10 ** (dbfs / 20), np.float32)
+
+
+def pink(count: int, dbfs: float, rate_hz: int = 48_000, seed: int = 1) -> npt.NDArray[np.float32]:
+    """From 50 Hz up, as behind a microphone's high-pass."""
+    spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(count))
+    hz = np.fft.rfftfreq(count, 1 / rate_hz)
+    spectrum *= (hz > 50) / np.sqrt(np.maximum(hz, 50))
+    noise = np.fft.irfft(spectrum, count)
+    return np.asarray(noise * 10 ** ((dbfs - level(noise)) / 20), np.float32)
+
+
+def wavering(rate_hz: int, seed: int = 1) -> npt.NDArray[np.float32]:
+    """3 s of noise whose level changes all the time: nothing takes that for steady."""
+    drawn = np.random.default_rng(seed)
+    levels = np.repeat(drawn.uniform(0, 1, 300) ** 3, rate_hz // 100)
+    return np.asarray(0.1 * levels * drawn.standard_normal(len(levels)), np.float32)
+
+
+def aligned(out: Samples, delay_frames: int) -> Samples:
+    """The output as if it came at once, silence at its end."""
+    return np.concatenate((out[delay_frames:], np.zeros((delay_frames, out.shape[1]), np.float32)))
+
+
+def lag(sent: npt.NDArray[np.floating], got: npt.NDArray[np.floating]) -> int:
+    """By how many frames ``got`` is later, by cross-correlation."""
+    size = 2 * len(sent)
+    crossed = np.fft.irfft(np.fft.rfft(got, size) * np.conj(np.fft.rfft(sent, size)))
+    return int(np.argmax(crossed[: len(sent) // 2]))
