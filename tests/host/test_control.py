@@ -32,9 +32,9 @@ from capstand.host.control import (
     RATE,
     TAKE_S,
     ControlServer,
-    Peer,
     ask,
 )
+from capstand.host.peer import Peer
 from capstand.text import clean
 from tests.patience import PATIENCE_S
 
@@ -368,7 +368,7 @@ def test_who_asks_too_often_waits_and_others_do_not(
     """Main answers one user BURST times at once and then RATE times a second, whatever is asked;
     another user is answered meanwhile."""
     everybody = iter([0] * int(BURST) + [0] * PER_USER + [1000, 0])
-    monkeypatch.setattr(control, "_peer", lambda _: Peer(1, next(everybody), frozenset()))
+    monkeypatch.setattr(control, "peer_of", lambda _: Peer(1, next(everybody), frozenset()))
     with ExitStack() as stack:
 
         def asks() -> socket.socket:

@@ -36,9 +36,9 @@ from capstand.config import plan
 from capstand.config import schema as config
 from capstand.config.schema import Capture, Config, Spool, Stream
 from capstand.errors import CapstandError
-from capstand.host.control import Peer
 from capstand.host.logs import Repeats, log
 from capstand.host.notify import Notifier
+from capstand.host.peer import Peer
 from capstand.service.display import LiveLine
 from capstand.service.reload import Reload
 from capstand.service.reporter import Reporter
