@@ -27,6 +27,7 @@ class Cause(IntEnum):
     RELEASED = 6
     SWITCHED = 7
     DEVICE = 8
+    DECLARED = 9
 
     @property
     def words(self) -> str:
@@ -42,6 +43,7 @@ _WORDS = {
     Cause.STALLED: "the device stood still",
     Cause.SWITCHED: "another device was taken, one that is preferred",
     Cause.RELEASED: "the device was released to another program",
+    Cause.DECLARED: "the program that brings the sound says that they are missing",
     Cause.DEVICE: "the card delivered less than its rate: bus errors?",
 }
 

@@ -65,6 +65,7 @@ def act(chosen: argparse.Namespace) -> int:
     state = chosen.state or state_directory(service=path is not None)
     runtime = chosen.runtime or runtime_directory(service=path is not None)
     rights.believe(runtime, make=True)
+    os.environ["RUNTIME_DIRECTORY"] = str(runtime.absolute())  # for sources that have sockets there
     if note := rights.settle_into(state, runtime):
         console.complain(f"capstand: {note}")
     live = LiveLine(wanted=not chosen.quiet)

@@ -60,6 +60,10 @@ def _nothing(*_: Any) -> tuple[()]:
     return ()
 
 
+def _nowhere(_: Any) -> None:
+    return None
+
+
 class SinkType(NamedTuple):
     """Everything that is to know of a type of sink.
 
@@ -120,6 +124,8 @@ class SourceType(NamedTuple):
     ``problems``: what is wrong with a Capture, by key.
     ``rest``: every device is of this type that is of no other.
     ``simulated``: the sound comes from no card.
+    ``place``: what else only one stream can have: the key in [stream.capture] and its value.
+    ``entrance``: the path of the socket at which programs bring the sound, if that is its way.
     """
 
     schema: Any
@@ -129,6 +135,8 @@ class SourceType(NamedTuple):
     problems: Callable[["Capture"], Iterable[tuple[str, str]]] = _nothing
     rest: bool = False
     simulated: bool = False
+    place: Callable[["Capture"], tuple[str, str] | None] = _nowhere
+    entrance: Callable[["Capture"], Path | None] = _nowhere
 
     @property
     def fault(self) -> str | None:
@@ -308,10 +316,13 @@ class Sources(Registry[SourceType]):
         return next(name for name, one in kinds.items() if type(table) is one.schema)
 
     def meant(self, device: str) -> str:
-        """The near name of a type that another distribution brings, as a question."""
+        """The near name of a type, as a question."""
         import difflib  # only where something is wrong
 
         word, colon, rest = device.partition(":")
+        ours = [name for name, one in self.built_in().items() if not one.rest]
+        if found := difflib.get_close_matches(word, ours, 1, 0.7):
+            return f'; did you mean "{found[0]}"?'
         near = difflib.get_close_matches(word, self.foreign_names() if colon else (), 1, 0.6)
         return f'; did you mean "{near[0]}:{rest}"?' if near else ""
 
