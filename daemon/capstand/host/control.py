@@ -408,7 +408,7 @@ def ask(path: Path, question: str, timeout_s: float = 5.0, **what: Any) -> dict[
         if isinstance(error, TimeoutError | BlockingIOError):
             reason = f"no whole answer within {timeout_s:g} s"
         raise CapstandError(
-            f"{path}: no capstand answers ({clean.line(reason)}); is it running? "
+            f"{path}: cannot reach the daemon ({clean.line(reason)}); is it running? "
             "`systemctl status capstand` tells; --runtime names another directory"
         ) from None
     if "error" in answer:
