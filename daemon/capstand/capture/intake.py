@@ -22,11 +22,14 @@ from capstand.audio.block import NS_PER_S, AudioFormat
 from capstand.capture import wire
 from capstand.capture.source import UNKNOWN, Reading
 from capstand.capture.wire import WireError
+from capstand.host.allowance import Allowance
 
 SLACK = 0.01
 PACED_PERIODS = 2
 """So far ahead of its time one is let that is not live."""
 EARLY_GAP_NS = NS_PER_S
+GAPS_PER_S, GAPS = 20.0, 100.0
+"""What follows a gap is handed on apart, be it a single frame."""
 
 
 class _Start(NamedTuple):
@@ -67,6 +70,8 @@ class Intake:
         self._base: int | None = None  # the index of the writer's first frame
         self._index_in = self._index_out = 0  # of the next frame, missing ones counted
         self._stamped = False  # the writer knows the times
+        self._time_ns = 0  # the last one that it told
+        self._gaps = Allowance(GAPS_PER_S, GAPS, now_ns / NS_PER_S)
         self._stamp = (0, 0)  # index, ns
         self._edge = False
         self._stood = False  # the stream was stopped
@@ -142,7 +147,13 @@ class Intake:
         self._head.clear()
         if expected is None:
             self._base = expected = head.first_frame
-        lost = head.first_frame - expected
+        if head.time_ns and head.time_ns < self._time_ns:
+            raise WireError("a block has an earlier time than the one before")
+        self._time_ns = head.time_ns or self._time_ns
+        if lost := head.first_frame - expected:
+            if self._gaps.wait_s(now_ns / NS_PER_S) > 0:
+                raise WireError(f"there are more gaps than {GAPS_PER_S:g} a second")
+            self._gaps.take()
         self._index_in += lost
         self._stamped = self._stamped or head.time_ns > 0
         if lost or head.time_ns:
@@ -167,6 +178,8 @@ class Intake:
         where there are not enough yet."""
         lost, until = 0, self.went + self._period
         for start in self._starts:
+            if start.at >= until:
+                break
             if start.at == self.went:
                 lost = start.lost
             elif start.lost:

@@ -327,6 +327,11 @@ class Sources(Registry[SourceType]):
         return f'; did you mean "{near[0]}:{rest}"?' if near else ""
 
     @property
+    def entered(self) -> str:
+        """A device whose sound programs bring."""
+        return next(name for name, one in self.built_in().items() if one.entrance is not _nowhere)
+
+    @property
     def simulated(self) -> str:
         """A device that needs no hardware."""
         return next(name for name, one in self.built_in().items() if one.simulated)

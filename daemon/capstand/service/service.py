@@ -325,7 +325,7 @@ class Service:
         if path is None:
             raise CapstandError(
                 f"{stream.name} captures from {capture.wanted}; no program can bring its sound; "
-                'that takes device = "socket" in its [stream.capture]'
+                f'that takes device = "{SOURCES.entered}" in its [stream.capture]'
             )
         audio = capture.audio._replace(channels=capture.least_channels)
         return {
