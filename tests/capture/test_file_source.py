@@ -105,6 +105,21 @@ def test_a_late_reader_loses_nothing_of_the_file(tmp_path: Path, late_ms: int, l
     line.stream.dispose()
 
 
+def test_the_stamp_tells_how_late_the_reader_is(tmp_path: Path) -> None:
+    """What would have been played by now, and when exactly that was so."""
+    clock = VirtualTime()
+    card = of(written(tmp_path))
+    source = FileSource(card, clock)
+    slot = memoryview(bytearray(card.slot_bytes))
+    source.open()
+    began_ns = clock.now_ns()
+    clock.wait_until(began_ns + 105_010_000)
+    reading = source.read(slot, 200)
+    assert (reading.frames, reading.ahead) == (480, 105 * 48)
+    assert reading.stamp_ns == began_ns + 105_000_000
+    source.close()
+
+
 def test_a_stopped_stream_goes_on_where_it_was(tmp_path: Path) -> None:
     """What a restart costs is not known; a close and an open lose nothing of the file."""
     clock = VirtualTime()

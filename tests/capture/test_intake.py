@@ -173,12 +173,32 @@ def test_a_live_one_may_come_late_with_all_that_is_due() -> None:
 
 
 def test_a_live_one_that_is_too_fast_is_held() -> None:
-    """It gets a buffer ahead and no further."""
-    taken = Taken(live=True)
-    for number in range(100):
-        taken.put(counted(number * 960, 960))
+    """It gets a buffer ahead and no further; then it has the nominal rate."""
+    taken, sent = Taken(live=True), 0
+    while taken.now_ns < START_NS + 60 * NS_PER_S:
+        frames = min(960, taken.intake.room // 4)
+        taken.put(counted(sent, frames))
+        sent += frames
         taken.until(taken.now_ns + 10 * MS)
-    assert taken.produced == pytest.approx(48_000 + BUFFER, rel=0.02)
+    assert taken.produced == pytest.approx(60 * 48_000 + BUFFER, abs=BUFFER // 50)
+    assert abs(taken.clock.drift_ppm) < 5
+
+
+def test_declared_gaps_are_part_of_the_clock() -> None:
+    """The index counts what is missing, so the frames after a gap have their times too."""
+    taken, index = Taken(live=True), 0
+    taken.put(wire.head(AUDIO, live=True))
+    for number in range(1, 3000):
+        taken.until(START_NS + number * 10 * MS)
+        index += PERIOD
+        if number % 200 < 10:  # 100 ms are missing every 2 s
+            continue
+        taken.put(wire.block(PERIOD, index) + counted(index, PERIOD))
+        taken.until(taken.now_ns)
+    assert len(taken.gaps) == 14 and {lost for _, lost in taken.gaps} == {10 * PERIOD}
+    assert abs(taken.clock.drift_ppm) < 5 and not taken.clock.missing
+    ends_ns = taken.clock.time_of(taken.produced)
+    assert ends_ns == pytest.approx(taken.now_ns, abs=MS)
 
 
 def test_a_gap_takes_its_time() -> None:
