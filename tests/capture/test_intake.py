@@ -184,6 +184,23 @@ def test_a_live_one_that_is_too_fast_is_held() -> None:
     assert abs(taken.clock.drift_ppm) < 5
 
 
+@pytest.mark.parametrize("late_ms", [0, 30, 400])
+def test_a_late_thread_of_ours_costs_no_time(late_ms: int) -> None:
+    """What waits for it follows at once, and the clock goes on as it went."""
+    taken, sent = Taken(live=False), 0
+    for turn in range(400):
+        frames = taken.intake.room // 4
+        taken.put(counted(sent, frames), edge=False)
+        sent += frames
+        if turn % 40 == 39:
+            taken.now_ns += late_ms * MS
+        taken.until(taken.now_ns + 10 * MS)
+    taken.until(taken.now_ns)
+    passed = (taken.now_ns - START_NS) * 48 // MS
+    assert taken.produced == pytest.approx(passed + 2 * PERIOD, abs=PERIOD)
+    assert abs(taken.clock.drift_ppm) < 5 and not taken.clock.missing
+
+
 def test_declared_gaps_are_part_of_the_clock() -> None:
     """The index counts what is missing, so the frames after a gap have their times too."""
     taken, index = Taken(live=True), 0

@@ -5,11 +5,13 @@ module) writes a frame when it was sampled: its pace is the clock, each arrival 
 come late with all that is due, up to the buffer, and then everything is handed on at once. One that
 is not (a file's decoder) writes as fast as it may: here CLOCK_MONOTONIC is the clock, frames go on
 at the nominal rate and the rest is left in the program's way, which holds it back. A live one that
-is faster than any crystal, by ``SLACK``, becomes of the second kind once it is a buffer ahead.
+always has more to write becomes of the second kind once it is a buffer ahead.
 
 This is the generic cell rate algorithm: ``_played_ns`` is when all that went on would have been
-played, and may be ahead of now by ``_ahead_ns`` at most. Frames that the writer says are missing
-take their time too; where that is not over yet, they are refused.
+played, and may be ahead of now by ``_ahead_ns`` at most. It falls behind for as long as nothing was
+there to go on, and no longer: where our own thread is late, what waits follows at once, up to a
+buffer. Frames that the writer says are missing take their time too; where that is not over yet,
+they are refused.
 
 Pure: time is an argument. Thread: capture.
 """
@@ -24,7 +26,6 @@ from capstand.capture.source import UNKNOWN, Reading
 from capstand.capture.wire import WireError
 from capstand.host.allowance import Allowance
 
-SLACK = 0.01
 PACED_PERIODS = 2
 """So far ahead of its time one is let that is not live."""
 EARLY_GAP_NS = NS_PER_S
@@ -79,7 +80,6 @@ class Intake:
     def _be_live(self, live: bool) -> None:
         ahead = self._buffer if live else PACED_PERIODS * self._period
         self._ahead_ns = ahead * self._frame_ns
-        self._cost_ns = self._frame_ns / (1 + SLACK) if live else self._frame_ns
 
     @property
     def room(self) -> int:
@@ -94,6 +94,7 @@ class Intake:
     def put(self, data: memoryview, now_ns: int, edge: bool) -> None:
         """Takes what came at ``now_ns``; ``edge``: it was waited for. Raises WireError, and then
         what came before is still there."""
+        dry = edge and not self._next()[1]
         while data:
             if self.framed is None:
                 data = self._begin(data)
@@ -107,8 +108,11 @@ class Intake:
                 self._add(part)
             else:
                 data = self._block(data, now_ns)
+        if dry:
+            missing = self._index_in - self._index_out - (self.came - self.went)
+            self._played_ns = max(self._played_ns, now_ns - missing * self._frame_ns)
         if not self._stamped:
-            permitted = int((now_ns + self._ahead_ns - self._played_ns) / self._cost_ns)
+            permitted = int((now_ns + self._ahead_ns - self._played_ns) / self._frame_ns)
             self._stamp = min(self._index_in, self._index_out + max(0, permitted)), now_ns
             self._edge = edge
 
@@ -195,7 +199,7 @@ class Intake:
         lost, frames = self._next()
         if not frames:
             return None
-        due = int(self._played_ns + (lost + frames) * self._cost_ns - self._ahead_ns)
+        due = int(self._played_ns + (lost + frames) * self._frame_ns - self._ahead_ns)
         if due > now_ns:
             if lost and due - now_ns > EARLY_GAP_NS:
                 raise WireError(f"{lost} frames are said to be missing, for which no time was yet")
@@ -208,9 +212,9 @@ class Intake:
         assert frames
         held = self.was_held = self._held
         self._held = False
-        cost_ns = self._frame_ns if held else self._cost_ns
-        due_ns = int(self._played_ns + (lost + frames) * cost_ns - self._ahead_ns)
-        self._played_ns = max(self._played_ns + (lost + frames) * cost_ns, float(now_ns))
+        self._played_ns += (lost + frames) * self._frame_ns
+        due_ns = int(self._played_ns - self._ahead_ns)
+        self._played_ns = max(self._played_ns, now_ns - self._buffer * self._frame_ns)
         self._index_out += lost
         while self._starts and self._starts[0].at < self.went + frames:
             start = self._starts.popleft()
