@@ -104,6 +104,7 @@ class ProgramSource:
     # Source
 
     def open(self) -> Grant:
+        self._is_away = False
         now_ns = time.monotonic_ns()
         until_ns = now_ns + WAIT_MS * 1_000_000
         self._prepare(now_ns)
