@@ -18,7 +18,8 @@ from capstand.accounting.stats import Gap, StreamStats
 from capstand.audio.block import Block
 from capstand.capture.capturer import POLL_MS, Capturer
 from capstand.capture.source import Grant, Reading, Source
-from capstand.capture.synthetic import SyntheticSource, Time, VirtualTime
+from capstand.capture.synthetic import SyntheticSource, VirtualTime
+from capstand.capture.time import Time
 from capstand.capture.types.synthetic import Synthetic
 from capstand.config.schema import Capture
 from capstand.config.schema import Stream as StreamConfig

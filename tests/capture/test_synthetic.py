@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from capstand.accounting.stats import Cause
 from capstand.audio.block import Block, SampleFormat
 from capstand.capture.source import Reading
-from capstand.capture.synthetic import MonotonicTime, SyntheticSource, VirtualTime
+from capstand.capture.synthetic import SyntheticSource, VirtualTime
+from capstand.capture.time import MonotonicTime
 from capstand.capture.types.synthetic import Fault, Synthetic
 from capstand.config.schema import Capture
 from capstand.dsp.convert import to_int32

@@ -291,7 +291,7 @@ def test_status_without_a_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main(["status", "--runtime", str(tmp_path)]) == 1
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.startswith(f"capstand: {tmp_path}/control.sock: no capstand answers")
+    assert told.err.startswith(f"capstand: {tmp_path}/control.sock: cannot reach the daemon")
     assert told.err.count("\n") == 1
 
 

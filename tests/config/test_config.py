@@ -523,7 +523,7 @@ def test_channels_and_app_ids_are_those_the_source_takes(text: str) -> None:
             "zzz = 1",
             "zzz: unknown key; known here: device, rate_hz, channels, pick, format, "
             "period_ms, buffer_ms, priority, silence_warn_s, dead_warn_s, dc_warn_dbfs, "
-            "clip_warn_per_s, reserve_priority, synthetic",
+            "clip_warn_per_s, reserve_priority, file, pipe, socket, synthetic",
         ),
         ("pick = 1", "pick: 1 is no array; write such as [1]"),
         ("pick = []", "pick: 0 values are not 1 to 32"),

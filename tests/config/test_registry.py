@@ -35,6 +35,9 @@ OWN: dict[registry.Registry[Any], dict[str, tuple[str, ...]]] = {
     },
     registry.SOURCES: {
         "alsa": ("capture/types/alsa.py", "capture/alsa.py"),
+        "file": ("capture/types/file.py", "capture/file.py"),
+        "pipe": ("capture/types/pipe.py", "capture/pipe.py"),
+        "socket": ("capture/types/socket.py", "capture/socket.py"),
         "synthetic": ("capture/types/synthetic.py", "capture/synthetic.py"),
     },
     registry.PROCESSORS: {

@@ -6,6 +6,9 @@ from typing import Any
 
 import tomli
 
+from capstand.capture.types.file import FileConfig
+from capstand.capture.types.pipe import PipeConfig
+from capstand.capture.types.socket import SocketConfig
 from capstand.capture.types.synthetic import Synthetic
 from capstand.config.decode import decode
 from capstand.config.schema import Capture, Config, LedgerConfig, Spool
@@ -16,6 +19,9 @@ SHIPPED = Path(__file__).parents[2] / "config/capstand.toml"
 TABLES: dict[str, list[type[Any]]] = {
     "[stream.capture]": [Capture],
     "[stream.capture.synthetic]": [Synthetic],
+    "[stream.capture.socket]": [SocketConfig],
+    "[stream.capture.pipe]": [PipeConfig],
+    "[stream.capture.file]": [FileConfig],
     "[[stream.sink]] file": [FileSink],
     "[stream.sink.spool]": [Spool],
     "[[stream.sink]] agora": [AgoraSink],
@@ -61,8 +67,9 @@ def test_what_is_commented_out_is_the_default() -> None:
     whole, and examples of keys without one, apart."""
     tables = explained()
     examples = {"file", "app_id", "channel", "uid", "rate_hz", "channels", "pick", "path", "type"}
-    examples |= {"group", "mode", "input"}
-    for name in ("[stream.capture]", "[stream.capture.synthetic]", "[[stream.sink]] file"):
+    examples |= {"group", "mode", "input", "command"}
+    names = (*(one for one in TABLES if one.startswith("[stream.capture")), "[[stream.sink]] file")
+    for name in names:
         defaults = TABLES[name][0]._field_defaults
         for key, value in tables[name].items():
             if key not in examples and key in defaults:
@@ -79,7 +86,7 @@ def test_the_channel_in_it_is_right_once_uncommented() -> None:
     text = uncommented()
     for key in ('path = "/etc/capstand/agora.token"', "certificate = ", "[stream.capture.synth"):
         assert key in text
-    text = re.sub(r"^\[stream.capture.synthetic\].*?(?=^\[)", "", text, flags=re.M | re.S)
+    text = re.sub(r"^\[stream.capture\.\w+\].*?(?=^\[)", "", text, flags=re.M | re.S)
     text = re.sub(
         r"^(path = \"/etc/capstand/agora.token\"|certificate = ).*\n", "", text, flags=re.M
     )

@@ -67,16 +67,16 @@ def _is_for_audio(node: Path) -> bool:
 
 
 def process() -> tuple[int, int, int]:
-    """The daemon's id, its descriptors, its memory in kB."""
-    shown = subprocess.check_output(["systemctl", "show", "capstand", "-p", "MainPID", "--value"])
-    folder = Path(f"/proc/{int(shown)}")
+    """Of the stream's process: its id, its descriptors, its memory in kB."""
+    pid = int(status()["pid"])
+    folder = Path(f"/proc/{pid}")
     found = re.search(r"VmRSS:\s*(\d+)", (folder / "status").read_text())
     assert found
-    return int(shown), len(list((folder / "fd").iterdir())), int(found[1])
+    return pid, len(list((folder / "fd").iterdir())), int(found[1])
 
 
 def opened() -> list[str]:
-    """The capture devices that the daemon has open."""
+    """The capture devices that the stream's process has open."""
     links = []
     for descriptor in Path(f"/proc/{process()[0]}/fd").iterdir():
         try:

@@ -66,7 +66,7 @@ def test_overruns_are_counted_to_the_frame(machine: Machine) -> None:
         f"sleep {chance.uniform(*chance.choice(pauses_s)):.3f}; "
         for _ in range(counts(20, 250))
     )
-    machine.guest.run(f"p=$(systemctl show capstand -p MainPID --value); {script}", timeout_s=720)
+    machine.guest.run(f"p={machine.status()['pid']}; {script}", timeout_s=720)
     machine.wait_for_frames(48000)
     machine.guest.run("systemctl stop capstand")
 
@@ -239,7 +239,7 @@ def test_devices_names_the_card_and_who_holds_it(machine: Machine) -> None:
     assert (
         "48000 Hz" in free or "8000 to 192000 Hz; 1 to 32 channels" in free
     )  # with a player, or not
-    assert "held by capstand (pid" in held or "held by capture (pid" in held
+    assert "held by stream:mic (pid" in held
 
 
 def test_the_journal_has_fields(machine: Machine) -> None:
@@ -247,7 +247,7 @@ def test_the_journal_has_fields(machine: Machine) -> None:
     machine.configure(buffer_ms=40)
     machine.start()
     machine.wait_for_frames(48000)
-    pid = machine.show("MainPID")["MainPID"]
+    pid = machine.status()["pid"]
     machine.guest.run(f"kill -STOP {pid}; sleep 0.5; kill -CONT {pid}")
     machine.wait_for_frames(48000)
     machine.guest.run("systemctl stop capstand")

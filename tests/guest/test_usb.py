@@ -235,7 +235,7 @@ def test_a_silent_bus_beside_a_stopped_daemon(usb: Usb, usb_microphone: Micropho
     overrun alone, the rest is an estimate, and both together are true within 1 ms."""
     usb.start()
     usb.frames(8)
-    pid = "$(systemctl show -p MainPID --value capstand)"
+    pid = usb.status()["pid"]
     lengths = (250, 460, 500, 540, 1000, 1040)
     for length in lengths:
         usb.guest.run(
@@ -311,7 +311,7 @@ def test_overruns_are_exact(usb: Usb, usb_microphone: Microphone) -> None:
     driver misses no turn of the buffer."""
     usb.start()
     usb.frames(8)
-    pid = "$(systemctl show -p MainPID --value capstand)"
+    pid = usb.status()["pid"]
     for length in (0.6, 0.8, 1.1, 1.5, 2.0) * (2 if FULL else 1):
         usb.guest.run(f"kill -STOP {pid}; sleep {length}; kill -CONT {pid}; sleep 3", timeout_s=90)
     rows = compare(*usb.recorded())

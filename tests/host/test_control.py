@@ -32,9 +32,9 @@ from capstand.host.control import (
     RATE,
     TAKE_S,
     ControlServer,
-    Peer,
     ask,
 )
+from capstand.host.peer import Peer
 from capstand.text import clean
 from tests.patience import PATIENCE_S
 
@@ -279,7 +279,8 @@ def test_nobody_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(CapstandError) as failed:
         ask(tmp_path / "control.sock", "status")
     assert str(failed.value) == (
-        f"{tmp_path}/control.sock: no capstand answers (No such file or directory); is it running? "
+        f"{tmp_path}/control.sock: cannot reach the daemon (No such file or directory); "
+        "is it running? "
         "`systemctl status capstand` tells; --runtime names another directory"
     )
 
@@ -300,7 +301,7 @@ def test_an_answer_that_is_none_is_told(tmp_path: Path, answer: bytes) -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with pytest.raises(CapstandError, match="no capstand answers"):
+        with pytest.raises(CapstandError, match="cannot reach the daemon"):
             ask(path, "status", PATIENCE_S)
         thread.join()
 
@@ -368,7 +369,7 @@ def test_who_asks_too_often_waits_and_others_do_not(
     """Main answers one user BURST times at once and then RATE times a second, whatever is asked;
     another user is answered meanwhile."""
     everybody = iter([0] * int(BURST) + [0] * PER_USER + [1000, 0])
-    monkeypatch.setattr(control, "_peer", lambda _: Peer(1, next(everybody), frozenset()))
+    monkeypatch.setattr(control, "peer_of", lambda _: Peer(1, next(everybody), frozenset()))
     with ExitStack() as stack:
 
         def asks() -> socket.socket:
@@ -490,7 +491,7 @@ def test_a_question_that_cannot_be_answered_costs_nobody_else(daemon: Daemon) ->
 def test_an_answer_of_another_shape_is_told(tmp_path: Path, answer: str) -> None:
     """ask() takes nothing but a table, however it is nested."""
     raw = answer.encode(errors="surrogatepass")
-    refused = pytest.raises(CapstandError, match="no capstand answers")
+    refused = pytest.raises(CapstandError, match="cannot reach the daemon")
     with replying(tmp_path / "s", raw) as path, refused:
         ask(path, "status", PATIENCE_S)
 
@@ -531,5 +532,5 @@ def test_a_peer_that_keeps_silent_is_told(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(str(path))
         server.listen()
-        with pytest.raises(CapstandError, match="no capstand answers"):
+        with pytest.raises(CapstandError, match="cannot reach the daemon"):
             ask(path, "status", 0.01)

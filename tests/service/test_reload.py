@@ -36,9 +36,9 @@ from capstand.config import plan
 from capstand.config import schema as config
 from capstand.config.schema import Capture, Config, Spool, Stream
 from capstand.errors import CapstandError
-from capstand.host.control import Peer
 from capstand.host.logs import Repeats, log
 from capstand.host.notify import Notifier
+from capstand.host.peer import Peer
 from capstand.service import running
 from capstand.service.display import LiveLine
 from capstand.service.reload import Reload
@@ -969,7 +969,7 @@ def test_capstand_reload_waits_and_answers(daemon: Daemon) -> None:
     assert (status, err) == (0, "") and out.startswith(f"reload refused: {setup}")
     assert daemon.end() == 0
     status, _, err = ask("reload")
-    assert status == 1 and "no capstand answers" in err
+    assert status == 1 and "cannot reach the daemon" in err
 
 
 def test_a_daemon_without_a_file_has_nothing_to_read_again(

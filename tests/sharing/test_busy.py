@@ -33,7 +33,8 @@ from capstand.cli.main import main
 from capstand.config.schema import Capture
 from capstand.devices.holder import card_number, holder_of, place_of
 from capstand.errors import CapstandError, DeviceError
-from capstand.host.control import PER_USER, ControlServer, Peer, ask
+from capstand.host.control import PER_USER, ControlServer, ask
+from capstand.host.peer import Peer
 from capstand.sharing.lending import Lending
 from capstand.sinks.outlet import Outlet
 from capstand.sinks.types.file import FileSink

@@ -28,6 +28,7 @@ class Cause(IntEnum):
     SWITCHED = 7
     DEVICE = 8
     PROCESS = 9
+    DECLARED = 10
 
     @property
     def words(self) -> str:
@@ -44,6 +45,7 @@ _WORDS = {
     Cause.SWITCHED: "another device was taken, one that is preferred",
     Cause.RELEASED: "the device was released to another program",
     Cause.PROCESS: "the stream's process had ended and was started again",
+    Cause.DECLARED: "the program that brings the sound says that they are missing",
     Cause.DEVICE: "the card delivered less than its rate: bus errors?",
 }
 

@@ -12,13 +12,8 @@ channels 0 and 1 (repeated), wider formats n in every channel.
 
 import errno
 import math
-import os
 import random
-import select
-import time
-import weakref
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import soundfile
@@ -27,6 +22,7 @@ from capstand.accounting.stats import Cause
 from capstand.audio.block import NS_PER_S, AudioFormat, SampleFormat
 from capstand.capture.pick import Pick
 from capstand.capture.source import UNKNOWN, Grant, Reading
+from capstand.capture.time import MonotonicTime, Time
 from capstand.capture.types.synthetic import Fault, Synthetic
 from capstand.config.schema import Capture
 from capstand.dsp.convert import from_float, from_int32
@@ -35,35 +31,6 @@ from capstand.errors import DeviceError
 MARGIN_PERIODS = 2
 OUTLIER_SHARE = 0.01
 OUTLIER_NS = (1_000_000, 8_000_000)
-
-
-class Time(Protocol):
-    """The clock a simulated card lives by."""
-
-    def now_ns(self) -> int: ...
-
-    def wait_until(self, at_ns: int) -> bool:
-        """Waits; False if woken before."""
-
-    def wake(self) -> None: ...
-
-
-class MonotonicTime:
-    """The machine's own CLOCK_MONOTONIC."""
-
-    def __init__(self) -> None:
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        weakref.finalize(self, os.close, self._wake).atexit = False
-        self._poll = select.poll()
-        self._poll.register(self._wake, select.POLLIN)
-        self.now_ns = time.monotonic_ns
-
-    def wait_until(self, at_ns: int) -> bool:
-        wait_ms = max(0.0, (at_ns - time.monotonic_ns()) / 1e6)
-        return not self._poll.poll(wait_ms)
-
-    def wake(self) -> None:
-        os.eventfd_write(self._wake, 1)
 
 
 class VirtualTime:

@@ -1,9 +1,9 @@
-"""The command line: run, check, devices, status, reload, release, resume, agora."""
+"""The command line: run, check, devices, status, reload, release, resume, push, agora."""
 
 import errno
 
 from capstand import __version__
-from capstand.cli import agora, check, devices, release, reload, run, status
+from capstand.cli import agora, check, devices, push, release, reload, run, status
 from capstand.cli.parsing import SHAPE, Parser
 from capstand.errors import CapstandError, ConfigError
 from capstand.host import console, signals
@@ -17,6 +17,7 @@ EPILOG = """\
 files:
   /etc/capstand/capstand.toml       the configuration; every key is explained in it
   /run/capstand/control.sock        where `status`, `reload`, `release` and `resume` ask
+  /run/capstand/push.sock           where `push` brings the sound of a stream of device "socket"
   /var/lib/capstand/ledger/*.jsonl  the books: every gap with first frame, length, time, cause
   /var/lib/capstand/spool           sound that waits for its sink, where nothing else is configured
   /var/lib/capstand/agora/*/*/log   what Agora's SDK says
@@ -39,7 +40,8 @@ examples:
   capstand run --seconds 10                    a first try, without a configuration
   systemctl enable --now capstand              for good
   systemctl reload capstand                    after a change of the configuration
-  capstand release mic --for 60                another program has the card for a minute"""
+  capstand release mic --for 60                another program has the card for a minute
+  capstand push --stream mic file.wav          the sound is a file, for a stream from a socket"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,6 +80,6 @@ def _parser() -> Parser:
     parser = Parser(prog="capstand", description=DESCRIPTION, epilog=EPILOG, formatter_class=SHAPE)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, check, devices, status, reload, release, agora):
+    for command in (run, check, devices, status, reload, release, push, agora):
         command.add(commands)
     return parser

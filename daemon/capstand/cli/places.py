@@ -17,9 +17,9 @@ def runtime_directory(*, service: bool) -> Path:
     the ``service``, or the user's own."""
     from capstand.host import rights
 
-    if given := os.environ.get("RUNTIME_DIRECTORY"):
-        return Path(given.split(":")[0])
-    return rights.SYSTEM_RUNTIME if service and os.geteuid() == 0 else rights.own_runtime()
+    if "RUNTIME_DIRECTORY" not in os.environ and service and os.geteuid() == 0:
+        return rights.SYSTEM_RUNTIME
+    return rights.runtime()
 
 
 def state_directory(*, service: bool) -> Path:

@@ -54,23 +54,25 @@ def add(commands: "Commands") -> None:
 
 
 def act(chosen: argparse.Namespace) -> int:
+    from capstand.host import rights
     from capstand.processes import nursery
-
-    # First of all: it loads beside us, and what we load later is not in its memory.
-    nursery.shared.begin(["capstand.stream.body"])
-    from capstand.config import schema as config
-    from capstand.host import logs, rights
-    from capstand.host.notify import Notifier
-    from capstand.service.display import LiveLine
-    from capstand.service.service import Service
 
     path = chosen.config or (CONFIG if CONFIG.exists() and not chosen.no_config else None)
     # Root's first try, without a configuration, keeps out of the service's directories.
     state = chosen.state or state_directory(service=path is not None)
     runtime = chosen.runtime or runtime_directory(service=path is not None)
     rights.believe(runtime, make=True)
+    os.environ["RUNTIME_DIRECTORY"] = str(runtime.absolute())  # for sources that have sockets there
     if note := rights.settle_into(state, runtime):
         console.complain(f"capstand: {note}")
+    nursery.shared.begin(["capstand.stream.body"])  # now: what we load from here on is not in it
+
+    from capstand.config import schema as config
+    from capstand.host import logs
+    from capstand.host.notify import Notifier
+    from capstand.service.display import LiveLine
+    from capstand.service.service import Service
+
     live = LiveLine(wanted=not chosen.quiet)
     repeats = logs.setup(before=live.clear)
     if state.is_relative_to(rights.temporary()):

@@ -63,6 +63,10 @@ def _nothing(*_: Any) -> tuple[()]:
     return ()
 
 
+def _nowhere(_: Any) -> None:
+    return None
+
+
 class SinkType(NamedTuple):
     """Everything that is to know of a type of sink.
 
@@ -72,19 +76,19 @@ class SinkType(NamedTuple):
     ``live``: only the present is of use to it; it reads the ring in a process of its own.
     ``make``: of a value of ``schema`` and its Surroundings a ``sinks.sink.Sink``; where it is live
     a ``sinks.live.Plan`` of one, because the daemon itself does not load it.
-    ``loads``: modules of capstand that are loaded before a process that needs them is forked.
     ``places``: what only one such sink can have at a time.
     ``problems``: what is wrong between it and the rest of its Stream, by the key of its table;
     "capture.…" is one of the stream's.
+    ``loads``: modules of capstand that are loaded before a process that needs them is forked.
     """
 
     schema: Any
     page: str
     live: bool
     make: Callable[[Any, Surroundings], Any]
-    loads: tuple[str, ...] = ()
     places: Callable[[Any], Iterable[Place]] = _nothing
     problems: Callable[[Any, "Stream"], Iterable[tuple[str, str]]] = _nothing
+    loads: tuple[str, ...] = ()
 
     @property
     def fault(self) -> str | None:
@@ -121,21 +125,25 @@ class SourceType(NamedTuple):
     ``schema``: a named tuple, the table [stream.capture.NAME]; None where there is none.
     ``page``: where it is explained, a file in docs/ or an address.
     ``make``: of the Capture a ``capture.source.Source``; ``capture.source`` has the table's values.
-    ``loads``: modules of capstand that are loaded before a process that needs them is forked.
     ``alone``: only one stream can have a device of it.
     ``problems``: what is wrong with a Capture, by key.
     ``rest``: every device is of this type that is of no other.
     ``simulated``: the sound comes from no card.
+    ``place``: what else only one stream can have: the key in [stream.capture] and its value.
+    ``entrance``: the path of the socket at which programs bring the sound, if that is its way.
+    ``loads``: modules of capstand that are loaded before a process that needs them is forked.
     """
 
     schema: Any
     page: str
     make: Callable[["Capture"], Any]
-    loads: tuple[str, ...] = ()
     alone: bool = True
     problems: Callable[["Capture"], Iterable[tuple[str, str]]] = _nothing
     rest: bool = False
     simulated: bool = False
+    place: Callable[["Capture"], tuple[str, str] | None] = _nowhere
+    entrance: Callable[["Capture"], Path | None] = _nowhere
+    loads: tuple[str, ...] = ()
 
     @property
     def fault(self) -> str | None:
@@ -359,12 +367,20 @@ class Sources(Registry[SourceType]):
         return next(name for name, one in kinds.items() if type(table) is one.schema)
 
     def meant(self, device: str) -> str:
-        """The near name of a type that another distribution brings, as a question."""
+        """The near name of a type, as a question."""
         import difflib  # only where something is wrong
 
         word, colon, rest = device.partition(":")
+        ours = [name for name, one in self.built_in().items() if not one.rest]
+        if found := difflib.get_close_matches(word, ours, 1, 0.7):
+            return f'; did you mean "{found[0]}"?'
         near = difflib.get_close_matches(word, self.foreign_names() if colon else (), 1, 0.6)
         return f'; did you mean "{near[0]}:{rest}"?' if near else ""
+
+    @property
+    def entered(self) -> str:
+        """A device whose sound programs bring."""
+        return next(name for name, one in self.built_in().items() if one.entrance is not _nowhere)
 
     @property
     def simulated(self) -> str:

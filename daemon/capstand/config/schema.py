@@ -324,6 +324,10 @@ class Config(NamedTuple):
                 for one in self.stream
             ],
         )
+        places = [SOURCES.of(one.capture.device).place(one.capture) for one in self.stream]
+        for key in {one[0] for one in places if one}:
+            values = [one[1] if one and one[0] == key else None for one in places]
+            yield from _twice("stream", f"capture.{key}", values)
         yield from _same_place(
             (number, f"stream.{at}.{keys}", place)
             for at, stream in enumerate(self.stream)

@@ -170,6 +170,13 @@ def is_ours(folder: Path) -> bool:
     )
 
 
+def runtime() -> Path:
+    """Where this daemon has its sockets; `run` says so to all its processes by the variable."""
+    if given := os.environ.get("RUNTIME_DIRECTORY"):
+        return Path(given.split(":")[0])
+    return own_runtime()
+
+
 def own_runtime() -> Path:
     """A user's own: in the session's directory, or in /tmp where there is none."""
     uid = os.geteuid()

@@ -21,19 +21,21 @@ from typing import Any
 from capstand import __version__
 from capstand.accounting.ledger import Ledger, keep
 from capstand.accounting.stats import StreamStats
+from capstand.config.registry import SOURCES
 from capstand.config.schema import Config
 from capstand.config.schema import Stream as StreamConfig
 from capstand.devices.hotplug import Hotplug
 from capstand.errors import CapstandError
 from capstand.host import bug, realtime, signals, walltime
-from capstand.host.control import NAME, ControlServer, Peer
+from capstand.host.control import NAME, ControlServer
 from capstand.host.logs import Repeats, say
 from capstand.host.notify import Notifier
+from capstand.host.peer import Peer
 from capstand.service.display import LiveLine, status_line
 from capstand.service.reload import BUSY_S, Reload
 from capstand.service.reporter import Reporter
 from capstand.service.running import Running
-from capstand.sharing.lending import Lending
+from capstand.sharing.lending import Lending, named
 from capstand.sharing.reserve import Reserver, session_address
 from capstand.stream.health import Health
 from capstand.stream.stream import Stream
@@ -103,6 +105,7 @@ class Service:
                     "reload": self.answer_reload,
                     "release": self._lending.release,
                     "resume": self._lending.resume,
+                    "push": self.answer_push,
                 },
             )
         except CapstandError as error:
@@ -284,6 +287,26 @@ class Service:
         if peer.uid not in (0, os.geteuid()):
             raise CapstandError("reload is for root and for the daemon's own user; try sudo")
         return {"reload": self._reload.ask()}
+
+    def answer_push(self, request: Mapping[str, Any], peer: Peer) -> dict[str, object]:
+        """Where a program brings the sound of a stream, and what that stream takes. Raises
+        CapstandError where none is brought."""
+        stream = named(request, self._streams)
+        capture = stream.config.capture
+        path = SOURCES.of(capture.device).entrance(capture)
+        if path is None:
+            raise CapstandError(
+                f"{stream.name} captures from {capture.wanted}; no program can bring its sound; "
+                f'that takes device = "{SOURCES.entered}" in its [stream.capture]'
+            )
+        audio = capture.audio._replace(channels=capture.least_channels)
+        return {
+            "path": str(path),
+            "rate_hz": audio.rate_hz,
+            "channels": audio.channels,
+            "format": audio.sample.alsa_name,
+            "trouble": stream.stats(time.monotonic_ns()).trouble,
+        }
 
     def _catch_signals(self) -> socket.socket:
         """What ends the watch ends it at once; a second signal is not needed. SIGHUP is a reload,

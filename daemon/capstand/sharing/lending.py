@@ -9,22 +9,21 @@ counts. A daemon that starts anew has forgotten it: after a restart, sound.
 Thread: main.
 """
 
-import grp
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from capstand.accounting.ledger import Ledger, wall_time
 from capstand.audio.block import NS_PER_S
 from capstand.capture.release import OPERATOR
 from capstand.errors import CapstandError
-from capstand.host.control import Answer, Peer
+from capstand.host.control import Answer
+from capstand.host.peer import GROUPS, Peer, members
 from capstand.sharing.claim import Captures
 
-GROUPS = ("audio", "capstand")
 LONGEST_S = 366 * 86_400
 DAY_S = 86_400
+T = TypeVar("T", bound=Captures)
 
 
 class Lending:
@@ -44,7 +43,7 @@ class Lending:
     def release(self, request: Mapping[str, Any], peer: Peer) -> Callable[[], Answer | None]:
         """Raises CapstandError for one who may not, and for what cannot be meant."""
         _allowed(peer, "release")
-        stream = self._named(request)
+        stream = named(request, self._streams())
         for_s = request.get("for_s")
         if for_s is None:
             until_ns, words = None, f"until `capstand resume {stream.name}`"
@@ -77,7 +76,7 @@ class Lending:
     def resume(self, request: Mapping[str, Any], peer: Peer) -> Answer:
         """The same errors; a stream that is not released stays as it is."""
         _allowed(peer, "resume")
-        stream = self._named(request)
+        stream = named(request, self._streams())
         was_released = stream in self._until_ns
         if was_released:
             self._take_back(stream, by_uid=peer.uid, by_pid=peer.pid)
@@ -97,33 +96,26 @@ class Lending:
         stream.resume(OPERATOR)
         self._changed()
 
-    def _named(self, request: Mapping[str, Any]) -> Captures:
-        name = request.get("stream")
-        streams = {one.name: one for one in self._streams()}
-        if type(name) is not str or name not in streams:
-            raise CapstandError(
-                f"{_shown(name)} is no stream of this daemon; it has {', '.join(streams)}"
-            )
-        return streams[name]
+
+def named(request: Mapping[str, Any], streams: Sequence[T]) -> T:
+    """The stream that an order names. Raises CapstandError."""
+    name = request.get("stream")
+    known = {one.name: one for one in streams}
+    if type(name) is not str or name not in known:
+        raise CapstandError(
+            f"{_shown(name)} is no stream of this daemon; it has {', '.join(known)}"
+        )
+    return known[name]
 
 
 def _allowed(peer: Peer, order: str) -> None:
     """Raises CapstandError for one who has no business with the card."""
-    if peer.uid in (0, os.geteuid()):
-        return
-    if peer.groups & {one.gr_gid for one in map(_group, GROUPS) if one}:
+    if peer.may_use_sound(members()):
         return
     raise CapstandError(
         f"uid {peer.uid} may not {order} a stream; root may, capstand's own user, and members of "
         f"the groups {' and '.join(GROUPS)}; try sudo"
     )
-
-
-def _group(name: str) -> grp.struct_group | None:
-    try:
-        return grp.getgrnam(name)
-    except KeyError:
-        return None
 
 
 def _clock_time(for_s: float) -> str:
