@@ -624,11 +624,11 @@ def test_a_sink_without_a_known_type_is_told() -> None:
     """A sink says what it is; the types that are known are listed."""
     assert faults(RIGHT.replace('type = "file"\n', "")) == [
         "c.toml:5: stream.mic.sink.1: the key type is missing; expected one of "
-        '"file", "agora", "alsa"'
+        '"file", "agora", "alsa", "socket"'
     ]
     assert faults(RIGHT.replace('"file"', '"files"')) == [
-        'c.toml:6: stream.mic.sink.1.type: "files" is not one of "file", "agora", "alsa"; '
-        "did you mean file?"
+        'c.toml:6: stream.mic.sink.1.type: "files" is not one of "file", "agora", "alsa", '
+        '"socket"; did you mean file?'
     ]
 
 

@@ -30,11 +30,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from capstand.errors import CapstandError
 from capstand.host import bug
 from capstand.host.allowance import Allowance, Allowances
+from capstand.host.peer import Peer as Peer
+from capstand.host.peer import peer_of as _peer
 from capstand.host.realtime import prepare_thread
 from capstand.text import clean
 
@@ -58,18 +60,9 @@ TURN_S = 0.5
 """So often the thread looks after what is late."""
 MOST_BYTES = 32_000_000
 NAME = "control.sock"
-SO_PEERGROUPS = 59  # of asm-generic/socket.h; Python has no name for it
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Answer = dict[str, Any]
-
-
-class Peer(NamedTuple):
-    """The process at the other end, as it was when it connected."""
-
-    pid: int
-    uid: int
-    groups: frozenset[int]
 
 
 Order = Callable[[Mapping[str, Any], Peer], Answer | Callable[[], Answer | None]]
@@ -393,17 +386,6 @@ class ControlServer:
 
 def _line(answer: object) -> bytes:
     return json.dumps(clean.tree(answer), allow_nan=False).encode() + b"\n"
-
-
-def _peer(client: socket.socket) -> Peer:
-    """Raises OSError where the kernel does not tell."""
-    raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid, uid, gid = struct.unpack("iII", raw)
-    groups = {gid}
-    with contextlib.suppress(OSError):  # more than 256: the first is known at least
-        more = client.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
-        groups.update(one for (one,) in struct.iter_unpack("I", more))
-    return Peer(pid, uid, frozenset(groups))
 
 
 def ask(path: Path, question: str, timeout_s: float = 5.0, **what: Any) -> dict[str, Any]:

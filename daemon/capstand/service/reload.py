@@ -26,7 +26,7 @@ from capstand.host.logs import say
 from capstand.host.notify import Notifier
 from capstand.service.reporter import Reporter
 from capstand.stream.handover import LEAVE_S
-from capstand.stream.stream import Stream
+from capstand.stream.stream import RUNTIME, Stream
 
 READ_S = 10.0
 BUSY_S = 0.01
@@ -50,6 +50,7 @@ class Reload:
         ledger: Ledger,
         notifier: Notifier,
         begins: Callable[[Sequence[Stream]], None] = lambda _: None,
+        runtime: Path = RUNTIME,
     ) -> None:
         self.asked = 0
         self.done = 0
@@ -59,7 +60,7 @@ class Reload:
         self._running = running
         self._streams = streams
         self._reporters = reporters
-        self._state = state
+        self._folders = state, runtime
         self._ledger = ledger
         self._notifier = notifier
         self._begins = begins  # called before streams start
@@ -137,7 +138,7 @@ class Reload:
         try:
             wanted = reading.config()
             todo = plan.plan(self._running, wanted)
-            self._to_start = [Stream(one, self._state) for one in todo.start]
+            self._to_start = [Stream(one, *self._folders) for one in todo.start]
         except ConfigError as error:
             self._refuse(error.faults)
             return

@@ -58,7 +58,7 @@ class Service:
         repeats: Repeats,
         path: Path | None = None,
     ) -> None:
-        self._streams = [Stream(one, state) for one in config.stream]
+        self._streams = [Stream(one, state, runtime) for one in config.stream]
         self._ledger = Ledger(state / "ledger", keep(config.ledger), walltime.clock_sure)
         self._ledger_trouble: str | None = None
         self._reporters = {one.name: Reporter(one, self._ledger) for one in self._streams}
@@ -78,6 +78,7 @@ class Service:
             self._ledger,
             self._notifier,
             self._begins,
+            runtime,
         )
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None

@@ -9,8 +9,6 @@ counts. A daemon that starts anew has forgotten it: after a restart, sound.
 Thread: main.
 """
 
-import grp
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,10 +17,10 @@ from capstand.accounting.ledger import Ledger, wall_time
 from capstand.audio.block import NS_PER_S
 from capstand.capture.capturer import OPERATOR
 from capstand.errors import CapstandError
-from capstand.host.control import Answer, Peer
+from capstand.host.control import Answer
+from capstand.host.peer import GROUPS, Peer
 from capstand.stream.stream import Stream
 
-GROUPS = ("audio", "capstand")
 LONGEST_S = 366 * 86_400
 DAY_S = 86_400
 
@@ -110,21 +108,12 @@ class Lending:
 
 def _allowed(peer: Peer, order: str) -> None:
     """Raises CapstandError for one who has no business with the card."""
-    if peer.uid in (0, os.geteuid()):
-        return
-    if peer.groups & {one.gr_gid for one in map(_group, GROUPS) if one}:
+    if peer.may():
         return
     raise CapstandError(
         f"uid {peer.uid} may not {order} a stream; root may, capstand's own user, and members of "
         f"the groups {' and '.join(GROUPS)}; try sudo"
     )
-
-
-def _group(name: str) -> grp.struct_group | None:
-    try:
-        return grp.getgrnam(name)
-    except KeyError:
-        return None
 
 
 def _clock_time(for_s: float) -> str:

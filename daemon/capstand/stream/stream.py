@@ -62,20 +62,23 @@ CABLE_MINUTES = 3
 of 1 ms an hour are a click every six minutes; in three minutes of it they are no single knock."""
 AWAY_NS = 2 * NS_PER_S
 """So long between two looks the process itself stood still, and what it saw says nothing."""
-STATE = Path("/var/lib/capstand")
+STATE, RUNTIME = Path("/var/lib/capstand"), Path("/run/capstand")
+
+Folders = tuple[Path, Path]
+"""For what has to be kept, and for sockets."""
 
 
 class Stream:
     """The line of one configured stream, its threads and its books; ``state`` is the directory for
-    what has to be kept.
+    what has to be kept, ``runtime`` that for sockets.
     """
 
-    def __init__(self, config: StreamConfig, state: Path = STATE) -> None:
+    def __init__(self, config: StreamConfig, state: Path = STATE, runtime: Path = RUNTIME) -> None:
         capture, audio = config.capture, config.capture.audio
         self.config = config
         self.name = config.name
         self.leaving: list[Leaving] = []
-        self._state = state
+        self._folders = state, runtime
         self.clock = Clock(audio.rate_hz, capture.period_frames)
         self.ring = Ring(capture.ring_slots, capture.slot_bytes)
         kind = SOURCES.of(capture.device)
@@ -382,8 +385,8 @@ class Stream:
         kind, capture = SINKS[sink.type], config.capture
         try:
             if kind.live:
-                return _live_sink(config.name, sink, capture, self._state, self.ring)
-            return _outlet(config.name, cast(Queued, sink), capture, self._state)
+                return _live_sink(config.name, sink, capture, self._folders, self.ring)
+            return _outlet(config.name, cast(Queued, sink), capture, self._folders)
         except Exception as error:  # noqa: BLE001
             words = f"{blamed(kind, error)}, then start capstand anew"
             return Outlet(sink.name, Unmade(words), 0)
@@ -421,11 +424,11 @@ def _batch_ms(config: StreamConfig) -> int:
     return min(BATCH_MS, *(one.queue_ms // 4 for one in config.queued), BATCH_MS)
 
 
-def _outlet(stream: str, sink: Queued, capture: Capture, state: Path) -> Outlet:
+def _outlet(stream: str, sink: Queued, capture: Capture, folders: Folders) -> Outlet:
     audio = capture.audio
     gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
     priority = realtime.below(capture.priority, capture.priority)
-    made: Sink = SINKS[sink.type].make(sink, Surroundings(stream, capture, state, priority))
+    made: Sink = SINKS[sink.type].make(sink, _surroundings(stream, capture, folders, priority))
     if Sink not in type(made).__mro__:
         raise TypeError(f"{type(made).__name__} is no {Sink.__module__}.{Sink.__name__}")
     window_frames = capture.queue_frames(min(WINDOW_MS, sink.queue_ms))
@@ -435,14 +438,19 @@ def _outlet(stream: str, sink: Queued, capture: Capture, state: Path) -> Outlet:
 
 
 def _live_sink(
-    stream: str, sink: SinkConfig, capture: Capture, state: Path, ring: Ring
+    stream: str, sink: SinkConfig, capture: Capture, folders: Folders, ring: Ring
 ) -> LiveSink:
     audio = capture.audio
     priority = realtime.below(capture.priority, 10)
-    plan: Plan = SINKS[sink.type].make(sink, Surroundings(stream, capture, state, priority))
+    plan: Plan = SINKS[sink.type].make(sink, _surroundings(stream, capture, folders, priority))
     if capture.period_ms < LIVE_GATHER_MS:
         plan = plan._replace(gather_frames=LIVE_GATHER_MS * audio.rate_hz // 1000)
     return LiveSink(stream, sink.name, plan, ring, audio.frame_bytes, priority)
+
+
+def _surroundings(stream: str, capture: Capture, folders: Folders, priority: int) -> Surroundings:
+    state, runtime = folders
+    return Surroundings(stream, capture, state, priority, runtime)
 
 
 def _spooled(
