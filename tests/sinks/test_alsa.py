@@ -484,8 +484,10 @@ def test_the_rate_lock_survives_what_goes_wrong(run: Make, speaker: Speaker) -> 
     one.block(lost=100_000)
     assert one.blocks(200)[-1] == pytest.approx(100, abs=2)
     assert one.figure("underruns") == 1
+    assert np.abs(np.frombuffer(speaker.given, "<i2")[-200:]).max() > 10_000
     one.sink.close()
     assert speaker.control.frames_cut == 0
+    assert np.abs(np.frombuffer(speaker.given, "<i2")[-200:]).max() <= 1  # it faded out
 
 
 def test_the_rate_lock_converts_rate_and_format(run: Make, speaker: Speaker) -> None:

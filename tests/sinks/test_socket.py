@@ -46,16 +46,22 @@ class Rate:
     settled = True
 
 
-def numbers(frame: int, frames: int) -> bytes:
-    """Frame n has the value n + 1, so that silence is none of them."""
-    return np.arange(frame + 1, frame + frames + 1, dtype="<u4").tobytes()
+def numbers(frame: int, frames: int, width: int = 4) -> bytes:
+    """Frame n has the value n + 1, so that silence is none of them, in its first 4 bytes."""
+    raw = np.zeros((frames, width), np.uint8)
+    raw[:, :4] = np.arange(frame + 1, frame + frames + 1, dtype="<u4").view(np.uint8).reshape(-1, 4)
+    return raw.tobytes()
 
 
 class Served:
     """A sink, what it is given, and who reads."""
 
-    def __init__(self, path: Path, audio: AudioFormat = S16, **setup: Any) -> None:
+    def __init__(
+        self, path: Path, audio: AudioFormat = S16, frames: int = FRAMES, **setup: Any
+    ) -> None:
         self.path = path
+        self.frames = frames
+        self.width = audio.frame_bytes
         self.frame = 0
         self.sink = StreamSocket(SocketSink("socket", **setup), path, audio, Rate())
         self.sink.open()
@@ -64,8 +70,9 @@ class Served:
     def blocks(self, count: int = 1, lost: int = 0) -> None:
         self.frame += lost
         for _ in range(count):
-            self.sink.write(Block(self.frame, FRAMES, 0, numbers(self.frame, FRAMES)))
-            self.frame += FRAMES
+            samples = numbers(self.frame, self.frames, self.width)
+            self.sink.write(Block(self.frame, self.frames, 0, samples))
+            self.frame += self.frames
 
     def connect(self) -> socket.socket:
         reader = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -120,8 +127,9 @@ def to_the_end(reader: socket.socket) -> bytes:
     return b"".join(iter(lambda: reader.recv(1 << 20), b""))
 
 
-def values(raw: bytes) -> npt.NDArray[np.int64]:
-    return np.frombuffer(raw, "<u4").astype(np.int64)
+def values(raw: bytes, width: int = 4) -> npt.NDArray[np.int64]:
+    octets = np.frombuffer(raw, np.uint8).reshape(-1, width)[:, :4]
+    return np.ascontiguousarray(octets).view("<u4").reshape(-1).astype(np.int64)
 
 
 # Every byte
@@ -202,19 +210,23 @@ def test_a_gap_is_silence_or_left_out(served: Make, gaps: str) -> None:
 # One that is slow, or goes
 
 
-def test_a_slow_reader_loses_whole_frames_and_no_other_does(served: Make) -> None:
+@pytest.mark.parametrize("frames", [FRAMES, 24_000])  # the latter are sent in parts
+@pytest.mark.parametrize("sample", [SampleFormat.S16_LE, SampleFormat.S24_3LE])
+def test_a_slow_reader_loses_whole_frames_and_no_other_does(
+    served: Make, frames: int, sample: SampleFormat
+) -> None:
     """Who does not read for 20 s: what its buffer has no room for is lost to it, oldest first,
     counted to the frame. The others get all, and it goes on with what is new."""
-    one = served(buffer_ms=1000)
+    one = served(S16._replace(sample=sample), frames=frames, buffer_ms=1000)
     slow, quick = one.connect(), one.connect()
     heard = bytearray()
-    for _ in range(2000):
+    for _ in range(20 * RATE_HZ // frames):
         one.blocks()
         heard += there(quick)
-    assert heard == numbers(0, 2000 * FRAMES)
+    assert heard == numbers(0, 20 * RATE_HZ, one.width)
     of = one.of()
     assert of["waiting_frames"] <= RATE_HZ < of["lost_frames"]
-    assert of["sent_frames"] + of["waiting_frames"] + of["lost_frames"] == 2000 * FRAMES
+    assert of["sent_frames"] + of["waiting_frames"] + of["lost_frames"] == 20 * RATE_HZ
     assert (
         one.sink.concern == f"too slow to read: pid {os.getpid()} lost {of['lost_frames']} frames"
     )
@@ -224,11 +236,26 @@ def test_a_slow_reader_loses_whole_frames_and_no_other_does(served: Make) -> Non
         one.blocks()
         got += there(slow)
     got += there(slow)
-    frames = values(got)
-    assert (frames[0], frames[-1]) == (1, one.frame)
-    lost = np.diff(frames) - 1
+    got_frames = values(got, one.width)
+    assert (got_frames[0], got_frames[-1]) == (1, one.frame)
+    lost = np.diff(got_frames) - 1
     assert lost.min() >= 0 and lost.sum() == one.of()["lost_frames"] == one.figures()["lost_frames"]
     assert one.sink.concern is None
+
+
+def test_at_the_end_readers_get_what_waits(served: Make) -> None:
+    """More than the kernel holds; one that does not read is not waited for."""
+    one = served(frames=12_000, buffer_ms=60_000)
+    late, never = one.connect(), one.connect()
+    one.blocks(40)
+    assert one.of()["waiting_frames"] > 12_000
+    got: list[bytes] = []
+    thread = threading.Thread(target=lambda: got.append(to_the_end(late)))
+    thread.start()
+    one.sink.close()
+    thread.join()
+    assert got == [numbers(0, one.frame)]
+    assert 0 < len(to_the_end(never)) < one.frame * S16.frame_bytes
 
 
 def test_a_killed_reader_goes_and_harms_nobody(served: Make) -> None:
