@@ -26,7 +26,9 @@ def test_every_requirement_has_a_tested_release() -> None:
     found = [re.fullmatch(r"([a-z0-9-]+)==[0-9a-z.]+(?: ; [^:/]+)?", line) for line in lines]
     assert all(found), [line for line, one in zip(lines, found, strict=True) if not one]
     names = {one[1] for one in found if one}
-    assert {re.split(r"[<>=]", one)[0].lower() for one in wanted} <= names
+    own = f"{project['project']['name']}["  # an extra of ours, whose own list is in ``wanted`` too
+    others = [one for one in wanted if not one.startswith(own)]
+    assert {re.split(r"[<>=]", one)[0].lower() for one in others} <= names
 
 
 def test_the_environment_holds_to_the_list() -> None:

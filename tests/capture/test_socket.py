@@ -21,7 +21,7 @@ from capstand.capture import socket as tested
 from capstand.capture import wire
 from capstand.capture.types.socket import SocketConfig
 from capstand.config.schema import Capture
-from capstand.host.peer import members
+from capstand.host.peer import ids
 from tests.capture.programs import AUDIO, Rig, Writer, counted, descriptors, in_order
 from tests.patience import PATIENCE_S
 
@@ -217,7 +217,7 @@ def test_only_who_may_use_the_sound_card_is_let_in(rig: Rig, path: Path, member:
     if os.geteuid() != 0:
         pytest.skip("to be somebody else needs root")
     rig.trouble("no program is connected")
-    groups = sorted(members())[:1] if member else []
+    groups = sorted(ids())[:1] if member else []
     if member and not groups:
         pytest.skip("the groups audio and capstand are missing")
     told = subprocess.run(

@@ -176,7 +176,9 @@ def test_check_tells_a_file_that_is_not_there(
 # Help and mistakes
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["devices"], ["status"], ["reload"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["check"], ["devices"], ["status"], ["reload"], ["tap"]]
+)
 def test_every_command_explains_itself(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -431,7 +433,7 @@ def test_a_wrong_configuration_does_not_run(place: Place) -> None:
     status, out, err = place.call("run", "--config", place.config)
     assert (status, out) == (78, "")
     assert err == (
-        f'{place.config}:7: stream.mic.sink.1.type: "fiel" is not one of "file", "agora"; '
+        f'{place.config}:7: stream.mic.sink.1.type: "fiel" is not one of "file", "agora", "alsa", "socket"; '
         "did you mean file?\n"
     )
     assert not (place.folder / "rec").exists()

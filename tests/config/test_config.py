@@ -624,11 +624,12 @@ def test_missing_keys_are_told_at_their_table() -> None:
 def test_a_sink_without_a_known_type_is_told() -> None:
     """A sink says what it is; the types that are known are listed."""
     assert faults(RIGHT.replace('type = "file"\n', "")) == [
-        'c.toml:5: stream.mic.sink.1: the key type is missing; expected one of "file", "agora"'
+        "c.toml:5: stream.mic.sink.1: the key type is missing; expected one of "
+        '"file", "agora", "alsa", "socket"'
     ]
     assert faults(RIGHT.replace('"file"', '"files"')) == [
-        'c.toml:6: stream.mic.sink.1.type: "files" is not one of "file", "agora"; '
-        "did you mean file?"
+        'c.toml:6: stream.mic.sink.1.type: "files" is not one of "file", "agora", "alsa", '
+        '"socket"; did you mean file?'
     ]
 
 

@@ -31,6 +31,8 @@ DOCS = ROOT.parents[1] / "docs"
 OWN: dict[registry.Registry[Any], dict[str, tuple[str, ...]]] = {
     registry.SINKS: {
         "file": ("sinks/types/file.py", "sinks/recording/"),
+        "alsa": ("sinks/types/alsa.py", "sinks/alsa.py"),
+        "socket": ("sinks/types/socket.py", "sinks/socket.py"),
         "agora": ("sinks/types/agora.py", "sinks/agora.py"),
     },
     registry.SOURCES: {
@@ -228,12 +230,13 @@ def test_its_configuration_is_checked_as_any_other(reel: Path) -> None:
 def test_a_name_that_is_near_is_suggested(reel: Path) -> None:
     """A type that nobody brings is told with those that are there, also of others."""
     assert faults(stream('type = "tap"')) == [
-        'c.toml:6: stream.mic.sink.1.type: "tap" is not one of "file", "agora", "tape", "wire"; '
+        'c.toml:6: stream.mic.sink.1.type: "tap" is not one of "file", "agora", "alsa", '
+        '"socket", "tape", "wire"; '
         "did you mean tape?"
     ]
     assert faults(stream('path = "/a"')) == [
         "c.toml:5: stream.mic.sink.1: the key type is missing; expected one of "
-        '"file", "agora", "tape", "wire"'
+        '"file", "agora", "alsa", "socket", "tape", "wire"'
     ]
 
 
@@ -242,7 +245,7 @@ def test_none_takes_the_place_of_one_that_comes_with_capstand(site: Path) -> Non
     install(site, "usurper", "raise SystemExit", {"capstand.sinks": {"file": "usurper:TYPE"}})
     right = decode(stream('type = "file"\npath = "/a"'), "c.toml", Config)
     assert type(right.stream[0].sink[0]).__module__.startswith("capstand.")
-    assert '"file", "agora";' in faults(stream('type = "fiel"'))[0]
+    assert '"file", "agora", "alsa", "socket";' in faults(stream('type = "fiel"'))[0]
 
 
 WANTED = "expected a capstand.config.registry.SinkType"

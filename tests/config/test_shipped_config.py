@@ -13,7 +13,9 @@ from capstand.capture.types.synthetic import Synthetic
 from capstand.config.decode import decode
 from capstand.config.schema import Capture, Config, LedgerConfig, Spool
 from capstand.sinks.types.agora import AgoraSink, FileToken, LocalToken, ServerToken
+from capstand.sinks.types.alsa import AlsaSink
 from capstand.sinks.types.file import FileSink
+from capstand.sinks.types.socket import SocketSink
 
 SHIPPED = Path(__file__).parents[2] / "config/capstand.toml"
 TABLES: dict[str, list[type[Any]]] = {
@@ -25,6 +27,8 @@ TABLES: dict[str, list[type[Any]]] = {
     "[[stream.sink]] file": [FileSink],
     "[stream.sink.spool]": [Spool],
     "[[stream.sink]] agora": [AgoraSink],
+    "[[stream.sink]] alsa": [AlsaSink],
+    "[[stream.sink]] socket": [SocketSink],
     "[stream.sink.token]": [ServerToken, FileToken, LocalToken],
     "[ledger]": [LedgerConfig],
 }
@@ -76,6 +80,10 @@ def test_what_is_commented_out_is_the_default() -> None:
                 assert (value if value != [] else ()) == defaults[key], f"{name} {key}"
     assert tables["[stream.sink.spool]"] == Spool._field_defaults
     assert tables["[ledger]"] == LedgerConfig._field_defaults
+    for name, kind in (("alsa", AlsaSink), ("socket", SocketSink)):
+        table = tables[f"[[stream.sink]] {name}"]
+        for key, value in kind._field_defaults.items():
+            assert value is None or table[key] == value, f"{name} {key}"
     agora = {key: tables["[[stream.sink]] agora"][key] for key in AgoraSink._field_defaults
              if key not in examples | {"token", "spool"}}  # fmt: skip
     assert agora == {key: AgoraSink._field_defaults[key] for key in agora}

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 FORMATS = ("S16_LE", "S24_LE", "S24_3LE", "S32_LE", "S16_BE", "S20_3LE", "FLOAT_LE", "U8")
 
-_SOURCE = Path(__file__).with_name("fakecap.c")
+_FOLDER = Path(__file__).parent
 _CONTROL_BYTES = 4096
 _OVERRUN, _SUSPEND = 1, 2
 _COUNTER_BITS = dict(zip(FORMATS, (16, 24, 24, 32, 16, 24, 24, 8), strict=True))
@@ -95,21 +95,22 @@ def missing() -> str | None:
     return None if probe.returncode == 0 else "alsa/asoundlib.h (libasound2-dev)"
 
 
-def build(directory: Path) -> Path:
-    """Compile the plug-in into `directory` unless a current one is there; return its path."""
-    library = directory.resolve() / "libasound_module_pcm_fakecap.so"
-    if library.exists() and library.stat().st_mtime_ns >= _SOURCE.stat().st_mtime_ns:
+def build(directory: Path, name: str = "fakecap") -> Path:
+    """Compile a plug-in into `directory` unless a current one is there; return its path."""
+    source = _FOLDER / f"{name}.c"
+    library = directory.resolve() / f"libasound_module_pcm_{name}.so"
+    if library.exists() and library.stat().st_mtime_ns >= source.stat().st_mtime_ns:
         return library
     fresh = library.with_suffix(f".{os.getpid()}")
     flags = ["-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-DPIC"]
     done = subprocess.run(
-        ["gcc", *flags, "-o", str(fresh), str(_SOURCE), "-lasound", "-lm"],
+        ["gcc", *flags, "-o", str(fresh), str(source), "-lasound", "-lm"],
         text=True,
         capture_output=True,
         check=False,
     )
     if done.returncode != 0:
-        raise RuntimeError(f"{_SOURCE.name} does not compile:\n{done.stderr}")
+        raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
     fresh.replace(library)
     return library
 

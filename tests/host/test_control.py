@@ -32,6 +32,7 @@ from capstand.host.control import (
     RATE,
     TAKE_S,
     ControlServer,
+    Handed,
     ask,
 )
 from capstand.host.peer import Peer
@@ -44,14 +45,19 @@ ANSWER = {"version": "1", "streams": [{"name": "mic"}]}
 class Daemon:
     """Both threads of a server, driven by the test; its time is ``now_s``."""
 
-    def __init__(self, path: Path, answer: dict[str, Any] = ANSWER) -> None:
+    def __init__(
+        self,
+        path: Path,
+        answer: dict[str, Any] = ANSWER,
+        orders: dict[str, control.Order] | None = None,
+    ) -> None:
         self.path = path
         self.now_s = 0.0
         self.answered = 0
         self.answer = answer
         self.selector = selectors.DefaultSelector()
         self.server = ControlServer(
-            path, self.selector, {"status": self._status}, now=lambda: self.now_s
+            path, self.selector, {"status": self._status}, orders, now=lambda: self.now_s
         )
 
     def _status(self) -> dict[str, Any]:
@@ -119,6 +125,42 @@ def test_status_is_asked_and_answered(daemon: Daemon) -> None:
         daemon.turn()
         client.join(0.01)
     assert got == [ANSWER]
+
+
+def test_what_is_handed_over_is_taken_or_keeps_its_place(tmp_path: Path) -> None:
+    """A descriptor that nobody takes stays in flight, and its client one of the few of its user;
+    where it is taken, or the client goes, the place is free. None is left open here."""
+
+    def hand(*_: object) -> Handed:
+        return Handed({"stream": "mic"}, os.open(os.devnull, os.O_RDONLY))
+
+    daemon = Daemon(tmp_path / "control.sock", orders={"tap": hand})
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    clients = []
+    for _ in range(PER_USER):
+        clients.append(daemon.connect())
+        clients[-1].sendall(b'{"ask": "tap"}\n')
+        daemon.now_s += 10 * TAKE_S
+        daemon.turn()
+    assert (
+        len(list(Path("/proc/self/fd").iterdir())) == before + 2 * PER_USER
+    )  # both ends, nothing else
+    with daemon.connect() as one:
+        assert b"too many questions" in read(one)
+    raw, (got,), *_ = socket.recv_fds(clients[0], 65536, 4)
+    assert json.loads(raw) == {"stream": "mic"} and os.read(got, 1) == b""
+    os.close(got)
+    clients[1].close()
+    daemon.now_s += TAKE_S
+    daemon.turn()
+    assert len(daemon.server._clients) == PER_USER - 2
+    assert honest(daemon)
+    for one in clients:
+        one.close()
+    daemon.now_s += TAKE_S
+    daemon.turn()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    daemon.close()
 
 
 def test_anybody_may_ask(daemon: Daemon) -> None:

@@ -6,7 +6,8 @@ that out by the count alone, before and after it copied a block, knows to the fr
 because each slot says how much was captured before it, and goes on with the newest blocks.
 
 The memory is a memfd: it outlasts the process that writes it, and readers get a descriptor that is
-open for reading only, so nothing that goes wild in one of them changes what the others hear. All
+open for reading only, so nothing that goes wild in one of them changes what the others hear. Its
+mode keeps other users from opening it anew for writing, its seals keep its size. All
 numbers in it are native and 8 bytes long::
 
     64 bytes           magic, slots, slot_bytes, published
@@ -22,8 +23,10 @@ what a reader looks at was made visible by the system call that woke it.
 Threads: ``slot`` and ``publish`` belong to the writer, a Reader to one thread of any process.
 """
 
+import fcntl
 import mmap
 import os
+import stat
 from collections.abc import Iterator
 from struct import Struct
 
@@ -36,6 +39,8 @@ HEAD = 64
 SLOT = Struct("@qqqqqddq")
 PUBLISHED = 3  # its place among the 8-byte words of the head
 LEAST_SLOTS = 4
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+TRIES = 1000
 
 
 class Ring:
@@ -48,8 +53,10 @@ class Ring:
         self.slot_bytes = slot_bytes
         size = HEAD + slots * (SLOT.size + slot_bytes)
         if descriptor is None:
-            descriptor = os.memfd_create("capstand-ring", os.MFD_CLOEXEC)
+            descriptor = os.memfd_create("capstand-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.fchmod(descriptor, stat.S_IRUSR)
             os.ftruncate(descriptor, size)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
         self.descriptor = descriptor
         self._memory = mmap.mmap(descriptor, size)
         self._words = memoryview(self._memory)[:HEAD].cast("q")
@@ -106,6 +113,27 @@ class Ring:
         os.close(self.descriptor)
 
 
+def check(descriptor: int, frame_bytes: int) -> int:
+    """Raises ValueError for what is no ring of such frames, or may shrink while it is read; returns
+    its slots. For who was given the descriptor by somebody else."""
+    try:
+        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+        head = os.pread(descriptor, HEAD, 0)
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    if not seals & fcntl.F_SEAL_SHRINK or len(head) < HEAD:
+        raise ValueError("its size is not sealed")
+    magic, slots, slot_bytes, published = Struct("@4q").unpack_from(head)
+    if magic != MAGIC:
+        raise ValueError("another layout")
+    least_bytes = max(1, frame_bytes)
+    if slots < LEAST_SLOTS or slot_bytes < least_bytes or published < 0:
+        raise ValueError("no sizes of a ring")
+    if os.fstat(descriptor).st_size != HEAD + slots * (SLOT.size + slot_bytes):
+        raise ValueError("not the size of its slots")
+    return int(slots)
+
+
 class Reader:
     """One reader of the memory behind ``descriptor``, which it does not close, from the next block
     on. A lapped one goes on with the ``keep`` newest blocks.
@@ -140,8 +168,9 @@ class Reader:
         return self._words[PUBLISHED] - self.number
 
     def join(self) -> None:
-        """What was captured until now was not meant for this reader."""
-        while True:
+        """What was captured until now was not meant for this reader. Raises ValueError for memory
+        that makes no sense."""
+        for _ in range(TRIES):
             self.number = number = self._words[PUBLISHED]
             if not number:
                 return
@@ -153,6 +182,7 @@ class Reader:
                 self.settled = bool(settled)
                 self.due_ns = at_ns + round(frames * self.ns_per_frame)
                 return
+        raise ValueError("the newest block of the ring is not where it should be")
 
     def read(self) -> Block | None:
         """The next block, copied; None where there is none."""

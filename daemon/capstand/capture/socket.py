@@ -25,7 +25,7 @@ from capstand.capture.types.socket import SocketConfig, path_of
 from capstand.config.schema import Capture
 from capstand.errors import DeviceError
 from capstand.host.control import is_served
-from capstand.host.peer import GROUPS, Peer, members, peer_of
+from capstand.host.peer import GROUPS, Peer, ids, peer_of
 
 TELL_NS = 250_000_000
 IDLE_NS = 5_000_000_000
@@ -50,7 +50,7 @@ class SocketSource(ProgramSource):
     def _prepare(self, now_ns: int) -> None:
         if self._listener is None:
             self._listener = self._listen()
-            self._members = members()
+            self._members = ids()
         self._watch_listener(wanted=True)
 
     def _listen(self) -> socket.socket:
@@ -108,7 +108,7 @@ class SocketSource(ProgramSource):
         self._tell(wire.takes(self.audio))
 
     def _objection(self, peer: Peer) -> str | None:
-        if not peer.may_use_sound(self._members):
+        if not peer.is_of(self._members):
             groups = " and ".join(GROUPS)
             return f"uid {peer.uid} may not bring sound; members of the groups {groups} may"
         busy = self._inlet is not None and not self._intake.ended

@@ -1,9 +1,9 @@
-"""The command line: run, check, devices, status, reload, release, resume, push, agora."""
+"""The command line: run, check, devices, status, reload, release, resume, push, tap, agora."""
 
 import errno
 
 from capstand import __version__
-from capstand.cli import agora, check, devices, push, release, reload, run, status
+from capstand.cli import agora, check, devices, push, release, reload, run, status, tap
 from capstand.cli.parsing import SHAPE, Parser
 from capstand.errors import CapstandError, ConfigError
 from capstand.host import console, signals
@@ -16,7 +16,8 @@ its sinks, unattended, for months. What is lost is counted to the frame."""
 EPILOG = """\
 files:
   /etc/capstand/capstand.toml       the configuration; every key is explained in it
-  /run/capstand/control.sock        where `status`, `reload`, `release` and `resume` ask
+  /run/capstand/control.sock        where `status`, `reload`, `release`, `resume` and `tap`
+                                    ask
   /run/capstand/push.sock           where `push` brings the sound of a stream of device "socket"
   /var/lib/capstand/ledger/*.jsonl  the books: every gap with first frame, length, time, cause
   /var/lib/capstand/spool           sound that waits for its sink, where nothing else is configured
@@ -41,6 +42,7 @@ examples:
   systemctl enable --now capstand              for good
   systemctl reload capstand                    after a change of the configuration
   capstand release mic --for 60                another program has the card for a minute
+  capstand tap mic | aplay                     listen to a stream
   capstand push --stream mic file.wav          the sound is a file, for a stream from a socket"""
 
 
@@ -80,6 +82,6 @@ def _parser() -> Parser:
     parser = Parser(prog="capstand", description=DESCRIPTION, epilog=EPILOG, formatter_class=SHAPE)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, check, devices, status, reload, release, push, agora):
+    for command in (run, check, devices, status, reload, release, push, tap, agora):
         command.add(commands)
     return parser

@@ -494,13 +494,15 @@ def _vocabulary(kind: Any) -> frozenset[str]:
 
 
 def _elsewhere(key: str, kind: Any) -> str | None:
-    """The table below ``kind`` that has such a key, if it is one."""
-    places = [
-        name
+    """The table below ``kind`` that has such a key, if it is one; rather one that always has it
+    than one of a type that has it."""
+    places = {
+        name: has
         for name, field in _fields(kind).items()
-        if any(key in _fields(one) for one in _kinds_in(field))
-    ]
-    return places[0] if len(places) == 1 else None
+        if any(has := [key in _fields(one) for one in _kinds_in(field)])
+    }
+    likely = [name for name, has in places.items() if all(has)] or list(places)
+    return likely[0] if len(likely) == 1 else None
 
 
 def _no_table(value: object, keys: Keys) -> str:

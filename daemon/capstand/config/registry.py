@@ -51,12 +51,13 @@ class Place(NamedTuple):
 
 class Surroundings(NamedTuple):
     """Where a sink is to work: its stream, the directory for what has to be kept, the real-time
-    priority of its threads."""
+    priority of its threads, the directory for sockets."""
 
     stream: str
     capture: "Capture"
     state: Path
     priority: int
+    runtime: Path
 
 
 def _nothing(*_: Any) -> tuple[()]:

@@ -1,6 +1,6 @@
-"""Who has a capture device open, as a person would look it up: program, process, systemd unit.
+"""Who has a device open, as a person would look it up: program, process, systemd unit.
 
-The kernel names the owner in /proc/asound/card*/pcm*c/sub*/status, by the number of the thread that
+The kernel names the owner in /proc/asound/card*/pcm*/sub*/status, by the number of the thread that
 opened it. A kernel without those files, and an owner that has no entry in our /proc, leave the
 descriptors in /proc/*/fd, of which an ordinary user sees only those of their own processes. Whoever
 opened the device may since have died and left it to a child, so a descriptor may be found where the
@@ -17,6 +17,8 @@ from capstand.devices.identity import card_called
 from capstand.text import clean
 
 LONGEST = 200
+CAPTURE, PLAYBACK = "c", "p"
+"""A side of a device, as the kernel names it."""
 SOUND_SERVERS = ("pipewire", "wireplumber", "pulseaudio", "jackd", "jackdbus")
 
 
@@ -42,13 +44,13 @@ def card_number(card: str, root: Path = Path("/")) -> int | None:
     return int(number[1]) if number else None
 
 
-def holder_of(card: str, device: int, root: Path = Path("/")) -> str | None:
-    """Who has the capture side open: "arecord (pid 812, session-3.scope)"; None when nobody has,
-    or it cannot be seen."""
+def holder_of(card: str, device: int, root: Path = Path("/"), *, side: str = CAPTURE) -> str | None:
+    """Who has that side open: "arecord (pid 812, session-3.scope)"; None when nobody has, or it
+    cannot be seen."""
     number = card_number(card, root)
     if number is None:
         return None
-    asound = root / f"proc/asound/card{number}/pcm{device}c"
+    asound = root / f"proc/asound/card{number}/pcm{device}{side}"
     states = [_read(one) for one in sorted(asound.glob("sub*/status"))]
     for state in states:
         owner = re.search(r"owner_pid\s*:\s*(\d+)", state)
@@ -56,7 +58,7 @@ def holder_of(card: str, device: int, root: Path = Path("/")) -> str | None:
             return name
     if states and all(state.startswith("closed") for state in states):
         return None
-    for pid in _who_has(f"/dev/snd/pcmC{number}D{device}c", root):
+    for pid in _who_has(f"/dev/snd/pcmC{number}D{device}{side}", root):
         if name := process_name(pid, root):
             return name
     return None

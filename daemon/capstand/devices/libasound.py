@@ -35,7 +35,7 @@ ASKABLE_HZ = _RULES["rate_hz"].__metadata__[0][:2]
 ASKABLE_CHANNELS = (1, MOST_CHANNELS)
 """The bounds of what a configuration may ask for."""
 
-_CAPTURE, _NONBLOCK = 1, 1
+_PLAYBACK, _CAPTURE, _NONBLOCK = 0, 1, 1
 _INTERLEAVED, _TRIAL_US = 3, 100_000
 _LINE_BYTES = 400
 _HANDLER = ctypes.CFUNCTYPE(
@@ -148,10 +148,11 @@ def _span(numbers: tuple[int, ...]) -> str:
     )
 
 
-def abilities(device: str) -> Abilities:
-    """Opens the device for a moment. Raises OSError."""
+def abilities(device: str, *, playback: bool = False) -> Abilities:
+    """Of its capture or its playback; opens the device for a moment. Raises OSError."""
     pcm = ctypes.c_void_p()
-    _checked(_asound.snd_pcm_open(ctypes.byref(pcm), device.encode(), _CAPTURE, _NONBLOCK))
+    side = _PLAYBACK if playback else _CAPTURE
+    _checked(_asound.snd_pcm_open(ctypes.byref(pcm), device.encode(), side, _NONBLOCK))
     try:
         return _asked(pcm)
     finally:

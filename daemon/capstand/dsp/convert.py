@@ -85,3 +85,15 @@ def to_s16(samples: bytes | memoryview, sample: SampleFormat) -> bytes:
     values = np.minimum(to_int32(samples, sample), 0x7FFF7FFF)  # so that half more does not wrap
     values += 0x8000
     return values.view("<i2")[1::2].tobytes()
+
+
+def convert(samples: bytes | memoryview, sample: SampleFormat, to: SampleFormat) -> bytes:
+    """Packed samples in another format: to the bit where it has as many, else rounded to the
+    nearest, full scale kept within."""
+    if to is SampleFormat.S16_LE:
+        return to_s16(samples, sample)
+    values = to_int32(samples, sample)
+    if to not in (SampleFormat.S32_LE, SampleFormat.FLOAT_LE):
+        half = 1 << (31 - to.bits)
+        values = np.minimum(values, 0x7FFFFFFF - half) + half
+    return from_int32(values, to)

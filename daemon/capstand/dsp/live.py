@@ -1,4 +1,4 @@
-"""A stream on its way into a live channel: S16 at the track's rate, locked to CLOCK_MONOTONIC.
+"""A stream on its way to a live peer: at its rate and in its format, locked to CLOCK_MONOTONIC.
 
 Samples stay integers all the way (16 bits where the card gives 16, else 32), so that a block costs
 little more than the resampler itself. Where the card gives what the track takes (S16_LE, as many
@@ -23,11 +23,18 @@ Convert = Callable[[bytes], bytes]
 
 
 class LiveTrack:
-    """Turns blocks of ``audio`` into S16 of ``rate_hz`` and ``channels``; ``pace`` is that of
-    the stream's clock. ``loop`` tells how the lock stands.
+    """Turns blocks of ``audio`` into ``sample`` of ``rate_hz`` and ``channels``; ``pace`` is that
+    of the stream's clock. ``loop`` tells how the lock stands.
     """
 
-    def __init__(self, audio: AudioFormat, rate_hz: int, channels: int, pace: Pace) -> None:
+    def __init__(
+        self,
+        audio: AudioFormat,
+        rate_hz: int,
+        channels: int,
+        pace: Pace,
+        sample: SampleFormat = SampleFormat.S16_LE,
+    ) -> None:
         s16 = SampleFormat.S16_LE
         inner = s16 if audio.sample is s16 else SampleFormat.S32_LE
         self.loop = RateLoop(audio.rate_hz, rate_hz)
@@ -35,8 +42,8 @@ class LiveTrack:
         self._pace = pace
         self._unpacked: Convert | None = None
         self._rounded: Convert | None = None
-        if inner is not s16 or audio.channels != channels:
-            self._unpacked, self._rounded = _conversions(audio, channels)
+        if (audio.sample, audio.channels) != (inner, channels) or sample is not inner:
+            self._unpacked, self._rounded = _conversions(audio, channels, inner, sample)
         self._resampler = Resampler(audio.rate_hz, rate_hz, channels, inner, moving=True)
         self._channels = channels
         self._code = "h" if inner is s16 else "i"
@@ -89,23 +96,25 @@ class LiveTrack:
         return given if self._rounded is None else self._rounded(given)
 
 
-def _conversions(audio: AudioFormat, channels: int) -> tuple[Convert | None, Convert | None]:
-    """Before the resampler, from ``audio`` to ``channels`` of S16_LE, or of S32_LE where it has
-    more bits; behind it from S32_LE to S16_LE. None where there is nothing to convert.
+def _conversions(
+    audio: AudioFormat, channels: int, inner: SampleFormat, sample: SampleFormat
+) -> tuple[Convert | None, Convert | None]:
+    """Before the resampler, from ``audio`` to ``channels`` of ``inner``; behind it from that to
+    ``sample``. None where there is nothing to convert.
     """
     import numpy as np  # 12 MB that the usual card does without
 
     from capstand.dsp.channels import to_channels
-    from capstand.dsp.convert import to_int32, to_s16
+    from capstand.dsp.convert import convert, to_int32
 
-    narrow, s32 = audio.sample is SampleFormat.S16_LE, SampleFormat.S32_LE
-    whole = audio.sample is s32 and audio.channels == channels
+    narrow = inner is SampleFormat.S16_LE
+    whole = audio.sample is inner and audio.channels == channels
 
     def unpacked(packed: bytes) -> bytes:
         flat = np.frombuffer(packed, "<i2") if narrow else to_int32(packed, audio.sample)
         return to_channels(flat.reshape(-1, audio.channels), channels).tobytes()
 
     def rounded(wide: bytes) -> bytes:
-        return to_s16(wide, s32)
+        return convert(wide, inner, sample)
 
-    return None if whole else unpacked, None if narrow else rounded
+    return None if whole else unpacked, None if sample is inner else rounded

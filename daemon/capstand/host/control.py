@@ -1,4 +1,4 @@
-"""The control socket: ``capstand status``, ``reload``, ``release``, ``resume`` ask the daemon here.
+"""The control socket: ``capstand status``, ``reload``, ``release``, ``tap`` ask the daemon here.
 
 One line of JSON each way over a Unix stream socket: ``{"ask": "status"}`` is answered and the
 connection closed. Whatever else comes in is refused with ``{"error": ...}``; a client that is slow,
@@ -6,7 +6,10 @@ silent or sends too much is dropped, and the daemon never waits for one.
 
 Questions are harmless and anybody's. An order (``{"ask": "release", "stream": "mic"}``) changes
 something, so it is told who gives it, as the kernel says (SO_PEERCRED), and it may need a
-while: then it returns a function that is asked again and again until it has the answer.
+while: then it returns a function that is asked again and again until it has the answer. An answer
+may bring a descriptor (SCM_RIGHTS), which is closed here once it is sent. One that was not taken
+stays in flight, and the kernel lets a user have only so many of those: so its connection is kept,
+as one of the few of its user, until it is taken.
 
 Threads: ``control``, at ordinary priority, has the socket and all that a stranger can make costly:
 connections, JSON, answers that are slow to be taken. Main, which has a real-time priority, only
@@ -20,17 +23,20 @@ notice neither.
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import queue
 import selectors
 import socket
 import struct
+import sys
+import termios
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from capstand.errors import CapstandError
 from capstand.host import bug
@@ -64,7 +70,14 @@ NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 Answer = dict[str, Any]
 
 
-Order = Callable[[Mapping[str, Any], Peer], Answer | Callable[[], Answer | None]]
+class Handed(NamedTuple):
+    """An answer that brings a descriptor, which now belongs to the server."""
+
+    answer: Answer
+    descriptor: int
+
+
+Order = Callable[[Mapping[str, Any], Peer], Answer | Handed | Callable[[], Answer | None]]
 
 
 class _Client:
@@ -79,6 +92,8 @@ class _Client:
         self.request: Mapping[str, Any] | None = None
         self.asked = False  # main has it
         self.answer: memoryview | None = None
+        self.descriptor: int | None = None  # to be sent with it
+        self.keeps = False  # until what it was handed is taken
 
 
 class ControlServer:
@@ -124,7 +139,7 @@ class ControlServer:
         self._waiting: dict[_Client, tuple[Callable[[], Answer | None], float]] = {}
         # Between the two
         self._asked: queue.SimpleQueue[_Client] = queue.SimpleQueue()
-        self._answered: queue.SimpleQueue[tuple[_Client, Answer]] = queue.SimpleQueue()
+        self._answered: queue.SimpleQueue[tuple[_Client, Answer | Handed]] = queue.SimpleQueue()
         self._to_main = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._to_control = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
@@ -160,7 +175,7 @@ class ControlServer:
             else:
                 self._tell(client, answer)
 
-    def _answer(self, client: _Client) -> Answer | Callable[[], Answer | None]:
+    def _answer(self, client: _Client) -> Answer | Handed | Callable[[], Answer | None]:
         assert client.request is not None
         question = client.request["ask"]
         try:
@@ -172,7 +187,7 @@ class ControlServer:
         except Exception as error:  # noqa: BLE001  a question is not worth the sound
             return {"error": f"unexpected {bug.tell(f'control: {question}', error)}"}
 
-    def _tell(self, client: _Client, answer: Answer) -> None:
+    def _tell(self, client: _Client, answer: Answer | Handed) -> None:
         self._answered.put((client, answer))
         os.eventfd_write(self._to_control, 1)
 
@@ -193,6 +208,9 @@ class ControlServer:
         if self._thread.is_alive():
             self._thread.join(TURN_S)
         self._main.unregister(self._to_main)
+        for _, answer in self._all_answered():
+            if isinstance(answer, Handed):
+                os.close(answer.descriptor)
         for client in list(self._clients):
             self._drop(client)
         self._selector.close()
@@ -220,19 +238,22 @@ class ControlServer:
         """Waits for something to do, at most so long, and does it."""
         for key, _ in self._selector.select(min(timeout_s, self._pause_s())):
             key.data()
-        while True:
-            try:
-                client, answer = self._answered.get_nowait()
-            except queue.Empty:
-                break
+        for client, answer in self._all_answered():
             if client in self._clients:
                 self._send(client, answer)
+            elif isinstance(answer, Handed):
+                os.close(answer.descriptor)
         self._hand_out()
         now_s = self._now()
         for client in list(self._clients):
             if now_s >= client.deadline_s:
-                self._drop(client)
+                self._drop_once_taken(client)
         self._listen(self._connections.wait_s(now_s) == 0 and self._has_room())
+
+    def _all_answered(self) -> Iterator[tuple[_Client, Answer | Handed]]:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                yield self._answered.get_nowait()
 
     def _pause_s(self) -> float:
         """Until somebody's allowance lets something be done."""
@@ -354,8 +375,10 @@ class ControlServer:
         if handed:
             os.eventfd_write(self._to_main, 1)
 
-    def _send(self, client: _Client, answer: Answer) -> None:
+    def _send(self, client: _Client, answer: Answer | Handed) -> None:
         client.asked = True
+        if isinstance(answer, Handed):
+            answer, client.descriptor = answer
         client.deadline_s = self._now() + TAKE_S
         client.answer = memoryview(_line(answer))
         self._selector.register(client.link, selectors.EVENT_WRITE, lambda: self._send_more(client))
@@ -367,20 +390,47 @@ class ControlServer:
             return
         assert client.answer is not None
         try:
-            client.answer = client.answer[client.link.send(client.answer) :]
+            client.answer = client.answer[self._sent(client, client.answer) :]
         except BlockingIOError:
             return
         except OSError:
             self._drop(client)
             return
         if not client.answer:
+            self._drop_once_taken(client)
+
+    def _sent(self, client: _Client, answer: memoryview) -> int:
+        """How many bytes; raises OSError."""
+        if client.descriptor is None:
+            return client.link.send(answer)
+        sent = socket.send_fds(client.link, [answer], [client.descriptor])
+        os.close(client.descriptor)
+        client.descriptor, client.keeps = None, True
+        return sent
+
+    def _drop_once_taken(self, client: _Client) -> None:
+        """Now, or what was handed to it waits in its socket: that is looked at again."""
+        if not client.keeps or not _waits(client.link):
             self._drop(client)
+            return
+        client.deadline_s = self._now() + TURN_S
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(client.link)
 
     def _drop(self, client: _Client) -> None:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(client.link)
         self._clients.pop(client, None)
         client.link.close()
+        if client.descriptor is not None:
+            os.close(client.descriptor)
+            client.descriptor = None
+
+
+def _waits(link: socket.socket) -> bool:
+    """Whether the other end has something to take."""
+    raw = fcntl.ioctl(link, termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(raw, sys.byteorder) > 0
 
 
 def _line(answer: object) -> bytes:
@@ -393,11 +443,32 @@ def ask(path: Path, question: str, timeout_s: float = 5.0, **what: Any) -> dict[
 
     What is answered is cleaned: whoever made that socket need not be a capstand.
     """
+    return _answered(path, question, timeout_s, what, None)
+
+
+def ask_for_descriptor(
+    path: Path, question: str, timeout_s: float = 5.0, **what: Any
+) -> tuple[dict[str, Any], int]:
+    """The same for an answer that brings a descriptor, which the caller closes."""
+    got: list[int] = []
+    try:
+        answer = _answered(path, question, timeout_s, what, got)
+        if len(got) != 1:
+            raise CapstandError(f"{path}: the answer brought no sound; is it another version's?")
+        return answer, got.pop()
+    finally:
+        for one in got:
+            os.close(one)
+
+
+def _answered(
+    path: Path, question: str, timeout_s: float, what: dict[str, Any], descriptors: list[int] | None
+) -> dict[str, Any]:
     deadline_s = time.monotonic() + timeout_s
     request = json.dumps({"ask": question, **what}).encode() + b"\n"
     try:
         while True:
-            answer = clean.tree(clean.parsed(_asked(path, request, deadline_s)))
+            answer = clean.tree(clean.parsed(_asked(path, request, deadline_s, descriptors)))
             if not isinstance(answer, dict):
                 raise ValueError("the answer is no table")
             if not answer.get("busy") or time.monotonic() + BUSY_S > deadline_s:
@@ -416,8 +487,9 @@ def ask(path: Path, question: str, timeout_s: float = 5.0, **what: Any) -> dict[
     return answer
 
 
-def _asked(path: Path, request: bytes, deadline_s: float) -> bytes:
-    """What one connection brings. Raises OSError and ValueError."""
+def _asked(path: Path, request: bytes, deadline_s: float, descriptors: list[int] | None) -> bytes:
+    """What one connection brings; where ``descriptors`` are wanted, a line. Raises OSError and
+    ValueError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         # Where many knock, connect() waits; with a timeout of Python's it would fail at once.
         whole = max(1, int((deadline_s - time.monotonic()) * 1_000_000))
@@ -428,18 +500,24 @@ def _asked(path: Path, request: bytes, deadline_s: float) -> bytes:
         with contextlib.suppress(BrokenPipeError):  # who is turned away is told so unasked
             client.sendall(request)
         got = bytearray()
-        while chunk := _received(client, bool(got)):
+        while chunk := _received(client, bool(got), descriptors):
             got += chunk
             if len(got) > MOST_BYTES:
                 raise ValueError(f"an answer of more than {MOST_BYTES} bytes")
+            if descriptors and got.endswith(b"\n"):
+                break
             client.settimeout(_left_s(deadline_s))
     return bytes(got)
 
 
-def _received(client: socket.socket, begun: bool) -> bytes:
+def _received(client: socket.socket, begun: bool, descriptors: list[int] | None) -> bytes:
     """What is next; one who answered without having read the question resets the connection."""
     try:
-        return client.recv(65536)
+        if descriptors is None:
+            return client.recv(65536)
+        chunk, more, *_ = socket.recv_fds(client, 65536, 1, socket.MSG_CMSG_CLOEXEC)
+        descriptors += more
+        return chunk
     except ConnectionResetError:
         if begun:
             return b""

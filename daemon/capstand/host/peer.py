@@ -1,9 +1,6 @@
-"""Who is at the other end of a Unix socket, as the kernel says (SO_PEERCRED), and may they?
+"""Who is at the other end of a Unix socket, as the kernel says, and whether they may have sound.
 
-Whoever may open the sound card anyway may do what concerns its sound: root, the daemon's own user,
-and members of the groups ``audio`` and ``capstand``.
-
-Thread: any; ``members`` may have to ask a directory service.
+Thread: any. Source: unix(7), SO_PEERCRED; SO_PEERGROUPS of asm-generic/socket.h.
 """
 
 import contextlib
@@ -11,10 +8,12 @@ import grp
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
-SO_PEERGROUPS = 59  # of asm-generic/socket.h; Python has no name for it
 GROUPS = ("audio", "capstand")
+"""Whose members may open the card anyway."""
+SO_PEERGROUPS = 59  # Python has no name for it
 
 
 class Peer(NamedTuple):
@@ -24,26 +23,34 @@ class Peer(NamedTuple):
     uid: int
     groups: frozenset[int]
 
-    def may_use_sound(self, groups: frozenset[int]) -> bool:
-        """``groups`` are those of ``members``."""
+    def may(self, groups: Iterable[str] = GROUPS) -> bool:
+        """Whether it is root's, of our own user, or of a member of one of ``groups``."""
+        return self.is_of(ids(groups))
+
+    def is_of(self, groups: frozenset[int]) -> bool:
+        """The same, for one who must not ask: the numbers of groups may be far away."""
         return self.uid in (0, os.geteuid()) or bool(self.groups & groups)
 
 
-def peer_of(link: socket.socket) -> Peer:
+def peer_of(client: socket.socket) -> Peer:
     """Raises OSError where the kernel does not tell."""
-    raw = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     pid, uid, gid = struct.unpack("iII", raw)
     groups = {gid}
     with contextlib.suppress(OSError):  # more than 256: the first is known at least
-        more = link.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
+        more = client.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
         groups.update(one for (one,) in struct.iter_unpack("I", more))
     return Peer(pid, uid, frozenset(groups))
 
 
-def members() -> frozenset[int]:
-    """The numbers of ``GROUPS``, as far as this system has them."""
-    found = set()
-    for name in GROUPS:
-        with contextlib.suppress(KeyError):
-            found.add(grp.getgrnam(name).gr_gid)
-    return frozenset(found)
+def group_id(name: str) -> int | None:
+    """None where there is no such group."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def ids(groups: Iterable[str] = GROUPS) -> frozenset[int]:
+    """Their numbers, of those that this system has."""
+    return frozenset(one for one in map(group_id, groups) if one is not None)

@@ -28,6 +28,7 @@ from capstand.host.notify import Notifier
 from capstand.service.reporter import Reporter
 from capstand.service.running import Running
 from capstand.stream.handover import LEAVE_S
+from capstand.stream.report import RUNTIME
 from capstand.stream.stream import Stream
 
 READ_S = 10.0
@@ -52,7 +53,8 @@ class Reload:
         ledger: Ledger,
         notifier: Notifier,
         begins: Callable[[Sequence[Running]], None] = lambda _: None,
-        make: Callable[[StreamConfig, Path], Running] = Stream,
+        make: Callable[[StreamConfig, Path, Path], Running] = Stream,
+        runtime: Path = RUNTIME,
     ) -> None:
         self.asked = 0
         self.done = 0
@@ -62,7 +64,7 @@ class Reload:
         self._running = running
         self._streams = streams
         self._reporters = reporters
-        self._state = state
+        self._folders = state, runtime
         self._ledger = ledger
         self._notifier = notifier
         self._begins = begins  # called before streams start
@@ -141,7 +143,7 @@ class Reload:
         try:
             wanted = reading.config()
             todo = plan.plan(self._running, wanted)
-            self._to_start = [self._make(one, self._state) for one in todo.start]
+            self._to_start = [self._make(one, *self._folders) for one in todo.start]
         except ConfigError as error:
             self._refuse(error.faults)
             return

@@ -5,10 +5,11 @@ from typing import Protocol
 from capstand.accounting.stats import StreamStats
 from capstand.config.schema import Stream as StreamConfig
 from capstand.sharing.claim import Captures
+from capstand.sharing.tapping import Heard
 from capstand.stream.report import Report
 
 
-class Running(Captures, Protocol):
+class Running(Captures, Heard, Protocol):
     """``Stream`` says what each of these does."""
 
     @property

@@ -35,8 +35,10 @@ from capstand.service.display import LiveLine, status_line
 from capstand.service.reload import BUSY_S, Reload
 from capstand.service.reporter import Reporter
 from capstand.service.running import Running
-from capstand.sharing.lending import Lending, named
+from capstand.sharing.lending import Lending
+from capstand.sharing.order import named
 from capstand.sharing.reserve import Reserver, session_address
+from capstand.sharing.tapping import tap
 from capstand.stream.health import Health
 from capstand.stream.stream import Stream
 
@@ -60,9 +62,9 @@ class Service:
         live: LiveLine,
         repeats: Repeats,
         path: Path | None = None,
-        make: Callable[[StreamConfig, Path], Running] = Stream,
+        make: Callable[[StreamConfig, Path, Path], Running] = Stream,
     ) -> None:
-        self._streams = [make(one, state) for one in config.stream]
+        self._streams = [make(one, state, runtime) for one in config.stream]
         self._ledger = Ledger(state / "ledger", keep(config.ledger), walltime.clock_sure)
         self._ledger_trouble: str | None = None
         self._reporters = {one.name: Reporter(one.config, self._ledger) for one in self._streams}
@@ -83,6 +85,7 @@ class Service:
             self._notifier,
             self._begins,
             make,
+            runtime,
         )
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
@@ -106,6 +109,7 @@ class Service:
                     "release": self._lending.release,
                     "resume": self._lending.resume,
                     "push": self.answer_push,
+                    "tap": lambda request, peer: tap(request, peer, self._streams),
                 },
             )
         except CapstandError as error:

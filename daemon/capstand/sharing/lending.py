@@ -1,29 +1,28 @@
 """``capstand release`` and ``resume``: a device is handed to another program and taken back.
 
 The stream goes on meanwhile, with its sinks connected; what it misses is a gap of the cause
-``released``. An order is obeyed for root, for the daemon's own user and for members of the groups
-``audio`` and ``capstand``: whoever may open the card anyway. ``release`` is answered only once the
-device is closed, so that the next program finds it free. It may be repeated, and the last one
-counts. A daemon that starts anew has forgotten it: after a restart, sound.
+``released``. ``release`` is answered only once the device is closed, so that the next program finds
+it free. It may be repeated, and the last one counts. A daemon that starts anew has forgotten it:
+after a restart, sound.
 
 Thread: main.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from capstand.accounting.ledger import Ledger, wall_time
 from capstand.audio.block import NS_PER_S
 from capstand.capture.release import OPERATOR
 from capstand.errors import CapstandError
 from capstand.host.control import Answer
-from capstand.host.peer import GROUPS, Peer, members
+from capstand.host.peer import Peer
 from capstand.sharing.claim import Captures
+from capstand.sharing.order import allowed, named, shown
 
 LONGEST_S = 366 * 86_400
 DAY_S = 86_400
-T = TypeVar("T", bound=Captures)
 
 
 class Lending:
@@ -42,7 +41,7 @@ class Lending:
 
     def release(self, request: Mapping[str, Any], peer: Peer) -> Callable[[], Answer | None]:
         """Raises CapstandError for one who may not, and for what cannot be meant."""
-        _allowed(peer, "release")
+        allowed(peer, "release")
         stream = named(request, self._streams())
         for_s = request.get("for_s")
         if for_s is None:
@@ -50,7 +49,7 @@ class Lending:
         else:
             if type(for_s) not in (int, float) or not 0 < for_s <= LONGEST_S:
                 raise CapstandError(
-                    f"{_shown(for_s)} is no time to release {stream.name} for; "
+                    f"{shown(for_s)} is no time to release {stream.name} for; "
                     f"expected seconds, more than 0 and at most {LONGEST_S}"
                 )
             until_ns = time.monotonic_ns() + round(for_s * NS_PER_S)
@@ -75,7 +74,7 @@ class Lending:
 
     def resume(self, request: Mapping[str, Any], peer: Peer) -> Answer:
         """The same errors; a stream that is not released stays as it is."""
-        _allowed(peer, "resume")
+        allowed(peer, "resume")
         stream = named(request, self._streams())
         was_released = stream in self._until_ns
         if was_released:
@@ -97,34 +96,7 @@ class Lending:
         self._changed()
 
 
-def named(request: Mapping[str, Any], streams: Sequence[T]) -> T:
-    """The stream that an order names. Raises CapstandError."""
-    name = request.get("stream")
-    known = {one.name: one for one in streams}
-    if type(name) is not str or name not in known:
-        raise CapstandError(
-            f"{_shown(name)} is no stream of this daemon; it has {', '.join(known)}"
-        )
-    return known[name]
-
-
-def _allowed(peer: Peer, order: str) -> None:
-    """Raises CapstandError for one who has no business with the card."""
-    if peer.may_use_sound(members()):
-        return
-    raise CapstandError(
-        f"uid {peer.uid} may not {order} a stream; root may, capstand's own user, and members of "
-        f"the groups {' and '.join(GROUPS)}; try sudo"
-    )
-
-
 def _clock_time(for_s: float) -> str:
     """The wall time in so many seconds, for a person: with its date where that is not today's."""
     form = "%H:%M:%S" if for_s < DAY_S / 2 else "%Y-%m-%d %H:%M:%S"
     return time.strftime(form, time.localtime(time.time() + for_s))
-
-
-def _shown(value: object) -> str:
-    """What a client sent, short and on one line."""
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -37,6 +37,7 @@ def run(
     descriptors: tuple[int, ...],
     config: StreamConfig,
     state: Path,
+    runtime: Path,
     past: Past | None,
     released: dict[str, str],
 ) -> int:
@@ -46,7 +47,7 @@ def run(
     capture = config.capture
     realtime.share_lock(1, bool(live))
     ring = Ring(capture.ring_slots, capture.slot_bytes, memory)
-    intake = Intake(config, state, ring, past, line.page.words)
+    intake = Intake(config, state, runtime, ring, past, line.page.words)
     intake.wakes(*map(WakeUp, live))
     for who, words in released.items():
         intake.release(who, words)

@@ -44,7 +44,7 @@ from capstand.stream.defect import Defect
 from capstand.stream.handover import ABANDON_S, LEAVE_S, Leaving, Moves, Side, events_of
 from capstand.stream.health import Verdict, View, judge
 from capstand.stream.pusher import Pusher
-from capstand.stream.report import DISK_S, STATE, Granted, Left, Past, Report, Word
+from capstand.stream.report import DISK_S, RUNTIME, STATE, Granted, Left, Past, Report, Word
 
 if TYPE_CHECKING:
     from capstand.dsp.defects import Defects
@@ -67,13 +67,15 @@ AWAY_NS = 2 * NS_PER_S
 class Intake:
     """The threads of one configured stream that take its sound in, and their books; live sinks
     among its ``config`` are looked after elsewhere. ``state`` is the directory for what has to be
-    kept; in ``words``, of a Page, each sink shows what it has delivered.
+    kept, ``runtime`` that for sockets; in ``words``, of a Page, each sink shows what it has
+    delivered.
     """
 
     def __init__(
         self,
         config: StreamConfig,
         state: Path = STATE,
+        runtime: Path = RUNTIME,
         ring: Ring | None = None,
         past: Past | None = None,
         words: memoryview | None = None,
@@ -82,12 +84,12 @@ class Intake:
         self.config = config
         self.name = config.name
         self._leaving: list[Leaving] = []
-        self._state = state
+        self._folders = state, runtime
         self.clock = Clock(audio.rate_hz, capture.period_frames)
         self.ring = ring or Ring(capture.ring_slots, capture.slot_bytes)
         self.source = make_source(capture)
         self.capturer = Capturer(self.source, self.clock, self.ring, capture.priority)
-        self.outlets = [_outlet(config.name, one, capture, state) for one in config.queued]
+        self.outlets = [_outlet(config.name, one, capture, self._folders) for one in config.queued]
         self._live: tuple[WakeUp, ...] = ()
         self.pusher = Pusher(
             self.ring,
@@ -193,7 +195,7 @@ class Intake:
         running: dict[SinkConfig, Outlet] = dict(zip(self.config.queued, self.outlets, strict=True))
         leaving = {sink: Leaving(running[sink]) for sink in change.removed}
         for sink in change.added:
-            running[sink] = _outlet(self.name, cast(Queued, sink), config.capture, self._state)
+            running[sink] = _outlet(self.name, cast(Queued, sink), config.capture, self._folders)
             running[sink].since = None
         for sink in change.removed:
             self._moves.forget(sink.name)
@@ -469,19 +471,20 @@ def _batch_ms(config: StreamConfig) -> int:
     return min(BATCH_MS, *(one.queue_ms // 4 for one in config.queued), BATCH_MS)
 
 
-def _outlet(stream: str, sink: Queued, capture: Capture, state: Path) -> Outlet:
+def _outlet(stream: str, sink: Queued, capture: Capture, folders: tuple[Path, Path]) -> Outlet:
     try:
-        return _made(stream, sink, capture, state)
+        return _made(stream, sink, capture, *folders)
     except Exception as error:  # noqa: BLE001
         words = f"{blamed(SINKS[sink.type], error)}, then start capstand anew"
         return Outlet(sink.name, Unmade(words), 0)
 
 
-def _made(stream: str, sink: Queued, capture: Capture, state: Path) -> Outlet:
+def _made(stream: str, sink: Queued, capture: Capture, state: Path, runtime: Path) -> Outlet:
     audio = capture.audio
     gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
     priority = realtime.below(capture.priority, capture.priority)
-    made: Sink = SINKS[sink.type].make(sink, Surroundings(stream, capture, state, priority))
+    around = Surroundings(stream, capture, state, priority, runtime)
+    made: Sink = SINKS[sink.type].make(sink, around)
     if Sink not in type(made).__mro__:
         raise TypeError(f"{type(made).__name__} is no {Sink.__module__}.{Sink.__name__}")
     window_frames = capture.queue_frames(min(WINDOW_MS, sink.queue_ms))

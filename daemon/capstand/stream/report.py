@@ -15,7 +15,7 @@ from capstand.stream.health import View
 DISK_S = 6.0
 """A memory card may take seconds to write; what is not on it by then is lost and booked."""
 CAN_BE_OPENED = "the device can be opened"
-STATE = Path("/var/lib/capstand")
+STATE, RUNTIME = Path("/var/lib/capstand"), Path("/run/capstand")
 
 
 class Granted(NamedTuple):

@@ -36,6 +36,7 @@ from capstand.stream.orders import End, Exchange, Hasten, Release, Resume, Stop
 from capstand.stream.report import (
     CAN_BE_OPENED,
     DISK_S,
+    RUNTIME,
     STATE,
     Left,
     Past,
@@ -58,13 +59,14 @@ MODULES = ("capstand.stream.body",)
 
 
 class Stream:
-    """One configured stream; ``state`` is the directory for what has to be kept."""
+    """One configured stream; ``state`` is the directory for what has to be kept, ``runtime`` that
+    for sockets."""
 
-    def __init__(self, config: StreamConfig, state: Path = STATE) -> None:
+    def __init__(self, config: StreamConfig, state: Path = STATE, runtime: Path = RUNTIME) -> None:
         capture = config.capture
         self.config = config
         self.name = config.name
-        self._state = state
+        self._state, self._runtime = state, runtime
         self.ring = Ring(capture.ring_slots, capture.slot_bytes)
         self._memory = self.ring.open_for_reading()
         self._present = Reader(self._memory, capture.audio.frame_bytes)
@@ -306,7 +308,8 @@ class Stream:
         return [one.wake.fileno() for one in live]
 
     def _task(self) -> Task:
-        arguments = self.config, self._state, self._past, dict(self._released)
+        folders = self._state, self._runtime
+        arguments = self.config, *folders, self._past, dict(self._released)
         name = f"stream:{self.name}"
         return Task("capstand.stream.body:run", arguments, {"STREAM": self.name}, name, 0)
 
@@ -367,10 +370,11 @@ class Stream:
         capture = self.config.capture
         kind, priority = SINKS[sink.type], realtime.below(capture.priority, 10)
         try:
-            plan: Plan = kind.make(sink, Surroundings(self.name, capture, self._state, priority))
-            short = capture.period_ms < LIVE_GATHER_MS
-            gather_frames = LIVE_GATHER_MS * capture.rate_hz // 1000 if short else 0
-            plan = plan._replace(gather_frames=gather_frames)
+            around = Surroundings(self.name, capture, self._state, priority, self._runtime)
+            plan: Plan = kind.make(sink, around)
+            if capture.period_ms < LIVE_GATHER_MS:
+                gather_frames = LIVE_GATHER_MS * capture.rate_hz // 1000
+                plan = plan._replace(gather_frames=gather_frames)
         except Exception as error:  # noqa: BLE001
             words = f"{blamed(kind, error)}, then start capstand anew"
             plan = Plan("capstand.sinks.sink:Unmade", (words,))

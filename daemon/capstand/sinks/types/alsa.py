@@ -1,0 +1,68 @@
+"""The type "alsa": an ALSA playback device, a snd-aloop or a loudspeaker (``sinks/alsa.py``)."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from capstand.config import naming
+from capstand.config.decode import Choice, Flag, Whole
+from capstand.config.registry import Place, SinkType, Surroundings
+from capstand.config.schema import ALSA_NAME, Name, Stream
+
+if TYPE_CHECKING:
+    from capstand.sinks.live import Plan
+
+MARGIN_MS = 10
+"""So much is in the device, at least, when the next block comes."""
+
+
+class AlsaSink(NamedTuple):
+    """A device that plays the stream."""
+
+    type: Annotated[str, Choice(("alsa",))]
+    device: Annotated[str, ALSA_NAME]
+    name: Name = "alsa"
+    delay_ms: Annotated[int, Whole(20, 2000)] = 100
+    rate_lock: Annotated[bool, Flag()] = True
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if naming.parse(self.device) is not None:
+            yield (
+                "device",
+                f'"{self.device}" is how a device that captures is named; name one that plays as '
+                "ALSA does, such as hw:CARD=Loopback,DEV=0 (`aplay -L`)",
+            )
+        elif wrong := naming.fault(self.device):
+            yield "device", wrong
+
+
+def _make(sink: AlsaSink, at: Surroundings) -> "Plan":
+    from capstand.sinks.live import Plan  # not to check a configuration
+
+    return Plan("capstand.sinks.alsa:AlsaPlayback", (sink, at.capture.audio))
+
+
+def _places(sink: AlsaSink) -> Iterator[Place]:
+    told = f'"{sink.device}" is played by sink {{}} already; each sink needs its own device'
+    yield Place((sink.device,), "device", told.format, anywhere=True)
+
+
+def _problems(sink: AlsaSink, stream: Stream) -> Iterator[tuple[str, str]]:
+    capture = stream.capture
+    least_ms = capture.period_ms + MARGIN_MS
+    if sink.delay_ms < least_ms:
+        yield (
+            "delay_ms",
+            f"{sink.delay_ms} is less than capture.period_ms + {MARGIN_MS}; the device would run "
+            f"dry between two periods; take {least_ms:g} or more",
+        )
+    if sink.device in capture.devices:
+        yield (
+            "device",
+            f'"{sink.device}" is what this stream captures from; with a snd-aloop play into '
+            "DEV=0 and let other programs record from DEV=1",
+        )
+
+
+TYPE = SinkType(
+    AlsaSink, page="listening.md", live=True, make=_make, places=_places, problems=_problems
+)
