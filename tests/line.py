@@ -32,6 +32,7 @@ from capstand.sinks.types.file import FileSink
 from capstand.stream.intake import Intake
 from capstand.stream.pusher import Pusher
 from capstand.stream.report import Report
+from tests.rings import reader_of
 
 Counters = npt.NDArray[np.int64]
 
@@ -158,7 +159,9 @@ class Line:
         outlets = [Outlet(f"sink{number}", sink, queue_frames) for number, sink in enumerate(sinks)]
         meter = Meter(card.audio)
         stream.pusher = Pusher(
-            stream.ring, card.audio.frame_bytes, meter, (), card.priority, batch_ms=0
+            reader_of(stream.ring, card.audio.frame_bytes, stream.ring.slots // 2),
+            *(meter, (), card.priority),
+            batch_ms=0,
         )
         give(stream, *outlets)
         self.gaps: list[Gap] = []

@@ -27,6 +27,7 @@ from capstand.audio.ring import HEAD, PUBLISHED, SLOT, Reader, Ring
 from capstand.audio.wake import WakeUp
 from capstand.stream.pusher import FIRST_REST_MS, Pusher
 from tests.patience import PATIENCE_S
+from tests.rings import reader_of
 
 FRAME_BYTES = 4
 SLOT_FRAMES = 8
@@ -346,7 +347,7 @@ def test_one_writer_and_readers_in_processes_of_their_own() -> None:
 def test_the_pusher_never_rests_until_the_ring_is_full(blocks_per_s: int) -> None:
     """Of a card with a buffer of two short periods the blocks are short, and so is the ring."""
     ring = Ring(100, SLOT_FRAMES * FRAME_BYTES)
-    pusher = Pusher(ring, FRAME_BYTES, None, (), 0, batch_ms=200)
+    pusher = Pusher(reader_of(ring, FRAME_BYTES), None, (), 0, batch_ms=200)
     rest_ms, rests = FIRST_REST_MS, []
     for _ in range(100):
         filled = rest_ms * blocks_per_s // 1000

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 
 from capstand.audio.block import Block
 from capstand.audio.clock import Pace
+from capstand.audio.ring import Reader
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import Reading
@@ -190,7 +191,8 @@ def main() -> None:
     live = [one for one in beside if isinstance(one, LiveSink)]
     stream.outlets += [one for one in beside if isinstance(one, Outlet)]
     frame_bytes, priority = capture.audio.frame_bytes, capture.priority
-    stream.pusher = Pusher(stream.ring, frame_bytes, None, stream.outlets, priority, 0)
+    reader = Reader(stream.ring.open_for_reading(), frame_bytes, stream.ring.slots // 2)
+    stream.pusher = Pusher(reader, None, stream.outlets, priority, 0)
     stream.wakes(*(one.wake for one in live))
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

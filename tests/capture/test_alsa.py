@@ -637,7 +637,13 @@ def test_a_buffer_that_is_much_longer_than_the_ring(
     woken: nothing is missed. While sound flows there is none."""
     fakecard.grant(period_frames=480, buffer_frames=480_000)
     one = held(fakecard, readers, **S16)
-    pusher = Pusher(one.ring, one.setup.audio.frame_bytes, None, (), 0, batch_ms=1)
+    pusher = Pusher(
+        reader_of(one.ring, one.setup.audio.frame_bytes, one.ring.slots // 2),
+        None,
+        (),
+        0,
+        batch_ms=1,
+    )
     pusher.rest_ms = lambda *_: 3_600_000  # type: ignore[method-assign]
     one.ring.wakes(pusher.wake, rests=(pusher.told,))
     tally = one.capturer.tally
@@ -669,7 +675,13 @@ def test_a_push_thread_that_hangs_is_not_waited_for(
     """The device goes on being read; what the ring had no room for is booked when it comes back."""
     fakecard.grant(period_frames=480, buffer_frames=480_000)
     one = held(fakecard, readers, **S16)
-    pusher = Pusher(one.ring, one.setup.audio.frame_bytes, None, (), 0, batch_ms=0)
+    pusher = Pusher(
+        reader_of(one.ring, one.setup.audio.frame_bytes, one.ring.slots // 2),
+        None,
+        (),
+        0,
+        batch_ms=0,
+    )
     one.capturer._stopped = Breath(lambda: True)
     fakecard.virtual((one.ring.slots + 20) * 480)
     while one.capturer.step(0):

@@ -433,8 +433,8 @@ def test_a_wrong_configuration_does_not_run(place: Place) -> None:
     status, out, err = place.call("run", "--config", place.config)
     assert (status, out) == (78, "")
     assert err == (
-        f'{place.config}:7: stream.mic.sink.1.type: "fiel" is not one of "file", "agora", "alsa", "socket"; '
-        "did you mean file?\n"
+        f'{place.config}:7: stream.mic.sink.1.type: "fiel" is not one of "file", "agora", '
+        '"alsa", "socket"; did you mean file?\n'
     )
     assert not (place.folder / "rec").exists()
 

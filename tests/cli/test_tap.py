@@ -57,10 +57,10 @@ min_free_mb = 0
 class Taps:
     """A daemon and the taps of it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: str = "") -> None:
         self.folder = folder
         self.runtime = folder / "run"
-        self.daemon = Daemon(folder, CONFIG.format(folder=folder))
+        self.daemon = Daemon(folder, CONFIG.format(folder=folder) + more)
         self.started: list[subprocess.Popen[bytes]] = []
         self.daemon.hear("READY=1")
 
@@ -243,6 +243,25 @@ def test_forms(taps: Taps) -> None:
     for one in heard:
         assert len(one) == 2 * RATE_HZ
         assert set(np.diff(values(one))) == {1}
+
+
+def test_the_sound_before_and_behind_the_processors(tmp_path: Path) -> None:
+    """What its sinks get, or what is asked for; "processed" where nothing is done is refused."""
+    taps = Taps(tmp_path, '[[stream.process]]\ntype = "channels"\npick = [2]\n')
+    try:
+        ends = ["--raw", "--seconds", "0.2"]
+        both = [("usual",), ("--input", "processed"), ("--input", "captured")]
+        outs = [taps.tap("mic", *ends, *one[: 2 * (one[0] != "usual")]) for one in both]
+        told = [one.communicate(timeout=PATIENCE_S) for one in outs]
+        assert [len(out) for out, _ in told] == [RATE_HZ // 5 * 2] * 2 + [RATE_HZ // 5 * 4]
+        assert [b"1 ch" in err for _, err in told] == [True, True, False]
+    finally:
+        taps.close()
+
+
+def test_what_is_not_processed_is_told(taps: Taps) -> None:
+    _, err = taps.tap("mic", "--input", "processed").communicate(timeout=PATIENCE_S)
+    assert b"mic has no [[stream.process]]; its sound is as captured" in err
 
 
 def test_a_reader_that_goes_ends_it_quietly(taps: Taps) -> None:

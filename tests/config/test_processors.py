@@ -18,6 +18,9 @@ from tests.foreign import install
 DOCS = Path(capstand.__file__).parents[2] / "docs"
 
 
+LOW, BACK = (f'type = "resample"\nrate_hz = {rate_hz}' for rate_hz in (8000, 48_000))
+
+
 def text(*processors: str, capture: str = "channels = 2", sink: str = "") -> str:
     """Keys of a processor begin on line 7, with one line of header before each."""
     head = f'[[stream]]\nname = "mic"\n[stream.capture]\ndevice = "hw:0"\n{capture}\n'
@@ -37,12 +40,10 @@ def faults(*processors: str, capture: str = "channels = 2", sink: str = "") -> l
 
 def test_a_chain_is_what_the_file_says() -> None:
     """In its order, with defaults; what comes out follows from all of them."""
-    found = stream(
-        'type = "channels"\nmix = true', 'type = "high-pass"', 'type = "resample"\nrate_hz = 16000'
-    )
-    assert [one.type for one in found.process] == ["channels", "high-pass", "resample"]
+    found = stream('type = "channels"\nmix = true', 'type = "high-pass"', LOW, BACK)
+    assert [one.type for one in found.process] == ["channels", "high-pass", "resample", "resample"]
     assert found.process[1].cutoff_hz == 80.0  # type: ignore[attr-defined]
-    assert (found.captured, found.processed) == (Shape(48_000, 2), Shape(16_000, 1))
+    assert (found.captured, found.processed) == (Shape(48_000, 2), Shape(48_000, 1))
     picked = stream('type = "gain"\ngain_db = 3', capture="channels = 8\npick = [3, 4, 5]")
     assert picked.captured == picked.processed == Shape(48_000, 3)
 
@@ -119,13 +120,21 @@ def test_a_wrong_one_is_told(processor: str, fault: str) -> None:
 
 def test_each_is_checked_for_what_really_comes_in() -> None:
     """Channels and rate behind those before it; all faults of a chain are told at once."""
-    mono, low = 'type = "channels"\nmix = true', 'type = "resample"\nrate_hz = 8000'
+    mono = 'type = "channels"\nmix = true'
     assert faults(
-        mono, 'type = "channels"\nswap = true', low, 'type = "low-pass"\ncutoff_hz = 5000'
+        mono, 'type = "channels"\nswap = true', LOW, 'type = "low-pass"\ncutoff_hz = 5000'
     ) == [
         "c.toml:11: stream.mic.process.2.swap: expected 2 channels to swap, and 1 channel come in; "
         "take pick",
         "c.toml:17: stream.mic.process.4.cutoff_hz: 5000 is not below half the rate, 4000",
+    ]
+
+
+def test_it_ends_at_the_rate_at_which_it_begins() -> None:
+    """Sinks take another one later."""
+    assert faults('type = "high-pass"', LOW) == [
+        "c.toml:9: stream.mic.process.2.type: the chain ends at 8000 Hz and begins at 48000, which "
+        "sinks do not take yet; delete what resamples, or set capture.rate_hz"
     ]
 
 
@@ -155,6 +164,8 @@ def test_the_examples_of_the_page_are_right() -> None:
             decode(head + example + 'name = "raw"', "processing.md", Config)
             continue
         before, after = head.split("[[stream.process]]\ntype = 'dc-block'\n")
+        if "resample" in example:
+            after = f"[[stream.process]]\n{BACK}\n{after}"
         found = decode(before + example + after, "processing.md", Config).stream[0]
         types |= {one.type for one in found.process}
     from capstand.config.registry import PROCESSORS
@@ -170,7 +181,7 @@ def test_numpy_is_not_loaded_to_check_a_chain(tmp_path: Path) -> None:
     """A machine with little to spare checks its configuration, and starts, as fast as before."""
     path = tmp_path / "c.toml"
     path.write_text(text('type = "eq"\nband = [{kind = "notch", frequency_hz = 50}]',
-                         'type = "limiter"', 'type = "resample"\nrate_hz = 8000'))  # fmt: skip
+                         'type = "limiter"', LOW, BACK))  # fmt: skip
     code = (
         "import sys\nfrom capstand.config.schema import load\n"
         f"load({str(path)!r}).stream[0].processed\nprint({{'numpy', 'soxr'}} & {{*sys.modules}})"

@@ -248,6 +248,7 @@ class StreamStats(NamedTuple):
     channel_levels: list[dict[str, Any]] | None = None
     pid: int | None = None  # of the process that takes its sound in
     simulated: bool = False  # what is heard comes from no card
+    process: dict[str, Any] | None = None  # the chain of processors: its stages and their delay
 
     @property
     def balanced(self) -> bool:

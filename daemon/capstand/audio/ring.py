@@ -7,8 +7,9 @@ because each slot says how much was captured before it, and goes on with the new
 
 The memory is a memfd: it outlasts the process that writes it, and readers get a descriptor that is
 open for reading only, so nothing that goes wild in one of them changes what the others hear. Its
-mode keeps other users from opening it anew for writing, its seals keep its size. All
-numbers in it are native and 8 bytes long::
+mode keeps other users from opening it anew for writing, its seals keep its size. All numbers in it
+are native and 8 bytes long. A block without frames says by the count alone that all before it was
+missed::
 
     64 bytes           magic, slots, slot_bytes, published
     slots × 64 bytes   number, first_frame, frames, captured_at_ns, captured_before,
@@ -136,7 +137,7 @@ def check(descriptor: int, frame_bytes: int) -> int:
 
 class Reader:
     """One reader of the memory behind ``descriptor``, which it does not close, from the next block
-    on. A lapped one goes on with the ``keep`` newest blocks.
+    on. A lapped one goes on with the ``keep`` newest blocks, or with half of the ring's (None).
 
     ``captured``: so many frames had been captured, and ``next_frame`` was to be the next one's
     index, at the end of the last block read, or when it joined; ``missed`` are the frames that it
@@ -149,15 +150,15 @@ class Reader:
     drift_ppm = 0.0
     settled = False
 
-    def __init__(self, descriptor: int, frame_bytes: int, keep: int = 1) -> None:
+    def __init__(self, descriptor: int, frame_bytes: int, keep: int | None = 1) -> None:
         head = os.pread(descriptor, HEAD, 0)
-        magic, self._slots, self._slot_bytes, _ = Struct("@4q").unpack_from(head)
-        assert magic == MAGIC and 1 <= keep <= self._slots - 2
+        magic, self.slots, self._slot_bytes, _ = Struct("@4q").unpack_from(head)
+        self._keep = self.slots // 2 if keep is None else keep
+        assert magic == MAGIC and 1 <= self._keep <= self.slots - 2
         self._memory = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
         self._words = memoryview(self._memory)[:HEAD].cast("q")
-        self._first = HEAD + self._slots * SLOT.size
+        self._first = HEAD + self.slots * SLOT.size
         self._frame_bytes = frame_bytes
-        self._keep = keep
         self.missed = 0
         self.number = self.captured = self.next_frame = 0
         self.join()
@@ -176,7 +177,7 @@ class Reader:
                 return
             last = number - 1
             found, first_frame, frames, at_ns, before, *rate = self._slot(last)
-            if found == last and self._words[PUBLISHED] - last <= self._slots - 2:
+            if found == last and self._words[PUBLISHED] - last <= self.slots - 2:
                 self.captured, self.next_frame = before + frames, first_frame + frames
                 self.ns_per_frame, self.drift_ppm, settled = rate
                 self.settled = bool(settled)
@@ -184,9 +185,23 @@ class Reader:
                 return
         raise ValueError("the newest block of the ring is not where it should be")
 
+    def go_back(self, captured: int) -> None:
+        """Goes on with the block that begins where so much had been captured, or that holds the
+        frame after; what the ring no longer holds of that counts as missed."""
+        published = self._words[PUBLISHED]
+        self.number, self.captured = published, captured
+        for number in range(published - 1, max(-1, published - 1 - (self.slots - 2)), -1):
+            found, first_frame, frames, _, before, *_ = self._slot(number)
+            if found != number or before + frames <= captured:
+                return
+            self.number = number
+            if before <= captured:
+                self.captured, self.next_frame = before, first_frame
+                return
+
     def read(self) -> Block | None:
         """The next block, copied; None where there is none."""
-        words, slots = self._words, self._slots
+        words, slots = self._words, self.slots
         while (number := self.number) < words[PUBLISHED]:
             found, first_frame, frames, captured_at_ns, before, *rate = self._slot(number)
             if found == number:
@@ -216,5 +231,5 @@ class Reader:
         self._memory.close()
 
     def _slot(self, number: int) -> tuple[int, int, int, int, int, float, float, int]:
-        at = HEAD + number % self._slots * SLOT.size
+        at = HEAD + number % self.slots * SLOT.size
         return SLOT.unpack_from(self._memory, at)

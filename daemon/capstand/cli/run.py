@@ -91,6 +91,8 @@ def act(chosen: argparse.Namespace) -> int:
         raise
     if len(setup.stream) > 1:
         nursery.shared.load(["capstand.stream.preload"])
+    if any(one.process for one in setup.stream):
+        nursery.shared.load(["capstand.processing.run"])
     rights.refuse_the_services(_folders(setup), state)
     for name, line in notes(setup):
         logs.say(logging.WARNING, "%s: %s", name, line, STREAM=name)

@@ -59,6 +59,11 @@ examples:
         action="store_true",
         help="leave out what is missing, instead of silence in its place",
     )
+    tap.add_argument(
+        "--input",
+        choices=("captured", "processed"),
+        help="which sound of a stream with [[stream.process]] (default: processed)",
+    )
     add_runtime(tap)
     tap.set_defaults(act=_tap, form="wav")
 
@@ -71,7 +76,9 @@ def _tap(chosen: argparse.Namespace) -> int:
         )
     from capstand.cli.tapping import Tapping
 
-    tapping = Tapping(socket(chosen), chosen.stream, chosen.form, not chosen.skip, STDOUT)
+    tapping = Tapping(
+        socket(chosen), chosen.stream, chosen.form, not chosen.skip, STDOUT, chosen.input
+    )
     for number in ENDING:
         signal.signal(number, _stop)
     try:

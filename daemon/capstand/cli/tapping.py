@@ -227,11 +227,14 @@ FORMS: dict[str, type[Raw] | type[Wav] | type[Flac]] = {"raw": Raw, "wav": Wav, 
 
 
 class Tapping:
-    """The stream ``name`` of the daemon at ``path``, written to ``out`` until that is closed.
-    Raises CapstandError where it cannot be had."""
+    """The stream ``name`` of the daemon at ``path``, "captured" or "processed" (None: as its sinks
+    get it), written to ``out`` until that is closed. Raises CapstandError where it cannot be had.
+    """
 
-    def __init__(self, path: Path, name: str, form: str, fill: bool, out: int) -> None:
-        self._path, self._name = path, name
+    def __init__(
+        self, path: Path, name: str, form: str, fill: bool, out: int, input_: str | None = None
+    ) -> None:
+        self._path, self._name, self._input = path, name, input_
         self._fill = fill
         audio, descriptor = self._ask()
         with understood(path):
@@ -270,7 +273,9 @@ class Tapping:
         self._write(self._form.end())
 
     def _ask(self) -> tuple[AudioFormat, int]:
-        answer, descriptor = control.ask_for_descriptor(self._path, "tap", stream=self._name)
+        answer, descriptor = control.ask_for_descriptor(
+            self._path, "tap", stream=self._name, input=self._input
+        )
         try:
             with understood(self._path):
                 rate_hz, channels = answer["rate_hz"], answer["channels"]

@@ -1,8 +1,10 @@
 """From the configuration that runs and the one that shall run: what has to be done. Pure.
 
 Streams and sinks are told apart by their names. A stream whose ``capture`` is the same goes on
-capturing, whatever becomes of its sinks; a sink of it that is the same is not touched. Whatever
-else has changed ends, and begins again as the new file says.
+capturing, whatever becomes of its sinks; a sink of it that is the same is not touched, nor is one
+whose chain of processors has other settings. But where other channels come out of that, or there
+was none before, it is another chain, and its sinks are others, too. Whatever else has changed ends,
+and begins again as the new file says.
 """
 
 from typing import NamedTuple
@@ -45,17 +47,27 @@ def plan(old: Config, new: Config) -> Plan:
         stop=tuple(name for name in before if not goes_on(name)),
         start=tuple(one for one in new.stream if not goes_on(one.name)),
         exchange=tuple(
-            one for one in new.stream if goes_on(one.name) and one.sink != before[one.name].sink
+            one
+            for one in new.stream
+            if goes_on(one.name)
+            and (one.sink, one.process) != (before[one.name].sink, before[one.name].process)
         ),
     )
 
 
 def sink_plan(old: Stream, new: Stream) -> SinkPlan:
+    before = [(one, old.input_of(one), old.heard_by(one)) for one in old.sink]
+    after = [(one, new.input_of(one), new.heard_by(one)) for one in new.sink]
     return SinkPlan(
-        kept=tuple(one for one in new.sink if one in old.sink),
-        removed=tuple(one for one in old.sink if one not in new.sink),
-        added=tuple(one for one in new.sink if one not in old.sink),
+        kept=tuple(one[0] for one in after if one in before),
+        removed=tuple(one[0] for one in before if one not in after),
+        added=tuple(one[0] for one in after if one not in before),
     )
+
+
+def same_chain(old: Stream, new: Stream) -> bool:
+    """Whether the chain goes on, perhaps with other settings."""
+    return bool(old.process and new.process) and old.processed == new.processed
 
 
 def words(old: Config, new: Config) -> list[str]:
@@ -75,6 +87,8 @@ def words(old: Config, new: Config) -> list[str]:
             told = [f"sink {name} changed" for name in sorted(gone & come)]
             told += [f"sink {name} removed" for name in sorted(gone - come)]
             told += [f"sink {name} new" for name in sorted(come - gone)]
+            if stream.process != before[stream.name].process:
+                told.append("processing changed")
             lines.append(f"{stream.name}: {', '.join(told) or 'sinks in another order'}")
     if new.ledger != old.ledger:
         days, most_mb = new.ledger

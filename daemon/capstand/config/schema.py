@@ -244,9 +244,30 @@ class Stream(NamedTuple):
             shape = PROCESSORS[one.type].out(one, shape)
         return shape
 
+    @property
+    def processed_audio(self) -> AudioFormat:
+        """The same with the captured samples' format."""
+        shape = self.processed
+        return AudioFormat(shape.rate_hz, shape.channels, self.capture.audio.sample)
+
     def input_of(self, sink: Sink) -> str:
         """Which sound a sink gets: "captured" or "processed"."""
-        return getattr(sink, "input", None) or ("processed" if self.process else "captured")
+        return getattr(sink, "input", None) or self.usual_input
+
+    @property
+    def usual_input(self) -> str:
+        """What is heard where nothing else is said."""
+        return "processed" if self.process else "captured"
+
+    def heard_by(self, sink: Sink) -> Capture:
+        """The capture as it is for a sink: with the channels of the sound that it gets."""
+        if self.input_of(sink) == "captured":
+            return self.capture
+        return self.capture._replace(channels=self.processed.channels, pick=None)
+
+    def on(self, input_: str) -> "Stream":
+        """With the sinks alone that get this sound."""
+        return self._replace(sink=tuple(one for one in self.sink if self.input_of(one) == input_))
 
     @property
     def queued(self) -> list[Queued]:
@@ -258,6 +279,7 @@ class Stream(NamedTuple):
             yield "sink", "there is no [[stream.sink]]; the sound would go nowhere"
         yield from _twice("sink", "name", [one.name for one in self.sink])
         yield from _same_place(self.places(anywhere=False))
+        chain = list(self._chain_problems())
         for number, sink in enumerate(self.sink):
             kind = SINKS[sink.type]
             if kind.live and spool_of(sink) is not None:
@@ -266,7 +288,8 @@ class Stream(NamedTuple):
                     f'a sink of type "{sink.type}" is live: old sound is of no use there; '
                     "delete the table",
                 )
-            for key, what in kind.faults_in(sink, self):
+            heard = self if chain else self._replace(capture=self.heard_by(sink))
+            for key, what in kind.faults_in(sink, heard):
                 yield key if key.startswith("capture.") else f"sink.{number}.{key}", what
             if self.input_of(sink) == "processed" and not self.process:
                 yield (
@@ -274,11 +297,11 @@ class Stream(NamedTuple):
                     '"processed" needs a chain, and the stream has no [[stream.process]]; add one '
                     'or take "captured"',
                 )
-        yield from self._chain_problems()
+        yield from chain
 
     def _chain_problems(self) -> Iterator[tuple[str, str]]:
         """What does not fit what comes in; behind a type that fails nothing is known."""
-        shape = self.captured
+        shape, found = self.captured, []
         for number, one in enumerate(self.process):
             kind = PROCESSORS[one.type]
             found = kind.faults_in(one, shape)
@@ -290,6 +313,12 @@ class Stream(NamedTuple):
                 if not found:
                     raise
                 return
+        if shape.rate_hz != self.capture.rate_hz and not found:
+            yield (
+                f"process.{len(self.process) - 1}.type",
+                f"the chain ends at {shape.rate_hz} Hz and begins at {self.capture.rate_hz}, which "
+                "sinks do not take yet; delete what resamples, or set capture.rate_hz",
+            )
 
     def places(self, anywhere: bool) -> Iterator[tuple[int, str, Place]]:
         """The number of each sink, how its keys begin, and what it has for itself alone."""

@@ -13,6 +13,7 @@ from capstand.accounting.stats import SIMULATED, Gap, SinkStats, StreamStats
 from capstand.config.schema import Stream as StreamConfig
 from capstand.host import realtime
 from capstand.host.logs import say, tell_held_back
+from capstand.stream.chaining import PROCESSING
 from capstand.stream.defect import Defect
 from capstand.stream.health import Health
 from capstand.stream.report import Granted, Left, Report, SinkEvent
@@ -61,6 +62,7 @@ class Reporter:
         self._total_due = time.monotonic() + TOTAL_S
         self._day = _today()
         self._pid: int | None = None
+        self._processing: str | None = None
         self._fields = {"STREAM": stream.name, "DEVICE": stream.capture.wanted}
 
     def _write(self, event: str, **what: object) -> None:
@@ -184,6 +186,7 @@ class Reporter:
         self._tell_zeros(report.only_zeros)
         self._tell_rate(report.wrong_rate)
         self._tell_defects(report.defects)
+        self._tell_processing(report.processing)
         if text != self._trouble:
             self._trouble = text
             if text is None:
@@ -240,6 +243,17 @@ class Reporter:
         for kind, one in before.items():
             if kind not in self._defects:
                 say(logging.INFO, "%s: %s", name, one.over, KIND=kind, **self._fields)
+
+    def _tell_processing(self, words: str | None) -> None:
+        """That the chain's process ended, and that another one works. What a processor does wrong
+        that process has told."""
+        ended = words if words is not None and words.startswith(PROCESSING) else None
+        before, self._processing = self._processing, ended
+        if ended is not None and ended != before:
+            fields = {"KIND": "processing", **self._fields}
+            say(logging.WARNING, "%s: %s", self._name, ended, **fields)
+        elif ended is None and before is not None:
+            say(logging.INFO, "%s: its processing runs again", self._name, **self._fields)
 
     def _tell_rate(self, rate: str | None) -> None:
         """The beginning and the end of a rate that is not the card's nominal one."""

@@ -17,7 +17,9 @@ from capstand.config.schema import Stream as StreamConfig
 from capstand.errors import CapstandError
 from capstand.host.control import Handed
 from capstand.host.peer import Peer
-from capstand.sharing.order import allowed, named
+from capstand.sharing.order import allowed, named, shown
+
+INPUTS = ("captured", "processed")
 
 
 class Heard(Protocol):
@@ -25,7 +27,8 @@ class Heard(Protocol):
 
     name: str
     config: StreamConfig
-    ring: Ring
+
+    def ring_of(self, input_: str) -> Ring: ...
 
 
 def tap(request: Mapping[str, Any], peer: Peer, streams: Sequence[Heard]) -> Handed:
@@ -33,8 +36,14 @@ def tap(request: Mapping[str, Any], peer: Peer, streams: Sequence[Heard]) -> Han
     may not, and OSError."""
     allowed(peer, "tap")
     stream = named(request, streams)
-    audio = stream.config.capture.audio
-    descriptor = stream.ring.open_for_reading()
+    config = stream.config
+    input_ = request.get("input") or config.usual_input
+    if input_ not in INPUTS:
+        raise CapstandError(f"{shown(input_)} is no input; expected {' or '.join(INPUTS)}")
+    if input_ == "processed" and not config.process:
+        raise CapstandError(f"{stream.name} has no [[stream.process]]; its sound is as captured")
+    audio = config.processed_audio if input_ == "processed" else config.capture.audio
+    descriptor = stream.ring_of(input_).open_for_reading()
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
         os.close(descriptor)
         raise CapstandError("a stream cannot be tapped here: the daemon sees no /proc")

@@ -160,6 +160,8 @@ class Push:
                 missed, self._missed = reader.missed - self._missed, reader.missed
                 self._words[Word.MISSED] += missed
                 self._words[Word.DROPPED] += missed
+            if not block.frames:
+                continue
             if self._gather:
                 self._collect(sink, block)
             else:

@@ -8,6 +8,7 @@ Threads: main; those of the Intake.
 """
 
 import json
+import os
 import select
 import threading
 import time
@@ -16,13 +17,15 @@ from pathlib import Path
 
 from capstand.audio.ring import Ring
 from capstand.audio.wake import WakeUp
+from capstand.config.plan import same_chain
 from capstand.config.schema import Stream as StreamConfig
 from capstand.errors import DeviceError
 from capstand.host import bug, realtime
 from capstand.processes.child import FAILED, Line
 from capstand.processes.page import Doing
-from capstand.stream.intake import Intake, make_source
-from capstand.stream.orders import End, Exchange, Hasten, Release, Resume, Stop
+from capstand.stream.handover import ABANDON_S
+from capstand.stream.intake import Chained, Intake, make_source
+from capstand.stream.orders import End, Exchange, Hasten, Processed, Release, Resume, Stop
 from capstand.stream.report import CAN_BE_OPENED, Past, Phase, Report, Word
 
 TELL_MS = 250
@@ -41,17 +44,26 @@ def run(
     past: Past | None,
     released: dict[str, str],
 ) -> int:
-    """Does the work of a Task; returns the process' status. ``descriptors`` are those of the ring
-    and of the live sinks' eventfds."""
-    memory, *live = descriptors
+    """Does the work of a Task; returns the process' status. ``descriptors`` are those of the ring,
+    of the chain, where there is one, and of the eventfds of live sinks of the ring."""
+    memory, *others = descriptors
+    chained, live = _apart(config, others)
     capture = config.capture
     realtime.share_lock(1, bool(live))
     ring = Ring(capture.ring_slots, capture.slot_bytes, memory)
-    intake = Intake(config, state, runtime, ring, past, line.page.words)
+    intake = Intake(config, state, runtime, ring, past, line.page.words, chained)
     intake.wakes(*map(WakeUp, live))
     for who, words in released.items():
         intake.release(who, words)
     return Body(line, intake).run()
+
+
+def _apart(config: StreamConfig, descriptors: list[int]) -> tuple[Chained | None, list[int]]:
+    """Those of the chain, and those of live sinks."""
+    if not config.process:
+        return None, descriptors
+    many = len(Chained._fields)
+    return Chained(*descriptors[:many]), descriptors[many:]
 
 
 def try_open(line: Line, descriptors: tuple[int, ...], config: StreamConfig) -> int:
@@ -83,6 +95,7 @@ class Body:
         self._unsent: bytes | None = None
         self._settle_due = 0.0
         self._failed: str | None = None
+        self._processed = False
 
     def run(self) -> int:
         line, intake = self._line, self._intake
@@ -106,10 +119,22 @@ class Body:
         deadline = time.monotonic() + self._end.within_s
         hung = intake.drain(deadline)
         self._tell(self._report(Phase.DRAINED, hung))
+        if intake.second is not None and self._failed is None:
+            self._wait_for_chain(deadline + 2 * ABANDON_S)
+        hung += intake.drain_processed(deadline + 2 * ABANDON_S)
         hung += intake.close(deadline)
         intake.see_off(deadline)
         self._tell_at_last(self._report(Phase.ENDED, hung))
         return FAILED if self._failed else 0
+
+    def _wait_for_chain(self, deadline: float) -> None:
+        """Main has it ended meanwhile."""
+        poll = select.poll()
+        poll.register(self._line, select.POLLIN)
+        while not self._processed and (left_s := deadline - time.monotonic()) > 0:
+            self._tell(None)  # what could not be sent
+            if poll.poll(min(HURRY_MS if self._unsent else TELL_MS, 1000 * left_s)):
+                self._obey(self._line.receive())
 
     def _thread_died(self, died: threading.ExceptHookArgs) -> None:
         """A thread that ends of an error leaves a stream that is deaf: better none, and a new one.
@@ -131,9 +156,14 @@ class Body:
         intake = self._intake
         match order:
             case Exchange(config):
-                live = [WakeUp(one) for one in self._line.taken()]
+                chained, given = _apart(config, self._line.taken())
+                live = [WakeUp(one) for one in given]
                 realtime.share_lock(1, bool(live))
-                intake.exchange(config)
+                if chained is not None and same_chain(intake.config, config):
+                    for one in chained:
+                        os.close(one)
+                    chained = None
+                intake.exchange(config, chained)
                 intake.wakes(*live)
             case Release(who, words):
                 intake.release(who, words)
@@ -143,6 +173,8 @@ class Body:
                 intake.hasten()
             case Stop():
                 intake.stop()
+            case Processed():
+                self._processed = True
             case End():
                 self._end = order
 

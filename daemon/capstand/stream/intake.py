@@ -1,7 +1,9 @@
 """The intake of a stream: one capture device and what is recorded of it, in a process of its own.
 
     source → Capturer → Ring ─┬→ Pusher → Outlet → a recording, maybe with a spool in front of it
-                              └→ live sinks, which read the ring in processes of their own
+                              ├→ live sinks, which read the ring in processes of their own
+                              └→ chain of processors, in a process of its own
+                                   └→ processed ring → a second Pusher → Outlet → …
 
 ``start`` goes from the sinks to the device, ``drain`` and ``close`` from the device to the sinks,
 so that nothing captured is left without a way on. ``exchange`` gives it other sinks while sound
@@ -13,24 +15,25 @@ meter and ends.
 """
 
 import math
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from capstand.accounting.stats import Mark, StreamStats, span
 from capstand.audio.block import NS_PER_S, AudioFormat
 from capstand.audio.clock import Clock
-from capstand.audio.ring import Ring
+from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
 from capstand.capture.capturer import Capturer
 from capstand.capture.preference import Preference
 from capstand.capture.source import Grant, Source
 from capstand.capture.truerate import in_words
-from capstand.config.plan import sink_plan
+from capstand.config.plan import same_chain, sink_plan
 from capstand.config.registry import SINKS, SOURCES, Surroundings, blamed
 from capstand.config.schema import Capture, Queued, spool_of
 from capstand.config.schema import Sink as SinkConfig
@@ -64,6 +67,17 @@ AWAY_NS = 2 * NS_PER_S
 """So long between two looks the process itself stood still, and what it saw says nothing."""
 
 
+class Chained(NamedTuple):
+    """The chain of a stream, seen from here: descriptors of the ``memory`` of the processed ring,
+    and of eventfds: ``wake`` is set for each captured block; ``push`` and ``told`` are those of
+    this stream's pusher."""
+
+    memory: int
+    wake: int
+    push: int
+    told: int
+
+
 class Intake:
     """The threads of one configured stream that take its sound in, and their books; live sinks
     among its ``config`` are looked after elsewhere. ``state`` is the directory for what has to be
@@ -79,6 +93,7 @@ class Intake:
         ring: Ring | None = None,
         past: Past | None = None,
         words: memoryview | None = None,
+        chained: Chained | None = None,
     ) -> None:
         capture, audio = config.capture, config.capture.audio
         self.config = config
@@ -89,16 +104,22 @@ class Intake:
         self.ring = ring or Ring(capture.ring_slots, capture.slot_bytes)
         self.source = make_source(capture)
         self.capturer = Capturer(self.source, self.clock, self.ring, capture.priority)
-        self.outlets = [_outlet(config.name, one, capture, self._folders) for one in config.queued]
+        self.outlets = [_outlet(config, one, self._folders) for one in config.queued]
         self._live: tuple[WakeUp, ...] = ()
+        memory = self.ring.open_for_reading()
         self.pusher = Pusher(
-            self.ring,
-            audio.frame_bytes,
+            Reader(memory, audio.frame_bytes, keep=None),
             None,
-            self.outlets,
+            self._outlets_on("captured"),
             capture.priority,
-            _batch_ms(config),
+            _batch_ms(config.on("captured")),
         )
+        os.close(memory)
+        self._chain_wake: WakeUp | None = None
+        self.second: Pusher | None = None
+        """That of the processed ring."""
+        if chained is not None:
+            self._follow(chained)
         self.wakes()
         self.watch: Defects | None = None
         self._threads: dict[str, threading.Thread] = {}
@@ -121,24 +142,51 @@ class Intake:
         self.capturer.go_on(*past)
         self._gaps_told = stats.gaps
         before = {one.name: one for one in stats.sinks}
+        processed = self._outlets_on("processed")
         for outlet in self.outlets:
-            outlet.since = Mark(past.next_frame, past.captured)
+            outlet.since = place = Mark(past.next_frame, past.captured)
+            if self.second is not None and outlet in processed:
+                outlet.since = place = self.second.place
             sink = before.get(outlet.name)
             if sink is not None and sink.since_frame is not None:
                 since = Mark(sink.since_frame, stats.captured_frames - sink.captured_frames)
-                outlet.go_on(sink, since, past.captured)
+                outlet.go_on(sink, since, place.captured)
+
+    def _outlets_on(self, input_: str) -> list[Outlet]:
+        processed = {one.name for one in self.config.on("processed").sink}
+        wanted = input_ == "processed"
+        return [one for one in self.outlets if (one.name in processed) == wanted]
+
+    def _follow(self, chained: Chained) -> None:
+        """A new chain: its ring gets a pusher."""
+        config, frame_bytes = self.config, self.config.processed_audio.frame_bytes
+        self._chain_wake = WakeUp(chained.wake)
+        self.second = Pusher(
+            Reader(chained.memory, frame_bytes, keep=None),
+            None,
+            self._outlets_on("processed"),
+            config.capture.priority,
+            _batch_ms(config.on("processed")),
+            WakeUp(chained.push),
+            WakeUp(chained.told),
+        )
+        os.close(chained.memory)
 
     def wakes(self, *live: WakeUp) -> None:
-        """The live sinks that read the ring: it wakes them, and where there are some the card is
-        asked for each block as soon as it is there."""
+        """The live sinks that read the ring: it wakes them, and where there are some, or behind the
+        chain, the card is asked for each block as soon as it is there."""
         self._live = live
-        self.ring.wakes(*live, self.pusher.wake, rests=(self.pusher.told,))
-        self.source.patience_ms = 0 if live else CAPTURE_PATIENCE_MS
+        chain = () if self._chain_wake is None else (self._chain_wake,)
+        self.ring.wakes(*chain, *live, self.pusher.wake, rests=(self.pusher.told,))
+        in_a_hurry = any(SINKS[one.type].live for one in self.config.sink)
+        self.source.patience_ms = 0 if live or in_a_hurry else CAPTURE_PATIENCE_MS
 
     def start(self) -> None:
         for one in self.outlets:
             one.start(self.name)
         self._spawn("push", self.pusher.run)
+        if self.second is not None:
+            self._spawn("push2", self.second.run)
         self._spawn("capture", self.capturer.run)
 
     def hasten(self) -> None:
@@ -163,6 +211,10 @@ class Intake:
         """Whether the device is closed because it was released."""
         return self.capturer.resting.is_set()
 
+    def ring_of(self, input_: str) -> Ring:
+        """The captured one, whatever is asked for."""
+        return self.ring
+
     def start_meter(self) -> None:
         """Once sound flows: loading numpy takes longer than opening a card would."""
         from capstand.dsp.defects import Defects, Limits
@@ -186,16 +238,18 @@ class Intake:
             one.tells = partial(words.__setitem__, self._places[one.name])
             one.tells(one.counters().delivered)
 
-    def exchange(self, config: StreamConfig) -> None:
+    def exchange(self, config: StreamConfig, chained: Chained | None = None) -> None:
         """Other sinks for the same capture, from the next block on. What a removed sink was given
         and what an added one gets are all the frames there are; the added one begins to collect at
-        once, and opens when a removed one has left its place."""
+        once, and opens when a removed one has left its place. ``chained`` is for another chain than
+        before."""
         assert config.capture == self.config.capture
         change = sink_plan(_only_queued(self.config), _only_queued(config))
+        before = self.config
         running: dict[SinkConfig, Outlet] = dict(zip(self.config.queued, self.outlets, strict=True))
         leaving = {sink: Leaving(running[sink]) for sink in change.removed}
         for sink in change.added:
-            running[sink] = _outlet(self.name, cast(Queued, sink), config.capture, self._folders)
+            running[sink] = _outlet(config, cast(Queued, sink), self._folders)
             running[sink].since = None
         for sink in change.removed:
             self._moves.forget(sink.name)
@@ -203,10 +257,28 @@ class Intake:
         self.outlets = [running[sink] for sink in config.queued]
         self._leaving += leaving.values()
         self._show()
-        self.pusher.exchange(self.outlets, _batch_ms(config))
+        self.pusher.exchange(self._outlets_on("captured"), _batch_ms(config.on("captured")))
+        self._exchange_chain(before, chained)
         for sink in change.added:
             after = [leaving[one].feed for one in change.before(sink)]
             running[sink].start(self.name, after, LEAVE_S)
+
+    def _exchange_chain(self, before: StreamConfig, chained: Chained | None) -> None:
+        config, second = self.config, self.second
+        if second is not None and same_chain(before, config):
+            outlets = self._outlets_on("processed")
+            second.exchange(outlets, _batch_ms(config.on("processed")))
+            return
+        if second is not None:
+            second.exchange((), BATCH_MS)
+            second.stop()
+        self.second = self._chain_wake = None
+        if chained is not None:
+            self._follow(chained)
+            assert self.second is not None
+            for outlet in self._outlets_on("processed"):
+                outlet.since = self.second.place
+            self._spawn("push2", self.second.run)
 
     @property
     def leaving(self) -> list[str]:
@@ -237,7 +309,18 @@ class Intake:
         self.pusher.stop()
         if not self._join("push", min(deadline, time.monotonic() + JOIN_S)):
             hung.append("push")
-        for one in self.outlets:
+        for one in self._outlets_on("captured"):
+            one.finish()
+        return hung
+
+    def drain_processed(self, deadline: float) -> list[str]:
+        """The same for what is behind the chain, which has ended."""
+        hung = []
+        if self.second is not None:
+            self.second.stop()
+            if not self._join("push2", min(deadline, time.monotonic() + JOIN_S)):
+                hung.append("push2")
+        for one in self._outlets_on("processed"):
             one.finish()
         return hung
 
@@ -355,6 +438,7 @@ class Intake:
         """What its health is judged by."""
         capturer, count = self.capturer, self.capturer.tally.count()
         trouble = capturer.trouble
+        pushers = [one for one in (self.pusher, self.second) if one is not None]
         waiting = count.captured - self.pusher.captured
         if now_ns - self._looked_ns > AWAY_NS:
             self._back_ns = now_ns
@@ -369,16 +453,28 @@ class Intake:
             silent_ns=min(here_ns, now_ns - capturer.last_frame_ns),
             unseen_ns=min(here_ns, now_ns - capturer.seen_ns - round(capturer.pause_s * NS_PER_S)),
             push_still_ns=min(
-                here_ns, self._moves.still("push", self.pusher.captured, waiting > 0, now_ns)
+                here_ns,
+                max(
+                    self._moves.still("push", self.pusher.captured, waiting > 0, now_ns),
+                    self._second_still_ns(now_ns),
+                ),
             ),
             loss_age_ns=self._moves.age(
-                "loss", count.lost_exact + count.lost_estimated + self.pusher.missed, now_ns
+                "loss",
+                count.lost_exact + count.lost_estimated + sum(one.missed for one in pushers),
+                now_ns,
             ),
             sinks=tuple(self._moves.view(one, now_ns) for one in self.outlets),
             patience_ns=capturer.patience_ns,
             concern=self.wrong_rate() or self.bad_bus(now_ns) or self.only_zeros() or defects,
             released=capturer.released,
         )
+
+    def _second_still_ns(self, now_ns: int) -> int:
+        second = self.second
+        if second is None:
+            return 0
+        return self._moves.still("push2", second.captured, second.waiting > 0, now_ns)
 
     def lost_on_bus(self, now_ns: int) -> tuple[float, int]:
         """What the device did not deliver in the last hour, in ms, and in how many minutes."""
@@ -471,9 +567,9 @@ def _batch_ms(config: StreamConfig) -> int:
     return min(BATCH_MS, *(one.queue_ms // 4 for one in config.queued), BATCH_MS)
 
 
-def _outlet(stream: str, sink: Queued, capture: Capture, folders: tuple[Path, Path]) -> Outlet:
+def _outlet(config: StreamConfig, sink: Queued, folders: tuple[Path, Path]) -> Outlet:
     try:
-        return _made(stream, sink, capture, *folders)
+        return _made(config.name, sink, config.heard_by(sink), *folders)
     except Exception as error:  # noqa: BLE001
         words = f"{blamed(SINKS[sink.type], error)}, then start capstand anew"
         return Outlet(sink.name, Unmade(words), 0)

@@ -6,7 +6,8 @@ from capstand.config.schema import Stream as StreamConfig
 
 
 class Exchange(NamedTuple):
-    """Other sinks. The descriptors that come along are the eventfds of all live ones."""
+    """Other sinks. The descriptors that come along are those of the chain (``intake.Chained``),
+    where there is one, and the eventfds of all live sinks of the captured ring."""
 
     config: StreamConfig
 
@@ -26,6 +27,10 @@ class Hasten(NamedTuple):
 
 class Stop(NamedTuple):
     """The device is wanted no more; an End follows."""
+
+
+class Processed(NamedTuple):
+    """After an End, where there is a chain: that has ended."""
 
 
 class End(NamedTuple):

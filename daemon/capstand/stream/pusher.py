@@ -9,13 +9,12 @@ below capture, because on a busy machine an ordinary thread that holds Python's 
 others.
 """
 
-import os
 import select
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from capstand.accounting.stats import Mark
-from capstand.audio.ring import Reader, Ring
+from capstand.audio.ring import Reader
 from capstand.audio.wake import WakeUp
 from capstand.host.realtime import below, prepare_thread
 from capstand.sinks.outlet import Outlet
@@ -27,8 +26,8 @@ FIRST_REST_MS = 10
 
 
 class Pusher:
-    """Moves blocks from ``ring`` to ``outlets``, up to ``batch_ms`` at a time; blocks may be short,
-    so it rests no longer than half of the ring takes.
+    """Moves blocks from the ``reader`` of a ring to ``outlets``, up to ``batch_ms`` at a time;
+    blocks may be short, so it rests no longer than half of the ring takes.
 
     ``captured`` is how far it has come in the frames that the stream captured; of these, the ones
     that the ring had no room for until it came to them are ``missed``. ``meter`` may come later
@@ -37,22 +36,20 @@ class Pusher:
 
     def __init__(
         self,
-        ring: Ring,
-        frame_bytes: int,
+        reader: Reader,
         meter: "Meter | None",
         outlets: Sequence[Outlet],
         priority: int,
         batch_ms: int,
+        wake: WakeUp | None = None,
+        told: WakeUp | None = None,
     ) -> None:
         self.meter = meter
         self.refusal: str | None = None
         self.batch_ms = batch_ms
-        self.wake = WakeUp()  # by the ring, for each block
-        self.told = WakeUp()  # by the ring, for each quarter of it, and by those who want something
-        descriptor = ring.open_for_reading()
-        self._reader = Reader(descriptor, frame_bytes, ring.slots // 2)
-        os.close(descriptor)
-        self._slots = ring.slots
+        self.wake = wake or WakeUp()  # by the ring, for each block
+        self.told = told or WakeUp()  # for each quarter of it, and by those who want something
+        self._reader = reader
         self._outlets = outlets
         self._wanted = outlets  # written by main, taken over between two blocks
         self._missed = 0
@@ -66,6 +63,16 @@ class Pusher:
     @property
     def missed(self) -> int:
         return self._reader.missed
+
+    @property
+    def waiting(self) -> int:
+        """Blocks that it has not taken up."""
+        return self._reader.waiting
+
+    @property
+    def place(self) -> Mark:
+        """Before the next block; not while ``run`` runs."""
+        return Mark(self._reader.next_frame, self._reader.captured)
 
     def run(self) -> None:
         """The thread's body; after ``stop`` it empties the ring and ends."""
@@ -81,7 +88,7 @@ class Pusher:
             self.wake.clear()
             self.told.clear()
             stopping = self._stopping
-            quarters = 4 * self.step() // self._slots
+            quarters = 4 * self.step() // self._reader.slots
             if not stopping:
                 rest_ms = self.rest_ms(rest_ms, quarters)
                 rest.poll(rest_ms)
@@ -103,6 +110,8 @@ class Pusher:
                 for outlet in outlets:
                     outlet.missed += reader.missed - self._missed
                 self._missed = reader.missed
+            if not block.frames:
+                continue
             for outlet in outlets:
                 outlet.put(block)
             if self.meter is not None:
@@ -110,7 +119,7 @@ class Pusher:
         return count
 
     def _exchange(self, wanted: Sequence[Outlet]) -> None:
-        mark = Mark(self._reader.next_frame, self._reader.captured)
+        mark = self.place
         before, self._outlets = self._outlets, wanted
         for outlet in wanted:
             if outlet not in before:

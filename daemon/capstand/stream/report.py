@@ -57,7 +57,7 @@ class Word(IntEnum):
 
 class Phase(IntEnum):
     RUNNING = 0
-    DRAINED = 1  # nothing more comes into the ring
+    DRAINED = 1  # nothing more comes into the ring; a chain may still have it to process
     ENDED = 2
 
 
@@ -77,7 +77,8 @@ class Report(NamedTuple):
     """``gaps``, ``events`` and ``left`` have happened since the last report. ``trouble`` is the
     device's; ``concerns`` are those of the sinks, by name; ``view`` is what health is judged by;
     ``words`` says in which word of the Page each sink shows what it has delivered; ``hung``
-    names what did not end in time, ``failed`` says why the process ends by itself."""
+    names what did not end in time, ``failed`` says why the process ends by itself, ``processing``
+    what is wrong with the chain."""
 
     stats: StreamStats
     granted: Granted | None
@@ -97,3 +98,4 @@ class Report(NamedTuple):
     phase: Phase = Phase.RUNNING
     hung: tuple[str, ...] = ()
     failed: str | None = None
+    processing: str | None = None

@@ -1,7 +1,8 @@
 """A stream, seen from main: the process that takes its sound in, and its live sinks.
 
     process of the stream: card → Intake → ring (main's memory) and files
-    process of a live sink:                  └→ push
+    process of a live sink:                  ├→ push
+    process of the chain:                    └→ processors → processed ring, and likewise from there
 
 What the processes say of themselves is checked before it is believed. The ring outlasts the process
 that writes it: where that one ends before its time, hangs, or a thread in it stands still, another
@@ -14,13 +15,14 @@ that a reload ends by one that waits for it.
 import os
 import time
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain as joined
 from pathlib import Path
 
 from capstand.accounting.stats import Gap, SinkStats, StreamStats
 from capstand.audio.block import NS_PER_S
 from capstand.audio.ring import Reader, Ring
-from capstand.config.plan import sink_plan
+from capstand.audio.wake import WakeUp
+from capstand.config.plan import same_chain, sink_plan
 from capstand.config.registry import SINKS, SOURCES, Surroundings, blamed
 from capstand.config.schema import Sink as SinkConfig
 from capstand.config.schema import Stream as StreamConfig
@@ -30,9 +32,10 @@ from capstand.processes.child import Task
 from capstand.processes.page import DOING, Doing
 from capstand.processes.supervisor import LIMITS_S, State, Supervisor
 from capstand.sinks.live import LiveSink, Plan
+from capstand.stream.chaining import Chaining
 from capstand.stream.handover import ABANDON_S, LEAVE_S, Leaving, Moves, Side, events_of
 from capstand.stream.health import Health, Verdict, View, judge
-from capstand.stream.orders import End, Exchange, Hasten, Release, Resume, Stop
+from capstand.stream.orders import End, Exchange, Hasten, Processed, Release, Resume, Stop
 from capstand.stream.report import (
     CAN_BE_OPENED,
     DISK_S,
@@ -70,6 +73,8 @@ class Stream:
         self.ring = Ring(capture.ring_slots, capture.slot_bytes)
         self._memory = self.ring.open_for_reading()
         self._present = Reader(self._memory, capture.audio.frame_bytes)
+        self._chain = Chaining(config, self.ring) if config.process else None
+        self._former: list[Chaining] = []  # that are to end
         self._live = {one: self._live_sink(one) for one in config.sink if _is_live(one)}
         self._leaving: list[Leaving] = []  # live ones
         self._parting: dict[str, None] = {}  # the others, by name
@@ -92,6 +97,10 @@ class Stream:
     def live(self) -> list[LiveSink]:
         return list(self._live.values())
 
+    def ring_of(self, input_: str) -> Ring:
+        """Of "captured" or, where there is a chain, "processed" sound."""
+        return self._chain.ring if self._chain and input_ == "processed" else self.ring
+
     # Its life
 
     def start(self) -> None:
@@ -110,6 +119,16 @@ class Stream:
             self._died()
         for one in self._live.values():
             one.look(now_ns)
+        if self._chain is not None:
+            self._chain.look(now_ns)
+        for former in self._former:
+            former.look(now_ns)
+        self._let_chains_go()
+
+    def _let_chains_go(self) -> None:
+        for one in [one for one in self._former if one.over()]:
+            self._former.remove(one)
+            one.close()
 
     def _look_for_hung_open(self, now_ns: int) -> None:
         """A library may hang in an open for ever, with Python's lock in its hand, when the device
@@ -161,17 +180,24 @@ class Stream:
         """Other sinks for the same capture, while sound flows: the device, the clock and the frame
         index go on. An added sink opens when a removed one has left its place."""
         assert config.capture == self.config.capture
-        change = sink_plan(self.config, config)
+        change, before = sink_plan(self.config, config), self.config
         parted = {one: self._live.pop(one) for one in change.removed if _is_live(one)}
-        added = {one: self._live_sink(one) for one in change.added if _is_live(one)}
         self.config = config
+        if not same_chain(before, config):
+            if self._chain is not None:
+                self._chain.leave()
+                self._former.append(self._chain)
+            self._chain = Chaining(config, self.ring) if config.process else None
+        added = {one: self._live_sink(one) for one in change.added if _is_live(one)}
         self._live = {one: (self._live | added)[one] for one in config.sink if _is_live(one)}
         self._leaving += map(Leaving, parted.values())
         self._parting |= {one.name: None for one in change.removed if not _is_live(one)}
         for one in change.removed:
             self._moves.forget(one.name)
         self._give()
-        self._order(Exchange(config), self._wakes())
+        self._order(Exchange(config), [*self._chained(), *self._wakes("captured")])
+        if self._chain is not None:
+            self._chain.set(config, self._live_wakes("processed"))
         for feed in parted.values():
             feed.finish()
         for sink, feed in added.items():
@@ -204,9 +230,15 @@ class Stream:
         are told that nothing follows. Names what hung."""
         self.process.stop(End(max(0.0, deadline - time.monotonic())))
         self._wait(Phase.DRAINED, deadline + ABANDON_S)
+        hung = []
+        if self._chain is not None:
+            self._chain.finish()
+            if not self._chain.end(deadline + ABANDON_S):
+                hung.append("its processors")
+            self.process.order(Processed())
         for one in self._live.values():
             one.finish()
-        return []
+        return hung
 
     def close(self, deadline: float) -> list[str]:
         """Waits for the sinks to take what they have and to close, for a disk ``DISK_S`` longer;
@@ -230,6 +262,9 @@ class Stream:
             self._attempt.abandon()
             self._attempt.close()
         self.process.close()
+        for chain in [*self._former, *([self._chain] if self._chain else [])]:
+            chain.close()
+        self._former, self._chain = [], None
         self._present.close()
         self.ring.close()
         os.close(self._memory)
@@ -248,6 +283,7 @@ class Stream:
         return last._replace(
             stats=stats,
             trouble=self._trouble,
+            processing=self._chain.concern if self._chain else None,
             concerns=last.concerns | {one.name: one.concern for one in live},
             gaps=tuple(gaps),
             events=(*events, *events_of(live)),
@@ -277,6 +313,7 @@ class Stream:
             sinks=tuple(sinks[one.name] for one in self.config.sink if one.name in sinks),
             released=next(iter(self._released.values()), None),
             pid=self.process.pid,
+            process=self._chain.figures() if self._chain else None,
         )
 
     @property
@@ -290,7 +327,8 @@ class Stream:
         kept = tuple(one for one in view.sinks if one.name in names)
         if self.process.trouble:
             view = BLANK._replace(frames=view.frames, trouble=self.process.trouble)
-        return judge(view._replace(sinks=kept + live))
+        chain = self._chain.concern if self._chain else None
+        return judge(view._replace(sinks=kept + live, concern=view.concern or chain))
 
     # Inside
 
@@ -302,10 +340,21 @@ class Stream:
         if self.process.order(order, descriptors):
             self._ordered += 1
 
-    def _wakes(self) -> list[int]:
-        leaving = [one.feed for one in self._leaving]
-        live = [one for one in (*self._live.values(), *leaving) if isinstance(one, LiveSink)]
-        return [one.wake.fileno() for one in live]
+    def _wakes(self, input_: str) -> list[int]:
+        return [one.fileno() for one in self._live_wakes(input_)]
+
+    def _live_wakes(self, input_: str) -> list[WakeUp]:
+        """Of the live sinks that get this sound, and of those that leave, as it may be theirs."""
+        leaving = [one.feed.wake for one in self._leaving if isinstance(one.feed, LiveSink)]
+        on = self.config.on(input_).sink
+        return [*(feed.wake for sink, feed in self._live.items() if sink in on), *leaving]
+
+    def _chained(self) -> list[int]:
+        """Of an ``intake.Chained``."""
+        chain = self._chain
+        if chain is None:
+            return []
+        return [chain.memory, *(one.fileno() for one in (chain.wake, chain.push, chain.told))]
 
     def _task(self) -> Task:
         folders = self._state, self._runtime
@@ -316,7 +365,10 @@ class Stream:
     def _give(self) -> None:
         """What the next process is to do."""
         self.process.task = self._task()
-        self.process.descriptors = self.ring.descriptor, *self._wakes()
+        given = self.ring.descriptor, *self._chained()
+        self.process.descriptors = *given, *self._wakes("captured")
+        if self._chain is not None:
+            self._chain.wakes(self._live_wakes("processed"))
 
     def _hear(self, raw: bytes) -> None:
         """Raises ValueError for what cannot be."""
@@ -367,7 +419,7 @@ class Stream:
                 return
 
     def _live_sink(self, sink: SinkConfig) -> LiveSink:
-        capture = self.config.capture
+        capture = self.config.heard_by(sink)
         kind, priority = SINKS[sink.type], realtime.below(capture.priority, 10)
         try:
             around = Surroundings(self.name, capture, self._state, priority, self._runtime)
@@ -378,7 +430,8 @@ class Stream:
         except Exception as error:  # noqa: BLE001
             words = f"{blamed(kind, error)}, then start capstand anew"
             plan = Plan("capstand.sinks.sink:Unmade", (words,))
-        return LiveSink(self.name, sink.name, plan, self.ring, capture.audio.frame_bytes, priority)
+        ring = self.ring_of(self.config.input_of(sink))
+        return LiveSink(self.name, sink.name, plan, ring, capture.audio.frame_bytes, priority)
 
 
 BLANK = View(
@@ -441,7 +494,7 @@ def _not_yet(sink: str) -> SinkStats:
 def _modules(config: StreamConfig) -> tuple[str, ...]:
     """What is loaded before its process is forked."""
     sinks = [SINKS[one.type].loads for one in config.queued]
-    return (*MODULES, *SOURCES.of(config.capture.device).loads, *chain.from_iterable(sinks))
+    return (*MODULES, *SOURCES.of(config.capture.device).loads, *joined.from_iterable(sinks))
 
 
 def _is_live(sink: SinkConfig) -> bool:

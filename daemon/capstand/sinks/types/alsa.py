@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from capstand.config import naming
 from capstand.config.decode import Choice, Flag, Whole
 from capstand.config.registry import Place, SinkType, Surroundings
-from capstand.config.schema import ALSA_NAME, Name, Stream
+from capstand.config.schema import ALSA_NAME, Input, Name, Stream
 
 if TYPE_CHECKING:
     from capstand.sinks.live import Plan
@@ -23,6 +23,7 @@ class AlsaSink(NamedTuple):
     name: Name = "alsa"
     delay_ms: Annotated[int, Whole(20, 2000)] = 100
     rate_lock: Annotated[bool, Flag()] = True
+    input: Input | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if naming.parse(self.device) is not None:

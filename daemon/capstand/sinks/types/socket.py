@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.config.decode import Choice, Text, Whole
 from capstand.config.registry import Place, SinkType, Surroundings
-from capstand.config.schema import AbsolutePath, Name, Stream
+from capstand.config.schema import AbsolutePath, Input, Name, Stream
 
 if TYPE_CHECKING:
     from capstand.sinks.live import Plan
@@ -26,6 +26,7 @@ class SocketSink(NamedTuple):
     gaps: Annotated[str, Choice(("silence", "skip"))] = "silence"
     readers: Annotated[int, Whole(1, 64)] = 8
     buffer_ms: Annotated[int, Whole(100, 60_000)] = 2000
+    input: Input | None = None
     group: (
         Annotated[str, Text(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}", "the name of a group")] | None
     ) = None

@@ -1,0 +1,337 @@
+"""The pump: captured ring → Chain → processed ring, block by block.
+
+A processed block has the frame index of what was captured, ``captured_before`` likewise, and a time
+stamp that is earlier by the chain's delay: what the chain misses, its readers miss, to the frame.
+All of it can be read from the two rings, so any pump, also one of another process, goes on where
+the one before ended (``resume``).
+
+It runs without a chain, too: then it passes on what was captured, as late as the chain would have.
+A chain that comes later is listened to first and faded in.
+
+Threads: ``run`` is the pump thread; ``offer``, ``set``, ``finish``, ``abandon`` and ``hangs`` are
+its minder's (``run.py``).
+"""
+
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from capstand.audio.block import AudioFormat, Block, Shape
+from capstand.audio.ring import Reader, Ring
+from capstand.audio.wake import WakeUp
+from capstand.dsp.convert import from_float, to_float32
+from capstand.host import realtime
+from capstand.host.starved import waited_for_cpu_ns
+from capstand.processing.chain import Chain
+from capstand.processing.delay import DelayLine
+from capstand.processing.fade import Crossfade, Fade
+from capstand.processing.processor import Samples
+from capstand.processing.stage import EDGE_MS, FADE_MS, LISTEN_MS, Stage
+
+LOOK_S = 0.015
+LOOKS = 3
+"""A block that is under way at so many looks in a row hangs: after 45 ms."""
+URGENT_MS = 40
+"""Who gathers less is in a hurry."""
+CHANGE_LOOK_S = 0.5
+"""New processors may take their time to be made."""
+STARVED_SHARE = 0.5
+
+
+class Abandoned(BaseException):
+    """In a pump that is no longer wanted; no processor catches it by ``except Exception``."""
+
+
+class Rings(NamedTuple):
+    """Where a pump reads and writes: descriptors of the ``captured`` ring and of the ``processed``
+    one, ``ring``, which it writes; the ``audio`` that comes in, and the ``channels`` that go out.
+    """
+
+    captured: int
+    processed: int
+    ring: Ring
+    audio: AudioFormat
+    channels: int
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.audio.rate_hz, self.audio.channels)
+
+    @property
+    def out(self) -> AudioFormat:
+        return self.audio._replace(channels=self.channels)
+
+
+class Pump:
+    """Woken by ``wake`` for each captured block; gathers ``gather_frames``; sets ``ended`` when it
+    ends. ``delay_frames`` are those of the chain that it stands in for until it has one."""
+
+    def __init__(
+        self,
+        rings: Rings,
+        wake: WakeUp,
+        ended: WakeUp,
+        gather_frames: int,
+        priority: int,
+        chain: Chain | None,
+        delay_frames: int = 0,
+    ) -> None:
+        self.delay_frames = delay_frames if chain is None else chain.delay_frames
+        self.missed = 0
+        self._rings = rings
+        self._wake = wake
+        self._ended = ended
+        self._gather_frames = gather_frames
+        self._priority = priority
+        self._reader = Reader(rings.captured, rings.audio.frame_bytes, keep=None)
+        self._chain = chain
+        self._offered: Chain | None = None
+        self._settings: Sequence[Any] | None = None
+        self._until: int | None = None
+        self._line: DelayLine | None = None
+        self._come: Crossfade | None = None
+        self._step: tuple[Samples, Fade] | None = None
+        self._to = np.arange(rings.channels) % rings.audio.channels
+        self._gathered: list[Block] = []
+        self._gathered_frames = self._gathered_before = 0
+        self._next_frame: int | None = None
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self._busy_since_ns = 0
+        self._look_s = LOOK_S
+        self._seen = (0, 0, 0)  # which block was under way, at how many looks, how long it waited
+        self.thread = threading.Thread(target=self._run, name="chain", daemon=True)
+
+    # Its minder's
+
+    def offer(self, chain: Chain) -> None:
+        """Is faded in."""
+        self._offered = chain
+
+    def set(self, settings: Sequence[Any], gather_frames: int) -> None:
+        """From the next block on."""
+        self._settings, self._gather_frames = settings, gather_frames
+        self._wake.set()
+
+    def finish(self, until: int) -> None:
+        """It ends before the captured block of that number."""
+        self._until = until
+        self._wake.set()
+
+    def hangs(self) -> bool:
+        """At a look: whether a block is under way for too long. A thread that had to wait for a
+        processor of the machine does not hang."""
+        since_ns = self._busy_since_ns
+        if not since_ns:
+            return False
+        before_ns, looks, waited_ns = self._seen
+        now_waited_ns = waited_for_cpu_ns()
+        starved = now_waited_ns - waited_ns > STARVED_SHARE * LOOK_S * 1e9
+        looks = 1 if since_ns != before_ns else looks if starved else looks + 1
+        self._seen = since_ns, looks, now_waited_ns
+        return looks >= LOOKS
+
+    def abandon(self) -> bool:
+        """It hangs, and shows nothing any more, should it come back. False: it has come back."""
+        with self._lock:
+            self._abandoned = bool(self._busy_since_ns)
+            return self._abandoned
+
+    def under_way(self) -> Stage | None:
+        """Where it hangs. Its frames say so, so that nobody has to note it block by block."""
+        frame = sys._current_frames().get(self.thread.ident or 0)
+        while frame is not None:
+            if frame.f_code is Stage._processed.__code__:
+                stage: Stage = frame.f_locals["self"]
+                return stage
+            frame = frame.f_back
+        return None
+
+    # The thread
+
+    def _run(self) -> None:
+        realtime.prepare_thread("chain", self._priority)
+        try:
+            self._resume()
+            self._feed()
+        except Abandoned:
+            pass
+        finally:
+            self._ended.set()
+
+    def _resume(self) -> None:
+        """Where the processed ring ends, after what the chain's delay holds."""
+        rings = self._rings
+        done = Reader(rings.processed, rings.out.frame_bytes)
+        captured, next_frame = done.captured, done.next_frame
+        begun, last = bool(done.number), None
+        if captured:
+            done.go_back(captured - 1)
+            block = done.read()
+            if block is not None and block.frames:
+                last = to_float32(block.samples, rings.audio.sample)[-rings.channels :]
+        done.close()
+        if self._chain is None:
+            self._line = DelayLine(self.delay_frames, rings.audio.channels)
+        self._reader.go_back(max(0, captured - (self.delay_frames + 1 if begun else 0)))
+        self._reader.missed = 0
+        if not begun:
+            return
+        if self._line is None:
+            self._next_frame = -1  # it knows nothing of what came before
+        else:
+            self._next_frame = next_frame
+        while self._reader.captured < captured:
+            heard = self._reader.read()
+            if heard is None or self._reader.captured > captured:
+                break
+            if self._line is not None:
+                self._line.feed(self._floats(heard.samples))
+                if last is not None and self._reader.captured == captured:
+                    step = last.reshape(1, -1) - self._line.read()[-1:, self._to]
+                    self._step = step, Fade(rings.audio.rate_hz, EDGE_MS)
+        if self._reader.captured != captured:  # the ring does not hold it any more
+            self._reader.go_back(captured)
+            self._step = None
+        self._reader.missed = 0
+
+    def _feed(self) -> None:
+        rest = select.poll()
+        wait = select.poll()
+        wait.register(self._wake, select.POLLIN)
+        while self._until is None or self._reader.number < self._until:
+            wait.poll()
+            self._wake.clear()
+            if self._settings is not None and self._chain is not None:
+                self._change()
+            self._drain()
+            if self._until is None:
+                rest.poll(self._rest_ms())
+        self._process_gathered()
+
+    def _rest_ms(self) -> float:
+        """Until what it gathers is there; where that is urgent, until the block before the last, so
+        that the last one wakes it."""
+        rate_hz = self._rings.audio.rate_hz
+        missing = self._gather_frames - self._gathered_frames
+        if self._gather_frames * 1000 < URGENT_MS * rate_hz:
+            missing -= self._block_frames
+        return max(0.0, missing * 1000 / rate_hz)
+
+    _block_frames = 0
+
+    def _drain(self) -> None:
+        """All that is there, as far as it makes whole gathered blocks."""
+        reader = self._reader
+        while self._until is None or reader.number < self._until:
+            block = reader.read()
+            if block is None:
+                return
+            if self._abandoned:
+                raise Abandoned
+            self.missed, missed = reader.missed, reader.missed - self.missed
+            gathered, self._block_frames = self._gathered, block.frames
+            if gathered:
+                end = gathered[-1].first_frame + gathered[-1].frames
+                if missed or block.first_frame != end:
+                    self._process_gathered()
+            if not gathered:
+                self._gathered_before = reader.captured - block.frames
+            if block.frames:
+                gathered.append(block)
+                self._gathered_frames += block.frames
+            if self._gathered_frames >= self._gather_frames:
+                self._process_gathered()
+
+    def _process_gathered(self) -> None:
+        gathered, frames = self._gathered, self._gathered_frames
+        if not gathered:
+            return
+        samples = b"".join([one.samples for one in gathered])
+        first_frame, at_ns = gathered[0].first_frame, gathered[0].captured_at_ns
+        gathered.clear()
+        self._gathered_frames = 0
+        gap = self._next_frame is not None and first_frame != self._next_frame
+        self._next_frame = first_frame + frames
+        now_ns = time.monotonic_ns()
+        self._begin(now_ns, LOOK_S)
+        out = self._through(self._floats(samples), now_ns, gap)
+        packed = from_float(out, self._rings.audio.sample)
+        ring, reader = self._rings.ring, self._reader
+        delay_ns = round(self.delay_frames * 1e9 / self._rings.audio.rate_hz)
+        with self._lock:
+            self._came_back()
+            ring.slot()[: len(packed)] = packed
+            ring.publish(first_frame, frames, at_ns - delay_ns, self._gathered_before, reader)
+
+    def _begin(self, now_ns: int, look_s: float) -> None:
+        """What now comes may hang: from now on the minder looks."""
+        self._busy_since_ns = now_ns
+        signal.setitimer(signal.ITIMER_REAL, look_s, look_s)
+
+    def _came_back(self) -> None:
+        """With the lock."""
+        if self._abandoned:
+            raise Abandoned
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._busy_since_ns = 0
+
+    def _change(self) -> None:
+        settings, self._settings = self._settings, None
+        assert self._chain is not None and settings is not None
+        self._begin(time.monotonic_ns(), CHANGE_LOOK_S)
+        self._chain.change(settings)
+        with self._lock:
+            self._came_back()
+        self.delay_frames = self._chain.delay_frames
+
+    # The sound
+
+    def _floats(self, samples: bytes) -> Samples:
+        return to_float32(samples, self._rings.audio.sample).reshape(-1, self._rings.audio.channels)
+
+    def _through(self, block: Samples, now_ns: int, gap: bool) -> Samples:
+        if self._chain is None and self._offered is not None:
+            self._come_in(self._offered)
+        chain, line = self._chain, self._line
+        if chain is not None and self._come is None:
+            out = chain.process(block, now_ns, gap=gap)
+            self.delay_frames = chain.delay_frames
+            return out
+        assert line is not None
+        if gap:
+            line.clear()
+            self._step = None
+        line.feed(block)
+        plain = line.read()[:, self._to]
+        if chain is None or self._come is None:
+            return self._continued(plain)
+        out = self._come.mix(plain, chain.process(block, now_ns, gap=gap))
+        if self._come.done:
+            self._come = self._line = None
+        return self._continued(out)
+
+    def _come_in(self, chain: Chain) -> None:
+        rings = self._rings
+        self._chain, self._offered = chain, None
+        if chain.delay_frames != self.delay_frames or self._line is None:
+            self.delay_frames = chain.delay_frames
+            self._line = DelayLine(chain.delay_frames, rings.audio.channels)
+        fade = Fade(rings.audio.rate_hz, FADE_MS, LISTEN_MS)
+        self._come = Crossfade(fade, Shape(rings.audio.rate_hz, rings.channels))
+
+    def _continued(self, out: Samples) -> Samples:
+        """What was last heard was something else: the difference dies away."""
+        if self._step is None:
+            return out
+        step, fade = self._step
+        out = out + step * (1 - fade.take(len(out)))
+        if fade.done:
+            self._step = None
+        return out

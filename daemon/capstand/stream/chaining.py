@@ -1,0 +1,189 @@
+"""The chain of a stream, seen from main: the processed ring, and the process that writes it.
+
+    process of the stream → captured ring → process of the chain → processed ring → sinks
+                                            (``processing/run.py``)
+
+Main keeps the processed ring, as it keeps the captured one: the process may end at any time, and
+the next one goes on where the ring ends, from what the captured one still holds.
+
+Thread: main.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+
+from capstand.audio.block import NS_PER_S
+from capstand.audio.ring import Reader, Ring
+from capstand.audio.wake import WakeUp
+from capstand.config.registry import SINKS
+from capstand.config.schema import LARGEST_PERIOD, MOST_RING_BYTES, RING_S
+from capstand.config.schema import Stream as StreamConfig
+from capstand.host import realtime
+from capstand.host.backoff import Backoff
+from capstand.host.starved import waited_for_cpu_ns
+from capstand.processes.child import Task
+from capstand.processes.page import DOING, Doing
+from capstand.processes.supervisor import LIMITS_S, State, Supervisor
+from capstand.processing.orders import Finish, Set, Word, Work
+
+GATHER_MS, LIVE_GATHER_MS = 40, 20
+"""What a live sink waits for comes sooner; else fewer wake-ups count."""
+SILENT_NS = NS_PER_S
+"""Its process shows itself four times a second; for so long it may not. Less than the captured ring
+holds, so that another one misses nothing."""
+MOST_LOOK_NS = 3 * NS_PER_S // 10
+"""Between two looks; what is longer says something of us, or of the machine."""
+RESTART_S = (0.02, 5.0)
+"""The captured ring holds two seconds: who is back within them has missed nothing."""
+PROCESSING = "processing: "
+"""So begins what main says of the process itself."""
+MODULES = ("capstand.processing.run",)
+
+
+class Chaining:
+    """What ``config`` says of processors; ``captured`` is the stream's ring."""
+
+    def __init__(self, config: StreamConfig, captured: Ring) -> None:
+        capture, rate_hz = config.capture, config.capture.rate_hz
+        self.audio = config.processed_audio
+        gather_frames = GATHER_MS * rate_hz // 1000
+        slot_bytes = (gather_frames + LARGEST_PERIOD * capture.period_frames) * max(
+            self.audio.frame_bytes, capture.audio.frame_bytes
+        )
+        slots = math.ceil(RING_S * 1000 / max(capture.period_ms, LIVE_GATHER_MS / 2))
+        self.ring = Ring(max(4, min(slots, MOST_RING_BYTES // slot_bytes)), slot_bytes)
+        self.memory = self.ring.open_for_reading()
+        self.wake = WakeUp()  # by the captured ring
+        self.push, self.told = WakeUp(), WakeUp()  # by this one, for the stream's process
+        self._captured = captured.open_for_reading()
+        self._source = Reader(self._captured, capture.audio.frame_bytes)
+        if self._source.captured:
+            self._ends_here()  # what was captured before is not meant for it
+        self._present = Reader(self.memory, self.audio.frame_bytes)
+        self._settings = config.process
+        self._gather_frames = _gather_frames(config)
+        priority = realtime.below(capture.priority, 10)
+        work = Work(
+            *(config.process, capture.audio, self.ring.slots, slot_bytes),
+            *(self._gather_frames, priority),
+        )
+        minder = realtime.below(capture.priority, 9)
+        fields = {"STREAM": config.name}
+        task = Task("capstand.processing.run:run", (work,), fields, f"chain:{config.name}", minder)
+        self.process = Supervisor(task, (), LIMITS_S, Backoff(*RESTART_S), MODULES)
+        self._work = work
+        self._moved = self._present.captured
+        self._silent_ns = 0
+        self._seen = (0, 0, -1)  # what it showed at the last look, when, how long it had waited
+
+    def wakes(self, live: Sequence[WakeUp]) -> None:
+        """The live sinks that read the processed ring; before the process begins."""
+        given = self._captured, self.ring.descriptor, self.wake.fileno()
+        self.process.descriptors = (*given, *self._readers(live))
+
+    def set(self, config: StreamConfig, live: Sequence[WakeUp]) -> None:
+        """Other settings or live sinks for the same kind of sound."""
+        self._settings, self._gather_frames = config.process, _gather_frames(config)
+        self._work = self._work._replace(settings=self._settings, gather_frames=self._gather_frames)
+        self.process.task = self.process.task._replace(arguments=(self._work,))
+        self.wakes(live)
+        self.process.order(Set(self._settings, self._gather_frames), self._readers(live))
+
+    def look(self, now_ns: int) -> None:
+        self.process.look(now_ns)
+        self._present.join()
+        if self._present.captured != self._moved:
+            self._moved = self._present.captured
+            self.process.well()
+        if self.process.running and self._is_silent(now_ns):
+            self.process.kill(now_ns, "its process showed no sign of life for 1 s and was killed")
+
+    def _is_silent(self, now_ns: int) -> bool:
+        """Whether it hangs: not where the machine gives it, or us, no time."""
+        shown, (before, looked_ns, waited_ns) = self.process.page.words[DOING], self._seen
+        if shown != before or shown & 7 != Doing.WAITING:
+            self._silent_ns, self._seen = 0, (shown, now_ns, -1)
+            return False
+        now_waited_ns = waited_for_cpu_ns(self.process.pid)
+        if waited_ns >= 0:
+            passed_ns = min(now_ns - looked_ns, MOST_LOOK_NS) - (now_waited_ns - waited_ns)
+            self._silent_ns += max(0, passed_ns)
+        self._seen = shown, now_ns, now_waited_ns
+        return self._silent_ns > SILENT_NS
+
+    @property
+    def captured(self) -> int:
+        """How much of what was captured has come through, or was missed."""
+        self._present.join()
+        return self._present.captured
+
+    @property
+    def concern(self) -> str | None:
+        """Why sound is not processed as it should be."""
+        if self.process.trouble is not None:
+            return f"{PROCESSING}{self.process.trouble}"
+        return self.process.concern
+
+    def figures(self) -> dict[str, object]:
+        """For ``capstand status --json``."""
+        process = self.process
+        return {
+            "pid": process.pid,
+            "restarts": process.deaths,
+            "trouble": process.trouble,
+            "missed_frames": process.page.words[Word.MISSED],
+            "delay_ms": process.figures.get("delay_ms"),
+            "stages": process.figures.get("stages", []),
+        }
+
+    def finish(self) -> None:
+        """Nothing more is captured: what is in the captured ring is processed, and it ends."""
+        self._source.join()
+        self.process.stop(Finish(self._source.number))
+
+    def leave(self) -> None:
+        """It is wanted no more, nor is what it has not processed."""
+        self.process.stop(Finish(0))
+
+    def over(self, deadline: float = 0.0) -> bool:
+        """Whether it has ended by then (time.monotonic)."""
+        return self.process.join(deadline)
+
+    def end(self, deadline: float) -> bool:
+        """Waits for that; what it has not processed by then is missed by all sinks. False: it had
+        to be ended."""
+        ended = self.over(deadline)
+        if not ended:
+            self.process.abandon()
+        self._source.join()
+        if self.captured < self._source.captured:
+            self._ends_here()
+            self.push.set()
+        return ended
+
+    def close(self) -> None:
+        """Gives back what it took of the system; its process has ended."""
+        if self.process.state is not State.ENDED:
+            self.process.abandon()
+        self.process.close()
+        self._present.close()
+        self._source.close()
+        self.ring.close()
+        os.close(self.memory)
+        os.close(self._captured)
+
+    def _readers(self, live: Sequence[WakeUp]) -> list[int]:
+        return [one.fileno() for one in (self.told, self.push, *live)]
+
+    def _ends_here(self) -> None:
+        """Says to the processed ring's readers that they have missed what has been captured."""
+        source = self._source
+        last = Ring(self.ring.slots, self.ring.slot_bytes, os.dup(self.ring.descriptor))
+        last.publish(source.next_frame, 0, source.due_ns, source.captured, source)
+        last.close()
+
+
+def _gather_frames(config: StreamConfig) -> int:
+    live = any(SINKS[one.type].live for one in config.on("processed").sink)
+    return (LIVE_GATHER_MS if live else GATHER_MS) * config.capture.rate_hz // 1000
