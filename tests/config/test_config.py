@@ -621,6 +621,18 @@ def test_missing_keys_are_told_at_their_table() -> None:
     ]
 
 
+def test_a_stream_has_no_more_sinks_than_its_process_can_be_given() -> None:
+    """100 are right, one more is refused."""
+    sinks = [
+        f'[[stream.sink]]\ntype = "file"\nname = "s{at}"\npath = "/r{at}"\n' for at in range(100)
+    ]
+    head = RIGHT.partition("[[stream.sink]]")[0]
+    assert len(read(head + "".join(sinks)).stream[0].sink) == 100
+    assert faults(RIGHT + "".join(sinks)) == [
+        "c.toml:5: stream.mic.sink: there are 101; expected at most 100"
+    ]
+
+
 def test_a_sink_without_a_known_type_is_told() -> None:
     """A sink says what it is; the types that are known are listed."""
     assert faults(RIGHT.replace('type = "file"\n', "")) == [

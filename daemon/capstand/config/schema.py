@@ -223,6 +223,10 @@ class Processing(Protocol):
     def type(self) -> str: ...
 
 
+MOST_SINKS = 100
+"""Of a stream: their descriptors go to its process in one message, which holds 253 of them."""
+
+
 class Stream(NamedTuple):
     """One device and everything fed by it."""
 
@@ -277,6 +281,8 @@ class Stream(NamedTuple):
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.sink:
             yield "sink", "there is no [[stream.sink]]; the sound would go nowhere"
+        if len(self.sink) > MOST_SINKS:
+            yield "sink", f"there are {len(self.sink)}; expected at most {MOST_SINKS}"
         yield from _twice("sink", "name", [one.name for one in self.sink])
         yield from _same_place(self.places(anywhere=False))
         chain = list(self._chain_problems())

@@ -38,7 +38,7 @@ LONGEST = 131_072
 """Bytes of a message."""
 MOST_VALUES = 2_000
 """Of what a process tells of itself; what is more is left out."""
-MOST_GIVEN = 64
+MOST_GIVEN = 253
 """Descriptors of a message."""
 FAILED = 3
 """The status of a process that has said why it ends."""

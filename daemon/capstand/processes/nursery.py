@@ -41,7 +41,7 @@ from capstand.processes import child
 
 NOT_TOLD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 LONGEST = 4096
-MOST_DESCRIPTORS = 64
+MOST_DESCRIPTORS = 253  # SCM_MAX_FD of Linux
 WORD = struct.Struct("@i")
 REST_S = 5.0
 """For so long after an order another one may follow."""
