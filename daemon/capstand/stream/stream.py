@@ -54,6 +54,8 @@ MOST_VALUES = 20_000
 """Of a report."""
 LIVE_GATHER_MS = 10
 LIMITS = LIMITS_S | {Doing.CLOSING: 30.0}
+AGAIN_S = (0.2, 2.0)
+"""However often a library has ended it, it is back soon after the device is well."""
 TRY_AFTER_NS = 2 * NS_PER_S
 """So long may opening keep the whole process from showing itself before another one tries it."""
 TRY_LIMITS = LIMITS_S | {Doing.OPENING: 2.0}
@@ -90,7 +92,8 @@ class Stream:
         self._events: list[SinkEvent] = []
         self._left: list[Left] = []
         modules = _modules(config)
-        self.process = Supervisor(self._task(), (), LIMITS, modules=modules, hear=self._hear)
+        again = Backoff(*AGAIN_S)
+        self.process = Supervisor(self._task(), (), LIMITS, again, modules, self._hear)
         self._give()
 
     @property
