@@ -19,7 +19,6 @@ from capstand.stream.stream import Stream
 from tests import line
 from tests.agora import Push, StandIn, run
 from tests.patience import PATIENCE_S
-from tests.timing import BareTimer
 
 APP_ID = "0123456789abcdef0123456789abcdef"
 CHANNEL = AgoraSink(
@@ -33,6 +32,7 @@ CHANNEL = AgoraSink(
     catch_up="never",
 )
 SCRIPT = "set connect_ms 5"
+DEPTHS_AGREE_MS = 20
 Samples = npt.NDArray[np.int16]
 
 
@@ -57,9 +57,15 @@ def sound(keys: dict[str, Any], state: str, script: str, seconds: float) -> dict
         if script and delivered > seconds * card.rate_hz / 2:
             standin.command(script)
             script = ""
-    now_ns, captured = time.monotonic_ns(), intake.stats(0).captured_frames
-    live = Side.of(channel).stats(captured, card.rate_hz, now_ns)._asdict()
-    depth_ms = standin.report()["depth_ms"]
+    while True:  # two depths, one asked for after the other: a block may have come between
+        channel.look(now_ns := time.monotonic_ns())
+        captured = intake.stats(0).captured_frames
+        live = Side.of(channel).stats(captured, card.rate_hz, now_ns)._asdict()
+        depth_ms = standin.report()["depth_ms"]
+        apart_ms = abs(live["figures"]["depth_ms"] - depth_ms)
+        if apart_ms <= DEPTHS_AGREE_MS or time.monotonic() > began + PATIENCE_S:
+            break
+        time.sleep(0.02)
     intake.drain(time.monotonic() + PATIENCE_S)
     channel.finish()
     assert channel.join(time.monotonic() + PATIENCE_S)
@@ -189,9 +195,7 @@ def test_while_the_sdk_reconnects_the_books_go_on(standin: StandIn, tmp_path: Pa
     assert standin.names().count("agora_rtc_conn_connect") == 1
 
 
-def test_the_status_says_what_is_sent(
-    standin: StandIn, tmp_path: Path, bare_timer: BareTimer
-) -> None:
+def test_the_status_says_what_is_sent(standin: StandIn, tmp_path: Path) -> None:
     """Detail and figures name channel, bit rate by the SDK's own account, and the estimated depth
     of its send buffer, which is the true one to two frames."""
     script = f"{SCRIPT}; set stats_ms 100"
@@ -200,6 +204,5 @@ def test_the_status_says_what_is_sent(
     assert (figures["state"], figures["channel"], figures["uid"]) == ("JOINED", "studio", 1001)
     assert figures["sent_kbps"] > 0 and figures["joins"] == 1
     assert seen["live"]["detail"].startswith("in studio, ")
-    if bare_timer.judges("two depths, one asked for after the other", 0.01):
-        assert figures["depth_ms"] == pytest.approx(seen["depth_ms"], abs=20)
+    assert figures["depth_ms"] == pytest.approx(seen["depth_ms"], abs=DEPTHS_AGREE_MS)
     assert json.dumps(figures)
