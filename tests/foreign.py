@@ -5,9 +5,9 @@ from pathlib import Path
 SINKS = """
 from typing import Annotated, NamedTuple
 from capstand.config.decode import Choice, Whole
-from capstand.config.registry import Place, SinkType
+from capstand.config.registry import Resource, SinkType
 from capstand.config.schema import AbsolutePath, Name
-from capstand.sinks.live import Plan
+from capstand.sinks.live import SinkFactory
 from capstand.sinks.sink import Sink
 
 
@@ -48,7 +48,7 @@ class Writer(Sink):
 
 
 def places(sink):
-    yield Place((sink.path,), "path", lambda first: f"sink {first} writes there")
+    yield Resource((sink.path,), "path", lambda first: f"sink {first} writes there")
 
 
 def coarse(sink, stream):
@@ -59,14 +59,14 @@ def coarse(sink, stream):
 TAPE = SinkType(
     Tape, "tape.md", False, lambda sink, at: Writer(sink.path), places, coarse
 )
-WIRE = SinkType(Wire, "tape.md", True, lambda sink, at: Plan("reel:Writer", (sink.path,)))
+WIRE = SinkType(Wire, "tape.md", True, lambda sink, at: SinkFactory("reel:Writer", (sink.path,)))
 """
 
 
 SOURCE = """
 from typing import Annotated, NamedTuple
 from capstand.capture.synthetic import SyntheticSource
-from capstand.capture.types.synthetic import Synthetic
+from capstand.capture.types.synthetic import SyntheticConfig
 from capstand.config.decode import Number
 from capstand.config.registry import SourceType
 
@@ -78,7 +78,7 @@ class Table(NamedTuple):
 class Deck(SyntheticSource):
     def __init__(self, capture):
         table = capture.source or Table()
-        super().__init__(capture._replace(source=Synthetic("counter", ppm=table.ppm)))
+        super().__init__(capture._replace(source=SyntheticConfig("counter", ppm=table.ppm)))
 
 
 def problems(capture):

@@ -17,18 +17,17 @@ import numpy.typing as npt
 from capstand.accounting.stats import Gap, StreamStats
 from capstand.audio.block import Block
 from capstand.capture.capturer import POLL_MS, Capturer
-from capstand.capture.source import Grant, Reading, Source
+from capstand.capture.source import NegotiatedParams, Reading, Source
 from capstand.capture.synthetic import SyntheticSource, VirtualTime
 from capstand.capture.time import Time
-from capstand.capture.types.synthetic import Synthetic
-from capstand.config.schema import Capture
-from capstand.config.schema import Stream as StreamConfig
+from capstand.capture.types.synthetic import SyntheticConfig
+from capstand.config.schema import CaptureConfig, StreamConfig
 from capstand.dsp.convert import to_int32
 from capstand.dsp.level import Meter
 from capstand.errors import DeviceError, SinkError
-from capstand.sinks.outlet import Outlet
 from capstand.sinks.sink import Sink
-from capstand.sinks.types.file import FileSink
+from capstand.sinks.sink_queue import SinkQueue
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream.intake import Intake
 from capstand.stream.pusher import Pusher
 from capstand.stream.report import Report
@@ -37,20 +36,24 @@ from tests.rings import reader_of
 Counters = npt.NDArray[np.int64]
 
 
-def capture(**keys: object) -> Capture:
+def capture(**keys: object) -> CaptureConfig:
     """A simulated card with the counter signal and no real-time priority, changed by ``keys``."""
-    card = Capture(device="synthetic", priority=0, source=Synthetic(signal="counter"))
+    card = CaptureConfig(
+        device="synthetic", rt_priority=0, source=SyntheticConfig(signal="counter")
+    )
     return card._replace(**keys)  # type: ignore[arg-type]
 
 
-def config(card: Capture, sinks: Sequence[FileSink] = ()) -> StreamConfig:
+def config(card: CaptureConfig, sinks: Sequence[FileSinkConfig] = ()) -> StreamConfig:
     """A stream from ``card`` to ``sinks``; without any, to one that is to be replaced."""
     return StreamConfig(
-        name="mic", capture=card, sink=tuple(sinks) or (FileSink(type="file", path="/nowhere"),)
+        name="mic",
+        capture=card,
+        sink=tuple(sinks) or (FileSinkConfig(type="file", path="/nowhere"),),
     )
 
 
-def counters(samples: bytes, card: Capture) -> Counters:
+def counters(samples: bytes, card: CaptureConfig) -> Counters:
     """The numbers that the frames of a counter signal carry; 16 bits in mono S16, else 24 or 32."""
     audio = card.audio
     if card.format == "S16_LE":
@@ -66,11 +69,11 @@ class Script:
     A row is (now_ns, frames, lost, stamp_ns, ahead); None is a device that fails.
     """
 
-    patience_ms = 0
+    batch_ms = 0
     wary = False
 
     def __init__(
-        self, card: Capture, rows: Iterable[tuple[int, int, int, int, int] | None]
+        self, card: CaptureConfig, rows: Iterable[tuple[int, int, int, int, int] | None]
     ) -> None:
         self.now_ns = 1
         self._card = card
@@ -78,16 +81,18 @@ class Script:
         self._reading = Reading()
         self._reading.edge = True
 
-    def open(self) -> Grant:
+    def open(self) -> NegotiatedParams:
         card = self._card
-        return Grant("script", card.audio, card.period_frames, card.buffer_frames, exact=True)
+        return NegotiatedParams(
+            "script", card.audio, card.period_frames, card.buffer_frames, exact=True
+        )
 
     def read(self, slot: memoryview, timeout_ms: int) -> Reading:
         row = next(self._rows)
         if row is None:
             raise DeviceError("script: the device failed")
         reading = self._reading
-        self.now_ns, reading.frames, reading.lost, reading.stamp_ns, reading.ahead = row
+        self.now_ns, reading.frames, reading.lost, reading.stamp_ns, reading.avail = row
         return reading
 
     def restart(self) -> None:
@@ -128,11 +133,11 @@ class Keep(Sink):
         pass
 
 
-def give(stream: Intake, *outlets: Outlet) -> None:
+def give(stream: Intake, *sink_queues: SinkQueue) -> None:
     """Has a stream that has not begun feed these."""
-    stream.outlets = [*outlets]
-    stream.pusher.exchange(stream.outlets, stream.pusher.batch_ms)
-    stream.pusher._outlets = stream.pusher._wanted
+    stream.sink_queues = [*sink_queues]
+    stream.pusher.exchange(stream.sink_queues, stream.pusher.batch_ms)
+    stream.pusher._sink_queues = stream.pusher._wanted
     stream.wakes()
 
 
@@ -141,7 +146,7 @@ class Line:
 
     def __init__(
         self,
-        card: Capture,
+        card: CaptureConfig,
         sinks: Sequence[Sink],
         clock: Time | None = None,
         source: Source | None = None,
@@ -154,23 +159,25 @@ class Line:
         self.stream = stream = Intake(config(card))
         stream.source = source or SyntheticSource(card, self.time)
         stream.capturer = Capturer(
-            stream.source, stream.clock, stream.ring, card.priority, self.time.now_ns
+            stream.source, stream.clock, stream.ring, card.rt_priority, self.time.now_ns
         )
-        outlets = [Outlet(f"sink{number}", sink, queue_frames) for number, sink in enumerate(sinks)]
+        sink_queues = [
+            SinkQueue(f"sink{number}", sink, queue_frames) for number, sink in enumerate(sinks)
+        ]
         meter = Meter(card.audio)
         stream.pusher = Pusher(
             reader_of(stream.ring, card.audio.frame_bytes, stream.ring.slots // 2),
-            *(meter, (), card.priority),
+            *(meter, (), card.rt_priority),
             batch_ms=0,
         )
-        give(stream, *outlets)
+        give(stream, *sink_queues)
         self.gaps: list[Gap] = []
         self._gaps_seen = 0
 
     def capture(self) -> int:
         capturer = self.stream.capturer
         try:
-            if capturer.grant is None:
+            if capturer.params is None:
                 capturer.open()
             return capturer.step(self.poll_ms)
         except DeviceError as error:
@@ -182,13 +189,13 @@ class Line:
         return self.stream.pusher.step()
 
     def deliver(self) -> None:
-        for outlet in self.stream.outlets:
+        for sink_queue in self.stream.sink_queues:
             try:
-                if outlet.state != "open" and not outlet.try_open():
+                if sink_queue.state != "open" and not sink_queue.try_open():
                     continue
-                outlet.step()
+                sink_queue.step()
             except SinkError:
-                outlet.state = "waiting"
+                sink_queue.state = "waiting"
 
     def report(self) -> Report:
         """What main would be told now."""

@@ -28,7 +28,7 @@ def test_every_requirement_has_a_tested_release() -> None:
     names = {one[1] for one in found if one}
     own = f"{project['project']['name']}["  # an extra of ours, whose own list is in ``wanted`` too
     others = [one for one in wanted if not one.startswith(own)]
-    assert {re.split(r"[<>=]", one)[0].lower() for one in others} <= names
+    assert {re.split(r"[<>=]", other)[0].lower() for other in others} <= names
 
 
 def test_the_environment_holds_to_the_list() -> None:

@@ -137,7 +137,9 @@ def test_any_bytes_in_a_configuration_are_right_or_refused(tmp_path: Path) -> No
         try:
             load(path)
         except ConfigError as error:
-            assert all(one.startswith(f"{path}:") and one.isprintable() for one in error.faults)
+            assert all(
+                fault.startswith(f"{path}:") and fault.isprintable() for fault in error.faults
+            )
 
 
 def test_check_refuses_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,11 +177,11 @@ def test_run_refuses_with_78(tmp_path: Path) -> None:
 OPENING = """
 import json, sys
 from capstand.capture.alsa import AlsaSource
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
 
 for name in json.load(sys.stdin):
-    source = AlsaSource(Capture(device=name, priority=0))
+    source = AlsaSource(CaptureConfig(device=name, rt_priority=0))
     try:
         source.open()
         told = ""

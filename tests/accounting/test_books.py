@@ -18,19 +18,19 @@ from hypothesis import strategies as st
 
 from capstand.accounting.stats import Cause, Count, GapTable, StreamStats, Tally
 from capstand.audio.block import NS_PER_S, Block
-from capstand.capture.source import UNKNOWN, Grant
+from capstand.capture.source import UNKNOWN, NegotiatedParams
 from capstand.capture.synthetic import SyntheticSource, VirtualTime
-from capstand.capture.types.synthetic import Fault, Synthetic
+from capstand.capture.types.synthetic import FaultConfig, SyntheticConfig
 from capstand.errors import DeviceError, SinkError
 from capstand.service.display import status_line, status_table
-from capstand.sinks.outlet import Outlet
-from capstand.sinks.types.file import FileSink
+from capstand.sinks.sink_queue import SinkQueue
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream.intake import Intake
 from tests.line import Keep, Line, Script, capture, config, counters, give
 from tests.patience import PATIENCE_S
 
 FAULTS = st.builds(
-    Fault,
+    FaultConfig,
     kind=st.sampled_from(["overrun", "unplug", "stall"]),
     at_s=st.floats(0.05, 3),
     for_s=st.floats(0.01, 4),
@@ -54,7 +54,7 @@ TURNS = st.lists(
     jitter_us=st.sampled_from([0.0, 80.0, 1000.0]),
 )
 def test_any_order_of_turns(
-    faults: list[Fault],
+    faults: list[FaultConfig],
     turns: list[tuple[str, int]],
     queue_ms: int,
     ppm: float,
@@ -62,7 +62,7 @@ def test_any_order_of_turns(
 ) -> None:
     """After every turn of any thread the books balance for each sink, the gaps noted make what was
     lost and dropped, and every sink gets frames in order and as the card numbered them."""
-    setup = Synthetic(signal="counter", ppm=ppm, jitter_us=jitter_us, faults=tuple(faults))
+    setup = SyntheticConfig(signal="counter", ppm=ppm, jitter_us=jitter_us, faults=tuple(faults))
     card = capture(rate_hz=8000, format="S32_LE", channels=1, buffer_ms=100.0, source=setup)
     failing = False
     sinks = [Keep(), Keep(lambda: failing)]
@@ -78,18 +78,18 @@ def test_any_order_of_turns(
     line.deliver()
     stats = line.stats()
     assert stats.balanced
-    assert sum(one.frames for one in line.gaps) == stats.lost_frames
-    assert {one.cause for one in line.gaps if one.exact} <= {Cause.OVERRUN}
+    assert sum(gap.frames for gap in line.gaps) == stats.lost_frames
+    assert {gap.cause for gap in line.gaps if gap.exact} <= {Cause.OVERRUN}
     for sink, books in zip(sinks, stats.sinks, strict=True):
         assert books.delivered_frames == sum(block.frames for block in sink.blocks)
-        assert books.inside_frames == line.stream.outlets[stats.sinks.index(books)].queued
+        assert books.in_flight_frames == line.stream.sink_queues[stats.sinks.index(books)].queued
         for first, second in itertools.pairwise(sink.blocks):
             assert second.first_frame >= first.first_frame + first.frames
             assert second.captured_at_ns > first.captured_at_ns
-    assert stats.sinks[0].inside_frames == 0
+    assert stats.sinks[0].in_flight_frames == 0
     # A card that stands still does not count on; what it did not deliver meanwhile, time tells.
-    kinds = {one.kind for one in faults}
-    still = [one for one in line.gaps if one.cause is Cause.DEVICE]
+    kinds = {fault.kind for fault in faults}
+    still = [gap for gap in line.gaps if gap.cause is Cause.DEVICE]
     assert not still or kinds & {"stall", "unplug"}
     if "unplug" not in kinds and not line.stream.capturer.stalls:
         for block in sinks[0].blocks:
@@ -101,8 +101,8 @@ def test_any_order_of_turns(
 
 def test_an_outage_is_measured_by_the_clock() -> None:
     """What an unplugged card would have produced is booked as an estimate, right to the period."""
-    fault = Fault(kind="unplug", at_s=30.0, for_s=20.0)
-    setup = Synthetic(signal="counter", ppm=300.0, faults=(fault,))
+    fault = FaultConfig(kind="unplug", at_s=30.0, for_s=20.0)
+    setup = SyntheticConfig(signal="counter", ppm=300.0, faults=(fault,))
     card = capture(format="S32_LE", channels=1, source=setup)
     sink = Keep()
     line = Line(card, [sink])
@@ -128,11 +128,11 @@ def test_a_short_block_counts_its_own_frames() -> None:
         line.capture()
     line.push()
     line.deliver()
-    assert [(one.first_frame, one.frames) for one in sink.blocks] == [(0, 100), (100, 480)]
+    assert [(block.first_frame, block.frames) for block in sink.blocks] == [(0, 100), (100, 480)]
     assert line.stats().lost_frames == 0
 
 
-@pytest.mark.parametrize(("lost", "cause"), [(960, Cause.OVERRUN), (960, Cause.TORN)])
+@pytest.mark.parametrize(("lost", "cause"), [(960, Cause.OVERRUN), (960, Cause.OVERWRITTEN)])
 def test_a_loss_the_device_counted_is_exact(lost: int, cause: Cause) -> None:
     """Frames the device itself counted as lost are an exact gap of that length and cause."""
     card = capture()
@@ -182,16 +182,16 @@ def test_a_lapped_pusher_drops_and_loses_nothing() -> None:
     assert (stats.lost_frames, stats.gaps) == (0, 0)
     assert stats.sinks[0].dropped_frames == stats.ring_dropped_frames == missed
     assert stats.sinks[0].delivered_frames == stats.captured_frames - missed
-    assert (stats.health, stats.trouble) == ("DEGRADED", "frames were lost just now")
+    assert (stats.health, stats.trouble) == ("DEGRADED", "frames were just lost")
     assert f"lost 0, dropped {missed}" in status_line([stats])
-    words = f"{missed} frames were captured and did not reach the sinks"
+    words = f"{missed} frames were captured but did not reach the sinks"
     assert words in status_table([stats.as_json()])
 
 
 class Small(SyntheticSource):
     """A card that grants a buffer of its own."""
 
-    def open(self) -> Grant:
+    def open(self) -> NegotiatedParams:
         return super().open()._replace(buffer_frames=2400)
 
 
@@ -203,7 +203,7 @@ def test_a_short_buffer_is_told(asked_ms: float, told: bool) -> None:
     line = Line(card, [Keep()], time, Small(card, time))
     line.capture()
     stats = line.stats()
-    words = "the card's buffer is 50 ms, not 500; a busy machine loses sound sooner"
+    words = "the card's buffer is 50 ms, not 500; a busy machine loses frames sooner"
     assert stats.notice == (words if told else None)
     assert (words in status_line([stats])) is told
     assert (words in status_table([stats.as_json()])) is told
@@ -212,8 +212,8 @@ def test_a_short_buffer_is_told(asked_ms: float, told: bool) -> None:
 class Replaced(SyntheticSource):
     """A card in whose place another has come."""
 
-    def open(self) -> Grant:
-        return super().open()._replace(successor="usb:1234:5678 is another one now")
+    def open(self) -> NegotiatedParams:
+        return super().open()._replace(successor="usb:1234:5678 is another card now")
 
 
 def test_a_card_in_the_place_of_another_is_in_the_status_for_a_minute() -> None:
@@ -222,8 +222,8 @@ def test_a_card_in_the_place_of_another_is_in_the_status_for_a_minute() -> None:
     line = Line(card, [Keep()], time, Replaced(card, time))
     line.capture()
     first = line.stats()
-    assert first.notice == "usb:1234:5678 is another one now"
-    assert "usb:1234:5678 is another one now" in status_line([first])
+    assert first.notice == "usb:1234:5678 is another card now"
+    assert "usb:1234:5678 is another card now" in status_line([first])
     while time.now_ns() < first.captured_at_ns + 50 * NS_PER_S:
         line.capture()
         line.push()
@@ -238,15 +238,15 @@ def test_gap_table_keeps_the_newest() -> None:
     """A reader that comes late finds the newest thousand gaps, in order and whole."""
     table = GapTable()
     for number in range(5000):
-        table.note(number, number + 1, number * 10, Cause.TORN, number % 2 == 0)
+        table.note(number, number + 1, number * 10, Cause.OVERWRITTEN, number % 2 == 0)
     gaps = table.since(0)
-    assert [one.first_frame for one in gaps] == list(range(5000 - len(gaps), 5000))
+    assert [gap.first_frame for gap in gaps] == list(range(5000 - len(gaps), 5000))
     assert len(gaps) >= 1000
     assert table.since(4998) == gaps[-2:]
     assert all(
-        (one.frames, one.at_ns) == (one.first_frame + 1, one.first_frame * 10) for one in gaps
+        (gap.frames, gap.at_ns) == (gap.first_frame + 1, gap.first_frame * 10) for gap in gaps
     )
-    assert [one.exact for one in gaps[-2:]] == [True, False]
+    assert [gap.exact for gap in gaps[-2:]] == [True, False]
 
 
 def test_tally_is_read_as_of_one_moment() -> None:
@@ -256,11 +256,11 @@ def test_tally_is_read_as_of_one_moment() -> None:
 
     def book() -> None:
         for _ in range(50_000):
-            tally.turn += 1
+            tally.sequence += 1
             tally.produced += 3
             tally.captured += 2
             tally.lost_exact += 1
-            tally.turn += 1
+            tally.sequence += 1
         done.set()
 
     thread = threading.Thread(target=book)
@@ -314,20 +314,20 @@ def test_threads_and_bad_peers() -> None:
     """With all threads running, a card that overruns and is unplugged, a peer that is slow and
     fails and a good one, the books balance at every look and nothing is inside after the end."""
     faults = (
-        Fault(kind="overrun", at_s=0.2, for_s=0.15, every_s=0.7),
-        Fault(kind="unplug", at_s=0.5, for_s=0.2, every_s=2.1),  # a late machine misses some
+        FaultConfig(kind="overrun", at_s=0.2, for_s=0.15, every_s=0.7),
+        FaultConfig(kind="unplug", at_s=0.5, for_s=0.2, every_s=2.1),  # a late machine misses some
     )
     card = capture(
         rate_hz=48_000,
         format="S32_LE",
         channels=1,
         buffer_ms=100.0,
-        source=Synthetic(signal="counter", ppm=200.0, jitter_us=80.0, faults=faults),
+        source=SyntheticConfig(signal="counter", ppm=200.0, jitter_us=80.0, faults=faults),
     )
     enough = threading.Event()
     stream = Intake(config(card))
     good, slow = Keep(), Slow(enough)
-    give(stream, Outlet("good", good, 1 << 30), Outlet("slow", slow, 9600))
+    give(stream, SinkQueue("good", good, 1 << 30), SinkQueue("slow", slow, 9600))
 
     def seen_enough(stats: StreamStats) -> bool:
         return (
@@ -340,23 +340,23 @@ def test_threads_and_bad_peers() -> None:
     looks = watched(stream, seen_enough)
     enough.set()
     assert seen_enough(looks[-1])
-    assert all(one.balanced for one in looks)
+    assert all(look.balanced for look in looks)
     assert all(
         first.captured_frames <= second.captured_frames
         and first.produced_frames <= second.produced_frames
         for first, second in itertools.pairwise(looks)
     )
     last = looks[-1]
-    assert [one.inside_frames for one in last.sinks] == [0, 0]
+    assert [one.in_flight_frames for one in last.sinks] == [0, 0]
     gaps = stream.capturer.tally.gaps.since(0)
-    assert sum(one.frames for one in gaps) == last.lost_frames
+    assert sum(gap.frames for gap in gaps) == last.lost_frames
     for sink, books in zip((good, slow), last.sinks, strict=True):
         assert books.delivered_frames == sum(one.frames for one in sink.blocks)
         for first, second in itertools.pairwise(sink.blocks):
             assert second.first_frame >= first.first_frame + first.frames
             assert second.captured_at_ns > first.captured_at_ns
     assert good.blocks[0].first_frame == 0
-    outages = [one.first_frame for one in gaps if not one.exact]
+    outages = [gap.first_frame for gap in gaps if not gap.exact]
     for block in good.blocks:
         numbers = counters(block.samples, card)
         assert (np.diff(numbers) == 1).all()
@@ -368,20 +368,20 @@ def test_threads_and_bad_peers() -> None:
 def test_threads_and_a_file(gaps: str, tmp_path: Path) -> None:
     """Every frame in a recording made through overruns lies where its number says: lost ones are
     silence, or are left out."""
-    fault = Fault(kind="overrun", at_s=0.15, for_s=0.25, every_s=0.5)
+    fault = FaultConfig(kind="overrun", at_s=0.15, for_s=0.25, every_s=0.5)
     card = capture(
         format="S32_LE",
         channels=2,
         buffer_ms=100.0,
-        source=Synthetic(signal="counter", ppm=-150.0, jitter_us=80.0, faults=(fault,)),
+        source=SyntheticConfig(signal="counter", ppm=-150.0, jitter_us=80.0, faults=(fault,)),
     )
-    sink = FileSink(type="file", path=str(tmp_path), gaps=gaps, min_free_mb=0)
+    sink = FileSinkConfig(type="file", path=str(tmp_path), gaps=gaps, min_free_mb=0)
     stream = Intake(config(card, [sink]))
     looks = watched(stream, lambda stats: stats.gaps >= 3)
     last = looks[-1]
-    assert all(one.balanced for one in looks)
+    assert all(look.balanced for look in looks)
     assert last.gaps >= 3
-    assert last.sinks[0].inside_frames == 0
+    assert last.sinks[0].in_flight_frames == 0
     (path,) = tmp_path.glob("*.wav")
     samples, rate_hz = soundfile.read(path, dtype="int32", always_2d=True)
     assert rate_hz == 48_000
@@ -403,20 +403,22 @@ def test_threads_and_a_file(gaps: str, tmp_path: Path) -> None:
 
 def test_a_stream_without_a_device_balances(tmp_path: Path) -> None:
     """A stream whose card was never there has empty books and ends when it is told."""
-    card = capture(source=Synthetic(faults=(Fault(kind="unplug", at_s=0.0, for_s=1000.0),)))
-    sink = FileSink(type="file", path=str(tmp_path), min_free_mb=0)
+    card = capture(
+        source=SyntheticConfig(faults=(FaultConfig(kind="unplug", at_s=0.0, for_s=1000.0),))
+    )
+    sink = FileSinkConfig(type="file", path=str(tmp_path), min_free_mb=0)
     stream = Intake(config(card, [sink]))
     looks = watched(stream, lambda stats: stats.trouble is not None)
     assert "unplugged" in str(looks[-2].trouble)
-    assert all(one.balanced for one in looks)
+    assert all(look.balanced for look in looks)
     assert looks[-1].produced_frames == 0
 
 
 def test_a_stall_is_opened_again() -> None:
     """A device that brings nothing for four seconds, though its stream was started again after two,
     is opened again, with a reason."""
-    fault = Fault(kind="stall", at_s=1.0, for_s=5.2)
-    card = capture(source=Synthetic(signal="counter", faults=(fault,)))
+    fault = FaultConfig(kind="stall", at_s=1.0, for_s=5.2)
+    card = capture(source=SyntheticConfig(signal="counter", faults=(fault,)))
     line = Line(card, [Keep()], VirtualTime())
     troubles = set()
     while line.time.now_ns() < 10e9:
@@ -427,7 +429,7 @@ def test_a_stall_is_opened_again() -> None:
     assert line.stream.capturer.stalls == line.stream.capturer.restarts == 1
     assert line.stream.capturer.opens == 2
     assert line.stream.capturer.trouble is None
-    assert any("no frame for 2 s" in one for one in troubles)
+    assert any("no frame for 2 s" in trouble for trouble in troubles)
     assert line.stats().balanced
 
 
@@ -439,7 +441,7 @@ def test_devices_are_tried_soon_and_then_less_often() -> None:
     capturer = line.stream.capturer
     away = DeviceError("away", errno.ENODEV)
     assert [capturer.fail(away) for _ in range(5)] == [0.05, 0.1, 0.2, 0.5, 0.5]
-    capturer.hasten()
+    capturer.retry_now()
     assert capturer.fail(away) == 0.05
     assert capturer.fail(DeviceError("cannot", errno.EINVAL, refused=True)) == 5.0
-    assert capturer.grant is None
+    assert capturer.params is None

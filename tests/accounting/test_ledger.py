@@ -17,16 +17,16 @@ import pytest
 
 from capstand.accounting import file as ledger_file
 from capstand.accounting import ledger as module
-from capstand.accounting.days import DayBook, DaySums
+from capstand.accounting.days import DayTotals, DayTotalsFile
 from capstand.accounting.file import LIMIT_BYTES, LedgerFile
-from capstand.accounting.ledger import BACKLOG, SUM_S, Keep, Ledger
+from capstand.accounting.ledger import BACKLOG, SUM_S, Ledger, RetentionLimits
 from tests.patience import PATIENCE_S
 
 DAY_S = 86_400
 
 
 def events(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(one) for one in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def until(state: Callable[[], bool]) -> None:
@@ -69,7 +69,7 @@ def test_what_has_nothing_to_write_rests(tmp_path: Path) -> None:
     assert looks < 10
     ledger.write("mic", "start")
     ledger.close(PATIENCE_S)
-    assert [one["event"] for one in events(ledger.path("mic"))] == ["start"]
+    assert [event["event"] for event in events(ledger.path("mic"))] == ["start"]
 
 
 def test_a_file_that_is_far_too_large_holds_no_ledger_up(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_full_file_is_compressed_beside_the_one_that_is_written(tmp_path: Path
     assert not (tmp_path / "mic.jsonl.000001").exists()
     plain = zlib.decompress(packed.read_bytes(), wbits=31)
     assert plain.startswith(old) and len(plain.splitlines()) == len(old.splitlines()) + 1
-    assert [one["event"] for one in events(ledger.path("mic"))] == ["stop"]
+    assert [event["event"] for event in events(ledger.path("mic"))] == ["stop"]
 
 
 def full_at(folder: Path, number: int, ended_s: float, lines: int = 10) -> Path:
@@ -129,7 +129,7 @@ def test_what_is_older_than_keep_days_goes_and_is_told(tmp_path: Path) -> None:
     now_s = time.time()
     old, young = full_at(tmp_path, 7, now_s - 11 * DAY_S), full_at(tmp_path, 8, now_s - 9 * DAY_S)
     size = old.stat().st_size
-    ledger = Ledger(tmp_path, Keep(days=10), clock_sure=lambda: True)
+    ledger = Ledger(tmp_path, RetentionLimits(days=10), clock_sure=lambda: True)
     ledger.write("mic", "start")
     until(lambda: not old.exists())
     ledger.close(PATIENCE_S)
@@ -159,10 +159,10 @@ def test_the_oldest_goes_where_all_is_too_large(tmp_path: Path) -> None:
     """By number, whatever their dates say: a wall clock may have been set."""
     book = LedgerFile(tmp_path, "mic")
     paths = [full_at(tmp_path, number, 10.0 - number) for number in (1, 2, 3)]
-    sizes = [one.stat().st_size for one in paths]
+    sizes = [path.stat().st_size for path in paths]
     (gone,) = book.forget(10**6, sum(sizes) - 1, 20.0)
     assert (gone.file, gone.reason) == ("mic.jsonl.000001.gz", "more than 0 MB")
-    assert [one.exists() for one in paths] == [False, True, True]
+    assert [path.exists() for path in paths] == [False, True, True]
 
 
 def test_one_stream_does_not_push_out_another(tmp_path: Path) -> None:
@@ -195,7 +195,10 @@ def test_the_file_of_an_older_release_is_taken_over(tmp_path: Path) -> None:
     book.compress()
     (tmp_path / "mic.jsonl").write_bytes(b"x" * (LIMIT_BYTES + 1))
     book.rotate()
-    assert [one.path.name for one in book.archives()] == ["mic.jsonl.1.gz", "mic.jsonl.000002"]
+    assert [archive.path.name for archive in book.archives()] == [
+        "mic.jsonl.1.gz",
+        "mic.jsonl.000002",
+    ]
 
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
@@ -231,8 +234,8 @@ def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
     ledger.write("mic", "start")
     ledger.close(PATIENCE_S)
     assert ledger.trouble == (
-        f"{tmp_path}/ledger/mic.jsonl: File exists; its lines wait in memory; "
-        "check that the disk has room and may be written"
+        f"{tmp_path}/ledger/mic.jsonl: File exists; its lines are kept in memory; check that the "
+        "disk is writable and has space"
     )
 
 
@@ -250,7 +253,7 @@ def test_what_cannot_be_a_ledger_is_put_aside(tmp_path: Path, what: str) -> None
     ledger.write("mic", "start")
     ledger.close(PATIENCE_S)
     assert ledger.trouble is None
-    assert [one["event"] for one in events(path)] == ["start"]
+    assert [event["event"] for event in events(path)] == ["start"]
     assert os.path.lexists(tmp_path / "mic.jsonl.aside-1")
     assert not (tmp_path / "absent").exists()
 
@@ -275,7 +278,7 @@ def test_one_ledger_that_cannot_be_written_stops_no_other(
     for number in range(10):
         ledger.write("mic", "gap", frames=number)
     ledger.close(PATIENCE_S)
-    assert [one["frames"] for one in events(ledger.path("mic"))] == list(range(10))
+    assert [event["frames"] for event in events(ledger.path("mic"))] == list(range(10))
     assert "bad.jsonl: Input/output error" in str(ledger.trouble)
 
 
@@ -375,7 +378,7 @@ def test_a_slow_disk_gets_the_last_line_too(
     ledger.close(0.01)
     go_on.set()
     ledger.close(PATIENCE_S)
-    assert [one["event"] for one in events(ledger.path("mic"))] == ["start", "stop"]
+    assert [event["event"] for event in events(ledger.path("mic"))] == ["start", "stop"]
 
 
 def test_lines_that_are_lost_at_the_end_are_told(
@@ -387,8 +390,8 @@ def test_lines_that_are_lost_at_the_end_are_told(
     for number in range(3):
         ledger.write("mic", "drop", frames=number, reason=str(number))
     ledger.close(PATIENCE_S)
-    (told,) = [one.getMessage() for one in caplog.records if "lost" in one.getMessage()]
-    assert told.startswith(f"{tmp_path}/ledger/mic.jsonl: 3 lines of the ledger are lost")
+    (told,) = [record.getMessage() for record in caplog.records if "lost" in record.getMessage()]
+    assert told.startswith(f"{tmp_path}/ledger/mic.jsonl: 3 ledger lines were lost")
 
 
 def test_two_daemons_share_a_folder(tmp_path: Path) -> None:
@@ -398,11 +401,13 @@ def test_two_daemons_share_a_folder(tmp_path: Path) -> None:
     for number in range(200):
         for which, one in enumerate(ledgers):
             one.write("mic", "gap", frames=number, by=which)
-    for one in ledgers:
-        one.close(PATIENCE_S)
+    for ledger in ledgers:
+        ledger.close(PATIENCE_S)
     book = LedgerFile(tmp_path, "mic")
     book.compress()
-    old = b"".join(zlib.decompress(one.path.read_bytes(), wbits=31) for one in book.archives())
+    old = b"".join(
+        zlib.decompress(archive.path.read_bytes(), wbits=31) for archive in book.archives()
+    )
     lines = [*old.splitlines(), *(tmp_path / "mic.jsonl").read_bytes().splitlines()]
     found = sorted(
         (one["by"], one["frames"]) for one in map(json.loads, lines) if one.get("event") == "gap"
@@ -420,7 +425,7 @@ def test_a_lock_that_another_does_not_give_back_is_told(
     ledger = Ledger(tmp_path)
     ledger.write("mic", "start")
     ledger.close(PATIENCE_S)
-    assert "another capstand writes it" in str(ledger.trouble)
+    assert "locked by another capstand" in str(ledger.trouble)
     os.close(lock)
 
 
@@ -452,7 +457,7 @@ def in_one_second_steps(book: "module._Book", time_s: float, event: str, **what:
 
 
 def lines_of(book: "module._Book") -> list[dict[str, Any]]:
-    return [json.loads(one) for one in book._lines]
+    return [json.loads(line) for line in book._lines]
 
 
 def test_a_night_with_a_gap_each_second_has_a_line_for_each(tmp_path: Path) -> None:
@@ -465,12 +470,14 @@ def test_a_night_with_a_gap_each_second_has_a_line_for_each(tmp_path: Path) -> N
     ledger.close(PATIENCE_S)
     book = LedgerFile(tmp_path, "mic")
     book.compress()
-    old = b"".join(zlib.decompress(one.path.read_bytes(), wbits=31) for one in book.archives())
+    old = b"".join(
+        zlib.decompress(archive.path.read_bytes(), wbits=31) for archive in book.archives()
+    )
     lines = [*old.splitlines(), *(tmp_path / "mic.jsonl").read_bytes().splitlines()]
-    assert [json.loads(one)["frames"] for one in lines] == list(range(28_800))
+    assert [json.loads(line)["frames"] for line in lines] == list(range(28_800))
 
 
-@pytest.mark.parametrize("event", ["release", "resume", "grant", "drop", "anything"])
+@pytest.mark.parametrize("event", ["release", "resume", "opened", "drop", "anything"])
 def test_whoever_causes_events_cannot_push_out_the_rest(tmp_path: Path, event: str) -> None:
     """100 a second for a day are some 2,500 lines, and their count and sum are exact."""
     book = module._Book(tmp_path, "mic")
@@ -510,7 +517,7 @@ def test_a_disk_that_is_full_keeps_no_half_packed_file(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "utime", full)
-    ledger = Ledger(tmp_path, Keep(days=10), clock_sure=lambda: True)
+    ledger = Ledger(tmp_path, RetentionLimits(days=10), clock_sure=lambda: True)
     ledger.write("mic", "start")
     until(lambda: not old.exists())
     ledger.close(PATIENCE_S)
@@ -523,8 +530,8 @@ def test_sums_keep_causes_and_sinks_apart(tmp_path: Path) -> None:
     book = module._Book(tmp_path, "mic")
     for cause in ("overrun", "released"):
         kind = f"gap {cause}"
-        book._allowances[kind] = module._Allowance(kind, 0.0)
-        book._allowances[kind]._left = 0.0
+        book._rate_limits[kind] = module._RateLimit(kind, 0.0)
+        book._rate_limits[kind]._left = 0.0
     for number in range(4):
         cause = ("overrun", "released")[number % 2]
         in_one_second_steps(book, 1.0, "gap", frames=10, first_frame=number, cause=cause)
@@ -590,7 +597,7 @@ def gap(at: str, frames: int, cause: str = "overrun", **what: object) -> dict[st
 
 def test_a_day_is_one_line_of_sums(tmp_path: Path) -> None:
     """Frames of all its runs, gaps by cause, sinks, and how often it was started."""
-    book = DayBook(tmp_path, "mic")
+    book = DayTotalsFile(tmp_path, "mic")
     for event in (
         start("2025-11-25T10"),
         gap("2025-11-25T10", 5),
@@ -624,7 +631,7 @@ def test_a_day_is_one_line_of_sums(tmp_path: Path) -> None:
 
 def test_a_total_that_closes_a_day_counts_for_it(tmp_path: Path) -> None:
     """The first total after midnight has the frames of the day before."""
-    book = DayBook(tmp_path, "mic")
+    book = DayTotalsFile(tmp_path, "mic")
     book.add(start("2025-11-25T23"))
     book.add(total("2025-11-26T00", 100) | {"closes": "2025-11-25"})
     book.add(total("2025-11-26T00", 130))
@@ -637,8 +644,8 @@ def test_a_total_that_closes_a_day_counts_for_it(tmp_path: Path) -> None:
 def test_a_day_goes_on_after_a_restart(tmp_path: Path) -> None:
     """The sums of a day are those of all runs, each saved any number of times."""
     for _ in range(3):
-        book = DayBook(tmp_path, "mic")
-        book.make_good([], whole=True)
+        book = DayTotalsFile(tmp_path, "mic")
+        book.replay([], whole=True)
         book.add(start("2025-11-25"))
         book.add(total("2025-11-25", 10))
         book.save()
@@ -654,15 +661,15 @@ def test_a_day_goes_on_after_a_restart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rotated", [False, True])
 def test_what_a_crash_took_of_the_sums_is_made_good(tmp_path: Path, rotated: bool) -> None:
     """Lines of the ledger that came after the last sums were saved are counted at the start."""
-    book = DayBook(tmp_path, "mic")
+    book = DayTotalsFile(tmp_path, "mic")
     saved = [start("2025-11-25T1"), gap("2025-11-25T2", 1), total("2025-11-25T3", 10)]
     lost = [gap("2025-11-25T4", 2), gap("2025-11-25T5", 3)]
     for event in saved:
         book.add(event)
     book.save()
     lines = [json.dumps(one).encode() for one in (lost if rotated else saved + lost)]
-    book = DayBook(tmp_path, "mic")
-    book.make_good([*lines, b"torn {"], whole=True)
+    book = DayTotalsFile(tmp_path, "mic")
+    book.replay([*lines, b"torn {"], whole=True)
     book.add(start("2025-11-26"))
     book.save()
     (line,) = events(tmp_path / "days/mic.jsonl")
@@ -672,7 +679,7 @@ def test_what_a_crash_took_of_the_sums_is_made_good(tmp_path: Path, rotated: boo
 
 def test_a_day_that_ended_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A power cut between the two steps of a day's end does not repeat its line."""
-    book = DayBook(tmp_path, "mic")
+    book = DayTotalsFile(tmp_path, "mic")
     book.add(start("2025-11-25"))
     book.save()
     book.add(start("2025-11-26"))
@@ -685,7 +692,7 @@ def test_a_day_that_ended_is_written_once(tmp_path: Path, monkeypatch: pytest.Mo
         book.save()
     monkeypatch.undo()
     book.save()
-    assert [one["day"] for one in events(tmp_path / "days/mic.jsonl")] == ["2025-11-25"]
+    assert [event["day"] for event in events(tmp_path / "days/mic.jsonl")] == ["2025-11-25"]
 
 
 @pytest.mark.parametrize(
@@ -718,7 +725,7 @@ def test_sums_that_cannot_be_written_do_not_stop_the_ledger(tmp_path: Path) -> N
 
 def test_names_in_the_sums_are_bounded() -> None:
     """However many causes and sinks there are, a day's line stays short."""
-    sums = DaySums("2025-11-25")
+    sums = DayTotals("2025-11-25")
     for number in range(1000):
         sums.add(gap("2025-11-25", 1, f"cause {number}"))
         sums.add({"event": f"event {number}", "at": "2025-11-25"})

@@ -44,7 +44,7 @@ def joined(folder: str) -> tuple[CustomAudioSource, Any, list[int]]:
 
 def compare(folder: str) -> dict[str, Any]:
     source, connection, clock = joined(folder)
-    wrapper = connection._call._conn
+    wrapper = connection._connection._conn
     samples = bytes(1920)
     buffer = SampleBuffer(samples, 48000, 2, SampleFormat.S16_LE, 480, 1)
     wide = SampleBuffer(bytes(3840), 48000, 2, SampleFormat.S32_LE, 480, 1)

@@ -8,10 +8,10 @@ from capstand.agora.sdk.codes import (
     AgoraError,
     Code,
     Reason,
-    Verdict,
-    code_words,
+    Remedy,
+    describe_code,
+    describe_reason,
     reason_of,
-    reason_words,
 )
 from capstand.errors import SinkError
 
@@ -22,7 +22,7 @@ REASONS = {one.value for one in Reason}
 @pytest.mark.parametrize("code", Code)
 def test_every_code_has_words(code: Code) -> None:
     """A result is told by its number, the name of Agora's headers and a meaning for a person."""
-    number, name, meaning = code_words(code).replace(":", "").split(" ", 2)
+    number, name, meaning = describe_code(code).replace(":", "").split(" ", 2)
     assert (number, name) == (str(int(code)), code.name)
     assert meaning == code.meaning.replace(":", "")
     assert meaning.isprintable()
@@ -31,7 +31,7 @@ def test_every_code_has_words(code: Code) -> None:
 
 def test_a_full_buffer_says_when_to_push_again() -> None:
     """−12 alone says that the same push may succeed later: after 30 to 50 ms, as Agora writes."""
-    assert code_words(-12) == (
+    assert describe_code(-12) == (
         "-12 TOO_OFTEN: too often: the send buffer is full; push again after 30 to 50 ms"
     )
     for code in Code:
@@ -43,7 +43,7 @@ def test_a_full_buffer_says_when_to_push_again() -> None:
 @given(st.integers().filter(lambda number: number not in CODES))
 def test_a_code_without_a_name_is_told_by_its_number(number: int) -> None:
     """A result that Agora's headers do not name is told too, and asks for no second push."""
-    assert code_words(number) == f"{number}, which Agora's headers do not name"
+    assert describe_code(number) == f"{number}, unknown to Agora's headers"
     error = AgoraError(number, "pushing failed")
     assert str(number) in str(error)
     assert error.retry_after_ms is None
@@ -54,14 +54,14 @@ def test_an_error_says_what_and_why(number: int, text: str) -> None:
     """An AgoraError is a SinkError with the text of the call, the number, its name and meaning."""
     error = AgoraError(number, text)
     assert isinstance(error, SinkError)
-    assert str(error) == f"{text} ({code_words(number)})"
+    assert str(error) == f"{text} ({describe_code(number)})"
     assert (error.code, error.taken) == (number, 0)
 
 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_has_words(reason: Reason) -> None:
     """A reason is told by a phrase, its number and the name of Agora's headers."""
-    words = reason_words(reason)
+    words = describe_reason(reason)
     phrase, rest = words.split(" (reason ")
     assert rest == f"{int(reason)} {reason.name})"
     assert phrase.isprintable()
@@ -72,12 +72,12 @@ def test_every_reason_has_words(reason: Reason) -> None:
 def test_a_reason_without_a_name_is_told_by_its_number(number: int) -> None:
     """A reason that Agora's headers do not name is none of ours, but it is told."""
     assert reason_of(number) is None
-    assert reason_words(number) == f"reason {number}, which Agora's headers do not name"
+    assert describe_reason(number) == f"reason {number}, unknown to Agora's headers"
 
 
 VERDICTS = {
-    Verdict.NEW_TOKEN: {Reason.INVALID_TOKEN, Reason.TOKEN_EXPIRED},
-    Verdict.PERSON: {
+    Remedy.NEW_TOKEN: {Reason.INVALID_TOKEN, Reason.TOKEN_EXPIRED},
+    Remedy.PERSON: {
         Reason.BANNED_BY_SERVER,
         Reason.INVALID_APP_ID,
         Reason.INVALID_CHANNEL_NAME,
@@ -93,13 +93,13 @@ VERDICTS = {
 def test_verdict_of_each_reason(reason: Reason) -> None:
     """A bad token asks for another, a wrong setting for a person; all else is worth a new try."""
     expected = [verdict for verdict, reasons in VERDICTS.items() if reason in reasons]
-    assert [reason.verdict] == (expected or [Verdict.AGAIN])
+    assert [reason.remedy] == (expected or [Remedy.AGAIN])
 
 
-@pytest.mark.parametrize("reason", sorted(VERDICTS[Verdict.PERSON]))
+@pytest.mark.parametrize("reason", sorted(VERDICTS[Remedy.PERSON]))
 def test_a_person_is_told_what_to_do(reason: Reason) -> None:
     """Where a person must act, the words are a sentence of our own, not just Agora's name."""
-    assert not reason_words(reason).startswith(reason.name.lower().replace("_", " "))
+    assert not describe_reason(reason).startswith(reason.name.lower().replace("_", " "))
 
 
 def test_the_numbers_are_those_of_the_headers() -> None:

@@ -81,7 +81,7 @@ class Daemon:
         while (left := end - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 at, text = self._manager.next(left)
-                self.heard += [(at, one) for one in text.splitlines()]
+                self.heard += [(at, line) for line in text.splitlines()]
 
     def until(self, pattern: str) -> str:
         """The first thing told, from the beginning, that matches."""
@@ -159,7 +159,7 @@ def test_a_day_in_a_channel(standin: StandIn, tmp_path: Path, daemons: list[Daem
     books = (tmp_path / "state/ledger/mic.jsonl").read_text().splitlines()
     last = json.loads(books[-1])
     assert last["event"] == "stop" and last["balanced"] is True
-    assert [one["inside_frames"] for one in last["sinks"]] == [0, 0]
+    assert [one["in_flight_frames"] for one in last["sinks"]] == [0, 0]
 
 
 def test_the_sdk_keeps_its_files_in_the_state_directory(
@@ -209,7 +209,7 @@ def test_a_push_that_hangs_harms_nothing_else(
     before = daemon.status()
     standin.command("set hang_push_ms 600000")
     told = daemon.until("DEGRADED: sink agora: its process")
-    assert "did not come back from writing within 5 s and was killed; a new one is started" in told
+    assert "did not return from writing within 5 s and was killed; a new one is starting" in told
     healed(daemon, before)
 
 
@@ -222,7 +222,7 @@ def test_a_crash_of_the_sdk_harms_nothing_else(
     daemon.until("agora: in studio")
     before = daemon.status()
     os.kill(before["sinks"][0]["figures"]["pid"], signal.SIGKILL)
-    daemon.until("DEGRADED: sink agora: its process was ended by SIGKILL; a new one is started")
+    daemon.until("DEGRADED: sink agora: its process was ended by SIGKILL; a new one is starting")
     healed(daemon, before)
 
 
@@ -234,8 +234,8 @@ def test_a_failure_of_the_sdk_is_tried_again_in_a_new_process(
     daemon = Daemon(tmp_path, standin, "set init_ret -7")
     daemons.append(daemon)
     daemon.until("DEGRADED: sink agora: Agora's SDK could not be initialised;")
-    first = {one.tid for one in standin.calls("agora_service_initialize")}
-    while {one.tid for one in standin.calls("agora_service_initialize")} == first:
+    first = {call.tid for call in standin.calls("agora_service_initialize")}
+    while {call.tid for call in standin.calls("agora_service_initialize")} == first:
         daemon.listen(0.2)
     at = len(daemon.heard)
     while "WATCHDOG=1" not in [text for _, text in daemon.heard[at:]]:
@@ -287,7 +287,7 @@ def test_secrets_are_told_to_nobody_but_the_sdk(
     processes = [Path(f"/proc/{daemon.process.pid}")]
     processes.append(Path(f"/proc/{found['sinks'][0]['figures']['pid']}"))
     names = "cmdline", "environ"
-    shown = b"".join((one / name).read_bytes() for one in processes for name in names)
+    shown = b"".join((process / name).read_bytes() for process in processes for name in names)
     assert daemon.stop() == 0
     (joined, *_) = standin.calls("agora_rtc_conn_connect")
     assert joined.args["token"] == secret

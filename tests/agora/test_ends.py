@@ -130,7 +130,7 @@ def opened(sources: int) -> CustomAudioSource:
 
 def within(source: CustomAudioSource) -> str | None:
     assert source._connection is not None
-    call = source._connection._call
+    call = source._connection._connection
     return None if call is None or call.within is None else call.within[0]
 
 
@@ -218,7 +218,7 @@ def wrong(state: str, end: str, seen: Ended) -> list[str]:
         )  # Python forgets the interrupt where another thread calls exec, as imports do
     found = [] if seen.status in statuses else [f"status {seen.status}"]
     expected = {"raises": "RuntimeError: on purpose", "interrupted": "KeyboardInterrupt"}
-    said = [one for one in seen.said.splitlines() if not one.startswith("channel studio: ")]
+    said = [line for line in seen.said.splitlines() if not line.startswith("channel studio: ")]
     if said[-1:] != [one for one in [expected.get(end)] if one] or "ignored in" in seen.said:
         found.append(seen.said)
     found += seen.standin.violations()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from capstand.agora import CustomAudioSource
-from capstand.agora.frames import Cutter
+from capstand.agora.frames import Framer
 from tests.agora import StandIn
 from tests.agora.test_source import Choosy
 from tests.patience import PATIENCE_S
@@ -42,7 +42,7 @@ def test_a_pipe_is_heard_to_its_last_frame(standin: StandIn, tmp_path: Path) -> 
     """All that comes from the pipe, faster than in real time too, is sent once and in order."""
     ramp = np.arange(48000 + 123, dtype="<u2").view("<i2").tobytes()
     told = piped(standin, tmp_path, ramp)
-    sent = b"".join(one.data for one in standin.pushes() if one.ret == 0)
+    sent = b"".join(pushe.data for pushe in standin.pushes() if pushe.ret == 0)
     assert sent[: len(ramp)] == ramp and not any(sent[len(ramp) :])
     assert "0 frames could not be sent" in told
     assert standin.violations() == []
@@ -85,7 +85,7 @@ def test_a_push_taken_in_part_goes_on_where_it_ended(
     source.set_external_audio_source(True, 48000, 1)
     channel = Choosy(refused)
     source._connection = channel  # type: ignore[assignment]
-    source._cutters = [Cutter(48000, 1)]
+    source._framers = [Framer(48000, 1)]
     ramp = np.arange(960 * 4, dtype="<i2").tobytes()
     chosen = argparse.Namespace(rate=48000, channels=1)
     missed = [push(source, ramp[at : at + 1920], chosen, 0) for at in range(0, len(ramp), 1920)]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstand.agora.frames import MS, Cutter, Frame, SampleBuffer
+from capstand.agora.frames import MS, Frame, Framer, SampleBuffer
 from capstand.audio.block import NS_PER_S, SampleFormat
 
 Ints = npt.NDArray[np.int16]
@@ -29,7 +29,7 @@ RATES = [
 
 
 def ints(frames: list[Frame]) -> Ints:
-    return np.frombuffer(b"".join(one.samples for one in frames), "<i2")
+    return np.frombuffer(b"".join(frame.samples for frame in frames), "<i2")
 
 
 def numbered(first: int, count: int) -> bytes:
@@ -65,7 +65,7 @@ def stereo(first: int, count: int, late_ns: int = 0, gap: bool = False) -> Sampl
 def test_any_lengths_give_the_same_stream(rate_hz: int, channels: int, lengths: list[int]) -> None:
     """Buffers of 1 frame to 1 s give the stream that was put, cut every 10 ms, and the end of it
     filled up with silence."""
-    cutter, frames, put = Cutter(rate_hz, channels), list[Frame](), b""
+    cutter, frames, put = Framer(rate_hz, channels), list[Frame](), b""
     rng = np.random.default_rng(len(lengths))
     for length in lengths:
         samples = rng.integers(-32768, 32768, length * channels).astype("<i2").tobytes()
@@ -73,17 +73,17 @@ def test_any_lengths_give_the_same_stream(rate_hz: int, channels: int, lengths: 
         frames += cutter.put(SampleBuffer(samples, rate_hz, channels, S16, length))
         assert cutter.held == len(put) // (2 * channels) % (rate_hz // 100)
     size = rate_hz // 100 * channels * 2
-    assert b"".join(one.samples for one in frames) == put[: len(put) // size * size]
+    assert b"".join(frame.samples for frame in frames) == put[: len(put) // size * size]
     frames += cutter.finish()
-    assert all(len(one.samples) == size for one in frames)
-    assert b"".join(one.samples for one in frames) == put + bytes(-len(put) % size)
+    assert all(len(frame.samples) == size for frame in frames)
+    assert b"".join(frame.samples for frame in frames) == put + bytes(-len(put) % size)
     assert cutter.held == 0
     assert cutter.finish() == []
 
 
 def test_a_buffer_that_is_used_again_leaves_its_frames_alone() -> None:
     """What was put is copied: a bytearray may be filled anew at once, for frames given and held."""
-    cutter, reused = Cutter(HZ, 2), bytearray()
+    cutter, reused = Framer(HZ, 2), bytearray()
     frames, put = [], b""
     for number, length in enumerate([SIZE, 100, SIZE, 2 * SIZE, 380, SIZE]):
         samples = np.full(2 * length, number + 1, "<i2").tobytes()
@@ -91,7 +91,7 @@ def test_a_buffer_that_is_used_again_leaves_its_frames_alone() -> None:
         frames += cutter.put(SampleBuffer(reused, HZ, 2, S16, length))
         reused[:] = bytes(len(samples))
         put += samples
-    assert b"".join(one.samples for one in frames) == put
+    assert b"".join(frame.samples for frame in frames) == put
 
 
 @pytest.mark.parametrize("form", [S16, SampleFormat.S32_LE])
@@ -103,12 +103,12 @@ def test_any_buffer_of_samples_will_do(form: SampleFormat, rate_hz: int) -> None
     raw = samples.tobytes()
 
     def cut(given: Any) -> list[Frame]:
-        cutter = Cutter(HZ, 2)
+        cutter = Framer(HZ, 2)
         parts = [SampleBuffer(given, rate_hz, 2, form, 1500, T0 + n * MS) for n in range(3)]
         return [frame for part in parts for frame in cutter.put(part)] + cutter.finish()
 
     kinds = [bytearray(raw), memoryview(raw), samples.data, samples.reshape(-1).data]
-    assert [cut(one) for one in kinds] == [cut(raw)] * len(kinds)
+    assert [cut(kind) for kind in kinds] == [cut(raw)] * len(kinds)
 
 
 # At its time
@@ -118,7 +118,7 @@ def test_any_buffer_of_samples_will_do(form: SampleFormat, rate_hz: int) -> None
 @settings(deadline=None, max_examples=60)
 def test_a_frame_has_the_time_of_its_first_sample(lengths: list[int], late_ns: int) -> None:
     """However buffers and frames lie to each other, a frame's time is its first sample's."""
-    cutter, frames, place = Cutter(HZ, 2), list[Frame](), 0
+    cutter, frames, place = Framer(HZ, 2), list[Frame](), 0
     for length in lengths:
         frames += cutter.put(stereo(place, length, late_ns))
         place += length
@@ -132,7 +132,7 @@ def test_a_frame_has_the_time_of_its_first_sample(lengths: list[int], late_ns: i
 @pytest.mark.parametrize("ppm", [-500, 80])
 def test_times_follow_the_card(length: int, ppm: int) -> None:
     """The card's own pace is in the times of its buffers, and so in those of the frames."""
-    cutter = Cutter(HZ, 2)
+    cutter = Framer(HZ, 2)
     for number in range(3000):
         place = number * length
         time_ns = T0 + round(place * NS_PER_S / (HZ * (1 + ppm * 1e-6)))
@@ -150,7 +150,7 @@ def test_a_click_is_heard_at_its_time(rate_hz: int, track_hz: int, length_ms: fl
     length, clicks = round(rate_hz * length_ms / 1000), [0.2137, 0.5, 1.4142]
     sound = np.zeros(round(rate_hz * 1.6 / length) * length, "<i2")
     sound[[round(one * rate_hz) for one in clicks]] = 20_000
-    cutter, frames = Cutter(track_hz, 1), []
+    cutter, frames = Framer(track_hz, 1), []
     for first in range(0, len(sound), length):
         samples = sound[first : first + length].tobytes()
         frames += cutter.put(SampleBuffer(samples, rate_hz, 1, S16, length, at_ns(first, rate_hz)))
@@ -170,7 +170,7 @@ def test_a_click_is_heard_at_its_time(rate_hz: int, track_hz: int, length_ms: fl
 def test_an_unknown_time_stays_unknown(buffers: list[tuple[int, bool]]) -> None:
     """A frame that begins in a buffer whose time is 0 has the time 0, whatever was before and
     comes after; a known time is used again at once."""
-    cutter, place, times = Cutter(HZ, 2), 0, list[float]()
+    cutter, place, times = Framer(HZ, 2), 0, list[float]()
     for length, known in buffers:
         whole = cutter.put(stereo(place, length, 0 if known else -at_ns(place)))
         times += [at_ns(one) / MS if known else 0 for one in range(place, place + length)]
@@ -187,7 +187,7 @@ def test_an_unknown_time_stays_unknown(buffers: list[tuple[int, bool]]) -> None:
 def test_a_gap_with_room_begins_a_new_frame(gaps: list[tuple[int, int]]) -> None:
     """Where a gap is long enough to fill the frame begun with silence, that is done; where not, the
     sound goes on in the same frame. Each frame has the time of its first sample all the same."""
-    cutter, frames, expected, place = Cutter(HZ, 2), list[Frame](), list[int](), 0
+    cutter, frames, expected, place = Framer(HZ, 2), list[Frame](), list[int](), 0
     for length, gap in gaps:
         place += gap
         if gap >= -len(expected) % SIZE and gap:
@@ -197,14 +197,14 @@ def test_a_gap_with_room_begins_a_new_frame(gaps: list[tuple[int, int]]) -> None
         place += length
     frames += cutter.finish()
     expected += [-1] * (-len(expected) % SIZE)
-    assert [one for frame in frames for one in numbers(frame)] == expected
+    assert [number for frame in frames for number in numbers(frame)] == expected
     for frame in frames:
         assert abs(frame.pts_ms - at_ns(numbers(frame)[0]) / MS) <= ROUNDING_MS
 
 
 def test_a_gap_that_nobody_tells_moves_only_the_time() -> None:
     """Without the sign of a discontinuity a jump of the time fills nothing up."""
-    cutter = Cutter(HZ, 2)
+    cutter = Framer(HZ, 2)
     assert cutter.put(stereo(0, 100)) == []
     one, two = cutter.put(stereo(10_000, 860))
     assert numbers(one) == [*range(100), *range(10_000, 10_380)]
@@ -215,11 +215,11 @@ def test_a_gap_that_nobody_tells_moves_only_the_time() -> None:
 @pytest.mark.parametrize("room", [380, 379])
 def test_just_enough_room(room: int) -> None:
     """A gap as long as what is missing of the frame is filled; one frame less is spliced."""
-    cutter = Cutter(HZ, 2)
+    cutter = Framer(HZ, 2)
     cutter.put(stereo(0, 100))
     frames = [*cutter.put(stereo(100 + room, 480, gap=True)), *cutter.finish()]
     silence = [-1] * (380 if room == 380 else 0)
-    heard = [one for frame in frames for one in numbers(frame)]
+    heard = [number for frame in frames for number in numbers(frame)]
     assert heard[: 580 + len(silence)] == [*range(100), *silence, *range(100 + room, 580 + room)]
 
 
@@ -227,7 +227,7 @@ def test_just_enough_room(room: int) -> None:
 def test_sound_around_a_gap_shares_no_frame_behind_a_resampler(rate_hz: int, length: int) -> None:
     """What a resampler still holds is given before the gap; the sound after it begins a frame,
     at its time."""
-    cutter, frames = Cutter(HZ, 1), []
+    cutter, frames = Framer(HZ, 1), []
     for number in range(20):
         first = number * length + (rate_hz if number >= 10 else 0)
         samples = np.full(length, 20_000 if number < 10 else -20_000, "<i2").tobytes()
@@ -250,7 +250,7 @@ def test_sound_around_a_gap_shares_no_frame_behind_a_resampler(rate_hz: int, len
 @pytest.mark.parametrize("gap", range(40, 480, 40))
 def test_silence_is_never_longer_than_the_gap(length: int, gap: int) -> None:
     """Behind a resampler, too, filling up does not push the sound after a gap past its time."""
-    cutter, frames = Cutter(HZ, 1), list[Frame]()
+    cutter, frames = Framer(HZ, 1), list[Frame]()
     for number in range(10):
         first = number * length + (gap if number >= 5 else 0)
         frames += cutter.put(
@@ -281,7 +281,7 @@ FATES = st.lists(
 def test_what_was_refused_leaves_no_trace(fates: list[tuple[int, int, int | None]]) -> None:
     """Frames refused and taken back or dropped, in any order: everything else is sent once, in
     order, each frame at the time of its first sample; of what was refused nothing is."""
-    cutter, place = Cutter(HZ, 2), 0
+    cutter, place = Framer(HZ, 2), 0
     sent, expected = list[Frame](), set[int]()
     for length, gap, refused in fates:
         place += gap
@@ -299,10 +299,10 @@ def test_what_was_refused_leaves_no_trace(fates: list[tuple[int, int, int | None
             cutter.drop()
             assert cutter.held == 0
             sent += whole[:refused]
-            expected.update(one for frame in whole[:refused] for one in numbers(frame))
+            expected.update(number for frame in whole[:refused] for number in numbers(frame))
     expected.discard(-1)
     sent += cutter.finish()
-    heard = [one for frame in sent for one in numbers(frame) if one >= 0]
+    heard = [number for frame in sent for number in numbers(frame) if number >= 0]
     assert heard == sorted(expected)
     for frame in sent:
         assert abs(frame.pts_ms - at_ns(numbers(frame)[0]) / MS) <= ROUNDING_MS
@@ -314,7 +314,7 @@ def test_after_a_refusal_a_resampled_click_is_at_its_time(
     rate_hz: int, length: int, refused: int
 ) -> None:
     """The times of what is sent after a refusal are right behind a resampler too."""
-    cutter, frames = Cutter(HZ, 1), []
+    cutter, frames = Framer(HZ, 1), []
     for number in range(20):
         sound = np.zeros(length, "<i2")
         sound[length // 3] = 20_000 if number == 10 else 0
@@ -337,7 +337,7 @@ def test_after_a_refusal_a_resampled_click_is_at_its_time(
 
 def test_a_refusal_across_a_change_of_form() -> None:
     """What was held in one form is kept when the first buffer of another is refused."""
-    cutter = Cutter(HZ, 2)
+    cutter = Framer(HZ, 2)
     cutter.put(stereo(0, 100))
     mono = np.full(960, 7, "<i2").tobytes()
     held = cutter.held
@@ -380,7 +380,7 @@ def rounded(value: int, bits: int) -> int:
 def test_more_bits_are_rounded_to_sixteen(sound: tuple[SampleFormat, list[int], bytes]) -> None:
     """24 and 32 bits come out as the nearest 16, exactly, and never wrap around."""
     form, values, raw = sound
-    frames = Cutter(8000, 1).put(SampleBuffer(raw * 5, 8000, 1, form, 240))
+    frames = Framer(8000, 1).put(SampleBuffer(raw * 5, 8000, 1, form, 240))
     assert ints(frames).tolist() == [rounded(value, form.bits) for value in values] * 5
 
 
@@ -402,7 +402,7 @@ def test_channels_are_made_to_fit(
     row = np.array([300, 100, 0, 0, 0, 0, 0, 0][:channels])
     rows = np.concatenate([np.tile(row, (240, 1)), np.full((240, channels), -32768)])
     samples = (rows << (form.bits - 16)).astype(f"<i{form.size_bytes}").tobytes()
-    (frame,) = Cutter(HZ, track).put(SampleBuffer(samples, HZ, channels, form, 480, T0))
+    (frame,) = Framer(HZ, track).put(SampleBuffer(samples, HZ, channels, form, 480, T0))
     heard = ints([frame]).reshape(-1, track)
     assert [tuple(one) for one in (heard[0], heard[-1])] == expected
     assert frame.pts_ms == T0 // MS
@@ -411,7 +411,7 @@ def test_channels_are_made_to_fit(
 def test_the_form_may_change_at_any_time() -> None:
     """Each change ends the frame begun with silence and begins one with the new form, at its
     time; no sound is lost."""
-    cutter, frames, now_ns, levels = Cutter(HZ, 2), list[Frame](), T0, []
+    cutter, frames, now_ns, levels = Framer(HZ, 2), list[Frame](), T0, []
     forms = [
         (HZ, 2, S16),
         (HZ, 1, S16),
@@ -453,7 +453,7 @@ def test_a_tone_keeps_pitch_level_and_length(rate_hz: int, track_hz: int, length
     tone_hz, count = 997.0, 2 * rate_hz // length
     time_s = np.arange(count * length) / rate_hz
     sound = np.rint(16_000 * np.sin(2 * np.pi * tone_hz * time_s)).astype("<i2")
-    cutter, frames = Cutter(track_hz, 1), []
+    cutter, frames = Framer(track_hz, 1), []
     for first in range(0, len(sound), length):
         frames += cutter.put(
             SampleBuffer(sound[first : first + length].tobytes(), rate_hz, 1, S16, length)

@@ -219,7 +219,7 @@ def test_it_is_installed_and_works(machine: Machine, members: Members) -> None:
     status, told, errors = machine.install(umask=0o077)
     assert (status, errors) == (0, "")
     record = json.loads((machine.into / "INSTALLED.json").read_text())
-    promised = native.promise(machine.into)
+    promised = native.expected_build(machine.into)
     assert promised is not None
     library = machine.into / "agora/agora_sdk/libagora_rtc_sdk.so"
     body = machine.agora.delivery.body
@@ -247,7 +247,7 @@ def test_a_second_time_nothing_is_fetched(installed: Machine) -> None:
     before = installed.state()
     status, told, errors = installed.install()
     assert (status, errors) == (0, "")
-    assert len(told) == 1 and told[0].startswith("already installed and right")
+    assert len(told) == 1 and told[0].startswith("already installed and valid")
     assert installed.state() == before
     assert installed.agora.asked == []
 
@@ -261,7 +261,7 @@ def test_it_is_made_again(installed: Machine, options: tuple[str, ...]) -> None:
     inode = installed.into.stat().st_ino
     status, told, errors = installed.install(*options)
     assert (status, errors) == (0, "")
-    assert options or "not those that were installed" in told[0]
+    assert options or "changed after the installation" in told[0]
     assert installed.into.stat().st_ino != inode
     assert [path.name for path in installed.into.parent.iterdir()] == ["agora"]
     assert installed.load()
@@ -324,12 +324,12 @@ def _no_library(members: Members) -> Delivery:
         (_absolute, "leads out of its folder"),
         (_link, "leads out of its folder"),
         (_replacing, "would replace the wrapper's own rtc/rtc_connection.py"),
-        (_cut, "broke off after"),
-        (_half, "no whole archive"),
+        (_cut, "disconnected after"),
+        (_half, "not a valid archive"),
         (_gone, "404 Not Found"),
         (_plain, "is not HTTPS"),
         (_foreign, "is for riscv64"),
-        (_truncated_library, "its end is missing"),
+        (_truncated_library, "truncated"),
         (_no_library, "Agora's library is missing"),
     ],
 )
@@ -400,7 +400,7 @@ def test_a_wrapper_that_cannot_be_had_is_said(machine: Machine) -> None:
     """Where pip finds nothing, its own reason is told in one line."""
     machine.env["PIP_FIND_LINKS"] = os.devnull
     status, _, errors = machine.install()
-    assert status == 1 and "is there a network?" in errors and "No matching" in errors
+    assert status == 1 and "is the network up?" in errors and "No matching" in errors
     assert len(errors.splitlines()) == 1
 
 
@@ -413,7 +413,7 @@ def test_a_folder_that_may_not_be_written_is_said(machine: Machine) -> None:
     assert (status, told) == (1, [])
     assert errors == (
         f"capstand: {machine.into} cannot be written: Permission denied;"
-        " run: sudo capstand agora install, or choose a folder of your own with --into\n"
+        " run: sudo capstand agora install, or choose your own folder with --into\n"
     )
 
 
@@ -430,7 +430,7 @@ def test_an_interrupted_exchange_is_undone(installed: Machine) -> None:
     """After a power cut between the two renames, the old installation is taken back."""
     installed.into.rename(installed.into.with_name("agora.old"))
     status, told, _ = installed.install()
-    assert status == 0 and told[0].startswith("already installed and right")
+    assert status == 0 and told[0].startswith("already installed and valid")
     assert [path.name for path in installed.into.parent.iterdir()] == ["agora"]
 
 
@@ -443,7 +443,7 @@ def test_foreign_code_is_tried_out_by_an_ordinary_user(installed: Machine, tmp_p
     installed.into.parent.chmod(0o700)
     with pytest.raises(CapstandError) as caught:
         install._own_process(tmp_path, told.append, "load", installed.into)
-    uid = rights.harmless_user().uid
+    uid = rights.unprivileged_user().uid
     assert uid != 0 and str((uid, uid, uid)) in str(caught.value)
 
 
@@ -454,7 +454,7 @@ def test_root_installs_nothing_where_another_user_decides(machine: Machine, tmp_
     os.chown(machine.into.parent, 65534, 65534)
     status, told, errors = machine.install()
     assert (status, told) == (1, [])
-    assert "belongs to" in errors and "lead root elsewhere" in errors
+    assert "belongs to" in errors and "redirect root's writes" in errors
     assert not machine.agora.asked and not list(machine.into.parent.iterdir())
 
 

@@ -78,7 +78,7 @@ assert found.AreaCode.AREA_CODE_GLOB and found.AgoraService and len(found.send.a
 assert found.IRTCConnectionObserver.on_connected and found.IRTCLocalUserObserver
 print(found.folder, found.build)
 """
-    promised = native.promise(folder)
+    promised = native.expected_build(folder)
     assert promised is not None
     assert python(code, folder) == f"{folder} {native.build(promised.url)}"
 
@@ -95,7 +95,7 @@ def test_the_wrapper_is_read_without_running_it(
 ) -> None:
     """Address and sum of the library are those that the wrapper would come to on each machine."""
     monkeypatch.setattr(platform, "machine", lambda: kind)
-    promised = native.promise(folder)
+    promised = native.expected_build(folder)
     assert promised is not None
     assert native.build(promised.url).endswith(ending)
     assert promised.md5 == md5
@@ -108,7 +108,7 @@ def test_nothing_is_wiped_or_fetched(folder: Path, readable: bool) -> None:
     if not readable:
         source = folder / "agora/__init__.py"
         text = source.read_text()
-        assert native.promise(folder) is not None
+        assert native.expected_build(folder) is not None
         source.write_text(text.replace("url = linux_sdk", "url = str(linux_sdk)", 1))
     before = state(folder)
     said = python(LOAD, folder)
@@ -141,7 +141,7 @@ def test_a_damaged_library(folder: Path) -> None:
     for length in (0, 30, 1000, len(content) // 2):
         (folder / LIBRARY).write_bytes(content[:length])
         said = python(LOAD, folder)
-        assert "it is no ELF file" in said if length < 20 else "its end is missing" in said
+        assert "it is not an ELF file" in said if length < 20 else "truncated" in said
 
 
 def test_a_library_that_cannot_be_loaded(folder: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_library_of_another_version(folder: Path, tmp_path: Path) -> None:
     lacking = "agora_audio_pcm_data_sender_send"
     shutil.copyfile(build(tmp_path / "library", without=(lacking,)), folder / LIBRARY)
     said = python(LOAD, folder)
-    assert said.startswith(f"Agora's library lacks {lacking}, so it is of another version")
+    assert said.startswith(f"Agora's library lacks {lacking}, so its version does not match")
     assert said.endswith("then restart capstand")
 
 
@@ -226,14 +226,14 @@ def test_a_repaired_folder_works_in_the_same_process(
         (folder / "agora/rtc/local_user.py").write_text("import nowhere\n")
     folder.mkdir(exist_ok=True)
     first, second, loaded = python(REPAIR, folder, WHOLE=str(whole)).splitlines()
-    promised = native.promise(folder)
+    promised = native.expected_build(folder)
     assert promised is not None
     assert first == second and first.startswith("Agora's")
     assert loaded == native.build(promised.url)
 
 
 def test_a_failure_is_remembered(folder: Path) -> None:
-    """The wrapper is not imported again and again while nothing has changed."""
+    """The wrapper is not imported again and again while nothing changed."""
     code = """
 from pathlib import Path
 from capstand.agora.sdk import native

@@ -13,17 +13,17 @@ import pytest
 
 from capstand.audio.block import NS_PER_S, Block
 from capstand.audio.clock import Clock
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from capstand.errors import SinkBusy
 from capstand.sinks.agora import AgoraChannel
-from capstand.sinks.types.agora import AgoraSink
+from capstand.sinks.types.agora import AgoraSinkConfig
 from tests import line
 from tests.agora import StandIn, native_advance, native_command, native_get, run
 
 Counters = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 APP_ID = "0123456789abcdef0123456789abcdef"
-CHANNEL = AgoraSink(type="agora", app_id=APP_ID, channel="studio", uid=1001)
+CHANNEL = AgoraSinkConfig(type="agora", app_id=APP_ID, channel="studio", uid=1001)
 NO_FILES = {"STANDIN_PCM": "", "STANDIN_LOG": ""}
 FRAMES = 480
 
@@ -32,7 +32,7 @@ class Card:
     """Ten milliseconds after the other, each read a little late, from a card of its own rate."""
 
     def __init__(self, folder: str, ppm: float, **keys: Any) -> None:
-        self.card: Capture = line.capture()
+        self.card: CaptureConfig = line.capture()
         self.now_ns = NS_PER_S
         self.clock = Clock(48000, FRAMES)
         self.channel = AgoraChannel(
@@ -93,7 +93,7 @@ def drifting(folder: str, ppm: float, seconds: int, lock: bool) -> dict[str, Any
     for number in range(seconds * 100):
         card.period()
         if number >= 6000 and number % 10 == 0:
-            depths.append(card.channel._source.inside_ms())
+            depths.append(card.channel._source.in_flight_ms())
     seen = card.figures()
     seen["native_holes"] = native_get("holes")
     seen["refused"] = native_get("refused")
@@ -169,14 +169,14 @@ def with_gaps(folder: str, gaps: str, lost: int) -> dict[str, Any]:
     before = card.figures()["holes"]
     inserted = card.channel.inserted_frames
     card.period(lost=lost)
-    inside_ms = card.channel._source.inside_ms()
+    in_flight_ms = card.channel._source.in_flight_ms()
     for _ in range(50):
         card.period()
     card.channel.close()
     return {
         "holes": card.figures().get("holes", before) - before,
         "inserted": card.channel.inserted_frames - inserted,
-        "inside_ms": inside_ms,
+        "in_flight_ms": in_flight_ms,
     }
 
 
@@ -187,12 +187,12 @@ def test_a_gap_is_concealed_by_silence_with_fades(
     """As much silence is put in as brings the queue back to its target; sound dies away before it
     and rises after it over 5 ms; the times of the frames go on; the books say how much it was."""
     seen = run(with_gaps, standin, str(tmp_path), "conceal", lost)
-    assert 37 < seen["inside_ms"] < 53, "a queue that ran dry waits for the SDK's next 10 ms"
+    assert 37 < seen["in_flight_ms"] < 53, "a queue that ran dry waits for the SDK's next 10 ms"
     assert seen["inserted"] == pytest.approx(min(lost, 40 * 48 - 480), abs=240 + 48)
-    sent = np.frombuffer(b"".join(one.data for one in standin.pushes()), "<i2")[::2]
+    sent = np.frombuffer(b"".join(pushe.data for pushe in standin.pushes()), "<i2")[::2]
     steps = np.abs(np.diff(sent.astype(int)))
     assert steps.max() <= 1.02 * 2 * np.pi * 997 / 48000 * 10000, "no step is steeper than the tone"
-    stamps = [one.pts_ms for one in standin.pushes() if one.pts_ms]
+    stamps = [pushe.pts_ms for pushe in standin.pushes() if pushe.pts_ms]
     assert stamps == sorted(stamps)
     if seen["inserted"] > 480:
         loud = np.abs(sent[4800:-4800]) > 50
@@ -203,7 +203,7 @@ def test_a_gap_may_be_skipped_to_stay_live(standin: StandIn, tmp_path: Path) -> 
     """With gaps = "skip" only the fades are put in, and the queue is that much shorter."""
     seen = run(with_gaps, standin, str(tmp_path), "skip", 960)
     assert seen["inserted"] == 240
-    assert seen["inside_ms"] == pytest.approx(40 - 20 + 5, abs=4)
+    assert seen["in_flight_ms"] == pytest.approx(40 - 20 + 5, abs=4)
 
 
 def stalled(folder: str) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def late_again(folder: str, kind: str, stall_ms: int, keys: dict[str, Any]) -> d
         before = card.dropped
         card.period()
         after.append(card.figures()["latency_ms"])
-        depths.append(card.channel._source.inside_ms())
+        depths.append(card.channel._source.in_flight_ms())
         quiet += card.dropped > before and (card.frame - 480) % 62400 >= 48000
     seen = card.figures()
     card.channel.close()
@@ -281,7 +281,7 @@ STALLS = [
     ("words", 1500, {"catch_up": "faster", "max_latency_ms": 4000, "send_buffer_ms": 5000}),
     ("words", 1500, {"max_latency_ms": 4000, "send_buffer_ms": 5000}),
     ("words", 380, {}),
-    ("words", 286, {"delay_ms": 100}),
+    ("words", 286, {"send_delay_ms": 100}),
 ]
 
 
@@ -292,7 +292,7 @@ def test_a_short_stall_is_made_up_within_ten_seconds(
     """A stall that leaves the channel later than its target, but not so late that all is dropped:
     after 10 s it is at its target, without running dry. Blocks are dropped where it is quiet, if
     that comes; or none is, because all of it is played a little faster."""
-    target = keys.get("delay_ms", 40)
+    target = keys.get("send_delay_ms", 40)
     given = (str(tmp_path), kind, stall_ms, keys)
     seen = run(late_again, standin, *given, env=NO_FILES, timeout_s=120)
     assert seen["holes"] <= 1, "the stall itself"
@@ -330,6 +330,6 @@ def test_a_channel_that_closes_keeps_the_time(
     """Each frame up to the last, which only brings the sound to its end, is 10 ms after the one
     before it."""
     began_ms, ended_ms = run(closed, standin, str(tmp_path), keys)
-    stamps = [one.pts_ms for one in standin.pushes() if one.ret == 0]
+    stamps = [pushe.pts_ms for pushe in standin.pushes() if pushe.ret == 0]
     assert max(abs(one - 10) for one in np.diff(stamps)) <= 2
     assert began_ms - 12 < stamps[0] and ended_ms - 15 < stamps[-1] < ended_ms + 25

@@ -22,7 +22,7 @@ def daemon(standin: StandIn, tmp_path: Path) -> Iterator[Daemon]:
     ("before", "after", "told", "first_left"),
     [
         ('channel = "studio"', 'channel = "hall"', "agora: in hall", False),
-        ("uid = 1001", "uid = 1001\ndelay_ms = 60", "agora: in studio", True),
+        ("uid = 1001", "uid = 1001\nsend_delay_ms = 60", "agora: in studio", True),
     ],
 )
 def test_a_channel_changes_and_the_recording_does_not(
@@ -54,8 +54,8 @@ def test_a_channel_changes_and_the_recording_does_not(
         json.loads(line)
         for line in (daemon.folder / "state/ledger/mic.jsonl").read_text().splitlines()
     ]
-    (leave,) = [one for one in events if one["event"] == "leave"]
-    joined = [one for one in events if one["event"] == "join"]
+    (leave,) = [event for event in events if event["event"] == "sink_removed"]
+    joined = [event for event in events if event["event"] == "sink_added"]
     channel, recording = events[-1]["sinks"]
     assert leave["balanced"] is events[-1]["balanced"] is True
     assert [one["sink"] for one in joined] == ["agora", "agora"]

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pytest
 
 from capstand.audio.block import NS_PER_S
-from capstand.config.schema import Capture
-from capstand.sinks.outlet import Outlet
-from capstand.sinks.types.agora import AgoraSink
-from capstand.stream.handover import Side
+from capstand.config.schema import CaptureConfig
+from capstand.sinks.sink_queue import SinkQueue
+from capstand.sinks.types.agora import AgoraSinkConfig
+from capstand.stream.handover import SinkSnapshot
 from capstand.stream.intake import Intake
 from capstand.stream.stream import Stream
 from tests import line
@@ -21,7 +21,7 @@ from tests.agora import Push, StandIn, run
 from tests.patience import PATIENCE_S
 
 APP_ID = "0123456789abcdef0123456789abcdef"
-CHANNEL = AgoraSink(
+CHANNEL = AgoraSinkConfig(
     type="agora",
     app_id=APP_ID,
     channel="studio",
@@ -45,22 +45,22 @@ def sound(keys: dict[str, Any], state: str, script: str, seconds: float) -> dict
     beside = line.Keep()
     (channel,) = stream.live
     intake = Intake(line.config(card), ring=stream.ring)
-    line.give(intake, Outlet("beside", beside, 1 << 30))
+    line.give(intake, SinkQueue("beside", beside, 1 << 30))
     intake.wakes(channel.wake)
     began = time.monotonic()
     intake.start()
     channel.start("mic")
     while (delivered := channel.counters().delivered) < seconds * card.rate_hz:
-        channel.look(time.monotonic_ns())
+        channel.poll(time.monotonic_ns())
         time.sleep(0.02)
         assert time.monotonic() < began + PATIENCE_S, channel.trouble
         if script and delivered > seconds * card.rate_hz / 2:
             standin.command(script)
             script = ""
     while True:  # two depths, one asked for after the other: a block may have come between
-        channel.look(now_ns := time.monotonic_ns())
+        channel.poll(now_ns := time.monotonic_ns())
         captured = intake.stats(0).captured_frames
-        live = Side.of(channel).stats(captured, card.rate_hz, now_ns)._asdict()
+        live = SinkSnapshot.of(channel).stats(captured, card.rate_hz, now_ns)._asdict()
         depth_ms = standin.report()["depth_ms"]
         apart_ms = abs(live["figures"]["depth_ms"] - depth_ms)
         if apart_ms <= DEPTHS_AGREE_MS or time.monotonic() > began + PATIENCE_S:
@@ -71,15 +71,15 @@ def sound(keys: dict[str, Any], state: str, script: str, seconds: float) -> dict
     assert channel.join(time.monotonic() + PATIENCE_S)
     intake.close(time.monotonic() + PATIENCE_S)
     stats = intake.stats(time.monotonic_ns())
-    agora = Side.of(channel).stats(stats.captured_frames, card.rate_hz, now_ns)
+    agora = SinkSnapshot.of(channel).stats(stats.captured_frames, card.rate_hz, now_ns)
     return {
         "blocks": [
-            (one.first_frame, one.frames, one.captured_at_ns, one.samples.hex())
-            for one in beside.blocks
+            (block.first_frame, block.frames, block.captured_at_ns, block.samples.hex())
+            for block in beside.blocks
         ],
         "delivered": agora.delivered_frames,
         "dropped": agora.dropped_frames,
-        "inside": agora.inside_frames,
+        "inside": agora.in_flight_frames,
         "balanced": stats.balanced and agora.balanced,
         "since": agora.since_frame,
         "captured": agora.captured_frames,
@@ -90,11 +90,11 @@ def sound(keys: dict[str, Any], state: str, script: str, seconds: float) -> dict
 
 def values(pushes: list[Push]) -> Samples:
     """All that was pushed, of shape (frames, channels)."""
-    data = b"".join(one.data for one in pushes if one.ret == 0)
+    data = b"".join(pushe.data for pushe in pushes if pushe.ret == 0)
     return np.frombuffer(data, "<i2").reshape(-1, pushes[0].channels)
 
 
-def captured(seen: dict[str, Any], card: Capture) -> npt.NDArray[np.int64]:
+def captured(seen: dict[str, Any], card: CaptureConfig) -> npt.NDArray[np.int64]:
     """The captured samples as they are, of shape (frames, channels), full scale ±2³¹."""
     from capstand.dsp.convert import to_int32
 
@@ -120,7 +120,7 @@ def captured(seen: dict[str, Any], card: Capture) -> npt.NDArray[np.int64]:
         {"channels": 2, "period_ms": 4.0},
         {"channels": 2, "period_ms": 1024 / 48},
     ],
-    ids=lambda keys: "-".join(str(one) for one in keys.values()),
+    ids=lambda keys: "-".join(str(key) for key in keys.values()),
 )
 def test_every_frame_of_the_stream_is_pushed(
     standin: StandIn, tmp_path: Path, keys: dict[str, Any]
@@ -130,10 +130,10 @@ def test_every_frame_of_the_stream_is_pushed(
     and the books say so to the frame. What was captured before was not meant for it."""
     card = line.capture(**keys)
     if card.period_ms > 10:
-        keys = {**keys, "sink": {"delay_ms": 80}}
+        keys = {**keys, "sink": {"send_delay_ms": 80}}
     seen = run(sound, standin, keys, str(tmp_path), "", 0.6, script=SCRIPT)
     pushes = standin.pushes()
-    assert {(one.rate_hz, one.channels, one.frames, one.ret) for one in pushes} == {
+    assert {(pushe.rate_hz, pushe.channels, pushe.frames, pushe.ret) for pushe in pushes} == {
         (card.rate_hz, card.audio.channels, card.rate_hz // 100, 0)
     }
     sent = values(pushes)
@@ -151,7 +151,7 @@ def test_every_frame_of_the_stream_is_pushed(
     frames = first + np.arange(len(pushes)) * (card.rate_hz // 100)
     block = np.searchsorted(starts, frames, "right") - 1
     due_ms = (times[block] + (frames - starts[block]) * NS_PER_S / card.rate_hz) / 1e6
-    assert np.abs(np.array([one.pts_ms for one in pushes]) - due_ms).max() < 1
+    assert np.abs(np.array([pushe.pts_ms for pushe in pushes]) - due_ms).max() < 1
     assert standin.violations() == []
 
 
@@ -166,13 +166,15 @@ def test_other_rates_are_resampled(
     keys = {"rate_hz": rate_hz, "channels": channels, "source": None}
     seen = run(sound, standin, keys, str(tmp_path), "", 1.0, script=SCRIPT)
     pushes = standin.pushes()
-    assert {(one.rate_hz, one.channels, one.frames) for one in pushes} == {(48000, channels, 480)}
+    assert {(pushe.rate_hz, pushe.channels, pushe.frames) for pushe in pushes} == {
+        (48000, channels, 480)
+    }
     expected = seen["delivered"] * 48000 / rate_hz
     assert abs(len(values(pushes)) - expected) <= 480 + 50
     begun = seen["since"] + seen["dropped"]
     first_ms = min(at for first, _, at, _ in seen["blocks"] if first >= begun) / 1e6
     due_ms = first_ms + 10 * np.arange(len(pushes))
-    assert np.abs(np.array([one.pts_ms for one in pushes]) - due_ms)[:-2].max() < 2
+    assert np.abs(np.array([pushe.pts_ms for pushe in pushes]) - due_ms)[:-2].max() < 2
     assert seen["balanced"] and seen["inside"] == 0
 
 

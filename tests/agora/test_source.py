@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstand.agora import AgoraError, CustomAudioSource, SampleBuffer
-from capstand.agora.frames import Cutter
-from capstand.agora.life import State
+from capstand.agora.connection_state import ConnectionState
+from capstand.agora.frames import Framer
 from capstand.agora.source import RATES, RESAMPLED
 from capstand.audio.block import NS_PER_S, SampleFormat
 from tests.agora import StandIn, native_advance, native_command, native_get, run
@@ -78,11 +78,11 @@ def test_the_documented_sequence(standin: StandIn, tmp_path: Path) -> None:
     seen = run(as_documented, standin, str(tmp_path / "agora"))
     assert (seen["joined"], seen["left"]) == (True, True)
     pushes = standin.pushes()
-    assert b"".join(one.data for one in pushes) == tone(11 * 480)
-    assert [one.pts_ms for one in pushes] == seen["stamps"]
-    assert {(one.frames, one.bytes_per_sample, one.channels, one.rate_hz) for one in pushes} == {
-        (480, 2, 1, 48000)
-    }
+    assert b"".join(pushe.data for pushe in pushes) == tone(11 * 480)
+    assert [pushe.pts_ms for pushe in pushes] == seen["stamps"]
+    assert {
+        (pushe.frames, pushe.bytes_per_sample, pushe.channels, pushe.rate_hz) for pushe in pushes
+    } == {(480, 2, 1, 48000)}
     assert [name.removeprefix("agora_") for name in standin.names()] == [
         *("service_create", "service_initialize", "service_create_media_node_factory"),
         *("service_enable_extension", "service_get_agora_parameter", "parameter_set_int"),
@@ -111,7 +111,7 @@ def test_the_send_buffer_is_bounded_before_publishing(standin: StandIn, tmp_path
     bounds = standin.calls("agora_local_audio_track_set_max_bufferd_frame_number")
     delays = standin.calls("agora_local_audio_track_set_send_delay_ms")
     (published,) = standin.calls("agora_local_user_publish_audio")
-    assert [list(one.args.values())[-1] for one in bounds] == [100_000, 50]
+    assert [list(bound.args.values())[-1] for bound in bounds] == [100_000, 50]
     assert list(delays[-1].args.values())[-1] == 40
     assert max(bounds[-1].ns, delays[-1].ns) < published.ns
     (scenario,) = standin.calls("agora_local_user_set_audio_scenario")
@@ -173,7 +173,7 @@ def wrong_arguments(folder: str) -> dict[str, Any]:
     told: dict[str, Any] = {}
     told["app id"] = refusal(lambda: CustomAudioSource("abc", Path(folder)))
     told["profile"] = refusal(lambda: make(folder, profile="loud"))
-    told["buffer"] = refusal(lambda: make(folder, delay_ms=500, buffer_ms=500))
+    told["buffer"] = refusal(lambda: make(folder, send_delay_ms=500, buffer_ms=500))
     source = make(folder)
     enable = source.set_external_audio_source
     told["rate"] = refusal(lambda: enable(True, 96000, 1))
@@ -258,12 +258,12 @@ def test_any_buffer_of_10_to_60_ms_is_taken_whole(standin: StandIn, tmp_path: Pa
     may be used again at once; what does not fill 10 ms goes out with silence at the end."""
     run(kinds_of_data, standin, str(tmp_path / "agora"))
     pushes = standin.pushes()
-    assert {one.frames for one in pushes} == {480}
-    sent = b"".join(one.data for one in pushes)
+    assert {pushe.frames for pushe in pushes} == {480}
+    sent = b"".join(pushe.data for pushe in pushes)
     whole = tone(2400 + 115 * 48)
     assert sent == whole + bytes(len(sent) - len(whole))
     assert len(sent) - len(whole) == 5 * 48 * 2
-    assert {one.pts_ms for one in pushes} == {0}
+    assert {pushe.pts_ms for pushe in pushes} == {0}
 
 
 def at_a_rate(folder: str, rate_hz: int, channels: int) -> None:
@@ -286,15 +286,15 @@ def test_every_rate_is_heard(standin: StandIn, tmp_path: Path, rate_hz: int) -> 
     run(at_a_rate, standin, str(tmp_path / "agora"), rate_hz, channels)
     pushes = standin.pushes()
     track_hz = 48000 if rate_hz in RESAMPLED else rate_hz
-    assert {(one.rate_hz, one.channels, one.frames, one.ret) for one in pushes} == {
+    assert {(pushe.rate_hz, pushe.channels, pushe.frames, pushe.ret) for pushe in pushes} == {
         (track_hz, channels, track_hz // 100, 0)
     }
-    sent = np.frombuffer(b"".join(one.data for one in pushes), "<i2")[::channels]
+    sent = np.frombuffer(b"".join(pushe.data for pushe in pushes), "<i2")[::channels]
     heard = sent[track_hz // 10 : track_hz * 3 // 10].astype(float)
     spectrum = np.abs(np.fft.rfft(heard * np.hanning(len(heard))))
     assert np.argmax(spectrum) * track_hz / len(heard) == pytest.approx(1000, abs=5)
     assert np.sqrt(np.mean(heard**2)) == pytest.approx(16384 / 2**0.5, rel=0.005)
-    stamps = np.array([one.pts_ms for one in pushes[:-2]])
+    stamps = np.array([pushe.pts_ms for pushe in pushes[:-2]])
     assert np.abs(stamps - 1000 - 10 * np.arange(len(stamps))).max() <= 1
 
 
@@ -344,9 +344,9 @@ def test_several_sources_are_mixed(standin: StandIn, tmp_path: Path) -> None:
     leaving waits for what is still to be mixed."""
     run(mixed, standin, str(tmp_path / "agora"))
     pushes = standin.pushes()
-    values = [set(np.frombuffer(one.data, "<i2").tolist()) for one in pushes]
-    assert all(len(one) == 1 for one in values)
-    flat = [one.pop() for one in values]
+    values = [set(np.frombuffer(pushe.data, "<i2").tolist()) for pushe in pushes]
+    assert all(len(value) == 1 for value in values)
+    flat = [value.pop() for value in values]
     assert set(flat) <= {1000, 31000, 30000} and flat.count(1000) + flat.count(31000) == 20
     assert flat.count(31000) + flat.count(30000) == 10 and 31000 in flat
     assert standin.violations() == []
@@ -412,7 +412,7 @@ def test_pushing_too_often_loses_nothing(standin: StandIn, tmp_path: Path) -> No
     assert seen["took"] >= 0.75, "a second of sound does not fit into 200 ms"
     assert seen["depth"] <= 200
     assert seen["storm"] == [-12, -12, -12, 0]
-    sent = [one.pts_ms for one in standin.pushes() if one.ret == 0]
+    sent = [pushe.pts_ms for pushe in standin.pushes() if pushe.ret == 0]
     assert sent == [*range(1, 101), 1003]
 
 
@@ -428,15 +428,15 @@ def left_while_full(folder: str) -> bool:
 def test_the_last_frames_wait_for_room(standin: StandIn, tmp_path: Path) -> None:
     """What was held because its 10 ms were not full is sent at leaving, once there is room."""
     assert run(left_while_full, standin, str(tmp_path / "agora"))
-    sent = b"".join(one.data for one in standin.pushes() if one.ret == 0)
+    sent = b"".join(pushe.data for pushe in standin.pushes() if pushe.ret == 0)
     assert sent == tone(600) + bytes(2 * 360)
-    assert [one.ret for one in standin.pushes()] == [0, -12, -12, -12, 0]
+    assert [pushe.ret for pushe in standin.pushes()] == [0, -12, -12, -12, 0]
 
 
 class Choosy:
     """In place of a connection: a channel that refuses the pushes with the numbers it is given."""
 
-    state = State.JOINED
+    state = ConnectionState.JOINED
 
     def __init__(self, refused: set[int]) -> None:
         self.sent: list[bytes] = []
@@ -466,7 +466,7 @@ def test_what_a_refused_push_took_is_counted_to_the_frame(
     source.set_external_audio_source(True, 48000, 1)
     channel = Choosy(refused)
     source._connection = channel  # type: ignore[assignment]
-    source._cutters = [Cutter(48000, 1)]
+    source._framers = [Framer(48000, 1)]
     taken, at_ns = 0, NS_PER_S
     for frames, gap in buffers:
         at_ns += NS_PER_S if gap else 0
@@ -480,7 +480,7 @@ def test_what_a_refused_push_took_is_counted_to_the_frame(
         except AgoraError as error:
             taken += error.taken
     sent = np.frombuffer(b"".join(channel.sent), "<i2")
-    assert np.count_nonzero(sent) + source._cutters[0].held == taken
+    assert np.count_nonzero(sent) + source._framers[0].held == taken
 
 
 # For long

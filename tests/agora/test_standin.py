@@ -439,18 +439,18 @@ def depth() -> float:
     return native_get("depth_ms")
 
 
-def published(frames: int, delay_ms: int) -> Session:
+def published(frames: int, send_delay_ms: int) -> Session:
     native_command("set virtual 1")
     session = Session()
     session.conn._audio_track.set_max_buffer_audio_frame_number(frames)
-    session.conn._audio_track.set_send_delay_ms(delay_ms)
+    session.conn._audio_track.set_send_delay_ms(send_delay_ms)
     session.join()
     session.publish()
     return session
 
 
 def fills_and_drains() -> None:
-    session = published(frames=10, delay_ms=30)
+    session = published(frames=10, send_delay_ms=30)
     assert [session.push(10), session.push(10)] == [0, 0]
     native_advance(500 * MS)
     assert depth() == 20  # it waits for the send delay
@@ -466,7 +466,7 @@ def fills_and_drains() -> None:
 
 
 def dries_out() -> None:
-    session = published(frames=10, delay_ms=20)
+    session = published(frames=10, send_delay_ms=20)
     session.push(20)
     native_advance(20 * MS)
     assert (depth(), native_get("holes")) == (0, 0)
@@ -486,7 +486,7 @@ def dries_out() -> None:
 
 
 def overflows() -> None:
-    session = published(frames=5, delay_ms=10)
+    session = published(frames=5, send_delay_ms=10)
     assert [session.push(20), session.push(40), session.push(30), session.push(10)] == [
         0,
         -12,
@@ -506,7 +506,7 @@ def overflows() -> None:
 
 
 def drifts() -> list[float]:
-    session = published(frames=100, delay_ms=10)
+    session = published(frames=100, send_delay_ms=10)
     handle = session.conn._audio_sender.sender_handle
     send = session.sdk.audio_pcm_data_sender.agora_audio_pcm_data_sender_send
     silence = bytes(1920 * 2)

@@ -38,15 +38,15 @@ with warnings.catch_warnings():
 def reference(
     channel: str = "lobby",
     uid: int | str = 7,
-    life_s: int = 3600,
+    lifetime_s: int = 3600,
     privileges: dict[int, int] | None = None,
     others: tuple[Any, ...] = (),
 ) -> str:
     """A token made by Agora's library, issued at NOW_S with salt 1."""
-    made = agora2.AccessToken(APP_ID, CERTIFICATE, issue_ts=NOW_S, expire=life_s)
+    made = agora2.AccessToken(APP_ID, CERTIFICATE, issue_ts=NOW_S, expire=lifetime_s)
     made._AccessToken__salt = 1
     rtc = agora2.ServiceRtc(channel, uid)
-    for privilege, privilege_life_s in (privileges or {1: life_s, 2: life_s}).items():
+    for privilege, privilege_life_s in (privileges or {1: lifetime_s, 2: lifetime_s}).items():
         rtc.add_privilege(privilege, privilege_life_s)
     for service in (rtc, *others):
         made.add_service(service)
@@ -66,7 +66,7 @@ def unpacked(text: str) -> bytes:
 
 def judge(text: str, now_s: float = NOW_S, *, sure: bool = True, **other: Any) -> None:
     wanted: dict[str, Any] = {"app_id": APP_ID, "channel": "lobby", "uid": 7} | other
-    token.judge(token.parse(text), now_s=now_s, clock_sure=sure, **wanted)
+    token.check_valid(token.parse(text), now_s=now_s, clock_sure=sure, **wanted)
 
 
 # Reading
@@ -76,7 +76,7 @@ def test_what_agoras_library_makes_is_read() -> None:
     """App id, channel, uid, issue, life and privileges are those Agora's library wrote."""
     read = token.parse(reference(privileges={1: 100, 2: 200, 3: 300, 4: 0}))
     assert (read.app_id, read.channel, read.uid) == (APP_ID, "lobby", "7")
-    assert (read.issued_s, read.life_s) == (NOW_S, 3600)
+    assert (read.issued_s, read.lifetime_s) == (NOW_S, 3600)
     assert read.privileges == {1: 100, 2: 200, 3: 300, 4: 0}
 
 
@@ -87,11 +87,11 @@ def test_agoras_everyday_builder_is_read() -> None:
     read = token.parse(text)
     assert read.privileges == {1: 0, 2: 0, 3: 0, 4: 0}
     assert before_s + 600 <= read.expires_s <= time.time() + 600
-    token.judge(read, APP_ID, "lobby", 12345, time.time(), clock_sure=True)
+    token.check_valid(read, APP_ID, "lobby", 12345, time.time(), clock_sure=True)
 
 
 @pytest.mark.parametrize(
-    ("life_s", "privileges", "ends_after_s"),
+    ("lifetime_s", "privileges", "ends_after_s"),
     [
         (3600, {1: 3600, 2: 3600}, 3600),
         (3600, {1: 600, 2: 3600}, 600),
@@ -103,10 +103,10 @@ def test_agoras_everyday_builder_is_read() -> None:
     ],
 )
 def test_a_token_ends_with_the_first_thing_needed(
-    life_s: int, privileges: dict[int, int], ends_after_s: int
+    lifetime_s: int, privileges: dict[int, int], ends_after_s: int
 ) -> None:
     """The end is the earliest of token, joining and publishing audio; 0 is as the token."""
-    read = token.parse(reference(life_s=life_s, privileges=privileges))
+    read = token.parse(reference(lifetime_s=lifetime_s, privileges=privileges))
     assert read.expires_s == NOW_S + ends_after_s
 
 
@@ -141,7 +141,7 @@ def test_a_service_of_the_future_is_passed_over() -> None:
 
 
 def test_an_error_is_the_peers() -> None:
-    """A TokenError is a SinkError, so that an outlet tries again later."""
+    """A TokenError is a SinkError, so that a sink queue tries again later."""
     assert issubclass(TokenError, SinkError)
 
 
@@ -155,7 +155,7 @@ WHOLE = reference()
         ("", "the token is empty; expected an AccessToken2, which starts with 007"),
         ("006" + APP_ID + "IAABCD", "old kind 006.*AccessToken2.*RtcTokenBuilder2"),
         (APP_ID, "an app id or a certificate, not a token.*needs no token"),
-        ("hello", "no token; expected an AccessToken2"),
+        ("hello", "not a valid token; expected an AccessToken2"),
         ("007", "ends too early"),
         ("007" + "A" * 10_000, "10003 characters; expected at most 4096"),
         (WHOLE + "\n", "not base64"),
@@ -163,12 +163,12 @@ WHOLE = reference()
         (WHOLE[:50] + "ä" + WHOLE[51:], "not ASCII"),
         (WHOLE[:-4], "ends too early"),
         (WHOLE[:-1], "not base64"),
-        (WHOLE + "AAAA", "not base64|follows its end"),
+        (WHOLE + "AAAA", "not base64|trailing data"),
         ("007" + binascii.b2a_base64(b"no zlib stream", newline=False).decode(), "unpacked"),
         (packed(bytes(1_000_000)), "unpacks to more than 8192 bytes"),
-        (packed(BODY + b"\0"), "something follows its end"),
+        (packed(BODY + b"\0"), "it has trailing data"),
         (packed(BODY[:-1]), "ends too early"),
-        (packed(BODY, signature=bytes(31)), "signature has not 32 bytes"),
+        (packed(BODY, signature=bytes(31)), "signature is not 32 bytes long"),
         (packed(BODY.replace(APP_ID.encode(), b"x" * 32)), "app id is not 32 hexadecimal"),
         (packed(BODY.replace(b"lobby", b"\xff" * 5)), "not UTF-8"),
         (packed(BODY[:46] + struct.pack("<H", 2) + BODY[48:] * 2), "allows two channels"),
@@ -265,31 +265,31 @@ def test_a_token_made_here_is_agoras_to_the_byte() -> None:
     """With the same issue and salt the text, signature included, is that of Agora's library."""
     assert token.build(APP_ID, CERTIFICATE, "lobby", 7, 3600, NOW_S, salt=1) == reference()
     assert token.build(APP_ID, CERTIFICATE, "lobby", 0, 60, NOW_S + 0.9, salt=1) == reference(
-        uid=0, life_s=60
+        uid=0, lifetime_s=60
     )
 
 
 @given(
     channel=st.text(st.characters(codec="utf-8"), min_size=1, max_size=15),
     uid=st.integers(0, 2**32 - 1),
-    life_s=st.integers(1, 86_400),
+    lifetime_s=st.integers(1, 86_400),
     salt=st.integers(1, 99_999_999) | st.none(),
 )
 def test_what_is_made_is_read_by_both(
-    channel: str, uid: int, life_s: int, salt: int | None
+    channel: str, uid: int, lifetime_s: int, salt: int | None
 ) -> None:
     """Whatever the channel, uid and life, both sides read what was asked for."""
-    text = token.build(APP_ID, CERTIFICATE, channel, uid, life_s, NOW_S, salt)
+    text = token.build(APP_ID, CERTIFICATE, channel, uid, lifetime_s, NOW_S, salt)
     read = token.parse(text)
     assert (read.channel, read.uid) == (channel, str(uid) if uid else "")
-    assert read.expires_s == NOW_S + life_s
-    token.judge(read, APP_ID, channel, uid, NOW_S, clock_sure=True)
+    assert read.expires_s == NOW_S + lifetime_s
+    token.check_valid(read, APP_ID, channel, uid, NOW_S, clock_sure=True)
     theirs = agora2.AccessToken()
     assert theirs.from_string(text)
     assert theirs._AccessToken__app_id.decode() == APP_ID
     rtc = theirs._AccessToken__service[1]
     assert rtc._ServiceRtc__channel_name.decode() == channel
-    assert rtc._Service__privileges == {1: life_s, 2: life_s}
+    assert rtc._Service__privileges == {1: lifetime_s, 2: lifetime_s}
 
 
 def test_two_tokens_are_never_the_same() -> None:
@@ -305,16 +305,16 @@ def test_two_tokens_are_never_the_same() -> None:
         ({"certificate": "secret"}, "App Certificate is not 32"),
         ({"channel": ""}, "1 to 63 bytes"),
         ({"channel": "ä" * 32}, "1 to 63 bytes"),
-        ({"uid": -1}, "no whole number from 0"),
-        ({"uid": 2**32}, "no whole number from 0"),
-        ({"life_s": 0}, "from 1 to 86400 s"),
-        ({"life_s": 86_401}, "from 1 to 86400 s"),
+        ({"uid": -1}, "expected an integer from 0"),
+        ({"uid": 2**32}, "expected an integer from 0"),
+        ({"lifetime_s": 0}, "expected 1 to 86400 s"),
+        ({"lifetime_s": 86_401}, "expected 1 to 86400 s"),
     ],
 )
 def test_values_agora_would_refuse_make_no_token(change: dict[str, Any], words: str) -> None:
     """Each names what is wrong, and the certificate is not repeated."""
     wanted: dict[str, Any] = {"app_id": APP_ID, "certificate": CERTIFICATE}
-    wanted |= {"channel": "lobby", "uid": 7, "life_s": 3600, "now_s": NOW_S}
+    wanted |= {"channel": "lobby", "uid": 7, "lifetime_s": 3600, "now_s": NOW_S}
     with pytest.raises(TokenError, match=words) as caught:
         token.build(**(wanted | change))
     assert "secret" not in str(caught.value)
@@ -331,7 +331,7 @@ def test_the_right_token_passes() -> None:
 
 def test_a_token_for_another_app_id_is_refused() -> None:
     """The sentence shows the start of both and what to do."""
-    with pytest.raises(TokenError, match=r"another app id \(970c…, configured is ffff…\); have"):
+    with pytest.raises(TokenError, match=r"another app id \(970c…, configured is ffff…\); request"):
         judge(reference(), app_id="f" * 32)
 
 
@@ -344,7 +344,7 @@ def test_a_token_may_be_for_many_channels(pattern: str) -> None:
 @pytest.mark.parametrize("pattern", ["Lobby", "lobb", "lobby2", "lob*x", "*lob", "lobby*y", "x*y"])
 def test_a_token_for_another_channel_is_refused(pattern: str) -> None:
     """Case counts, and so does every character outside a wildcard."""
-    with pytest.raises(TokenError, match=r"for channel '.+', not for 'lobby'; have one made"):
+    with pytest.raises(TokenError, match=r"for channel '.+', not for 'lobby'; request one"):
         judge(reference(channel=pattern))
 
 
@@ -357,7 +357,7 @@ def test_a_token_may_be_for_any_uid(uid: int | str) -> None:
 @pytest.mark.parametrize(("uid", "wanted"), [(8, 7), (7, 0), ("77", 7), ("me", 7), ("8*", 7)])
 def test_a_token_for_another_uid_is_refused(uid: int | str, wanted: int) -> None:
     """A uid that Agora draws (0) is not covered by a token for one."""
-    with pytest.raises(TokenError, match=f"for uid '.+', not for {wanted}; have one made"):
+    with pytest.raises(TokenError, match=f"for uid '.+', not for {wanted}; request one"):
         judge(reference(uid=uid), uid=wanted)
 
 
@@ -373,15 +373,15 @@ def test_a_token_without_the_right_is_refused(privileges: dict[int, int], lacks:
 )
 def test_a_token_that_is_over_is_refused(late_s: float, ago: str) -> None:
     """From its last second on, saying since when."""
-    with pytest.raises(TokenError, match=f"ended {ago} ago, at 2023-11-14 23:13:20 UTC; provide"):
+    with pytest.raises(TokenError, match=f"expired {ago} ago, at 2023-11-14 23:13:20 UTC; provide"):
         judge(reference(), NOW_S + 3600 + late_s)
 
 
 def test_a_doubtful_clock_judges_no_expiry() -> None:
     """Neither an unsynchronised clock nor one plainly before the token's issue counts."""
     judge(reference(), NOW_S + 1e6, sure=False)
-    judge(reference(life_s=1), 0.0)
-    judge(reference(life_s=1), NOW_S - 301)
+    judge(reference(lifetime_s=1), 0.0)
+    judge(reference(lifetime_s=1), NOW_S - 301)
     with pytest.raises(TokenError, match="lobby"):
         judge(reference(channel="other"), 0.0, sure=False)
 
@@ -389,12 +389,12 @@ def test_a_doubtful_clock_judges_no_expiry() -> None:
 # Renewing
 
 
-def life(life_s: int) -> Token:
-    return token.parse(reference(life_s=life_s))
+def life(lifetime_s: int) -> Token:
+    return token.parse(reference(lifetime_s=lifetime_s))
 
 
 @pytest.mark.parametrize(
-    ("life_s", "after_s"),
+    ("lifetime_s", "after_s"),
     [
         (60, 48),
         (600, 480),
@@ -405,9 +405,9 @@ def life(life_s: int) -> Token:
         (86_400, 69_120),
     ],
 )
-def test_renewal_is_due_well_before_the_end(life_s: int, after_s: float) -> None:
+def test_renewal_is_due_well_before_the_end(lifetime_s: int, after_s: float) -> None:
     """At 80 % of the life or 10 minutes before the end, whichever is earlier; short: at 80 %."""
-    assert token.renew_after_s(life(life_s), NOW_S, clock_sure=True) == pytest.approx(after_s)
+    assert token.renew_after_s(life(lifetime_s), NOW_S, clock_sure=True) == pytest.approx(after_s)
 
 
 def test_renewal_counts_from_the_issue() -> None:
@@ -429,10 +429,12 @@ def test_a_life_beyond_a_day_is_taken_as_a_day() -> None:
     assert token.renew_after_s(life(10**7), NOW_S, clock_sure=True) == 69_120
 
 
-@given(life_s=st.integers(0, 2**32 - 1), now_s=st.floats(-1e12, 1e12), sure=st.booleans())
-def test_renewal_is_never_in_the_past_or_after_a_day(life_s: int, now_s: float, sure: bool) -> None:
+@given(lifetime_s=st.integers(0, 2**32 - 1), now_s=st.floats(-1e12, 1e12), sure=st.booleans())
+def test_renewal_is_never_in_the_past_or_after_a_day(
+    lifetime_s: int, now_s: float, sure: bool
+) -> None:
     """Whatever token and clock say, a timer can be set with it."""
-    assert 0 <= token.renew_after_s(life(life_s), now_s, sure) <= 86_400
+    assert 0 <= token.renew_after_s(life(lifetime_s), now_s, sure) <= 86_400
 
 
 # The clock

@@ -27,8 +27,8 @@ from capstand.agora.tokens.sources import (
     TokenFile,
     TokenServer,
     TokenSource,
-    loose,
     read_secret,
+    world_accessible,
 )
 from capstand.agora.tokens.token import TokenError
 from tests.patience import PATIENCE_S
@@ -170,7 +170,7 @@ def source(
     timeout_s: float = 60.0,
     **other: Any,
 ) -> TokenServer:
-    wanted: dict[str, Any] = {"app_id": APP_ID, "channel": "lobby", "uid": 7, "life_s": 3600}
+    wanted: dict[str, Any] = {"app_id": APP_ID, "channel": "lobby", "uid": 7, "lifetime_s": 3600}
     return TokenServer(url, credential, ca_file, timeout_s=timeout_s, **(wanted | other))
 
 
@@ -183,8 +183,8 @@ def refusal(asked: TokenSource) -> str:
     for secret in (TOKEN[3:20], CREDENTIAL, CERTIFICATE, "hush"):
         assert secret not in text
     if isinstance(asked, TokenServer):
-        assert text.startswith(f"{asked.words}: ")
-        return text.removeprefix(f"{asked.words}: ")
+        assert text.startswith(f"{asked.label}: ")
+        return text.removeprefix(f"{asked.label}: ")
     return text
 
 
@@ -219,10 +219,12 @@ def test_a_credential_that_is_not_there_names_the_units_line(
 ) -> None:
     """Whether systemd handed over none at all or not this one."""
     line = "add LoadCredential=NAME:/path to the unit"
-    with pytest.raises(TokenError, match=f"handed over none at all; {line}, or name an absolute"):
+    with pytest.raises(
+        TokenError, match=f"systemd provided no credentials; {line}, or name an absolute"
+    ):
         read_secret("agora-token")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    with pytest.raises(TokenError, match=f"that 11 characters name was not handed over.*; {line}"):
+    with pytest.raises(TokenError, match=f"that 11 characters name was not provided.*; {line}"):
         read_secret("agora-token")
 
 
@@ -243,7 +245,7 @@ def test_a_place_is_absolute_or_a_name(place: str) -> None:
         (b"hush\0", "at place 5 of 5"),
         (b"\xef\xbb\xbfhush", "at place 1 of 5"),
         ("hüsh".encode(), "not visible ASCII at place 2 of 4"),
-        (b"hush\xff", "no text in UTF-8"),
+        (b"hush\xff", "not UTF-8 text"),
         (b"hush" * 16_385, "longer than 65536 bytes"),
     ],
 )
@@ -262,9 +264,9 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
     for name, words in (
-        ("none", "does not exist; put the secret there"),
-        ("", "is no ordinary file"),
-        ("pipe", "is no ordinary file"),
+        ("none", "does not exist; create it with the secret"),
+        ("", "not a regular file"),
+        ("pipe", "not a regular file"),
         ("file/below", "cannot be read: Not a directory"),
     ):
         with pytest.raises(TokenError, match=words):
@@ -281,7 +283,10 @@ def test_a_secret_of_somebody_else_is_refused() -> None:
         if user == 0:
             os.seteuid(65_534)  # root may read everything
         try:
-            with pytest.raises(TokenError, match="may not be read; chown root:capstand and chmod"):
+            with pytest.raises(
+                TokenError,
+                match=r"cannot be read \(permission denied\); chown root:capstand and chmod",
+            ):
                 read_secret(str(file))
         finally:
             os.seteuid(user)
@@ -295,8 +300,8 @@ def test_an_open_secret_is_warned_of(tmp_path: Path, mode: int, warned: bool) ->
     file = tmp_path / "secret"
     file.touch()
     file.chmod(mode)
-    assert loose(str(file)) == (
-        f"file {file} is open to every user of this machine (mode {mode:o}); "
+    assert world_accessible(str(file)) == (
+        f"file {file} can be read or changed by every user of this machine (mode {mode:o}); "
         f"chown root:capstand {file} and chmod 640 {file}"
         if warned
         else None
@@ -305,8 +310,8 @@ def test_an_open_secret_is_warned_of(tmp_path: Path, mode: int, warned: bool) ->
 
 def test_a_secret_that_is_not_there_is_not_loose() -> None:
     """Reading it says so; the warning is silent."""
-    assert loose("/nowhere/at/all") is None
-    assert loose("agora-token") is None
+    assert world_accessible("/nowhere/at/all") is None
+    assert world_accessible("agora-token") is None
 
 
 # The program, a file, the certificate
@@ -317,8 +322,8 @@ def test_a_token_given_by_the_program() -> None:
     for text, words in ((TOKEN, "a token given by the program"), ("", "no token")):
         fixed: TokenSource = Fixed(text)
         assert fixed.fetch() == text
-        assert fixed.words == words
-        assert fixed.stamp() == fixed.stamp()
+        assert fixed.label == words
+        assert fixed.fingerprint() == fixed.fingerprint()
         assert TOKEN[3:20] not in f"{fixed} {fixed!r}"
 
 
@@ -326,18 +331,18 @@ def test_a_token_file_is_read_anew(tmp_path: Path) -> None:
     """Each fetch reads the file, and the stamp tells when that may be worth while."""
     file = tmp_path / "token"
     held: TokenSource = TokenFile(str(file))
-    assert held.words == f"token file {file}"
-    stamps = [held.stamp()]
+    assert held.label == f"token file {file}"
+    stamps = [held.fingerprint()]
     assert "does not exist" in refusal(held)
     for text in ("first", "second-one"):
         fresh = tmp_path / "fresh"
         fresh.write_text(text)
         fresh.rename(file)
         assert held.fetch() == text
-        stamps.append(held.stamp())
-        assert held.stamp() == stamps[-1]
+        stamps.append(held.fingerprint())
+        assert held.fingerprint() == stamps[-1]
     file.unlink()
-    assert held.stamp() == stamps[0]
+    assert held.fingerprint() == stamps[0]
     assert len(set(stamps)) == 3
 
 
@@ -346,11 +351,11 @@ def test_a_token_made_here_is_good(tmp_path: Path) -> None:
     file = tmp_path / "certificate"
     file.write_text(CERTIFICATE)
     made: TokenSource = LocalTokens(APP_ID, str(file), "lobby", 7, 600)
-    token.judge(token.parse(made.fetch()), APP_ID, "lobby", 7, time.time(), clock_sure=True)
-    assert made.words == f"tokens made here (development only), file {file}"
-    before = made.stamp()
+    token.check_valid(token.parse(made.fetch()), APP_ID, "lobby", 7, time.time(), clock_sure=True)
+    assert made.label == f"tokens made here (development only), file {file}"
+    before = made.fingerprint()
     file.write_text("no-certificate")
-    assert made.stamp() != before
+    assert made.fingerprint() != before
     assert "App Certificate is not 32 hexadecimal" in refusal(made)
 
 
@@ -360,7 +365,7 @@ def test_a_token_made_here_is_good(tmp_path: Path) -> None:
 def test_the_request(authorities: Authorities, credential: str) -> None:
     """The url's fields are filled in percent-encoded, the credential goes along as Bearer."""
     with token_server(authorities, say(TOKEN.encode())) as (server, url):
-        asked = source(url, credential, authorities.file, channel="a b/ü?&#", uid=0, life_s=60)
+        asked = source(url, credential, authorities.file, channel="a b/ü?&#", uid=0, lifetime_s=60)
         assert asked.fetch() == TOKEN
         assert source(url, None, authorities.file).fetch() == TOKEN
         assert source(url.replace("rtc", "{app_id}"), None, authorities.file).fetch() == TOKEN
@@ -394,7 +399,12 @@ def test_a_server_may_want_a_post(
     """The body is JSON or a form, its fields are filled in and escaped so; the credential goes
     along."""
     with token_server(authorities, say(TOKEN.encode(), 201)) as (server, url):
-        keys: dict[str, Any] = {"channel": 'a"b&ü', "life_s": 60, "method": "POST", "body": body}
+        keys: dict[str, Any] = {
+            "channel": 'a"b&ü',
+            "lifetime_s": 60,
+            "method": "POST",
+            "body": body,
+        }
         assert source(url, credential, authorities.file, **keys).fetch() == TOKEN
     assert server.posted == [(kind, sent)]
     assert server.asked[0][1] == f"Bearer {CREDENTIAL}"
@@ -421,7 +431,7 @@ def test_a_channel_is_sent_as_it_is_called(authorities: Authorities, channel: st
 
 def test_a_server_that_wants_another_method_says_so(authorities: Authorities) -> None:
     with token_server(authorities, say(b"hush", 405)) as (_, url):
-        assert refusal(source(url, None, authorities.file)).startswith("it answered 405; it wants")
+        assert refusal(source(url, None, authorities.file)).startswith("it replied 405; it wants")
 
 
 @pytest.mark.parametrize(
@@ -445,7 +455,7 @@ def test_a_token_may_lie_deeper(authorities: Authorities, path: str, answer: obj
         (
             "data.token",
             b'{"token": "hush"}',
-            "its answer has no such key for token_path data.token",
+            "its reply has no such key for token_path data.token",
         ),
         (
             "data.token",
@@ -454,12 +464,16 @@ def test_a_token_may_lie_deeper(authorities: Authorities, path: str, answer: obj
         ),
         ("data.token", b'{"data": ["hush"]}', "data has no such key for token_path data.token at"),
         ("data.9", b'{"data": ["hush"]}', "data has no such key for token_path data.9 at 9"),
-        ("data.token", b'{"data": {"token": 5}}', "data.token in its answer is no text; correct"),
-        ("data.token", b'{"data": {"token": ""}}', f"its answer is empty; {EXPECTED}"),
-        ("data.token", b'{"data": {"token": "hush!"}}', f"its answer is no token; {EXPECTED}"),
-        ("data.token", b"hush", "its answer has no JSON object for token_path data.token at data"),
-        ("data.token", b"[" * 60_000, "its answer has no JSON object for token_path data.token"),
-        ("\u0664", b'["a", "b", "c", "d", "hush"]', "its answer has no such key"),
+        ("data.token", b'{"data": {"token": 5}}', "data.token in its reply is not text; correct"),
+        ("data.token", b'{"data": {"token": ""}}', f"its reply is empty; {EXPECTED}"),
+        (
+            "data.token",
+            b'{"data": {"token": "hush!"}}',
+            f"its reply is not a valid token; {EXPECTED}",
+        ),
+        ("data.token", b"hush", "its reply has no JSON object for token_path data.token at data"),
+        ("data.token", b"[" * 60_000, "its reply has no JSON object for token_path data.token"),
+        ("\u0664", b'["a", "b", "c", "d", "hush"]', "its reply has no such key"),
     ],
 )
 def test_a_path_that_leads_nowhere_says_where_it_ends(
@@ -473,21 +487,21 @@ def test_a_path_that_leads_nowhere_says_where_it_ends(
 def test_status_names_the_server_and_no_more() -> None:
     """Path and query may hold secrets."""
     assert (
-        source("https://example.org/hush/{uid}?k=hush").words == "token server https://example.org"
+        source("https://example.org/hush/{uid}?k=hush").label == "token server https://example.org"
     )
-    assert source("https://example.org:8443").words == "token server https://example.org:8443"
+    assert source("https://example.org:8443").label == "token server https://example.org:8443"
 
 
 def test_the_stamp_follows_credential_and_authority(credential: str, tmp_path: Path) -> None:
     """A new credential or ca_file is a reason to ask again at once."""
     ca_file = tmp_path / "ca.pem"
     asked = source("https://example.org", credential, str(ca_file))
-    stamps = [asked.stamp(), asked.stamp()]
+    stamps = [asked.fingerprint(), asked.fingerprint()]
     assert stamps[0] == stamps[1]
     Path(credential).write_text("another one")
-    stamps.append(asked.stamp())
+    stamps.append(asked.fingerprint())
     ca_file.touch()
-    stamps.append(asked.stamp())
+    stamps.append(asked.fingerprint())
     assert len(set(stamps)) == 3
 
 
@@ -539,26 +553,29 @@ def test_an_answer_is_json_or_plain(authorities: Authorities, answer: str) -> No
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (say(b"hush", 401), "the device credential is refused (401); have the server issue"),
-        (say(b"hush", 403), "the device credential is refused (403); have the server issue"),
-        (say(b"hush", 404), "it answered 404, not found; correct the path in url"),
-        (say(b"hush", 500), "it answered 500; expected 200, see the server's log"),
-        (say(b"", 204), "it answered 204; expected 200, see the server's log"),
-        (say(b""), f"its answer is empty; {EXPECTED}"),
-        (say(b'{"token": ""}'), f"its answer is empty; {EXPECTED}"),
-        (say(b'{"hush": "x"}'), "its answer has none of the keys rtcToken, token, rtc_token"),
-        (say(b'{"token": 5}'), "its answer has none of the keys rtcToken, token, rtc_token"),
-        (say(b"[]"), f"its answer is no token; {EXPECTED}"),
-        (say(b"null"), f"its answer is no token; {EXPECTED}"),
-        (say(b'{"a":' + b"[" * 60_000), f"its answer is no token; {EXPECTED}"),
-        (say(b"<html>hush <p>log in"), f"its answer is no token; {EXPECTED}"),
-        (say(b"\xff\xfehush"), f"its answer is no token; {EXPECTED}"),
-        (say(b'{"token": "\\ud800 hush"}'), f"its answer is no token; {EXPECTED}"),
-        (say(b"x" * 65_537), "its answer is longer than 65536 bytes; expected a token"),
-        (raw(b"hush\r\n\r\n"), "it does not speak HTTP as it should (BadStatusLine)"),
-        (raw(b"HTTP/1.1 200 OK\r\nhush: " + b"x" * 70_000), "it does not speak HTTP as it should"),
-        (raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nhush\r\n"), "it does not"),
-        (raw(b""), "it broke the connection off; see the server's log"),
+        (say(b"hush", 401), "the device credential was refused (401); have the server issue"),
+        (say(b"hush", 403), "the device credential was refused (403); have the server issue"),
+        (say(b"hush", 404), "it replied 404, not found; correct the path in url"),
+        (say(b"hush", 500), "it replied 500; expected 200, see the server's log"),
+        (say(b"", 204), "it replied 204; expected 200, see the server's log"),
+        (say(b""), f"its reply is empty; {EXPECTED}"),
+        (say(b'{"token": ""}'), f"its reply is empty; {EXPECTED}"),
+        (say(b'{"hush": "x"}'), "its reply has none of the keys rtcToken, token, rtc_token"),
+        (say(b'{"token": 5}'), "its reply has none of the keys rtcToken, token, rtc_token"),
+        (say(b"[]"), f"its reply is not a valid token; {EXPECTED}"),
+        (say(b"null"), f"its reply is not a valid token; {EXPECTED}"),
+        (say(b'{"a":' + b"[" * 60_000), f"its reply is not a valid token; {EXPECTED}"),
+        (say(b"<html>hush <p>log in"), f"its reply is not a valid token; {EXPECTED}"),
+        (say(b"\xff\xfehush"), f"its reply is not a valid token; {EXPECTED}"),
+        (say(b'{"token": "\\ud800 hush"}'), f"its reply is not a valid token; {EXPECTED}"),
+        (say(b"x" * 65_537), "its reply is longer than 65536 bytes; expected a token"),
+        (raw(b"hush\r\n\r\n"), "it sent an invalid HTTP reply (BadStatusLine)"),
+        (raw(b"HTTP/1.1 200 OK\r\nhush: " + b"x" * 70_000), "it sent an invalid HTTP reply"),
+        (
+            raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nhush\r\n"),
+            "it sent an invalid HTTP reply",
+        ),
+        (raw(b""), "the server closed the connection; see its log"),
     ],
 )
 def test_an_answer_without_a_token_is_refused(
@@ -595,7 +612,7 @@ def test_a_redirect_carries_nothing_away(
         away = say(b"", status, Location=there)
         with token_server(authorities, away) as (_, url):
             text = refusal(source(url, credential, authorities.file))
-    assert text.startswith(f"it answered {status}, a redirect, which is not followed")
+    assert text.startswith(f"it replied {status}, a redirect, which is not followed")
     assert other.asked == []
 
 
@@ -626,7 +643,7 @@ def test_a_server_that_drips_is_given_up(authorities: Authorities, answer: Answe
         start = time.monotonic()
         text = refusal(source(url, None, authorities.file, timeout_s=BRIEF_S))
         assert time.monotonic() - start < 60
-        assert text == "no whole answer in time; check the network and the server"
+        assert text == "timed out; check the network and the server"
         assert threads_end()
 
 
@@ -637,7 +654,7 @@ def test_a_server_that_is_silent_is_given_up(authorities: Authorities) -> None:
         start = time.monotonic()
         text = refusal(source(url, None, authorities.file, timeout_s=BRIEF_S))
         assert time.monotonic() - start < 60
-        assert text.startswith("no whole answer in time")
+        assert text.startswith("timed out")
         assert threads_end()
 
 
@@ -685,7 +702,7 @@ def test_a_certificate_out_of_its_time_is_refused(
     )
     with token_server(authorities, say(TOKEN.encode()), certificate) as (server, url):
         text = refusal(source(url, None, authorities.file))
-    assert text.startswith(f"its certificate {words}, if this machine's date, 20")
+    assert text.startswith(f"its certificate {words}, according to this machine's date, 20")
     assert server.asked == []
 
 
@@ -705,7 +722,7 @@ def test_a_server_without_tls_is_refused(authorities: Authorities, credential: s
     server = Server(say(TOKEN.encode()), None)
     with serving(server) as port:
         text = refusal(source(f"https://localhost:{port}/", credential, authorities.file))
-    assert text.startswith("no TLS came about (")
+    assert text.startswith("TLS handshake failed (")
     assert server.asked == []
 
 
@@ -728,10 +745,10 @@ def test_a_server_that_is_not_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     assert refusal(source(f"https://127.0.0.1:{port}/?k=hush")) == (
-        "nothing listens on that port; check url and the server"
+        "connection refused; check url and the server"
     )
     assert refusal(source("https://no-such-host.invalid/?k=hush")) == (
-        "its name is not known to DNS; check the name and the network"
+        "host name not found; check the name and the network"
     )
 
 
@@ -791,7 +808,7 @@ def test_a_proxy_of_the_environment_is_used(
         assert asked.fetch() == TOKEN
         monkeypatch.delenv("no_proxy")
         monkeypatch.setenv("https_proxy", f"127.0.0.1:{port}")
-        assert refusal(asked) == "the proxy of the environment refuses (407)"
+        assert refusal(asked) == "the proxy (https_proxy) refused (407)"
         assert len(server.asked) == len(proxy.heads) == 2
 
 
@@ -799,7 +816,9 @@ def test_a_proxy_of_the_environment_is_used(
 def test_a_proxy_that_is_none_is_refused(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without repeating it, since it may hold a password."""
     monkeypatch.setenv("https_proxy", proxy)
-    with pytest.raises(TokenError, match="https_proxy in the environment is no address") as caught:
+    with pytest.raises(
+        TokenError, match="https_proxy in the environment is not an address"
+    ) as caught:
         source("https://localhost:1/").fetch()
     assert "hush" not in str(caught.value)
 

@@ -270,8 +270,8 @@ def test_steps_are_seen_without_being_told(step: int, period: int, ppm: float) -
 
 def test_looks_at_any_time_do_no_harm_beside_edges() -> None:
     """A patient reader, who waits for the device only now and then, knows its rate as well."""
-    edges = [(*one, True) for one in looks(77.0, 192, 480, 20, 120, True, 1)][::20]
-    others = [(*one, False) for one in looks(77.0, 192, 2400, 20, 120, False, 2)]
+    edges = [(*look, True) for look in looks(77.0, 192, 480, 20, 120, True, 1)][::20]
+    others = [(*look, False) for look in looks(77.0, 192, 2400, 20, 120, False, 2)]
     clock = Clock(48_000, 480)
     for frame, stamp_ns, edge in sorted(edges + others, key=lambda one: one[1]):
         clock.observe(frame, stamp_ns, edge)

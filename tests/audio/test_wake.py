@@ -4,7 +4,7 @@ from capstand.audio.wake import WakeUp
 
 
 def test_it_is_set_until_it_is_cleared() -> None:
-    """Who waits returns at once when it was set before, as often as he waits, until it is
+    """Who waits returns at once when it was set before, as often as they wait, until it is
     cleared; then after the time."""
     wake = WakeUp()
     assert not wake.wait(0.001)

@@ -42,7 +42,7 @@ def main() -> None:
     print("programs read fake cards in user space (kernel: the kernel's): 48 kHz stereo S16, 10 ms "
           "periods, 500 ms buffer")  # fmt: skip
     shared = Path("/dev/shm")
-    usual = [one for one in SECTIONS if chosen.long or one not in NAMED_ONLY]
+    usual = [section for section in SECTIONS if chosen.long or section not in NAMED_ONLY]
     for name in chosen.section or usual:
         print(f"\n== {name}: {SECTIONS[name]}", flush=True)
         began = time.monotonic()

@@ -40,7 +40,7 @@ def main(folder: Path, long: bool) -> None:
         for name, values in found.items()
     ]
     show(["law", "rms µs", "largest µs", "bias µs"], rows)
-    rms = {name: max(one[0] for one in values) for name, values in found.items()}
+    rms = {name: max(value[0] for value in values) for name, values in found.items()}
     own = rms["capstand"]
     at_most("rms", own, 20, " µs")
     at_most("largest", max(one[1] for one in found["capstand"]), 100, " µs")

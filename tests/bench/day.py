@@ -5,7 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from capstand.agora.drain import Drain
+from capstand.agora.send_buffer import SendBufferModel
 from capstand.audio.block import NS_PER_S
 from tests.bench import machine, svg
 from tests.bench.table import at_most, show
@@ -53,7 +53,7 @@ def left_alone(ppm: float, seconds: int) -> Day:
     """Blocks as they come, timestamps counted from the first frame at the nominal rate; depth is
     the least, just before a block comes.
     """
-    drain = Drain(round(TARGET_S * 1000))
+    drain = SendBufferModel(round(TARGET_S * 1000))
     block_ns = FRAMES * NS_PER_S / RATE_HZ / (1 + ppm * 1e-6)
     points, lowest, highest, least = [], math.inf, -math.inf, math.inf
     for number in range(seconds * 100):

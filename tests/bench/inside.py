@@ -6,8 +6,8 @@
     python -m tests.bench.inside dead CARD BUFFER_FRAMES SECONDS     the same beside dead sinks
     python -m tests.bench.inside timer - 0 SECONDS                   how late a bare timer wakes
 
-Threads, priorities and settings are the daemon's; the card's name is found by ALSA_CONFIG_PATH.
-A time of hand-over is that of ``Sink.write`` (and of ``Outlet.put`` in the push thread), less the
+Threads, priorities and settings are the daemon's; the card's name is found by ALSA_CONFIG_PATH. A
+time of hand-over is that of ``Sink.write`` (and of ``SinkQueue.put`` in the push thread), less the
 moment when the block's last frame was sampled, by the stream's own clock.
 """
 
@@ -25,21 +25,20 @@ from capstand.audio.ring import Reader
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import Reading
-from capstand.config.schema import Capture
-from capstand.config.schema import Stream as StreamConfig
+from capstand.config.schema import CaptureConfig, StreamConfig
 from capstand.errors import SinkError
 from capstand.host.realtime import (
     LOWEST,
-    be_real_time,
     freeze_heap,
     prepare_process,
     prepare_thread,
-    share_lock,
+    set_fifo,
+    set_switch_interval,
 )
-from capstand.sinks.live import LiveSink, Plan
-from capstand.sinks.outlet import Outlet
+from capstand.sinks.live import LiveSink, SinkFactory
 from capstand.sinks.sink import Sink
-from capstand.sinks.types.file import FileSink
+from capstand.sinks.sink_queue import SinkQueue
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream.intake import Intake
 from capstand.stream.pusher import Pusher
 
@@ -103,7 +102,7 @@ class Hung(Nothing):
         threading.Event().wait()
 
 
-class ProbedOutlet(Outlet):
+class ProbedOutlet(SinkQueue):
     """Notes when each block was put into the queue, too."""
 
     def put(self, block: Block) -> None:
@@ -116,7 +115,7 @@ class ProbedOutlet(Outlet):
 class ProbedSource(AlsaSource):
     """Notes how long after a period was complete the capture thread looked."""
 
-    def __init__(self, capture: Capture, stream: Intake) -> None:
+    def __init__(self, capture: CaptureConfig, stream: Intake) -> None:
         super().__init__(capture)
         self.woken_late_ns: list[int] = []
         self._stream = stream
@@ -146,19 +145,19 @@ def timer(seconds: float) -> list[int]:
     return late_ns
 
 
-def _beside(kind: str, stream: Intake) -> Iterator[Outlet | LiveSink]:
+def _beside(kind: str, stream: Intake) -> Iterator[SinkQueue | LiveSink]:
     """Sinks that the measured one is to know nothing of."""
-    audio, priority = stream.config.capture.audio, stream.config.capture.priority - 10
+    audio, priority = stream.config.capture.audio, stream.config.capture.rt_priority - 10
 
     def live(name: str) -> LiveSink:
-        plan = Plan(f"tests.bench.inside:{name}", ())
+        plan = SinkFactory(f"tests.bench.inside:{name}", ())
         return LiveSink("mic", name.lower(), plan, stream.ring, audio.frame_bytes, priority)
 
     if kind == "busy":
         yield live("Busy")
     if kind == "dead":
-        yield Outlet("refused", Refused(), 48_000, priority=50)
-        yield Outlet("hung", Hung(), 48_000, priority=50)
+        yield SinkQueue("refused", Refused(), 48_000, priority=50)
+        yield SinkQueue("hung", Hung(), 48_000, priority=50)
         yield live("Hung")
 
 
@@ -167,7 +166,7 @@ def _wait(stop: threading.Event, live: list[LiveSink], seconds: float = math.inf
     end = time.monotonic() + seconds
     while time.monotonic() < end and not stop.wait(0.2):
         for one in live:
-            one.look(time.monotonic_ns())
+            one.poll(time.monotonic_ns())
 
 
 def main() -> None:
@@ -175,31 +174,33 @@ def main() -> None:
     if kind == "timer":
         print(json.dumps({"timer": timer(float(seconds))}))
         return
-    capture = Capture(device=card, buffer_ms=int(buffer) / 48)
-    stream = Intake(StreamConfig("mic", capture, (FileSink("file", "/nowhere"),)))
+    capture = CaptureConfig(device=card, buffer_ms=int(buffer) / 48)
+    stream = Intake(StreamConfig("mic", capture, (FileSinkConfig("file", "/nowhere"),)))
     source = ProbedSource(capture, stream)
     if kind != "nothing":
         stream.source = source
-        stream.capturer = Capturer(source, stream.clock, stream.ring, capture.priority)
+        stream.capturer = Capturer(source, stream.clock, stream.ring, capture.rt_priority)
     probe = Probe()
-    outlet = ProbedOutlet(
+    sink_queue = ProbedOutlet(
         "probe", Nothing() if kind == "nothing" else probe, 48_000 * 5, priority=50
     )
-    outlet.put_late_ns = []
-    stream.outlets = [Outlet("nothing", Nothing(), 48_000) if kind == "nothing" else outlet]
+    sink_queue.put_late_ns = []
+    stream.sink_queues = [
+        SinkQueue("nothing", Nothing(), 48_000) if kind == "nothing" else sink_queue
+    ]
     beside = list(_beside(kind, stream))
     live = [one for one in beside if isinstance(one, LiveSink)]
-    stream.outlets += [one for one in beside if isinstance(one, Outlet)]
-    frame_bytes, priority = capture.audio.frame_bytes, capture.priority
+    stream.sink_queues += [one for one in beside if isinstance(one, SinkQueue)]
+    frame_bytes, priority = capture.audio.frame_bytes, capture.rt_priority
     reader = Reader(stream.ring.open_for_reading(), frame_bytes, stream.ring.slots // 2)
-    stream.pusher = Pusher(reader, None, stream.outlets, priority, 0)
+    stream.pusher = Pusher(reader, None, stream.sink_queues, priority, 0)
     stream.wakes(*(one.wake for one in live))
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     prepare_process()
-    be_real_time("main", LOWEST)
-    share_lock(1, kind != "nothing")
+    set_fifo("main", LOWEST)
+    set_switch_interval(1, kind != "nothing")
     stream.start()
     for one in live:
         one.start("mic")
@@ -211,9 +212,9 @@ def main() -> None:
     else:
         _wait(stop, live, SETTLE_S)
         first_woken = len(source.woken_late_ns)
-        first_put, first = len(outlet.put_late_ns), len(probe.late_ns)
+        first_put, first = len(sink_queue.put_late_ns), len(probe.late_ns)
         _wait(stop, live, float(seconds))
-        puts, writes = outlet.put_late_ns[first_put:], probe.late_ns[first:]
+        puts, writes = sink_queue.put_late_ns[first_put:], probe.late_ns[first:]
         lost = stream.capturer.tally.count()
         print(
             json.dumps(

@@ -126,7 +126,7 @@ DUMMY = Card(
     "snd-dummy with hrtimer=1, hw:Dummy,0",
     "hw:Dummy,0",
     "/proc/asound/Dummy/pcm0c/sub0/hw_params",
-    (CAPSTAND, *(one for one in OTHERS if one.name != ARECORD_FIFO.name), DARKICE_VORBIS),
+    (CAPSTAND, *(other for other in OTHERS if other.name != ARECORD_FIFO.name), DARKICE_VORBIS),
     counter=False,
 )
 

@@ -107,9 +107,9 @@ def channel(cards: Cards, folder: Path, load: str, beside: bool, seconds: float)
             run.check()
             elapsed_ns, busy = time.monotonic_ns() - began_ns, machine.busy_s() - busy
         given = [
-            one
-            for one in standin(run.folder).pushes()
-            if 0 <= one.ns - began_ns < elapsed_ns and one.ret == 0
+            pushe
+            for pushe in standin(run.folder).pushes()
+            if 0 <= pushe.ns - began_ns < elapsed_ns and pushe.ret == 0
         ]
         measured = [one for one in given if one.channels == 2]
         ends = [int(np.frombuffer(one.data[-FRAME_BYTES:], "<u4")[0]) + 1 for one in measured]
@@ -148,13 +148,13 @@ def channels(cards: Cards, folder: Path, rounds: int, seconds: float) -> None:
             ("the SDK", [one.late_us for one in heard]),
             (f"bare timer, FIFO {heard[0].priority}, beside it", [one.bare_us for one in heard]),
         ):
-            marks = [[_share(one, share) for one in values] for share in (0.5, 0.99, 1.0)]
+            marks = [[_share(value, share) for value in values] for share in (0.5, 0.99, 1.0)]
             rows.append(
                 [
                     name,
                     words,
                     str(sum(map(len, values))),
-                    *(spread(one, 0) for one in marks),
+                    *(spread(mark, 0) for mark in marks),
                     str(sum(one.missing for one in heard)) if words == "the SDK" else "",
                     spread([one.busy for one in heard], 0),
                 ]

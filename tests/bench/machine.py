@@ -17,7 +17,7 @@ IN_MEMORY = ("/dev/", "/memfd:", "/SYSV")
 def describe() -> list[str]:
     """The machine's kind in a few lines."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    info = {key.strip(): value.strip() for key, _, value in (one.partition(":") for one in lines)}
+    info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     model = info.get("model name") or info.get("Model") or platform.machine()
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     speed = f"governor {governor.read_text().strip()}" if governor.exists() else "no governor seen"

@@ -304,7 +304,7 @@ class Running:
 
     def cpu_s(self) -> float:
         """Processor time of all its processes so far, in seconds."""
-        return sum(machine.cpu_s(one) for one in self.processes())
+        return sum(machine.cpu_s(process) for process in self.processes())
 
     def memory_mb(self) -> float:
         """Memory of all its processes, what they share counted once."""
@@ -319,8 +319,8 @@ class Running:
             raise RuntimeError(f"capstand tells no status: {error}") from None
         sinks = [one for stream in json.loads(done.stdout)["streams"] for one in stream["sinks"]]
         return Books(
-            min(one["delivered_frames"] for one in sinks),
-            sum(one["dropped_frames"] for one in sinks),
+            min(sink["delivered_frames"] for sink in sinks),
+            sum(sink["dropped_frames"] for sink in sinks),
         )
 
     def settle(self, seconds: float, patience_s: float = 90.0) -> None:

@@ -60,7 +60,7 @@ def daemon(
 
     def command(card: str, buffer: int, place: Path) -> list[str]:
         text = ""
-        for name in [card, *(one.device for one in streams)]:
+        for name in [card, *(stream.device for stream in streams)]:
             text += CAPTURE.format(name=name, card=name, buffer_ms=buffer // 48)
             text += sink(name, place)
         words = capstand_run(place, text)
@@ -73,13 +73,13 @@ def daemon(
 def cost(run: Running, cards: Sequence[FakeCard], seconds: float) -> tuple[float, float, float]:
     """From now on: CPU s per minute of sound, cores, others in % of the machine."""
     run.check()
-    before = sum(one.frames_delivered for one in cards)
+    before = sum(card.frames_delivered for card in cards)
     began, cpu, busy = time.monotonic(), run.cpu_s(), machine.busy_s()
     time.sleep(seconds)
     run.check()
     elapsed = time.monotonic() - began
     cpu, busy = run.cpu_s() - cpu, machine.busy_s() - busy
-    brought = sum(one.frames_delivered for one in cards) - before
+    brought = sum(card.frames_delivered for card in cards) - before
     beside = max(0.0, busy - cpu) / elapsed / machine.CORES * 100
     return cpu * 60 * RATE_HZ / brought, cpu / elapsed, beside
 
@@ -92,11 +92,11 @@ def recordings(cards: Cards, folder: Path, streams: int, seconds: float) -> Figu
         time.sleep(SETTLE_S)
         all_cards = [run.card, *own]
         cpu, cores, beside = cost(run, all_cards, seconds)
-    there = sum(one.position for one in all_cards)
-    kept = sum(one.frames_delivered for one in all_cards)
+    there = sum(all_card.position for all_card in all_cards)
+    kept = sum(all_card.frames_delivered for all_card in all_cards)
     files = [*run.folder.glob("*-files/*.wav"), *run.folder.glob("*-files/*.part")]
     written = sum(sound_frames(file) for file in files)
-    unread = sum(lost(one) for one in all_cards)
+    unread = sum(lost(all_card) for all_card in all_cards)
     return Figures(cpu, cores, 100 * unread / there, 100 * (kept - written) / there, beside)
 
 
@@ -108,14 +108,14 @@ def live(cards: Cards, folder: Path, streams: int, seconds: float) -> Figures:
         run.settle(SETTLE_S)
         all_cards = [run.card, *own]
         position, unread = (
-            sum(one.position for one in all_cards),
-            sum(one.frames_lost for one in all_cards),
+            sum(all_card.position for all_card in all_cards),
+            sum(all_card.frames_lost for all_card in all_cards),
         )
         books = run.books()
         cpu, cores, beside = cost(run, all_cards, seconds)
         dropped = run.books().dropped - books.dropped
-        there = sum(one.position for one in all_cards) - position
-        unread = sum(one.frames_lost for one in all_cards) - unread
+        there = sum(all_card.position for all_card in all_cards) - position
+        unread = sum(all_card.frames_lost for all_card in all_cards) - unread
     return Figures(cpu, cores, 100 * unread / there, 100 * dropped / there, beside)
 
 

@@ -14,7 +14,7 @@ import soxr
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.dsp.live import LiveTrack
 from capstand.sinks.agora import AgoraChannel
-from capstand.sinks.types.agora import AgoraSink
+from capstand.sinks.types.agora import AgoraSinkConfig
 from tests.agora import StandIn, build, native_advance, native_command, place, run
 from tests.bench.programs import RATE_HZ
 from tests.bench.table import at_most, show, spread
@@ -28,7 +28,7 @@ TRACK = "live track (resample, lock)"
 PASSED = "AgoraChannel.write, pass-through"
 LOCKED = "AgoraChannel.write, rate lock"
 CARD = AudioFormat(RATE_HZ, 2, SampleFormat.S16_LE)
-SINK = AgoraSink("agora", "0123456789abcdef0123456789abcdef", "bench")
+SINK = AgoraSinkConfig("agora", "0123456789abcdef0123456789abcdef", "bench")
 
 
 class Exact:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from capstand.audio.block import Block
 from capstand.capture.synthetic import VirtualTime
-from capstand.capture.types.synthetic import Fault, Synthetic
+from capstand.capture.types.synthetic import FaultConfig, SyntheticConfig
 from capstand.errors import SinkError
 from tests.bench.table import at_most, goal, show
 from tests.line import Keep, Line, capture
@@ -19,9 +19,9 @@ from tests.line import Keep, Line, capture
 DAY_S = 86_400
 PPM = 63.0
 FAULTS = (
-    Fault(kind="overrun", at_s=1000.0, for_s=2.0, every_s=7_000.0),
-    Fault(kind="unplug", at_s=20_000.0, for_s=40.0, every_s=50_000.0),
-    Fault(kind="stall", at_s=36_500.0, for_s=19.0, every_s=90_000.0),
+    FaultConfig(kind="overrun", at_s=1000.0, for_s=2.0, every_s=7_000.0),
+    FaultConfig(kind="unplug", at_s=20_000.0, for_s=40.0, every_s=50_000.0),
+    FaultConfig(kind="stall", at_s=36_500.0, for_s=19.0, every_s=90_000.0),
 )
 AWAY_S = (40_000.0, 43_600.0)
 """When in each day the sink is away."""
@@ -54,7 +54,7 @@ def main(folder: Path, long: bool) -> None:
         channels=1,
         period_ms=period_ms,
         buffer_ms=4000.0,
-        source=Synthetic(signal="silence", ppm=PPM, jitter_us=80.0, faults=FAULTS),
+        source=SyntheticConfig(signal="silence", ppm=PPM, jitter_us=80.0, faults=FAULTS),
     )
     print(
         f"{rate_hz} Hz, blocks of {period_ms:g} ms, card {PPM:+g} ppm, stamps late by 80 µs; every "
@@ -104,6 +104,6 @@ def main(folder: Path, long: bool) -> None:
     (books,) = stats.sinks
     print(f"  {7 * DAY_S / (time.monotonic() - began):.0f} times as fast as life")
     goal("books balance at every look (each 10 minutes)", "yes" if balanced else "NO", balanced)
-    exact = sink.missing + books.inside_frames == stats.lost_frames + books.dropped_frames
+    exact = sink.missing + books.in_flight_frames == stats.lost_frames + books.dropped_frames
     goal("what the sink misses is what the books say", f"{sink.missing} frames", exact)
     at_most("growth from the first day to the last", kept[-1][0] - kept[0][0], 0.5, " MB")

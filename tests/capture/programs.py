@@ -21,7 +21,7 @@ from capstand.capture import wire
 from capstand.capture.capturer import Capturer
 from capstand.capture.source import Source
 from capstand.config.registry import SOURCES
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from tests.line import Counters, counters
 from tests.patience import PATIENCE_S
 
@@ -54,7 +54,7 @@ class Piece(NamedTuple):
 class Rig:
     """The capture thread of a stream whose device is ``capture``'s."""
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: CaptureConfig) -> None:
         self.capture = capture
         self.source: Source = SOURCES.of(capture.device).make(capture)
         self.clock = Clock(capture.rate_hz, capture.period_frames)
@@ -92,7 +92,7 @@ class Rig:
         """Waits until the source has told such a trouble."""
 
         def told() -> bool:
-            return self.capturer.grant is None and text in str(self.capturer.trouble)
+            return self.capturer.params is None and text in str(self.capturer.trouble)
 
         self.until(told, f"not told: {text}")
         return str(self.capturer.trouble)

@@ -25,7 +25,7 @@ from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import STALL_READS, STALL_S, Capturer
 from capstand.capture.kernel import RUNNING
 from capstand.capture.source import UNKNOWN
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
 from capstand.stream.pusher import Pusher
 from tests.fakecard import FORMATS, FakeCard, counter
@@ -36,15 +36,15 @@ from tests.rings import reader_of
 PERIOD = 480
 
 
-def asked(card: FakeCard, **keys: object) -> Capture:
-    setup = {"device": card.device, "format": "S32_LE", "channels": 1, "priority": 0} | keys
-    return Capture(**setup)  # type: ignore[arg-type]
+def asked(card: FakeCard, **keys: object) -> CaptureConfig:
+    setup = {"device": card.device, "format": "S32_LE", "channels": 1, "rt_priority": 0} | keys
+    return CaptureConfig(**setup)  # type: ignore[arg-type]
 
 
 class Reader:
     """A source and its capturer, one step at a time; keeps all that came."""
 
-    def __init__(self, setup: Capture) -> None:
+    def __init__(self, setup: CaptureConfig) -> None:
         self.setup = setup
         self.now_ns = time.monotonic_ns
         self.source = AlsaSource(setup)
@@ -96,7 +96,7 @@ def readers() -> Iterator[list[Reader]]:
         one.close()
 
 
-def reader(readers: list[Reader], setup: Capture) -> Reader:
+def reader(readers: list[Reader], setup: CaptureConfig) -> Reader:
     readers.append(Reader(setup))
     return readers[-1]
 
@@ -150,7 +150,7 @@ def test_patience_lets_periods_gather(fakecard: FakeCard, readers: list[Reader])
     """
     fakecard.granularity = 2 * PERIOD
     one = reader(readers, asked(fakecard, buffer_ms=2000.0))
-    one.source.patience_ms = 100
+    one.source.batch_ms = 100
     one.open()
     seen: list[tuple[int, int]] = []
     observe = one.clock.observe
@@ -171,7 +171,7 @@ def test_patience_lets_periods_gather(fakecard: FakeCard, readers: list[Reader])
 def test_patience_ends_with_the_thread(fakecard: FakeCard, readers: list[Reader]) -> None:
     """A stop does not wait for a patient reader."""
     one = reader(readers, asked(fakecard, buffer_ms=10_000.0))
-    one.source.patience_ms = 60_000
+    one.source.batch_ms = 60_000
     one.open()
     one.run(PERIOD)
     one.source.wake()
@@ -183,7 +183,7 @@ def test_patience_ends_with_the_thread(fakecard: FakeCard, readers: list[Reader]
 def test_patience_knows_the_buffer(fakecard: FakeCard, readers: list[Reader]) -> None:
     """However patient, a reader is back when an eighth of the buffer is full."""
     one = reader(readers, asked(fakecard, buffer_ms=4000.0))
-    one.source.patience_ms = 60_000
+    one.source.batch_ms = 60_000
     one.open()
     one.run(200 * PERIOD)
     assert one.indices == one.numbers
@@ -252,7 +252,7 @@ def test_an_overrun_is_estimated(fakecard: FakeCard, readers: list[Reader]) -> N
     assert true >= 1500 * 48
     assert off <= allowed
     gaps = one.capturer.tally.gaps.since(0)
-    assert {(one.cause, one.exact) for one in gaps} == {(Cause.OVERRUN, False)}
+    assert {(gap.cause, gap.exact) for gap in gaps} == {(Cause.OVERRUN, False)}
     assert sum(gap.frames for gap in gaps) == one.capturer.tally.lost_estimated
     assert one.capturer.tally.lost_exact == 0
     assert (
@@ -299,7 +299,7 @@ def test_a_restarted_stream_that_overruns(fakecard: FakeCard, readers: list[Read
 class Pointers:
     """A kernel's pointers over the fake card, as ``KernelPcm`` would tell them."""
 
-    state, doubtful, appl_ptr = RUNNING, False, 0
+    state, ambiguous, appl_ptr = RUNNING, False, 0
 
     def __init__(self, source: AlsaSource) -> None:
         self._source = source
@@ -314,7 +314,7 @@ class Pointers:
     def lapped(self, appl_ptr: int) -> bool:
         return False
 
-    def let_go(self) -> None:
+    def free_hw(self) -> None:
         pass
 
 
@@ -402,7 +402,7 @@ def test_a_busy_card(fakecard: FakeCard, readers: list[Reader]) -> None:
 @pytest.mark.parametrize(
     ("number", "advice"),
     [
-        (errno.EACCES, "put the user into the group audio and log in again"),
+        (errno.EACCES, "add the user to the group audio and log in again"),
         (errno.EPERM, "DeviceAllow=char-alsa rw, or --device-cgroup-rule='c 116:* rw'"),
     ],
 )
@@ -417,7 +417,7 @@ def test_a_card_that_may_not_be_opened(
     while True:
         with pytest.raises(DeviceError) as refused:
             one.open()
-        if "udev makes it ready" not in str(refused.value) or time.monotonic() > deadline:
+        if "udev is setting it up" not in str(refused.value) or time.monotonic() > deadline:
             break
     assert advice in str(refused.value)
     assert refused.value.errno == number
@@ -426,7 +426,7 @@ def test_a_card_that_may_not_be_opened(
 
 def test_a_card_that_is_not_there(readers: list[Reader]) -> None:
     """A device without a card fails with what to look at."""
-    one = reader(readers, Capture(device="hw:CARD=NoSuchCard", priority=0))
+    one = reader(readers, CaptureConfig(device="hw:CARD=NoSuchCard", rt_priority=0))
     with pytest.raises(DeviceError, match=r"hw:CARD=NoSuchCard cannot be opened: .*plugged in"):
         one.open()
 
@@ -434,8 +434,8 @@ def test_a_card_that_is_not_there(readers: list[Reader]) -> None:
 @pytest.mark.parametrize(
     ("limit", "key", "granted", "offered"),
     [
-        ({"rates": (44_100, 44_100)}, "rate_hz 48000", "44100 granted", "44100 Hz"),
-        ({"channels": (2, 8)}, "channels 1", "2 granted", "2 to 8 channels"),
+        ({"rates": (44_100, 44_100)}, "rate_hz 48000", "granted 44100", "44100 Hz"),
+        ({"channels": (2, 8)}, "channels 1", "granted 2", "2 to 8 channels"),
         ({"formats": ["S16_LE", "S24_3LE"]}, "format S32_LE", "granted", "S16_LE, S24_3LE"),
     ],
 )
@@ -454,7 +454,7 @@ def test_a_card_that_cannot(
         one.open()
     text = str(cannot.value)
     assert cannot.value.refused
-    assert f"{key} was asked for" in text
+    assert f"requested {key}" in text
     assert granted in text
     assert offered in text.split("offers ")[1]
     one.capturer.fail(cannot.value)
@@ -465,7 +465,7 @@ def test_a_card_that_cannot(
 def test_the_grant_is_what_the_card_agreed_to(fakecard: FakeCard, readers: list[Reader]) -> None:
     """The grant tells period and buffer as the card has them, and that losses are estimated."""
     one = held(fakecard, readers, period_ms=20.0, buffer_ms=200.0)
-    grant = one.capturer.grant
+    grant = one.capturer.params
     assert grant is not None
     assert (grant.device, grant.exact) == (fakecard.device, False)
     assert (grant.period_frames, grant.buffer_frames) == (960, 9600)
@@ -487,18 +487,18 @@ def test_a_card_that_stands_still(fakecard: FakeCard, readers: list[Reader]) -> 
         assert one.step() == 0
     starts, opens = fakecard.starts, fakecard.opens
     assert one.step() == 0
-    assert str(one.capturer.trouble).endswith("no frame for 2 s; starting its stream again")
+    assert str(one.capturer.trouble).endswith("no frame for 2 s; restarting its stream")
     assert one.step() == 0
     assert (fakecard.starts, fakecard.opens) == (starts + 1, opens)
     now += round(STALL_S * 1e9) + 1
     for _ in range(STALL_READS - 2):
         assert one.step() == 0
-    with pytest.raises(DeviceError, match="no frame for 2 s, nor did starting") as still:
+    with pytest.raises(DeviceError, match="no frame for 2 s, restarting the stream") as still:
         one.step()
     assert not still.value.refused
     assert one.capturer.stalls == 1
     one.capturer.fail(still.value)
-    assert one.capturer.grant is None
+    assert one.capturer.params is None
     one.open()
     one.step()
     fakecard.virtual(2 * PERIOD)
@@ -509,9 +509,9 @@ def test_a_card_that_stands_still(fakecard: FakeCard, readers: list[Reader]) -> 
 @pytest.mark.parametrize("device", ["null", "plug:null"])
 def test_a_source_that_is_faster_than_time(device: str, readers: list[Reader]) -> None:
     """A source that brings as much as anybody reads is refused, and nothing of it is taken."""
-    one = reader(readers, Capture(device=device, priority=0))
+    one = reader(readers, CaptureConfig(device=device, rt_priority=0))
     one.open()
-    with pytest.raises(DeviceError, match="faster than time goes by, as no sound card does") as no:
+    with pytest.raises(DeviceError, match="faster than real time, so it is not a sound card") as no:
         one.run(4 * 48_000)
     assert no.value.refused
     assert one.indices == []
@@ -552,7 +552,7 @@ def test_a_source_that_becomes_faster_than_time(fakecard: FakeCard, readers: lis
     one.open()
     one.run(800)
     position = fakecard.position
-    with pytest.raises(DeviceError, match="faster than time goes by") as no:
+    with pytest.raises(DeviceError, match="faster than real time") as no:
         for _ in range(10_000):
             position += 80
             fakecard.virtual(position)
@@ -564,19 +564,19 @@ def test_a_source_that_becomes_faster_than_time(fakecard: FakeCard, readers: lis
 S16 = {"format": "S16_LE", "channels": 2}
 
 
-@pytest.mark.parametrize("patience_ms", [0, 50])
+@pytest.mark.parametrize("batch_ms", [0, 50])
 @pytest.mark.parametrize("granted", [44, 48, 64, 100, 441, 700])
 def test_a_period_that_is_not_the_one_asked_for(
-    granted: int, patience_ms: int, fakecard: FakeCard, readers: list[Reader]
+    granted: int, batch_ms: int, fakecard: FakeCard, readers: list[Reader]
 ) -> None:
     """A card with a period of its own brings blocks of about the length asked for, in order, and
     the buffer is as long as asked for in time, not in periods; the clock still sees the moments at
     which the card moves."""
     fakecard.grant(period_frames=granted)
     one = reader(readers, asked(fakecard, buffer_ms=4000.0, **S16))
-    one.source.patience_ms = patience_ms
+    one.source.batch_ms = batch_ms
     one.open()
-    grant = one.capturer.grant
+    grant = one.capturer.params
     assert grant is not None and grant.period_frames == granted
     assert grant.buffer_frames == pytest.approx(one.setup.buffer_frames, rel=0.1)
     edges: list[bool | None] = []
@@ -645,7 +645,7 @@ def test_a_buffer_that_is_much_longer_than_the_ring(
         batch_ms=1,
     )
     pusher.rest_ms = lambda *_: 3_600_000  # type: ignore[method-assign]
-    one.ring.wakes(pusher.wake, rests=(pusher.told,))
+    one.ring.wakes(pusher.wake, rests=(pusher.quarter_full,))
     tally = one.capturer.tally
     quarter = one.ring.slots // 4 * 480
     breath = Breath(lambda: pusher.captured > tally.captured - quarter)
@@ -732,7 +732,7 @@ def test_stop_ends_the_thread(fakecard: FakeCard, readers: list[Reader]) -> None
     one.capturer.stop()
     thread.join(PATIENCE_S)
     assert not thread.is_alive()
-    assert one.capturer.grant is None
+    assert one.capturer.params is None
     reader(readers, asked(fakecard)).open()
 
 

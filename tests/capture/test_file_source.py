@@ -15,7 +15,7 @@ from capstand.capture.file import FileSource
 from capstand.capture.source import UNKNOWN
 from capstand.capture.synthetic import VirtualTime
 from capstand.capture.types.file import FileConfig
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
 from tests.capture.programs import Rig, counted, descriptors, in_order
 from tests.line import Keep, Line, counters
@@ -31,8 +31,8 @@ def written(folder: Path, frames: int = FRAMES, kind: str = "wav", **keys: int) 
     return path
 
 
-def of(path: Path, repeat: bool = False, **keys: object) -> Capture:
-    capture = Capture(device="file", priority=0, source=FileConfig(str(path), repeat))
+def of(path: Path, repeat: bool = False, **keys: object) -> CaptureConfig:
+    capture = CaptureConfig(device="file", rt_priority=0, source=FileConfig(str(path), repeat))
     return capture._replace(**keys)  # type: ignore[arg-type]
 
 
@@ -62,7 +62,7 @@ def test_it_is_repeated_without_a_seam(
         line.capture()
         line.push()
         line.deliver()
-    numbers = counters(b"".join(one.samples for one in keep.blocks), card)
+    numbers = counters(b"".join(block.samples for block in keep.blocks), card)
     assert (numbers == np.arange(len(numbers)) % frames).all() and len(numbers) >= turns * frames
     line.stream.source.close()
     line.stream.dispose()
@@ -96,11 +96,11 @@ def test_a_late_reader_loses_nothing_of_the_file(tmp_path: Path, late_ms: int, l
         line.capture()
         line.push()
         line.deliver()
-    numbers = counters(b"".join(one.samples for one in keep.blocks), card)
+    numbers = counters(b"".join(block.samples for block in keep.blocks), card)
     assert in_order(numbers, 0, 150 * 480)
     stats = line.stats()
     assert stats.lost_frames == pytest.approx(lost, abs=10)
-    assert [(one.cause, one.exact) for one in line.gaps] == [(Cause.OVERRUN, False)] * bool(lost)
+    assert [(gap.cause, gap.exact) for gap in line.gaps] == [(Cause.OVERRUN, False)] * bool(lost)
     line.stream.source.close()
     line.stream.dispose()
 
@@ -115,7 +115,7 @@ def test_the_stamp_tells_how_late_the_reader_is(tmp_path: Path) -> None:
     began_ns = clock.now_ns()
     clock.wait_until(began_ns + 105_010_000)
     reading = source.read(slot, 200)
-    assert (reading.frames, reading.ahead) == (480, 105 * 48)
+    assert (reading.frames, reading.avail) == (480, 105 * 48)
     assert reading.stamp_ns == began_ns + 105_000_000
     source.close()
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_played_is_refused(
 def test_a_stop_ends_the_wait(tmp_path: Path) -> None:
     """A long period is not waited for."""
     rig = Rig(of(written(tmp_path, 96_000), period_ms=1000.0, buffer_ms=4000.0))
-    rig.until(lambda: rig.capturer.grant)
+    rig.until(lambda: rig.capturer.params)
     rig.close()
 
 

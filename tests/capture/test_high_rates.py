@@ -24,7 +24,7 @@ SETUP = """\
 name = "bat"
 [stream.capture]
 device = "{device}"
-priority = 0
+rt_priority = 0
 {capture}
 [[stream.sink]]
 type = "file"

@@ -48,7 +48,7 @@ class Taken:
                 self.gaps.append((self.produced, reading.lost))
             self.produced += max(0, reading.lost)
             if reading.stamp_ns:
-                self.clock.observe(self.produced + reading.ahead, reading.stamp_ns, reading.edge)
+                self.clock.observe(self.produced + reading.avail, reading.stamp_ns, reading.edge)
             self.produced += reading.frames
         self.now_ns = max(self.now_ns, end_ns)
 
@@ -64,7 +64,7 @@ def described(pieces: list[tuple[int, int]], live: bool = True) -> bytes:
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
-    ends = sorted({one % (len(data) + 1) for one in places} | {len(data)})
+    ends = sorted({place % (len(data) + 1) for place in places} | {len(data)})
     return [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 

@@ -12,10 +12,10 @@ from capstand.audio.clock import Clock
 from capstand.audio.ring import Ring
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import Capturer
+from capstand.capture.failover import Failover
 from capstand.capture.pick import Pick
-from capstand.capture.preference import Preference
 from capstand.capture.source import Source
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
 from tests.capture.test_alsa import Pointers
 from tests.fakecard import FakeCard
@@ -25,8 +25,8 @@ from tests.rings import reader_of
 PERIOD = 480
 
 
-def setup(**keys: object) -> Capture:
-    return Capture(**{"device": "fake", "priority": 0} | keys)  # type: ignore[arg-type]
+def setup(**keys: object) -> CaptureConfig:
+    return CaptureConfig(**{"device": "fake", "rt_priority": 0} | keys)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pick", [(1,), (4,), (2, 1), (4, 2, 3), (1, 2, 3, 4)])
@@ -53,7 +53,7 @@ class Reader:
     """A source of S16_LE, whose channels of even number have the low half of a frame's number and
     whose others the high half, with its capturer; keeps all that came."""
 
-    def __init__(self, capture: Capture, source: Source | None = None) -> None:
+    def __init__(self, capture: CaptureConfig, source: Source | None = None) -> None:
         self.capture = capture
         self.source = source or AlsaSource(capture)
         self.ring = Ring(capture.ring_slots, capture.slot_bytes)
@@ -84,7 +84,7 @@ def readers() -> Iterator[list[Reader]]:
         one.ring.close()
 
 
-def opened(readers: list[Reader], capture: Capture) -> Reader:
+def opened(readers: list[Reader], capture: CaptureConfig) -> Reader:
     readers.append(Reader(capture))
     readers[-1].capturer.open()
     return readers[-1]
@@ -114,7 +114,7 @@ def test_the_card_is_opened_with_enough_channels(
     fakecard.restrict(channels=offered)
     one = opened(readers, setup(channels=channels, pick=pick))
     assert isinstance(one.source, AlsaSource) and one.source._channels == opened_with
-    grant = one.capturer.grant
+    grant = one.capturer.params
     assert grant is not None and grant.format.channels == len(pick)
     found = one.run(20 * PERIOD)
     count = len(found)
@@ -166,14 +166,18 @@ def test_a_channel_that_the_card_has_not(fakecard: FakeCard, readers: list[Reade
 def test_a_card_without_the_rate_says_that(fakecard: FakeCard, readers: list[Reader]) -> None:
     """Where the card cannot do the rate, that is what is told, not something about channels."""
     fakecard.restrict(rates=(44_100, 44_100))
-    with pytest.raises(DeviceError, match="rate_hz 48000 was asked for and 44100 granted"):
+    with pytest.raises(DeviceError, match="requested rate_hz 48000, the card granted 44100"):
         opened(readers, setup(pick=(1,)))
 
 
 def test_a_card_with_more_channels_names_pick(fakecard: FakeCard, readers: list[Reader]) -> None:
     """Who asks for fewer channels than the card has is told of ``pick``."""
     fakecard.restrict(channels=(8, 8))
-    with pytest.raises(DeviceError, match=r"2 was asked for and 8 granted; .* pick = \[1\] takes"):
+    with pytest.raises(
+        DeviceError,
+        match=r"requested channels 2, the card granted 8; .* pick = "
+        r"\[1\] takes",
+    ):
         opened(readers, setup())
 
 
@@ -191,7 +195,7 @@ def test_each_card_of_a_list_has_its_own_channels(
     other.restrict(channels=(4, 4))
     capture = setup(device=("fake", "other"), pick=(3, 1))
     sources = [AlsaSource(capture, name) for name in capture.devices]
-    readers.append(Reader(capture, Preference(sources, capture)))
+    readers.append(Reader(capture, Failover(sources, capture)))
     one = readers[-1]
     one.capturer.open()
     one.run(5 * PERIOD)

@@ -15,7 +15,7 @@ from capstand.accounting.stats import Cause
 from capstand.capture import pipe as tested
 from capstand.capture import wire
 from capstand.capture.types.pipe import PipeConfig
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from tests.capture.programs import AUDIO, Rig, counted, descriptors, in_order
 from tests.patience import PATIENCE_S
 
@@ -29,8 +29,8 @@ sys.stdout.flush()
 """
 
 
-def pipe_capture(setup: PipeConfig, **keys: object) -> Capture:
-    capture = Capture(device="pipe", priority=0, buffer_ms=1500.0, source=setup)
+def pipe_capture(setup: PipeConfig, **keys: object) -> CaptureConfig:
+    capture = CaptureConfig(device="pipe", rt_priority=0, buffer_ms=1500.0, source=setup)
     return capture._replace(**keys)  # type: ignore[arg-type]
 
 
@@ -90,7 +90,7 @@ def test_a_second_writer_follows_the_first(rigged: Callable[..., Rig], fifo: Pat
         writer.write(wire.block(480, 4907) + counted(9600, 480))
     rig.captured(10_080)
     assert in_order(rig.numbers, 0, 10_080)
-    assert [(one.cause, one.exact) for one in rig.gaps][-1] == (Cause.DECLARED, True)
+    assert [(gap.cause, gap.exact) for gap in rig.gaps][-1] == (Cause.DECLARED, True)
     assert rig.gaps[-1].frames == 100
 
 
@@ -105,7 +105,7 @@ def test_a_silent_writer_keeps_its_fifo(rigged: Callable[..., Rig], fifo: Path) 
         writer.write(counted(4800, 4800))
         rig.captured(9600)
     assert in_order(rig.numbers, 0, 9600)
-    assert [one.exact for one in rig.gaps] == [False]
+    assert [gap.exact for gap in rig.gaps] == [False]
 
 
 def test_what_is_no_fifo_is_refused(rigged: Callable[..., Rig], tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_what_is_no_fifo_is_refused(rigged: Callable[..., Rig], tmp_path: Path) 
     path = tmp_path / "file"
     path.write_bytes(bytes(40_000))
     rig = rigged(PipeConfig(str(path)))
-    rig.trouble("is no FIFO; remove it, or name another path")
+    rig.trouble("is not a FIFO; remove it, or name another path")
     assert rig.capturer.trouble is not None and rig.capturer.trouble.refused
     missing = rigged(PipeConfig(str(tmp_path / "no/where")))
     missing.trouble("cannot be opened: No such file or directory")
@@ -161,7 +161,7 @@ def test_one_that_dies_comes_back(
     rig.trouble("was ended by signal 9 after 4800 frames")
     rig.captured(3 * 4800)
     assert in_order(rig.numbers[: 3 * 4800], 0, 3 * 4800)
-    assert {(one.cause, one.exact) for one in rig.gaps} == {(Cause.REOPENED, False)}
+    assert {(gap.cause, gap.exact) for gap in rig.gaps} == {(Cause.REOPENED, False)}
     assert rig.pieces[1].first_frame > 4800
 
 
@@ -204,12 +204,12 @@ def test_a_release_ends_the_child_until_it_is_resumed(rigged: Callable[..., Rig]
     before = rig.capturer.tally.count().captured
     rig.capturer.resume("operator")
     rig.captured(before + 4800)
-    assert [one.cause for one in rig.gaps] == [Cause.RELEASED]
+    assert [gap.cause for gap in rig.gaps] == [Cause.RELEASED]
 
 
 def test_a_program_that_is_not_there_is_refused(rigged: Callable[..., Rig]) -> None:
     rig = rigged(PipeConfig(command=("capstand-no-such-program", "-x")))
-    rig.trouble("capstand-no-such-program is no program that can be run")
+    rig.trouble("capstand-no-such-program is not a program that can be run")
     assert rig.capturer.trouble is not None and rig.capturer.trouble.refused
 
 
@@ -222,7 +222,7 @@ def test_what_a_child_says_is_logged_and_bounded(
     with caplog.at_level(logging.WARNING, "capstand"):
         rig = rigged(child(f"import sys\n{flood}sys.stderr.write('the end')\nsys.exit(1)"))
         rig.trouble("has ended with status 1 after 0 frames: the end")
-    lines = [one.getMessage() for one in caplog.records]
+    lines = [record.getMessage() for record in caplog.records]
     assert 1 < len(lines) <= tested.LINES
     assert max(map(len, lines)) < tested.LONGEST_LINE + 100 and " says: 0 xxx" in lines[0]
 

@@ -17,7 +17,7 @@ from capstand.audio.clock import Clock
 from capstand.audio.ring import Ring
 from capstand.capture.capturer import Capturer
 from capstand.capture.shortfall import PAUSE_MS, Shortfall
-from capstand.capture.source import Grant, Reading
+from capstand.capture.source import NegotiatedParams, Reading
 from capstand.stream.intake import Intake
 from tests.counts import FULL
 from tests.figures import figure
@@ -36,7 +36,7 @@ class Card:
     in order, and what the card makes meanwhile is lost."""
 
     wary = False
-    patience_ms = 50
+    batch_ms = 50
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class Card:
     def now_ns(self) -> int:
         return 10**12 + round(self.now_s * NS_PER_S)
 
-    def open(self) -> Grant:
-        return Grant("model", capture().audio, PERIOD, BUFFER, exact=True)
+    def open(self) -> NegotiatedParams:
+        return NegotiatedParams("model", capture().audio, PERIOD, BUFFER, exact=True)
 
     def _go(self, seconds: float) -> None:
         """Time passes, and frames are made; what the bus is silent for is lost."""
@@ -87,7 +87,7 @@ class Card:
 
     def _look(self) -> None:
         self.stamp_ns = self.now_ns() + round(self._random.uniform(0, self._jitter_s) * NS_PER_S)
-        self._shortfall.see(self.stamp_ns, self.pointer)
+        self._shortfall.observe(self.stamp_ns, self.pointer)
 
     def _wait(self) -> bool:
         """Until the card wakes the reader, or a look all the same."""
@@ -115,11 +115,11 @@ class Card:
         if self.pointer - self._read < PERIOD:
             self._drained = True
             return reading
-        reading.stamp_ns, reading.ahead = self.stamp_ns, self.pointer - self._read
+        reading.stamp_ns, reading.avail = self.stamp_ns, self.pointer - self._read
         if self._shortfall.found:
             self._shortfall.found = False
             reading.stamp_ns = self._shortfall.stamp_ns
-            reading.ahead = self._shortfall.count - self._read
+            reading.avail = self._shortfall.count - self._read
             reading.short = self._shortfall.most_frames
         self._read += PERIOD
         self._drained = self.pointer - self._read < PERIOD
@@ -237,7 +237,7 @@ def test_ten_packets_an_hour_add_up() -> None:
     line = Line(Card(lambda _: -40.0, losses=losses))
     line.run(WEEK_S)
     line.close()
-    booked, bent = line.capturer.tally.lost_by_device, max(abs(one + 40) for one in line.drifts)
+    booked, bent = line.capturer.tally.lost_by_device, max(abs(drift + 40) for drift in line.drifts)
     figure(
         f"{WEEK_S / HOUR:g} h with ten lost packets an hour",
         f"{booked} frames booked, {line.card.lost:.0f} lost, drift off by {bent:.2f} ppm at most",

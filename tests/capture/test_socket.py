@@ -20,7 +20,7 @@ from capstand.audio.block import NS_PER_S, SampleFormat
 from capstand.capture import socket as tested
 from capstand.capture import wire
 from capstand.capture.types.socket import SocketConfig
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from capstand.host.peer import ids
 from tests.capture.programs import AUDIO, Rig, Writer, counted, descriptors, in_order
 from tests.patience import PATIENCE_S
@@ -28,9 +28,9 @@ from tests.patience import PATIENCE_S
 NOBODY = 65_534
 
 
-def socket_capture(**keys: object) -> Capture:
+def socket_capture(**keys: object) -> CaptureConfig:
     """A long buffer, because a busy machine keeps a program waiting."""
-    capture = Capture(device="socket", priority=0, buffer_ms=1500.0)
+    capture = CaptureConfig(device="socket", rt_priority=0, buffer_ms=1500.0)
     return capture._replace(**keys)  # type: ignore[arg-type]
 
 
@@ -43,7 +43,7 @@ def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(folder) / "push.sock"
 
 
-Rigged = Callable[[Capture], Rig]
+Rigged = Callable[[CaptureConfig], Rig]
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def rigged(path: Path) -> Iterator[Rigged]:
     before = descriptors()
     rigs: list[Rig] = []
 
-    def make(capture: Capture) -> Rig:
+    def make(capture: CaptureConfig) -> Rig:
         rigs.append(Rig(capture))
         return rigs[-1]
 
@@ -88,9 +88,9 @@ def test_every_frame_comes_once_and_in_order(rig: Rig, writer: Writer) -> None:
     lines = list(iter(writer.line, ""))
     rig.captured(48_000)
     assert lines[-1] == "end 48000"
-    counts = [int(one.split()[1]) for one in lines[:-1]]
-    assert counts == sorted(counts) and all(one.startswith("at ") for one in lines[:-1])
-    assert any(one.endswith(" held") for one in lines[:-1])
+    counts = [int(line.split()[1]) for line in lines[:-1]]
+    assert counts == sorted(counts) and all(line.startswith("at ") for line in lines[:-1])
+    assert any(line.endswith(" held") for line in lines[:-1])
     assert in_order(rig.numbers, 0, 48_000) and not rig.gaps
     assert abs(rig.clock.drift_ppm) < 300
     told = rig.trouble("has closed the connection after 48000 frames")
@@ -126,8 +126,11 @@ def test_a_gap_is_exact_where_the_program_says_so(rig: Rig, writer: Writer) -> N
     rig.captured(10_001)
     (gap,) = rig.gaps
     assert gap[:2] == (5001, 700) and gap.exact and gap.cause is Cause.DECLARED
-    assert [(one.first_frame, len(one.numbers)) for one in rig.pieces] == [(0, 5001), (5701, 5000)]
-    assert rig.capturer.last_grant is not None and rig.capturer.last_grant.exact
+    assert [(piece.first_frame, len(piece.numbers)) for piece in rig.pieces] == [
+        (0, 5001),
+        (5701, 5000),
+    ]
+    assert rig.capturer.last_params is not None and rig.capturer.last_params.exact
 
 
 def test_a_frames_time_is_the_programs_own(rig: Rig, writer: Writer) -> None:

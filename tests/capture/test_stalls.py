@@ -17,10 +17,10 @@ from capstand.accounting.stats import Cause
 from capstand.audio.block import NS_PER_S, SampleFormat
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import POLL_MS, STALL_S
-from capstand.capture.source import Grant, Reading
+from capstand.capture.source import NegotiatedParams, Reading
 from capstand.capture.synthetic import SyntheticSource, VirtualTime
-from capstand.capture.types.synthetic import Synthetic
-from capstand.config.schema import Capture
+from capstand.capture.types.synthetic import SyntheticConfig
+from capstand.config.schema import CaptureConfig
 from capstand.devices import rebind
 from capstand.dsp.convert import from_int32
 from capstand.dsp.level import Meter
@@ -42,7 +42,9 @@ class Wedged(SyntheticSource):
     fail with EIO instead.
     """
 
-    def __init__(self, card: Capture, clock: VirtualTime, cure: str, error: bool = False) -> None:
+    def __init__(
+        self, card: CaptureConfig, clock: VirtualTime, cure: str, error: bool = False
+    ) -> None:
         super().__init__(card, clock)
         self.clock = clock
         self.cure = cure
@@ -51,7 +53,7 @@ class Wedged(SyntheticSource):
         self.wedged = False
         self.calls: list[str] = []
 
-    def open(self) -> Grant:
+    def open(self) -> NegotiatedParams:
         self._set_going("open")
         return super().open()
 
@@ -117,13 +119,13 @@ def test_a_restarted_stream_is_enough() -> None:
     assert watch.silent_ns < 3 * S
     assert (watch.capturer.stalls, watch.capturer.restarts, watch.capturer.opens) == (1, 1, 1)
     assert watch.troubles == [
-        "the device is open but has brought no frame for 2 s; starting its stream again"
+        "the device is open but delivered no frame for 2 s; restarting its stream"
     ]
     stats = watch.line.stats()
     (gap,) = watch.line.gaps
     assert (gap.cause, gap.exact) == (Cause.STALLED, False)
     assert gap.frames == pytest.approx(48_000 * STALL_S, abs=48 * POLL_MS + 480)
-    assert (stats.restarts, stats.opens, stats.trouble) == (1, 1, "frames were lost just now")
+    assert (stats.restarts, stats.opens, stats.trouble) == (1, 1, "frames were just lost")
     last = watch.sink.blocks[-1]  # the card ran on, so number and index still agree
     assert np.frombuffer(last.samples, "<i4")[0] == pytest.approx(last.first_frame, abs=2)
     assert watch.healths == {"OK", "DEGRADED"}
@@ -135,9 +137,9 @@ def test_a_stream_that_stays_silent_is_opened_again() -> None:
     watch.run(30)
     assert watch.source.calls == ["open", "restart", "open"]
     assert (watch.capturer.stalls, watch.capturer.restarts, watch.capturer.opens) == (1, 1, 2)
-    assert [one.rsplit("; ", 1)[1] for one in watch.troubles] == [
-        "starting its stream again",
-        "opening it again",
+    assert [trouble.rsplit("; ", 1)[1] for trouble in watch.troubles] == [
+        "restarting its stream",
+        "reopening it",
     ]
     (gap,) = watch.line.gaps + watch.line.stream.capturer.tally.gaps.since(len(watch.line.gaps))
     assert (gap.cause, gap.exact) == (Cause.REOPENED, False)
@@ -149,8 +151,8 @@ def test_a_device_that_nothing_helps_says_what_to_do_and_is_tried_for_ever() -> 
     watch = Watch("nothing")
     watch.run(600)
     assert watch.troubles[2:] == [
-        "the device is open but has brought no frame for 2 s, nor did opening it again help; "
-        "it is tried on; kick it"
+        "the device is open but delivered no frame for 2 s, reopening did not help either; still "
+        "retrying; kick it"
     ]
     assert watch.capturer.opens > 100
     assert watch.healths == {"OK", "DEGRADED"}
@@ -174,7 +176,7 @@ def test_an_io_error_has_its_stream_started_again_at_once() -> None:
     watch = Watch("restart", error=True)
     watch.run(20)
     assert watch.source.calls == ["open", "restart"]
-    assert watch.troubles == ["the device says: Input/output error; starting its stream again"]
+    assert watch.troubles == ["the device says: Input/output error; restarting its stream"]
     assert sum(gap.frames for gap in watch.line.gaps) < 2 * 480
     other = Watch("open", error=True)
     other.run(20)
@@ -205,7 +207,7 @@ def test_a_day_without_a_false_alarm(period_ms: float, hours: float) -> None:
         channels=1,
         period_ms=period_ms,
         buffer_ms=4000.0,
-        source=Synthetic(signal="silence", ppm=-40.0, jitter_us=500.0),
+        source=SyntheticConfig(signal="silence", ppm=-40.0, jitter_us=500.0),
     )
     time = VirtualTime()
     line = Line(card, [], time)
@@ -221,12 +223,12 @@ def test_a_day_without_a_false_alarm(period_ms: float, hours: float) -> None:
             stop_ns = time.now_ns()
             time.at_ns += (5 + 7 * number % 55) * S + 1  # nobody of us ran
             for _ in range(4):
-                verdict = line.stream.verdict(time.now_ns())
+                verdict = line.stream.assessment(time.now_ns())
                 assert verdict.health is not Health.STALLED
                 assert capturer.trouble is None
                 line.capture()
         if number % 40 == 0:
-            assert line.stream.verdict(time.now_ns()).health is not Health.STALLED
+            assert line.stream.assessment(time.now_ns()).health is not Health.STALLED
         assert capturer.restarts == 0
     assert (capturer.stalls, capturer.opens, capturer.trouble) == (0, 1, None)
     assert {gap.cause for gap in capturer.tally.gaps.since(0)} <= {Cause.OVERRUN}
@@ -241,10 +243,10 @@ def test_a_read_that_hangs_starves_the_watchdog() -> None:
     now = line.time.now_ns()
     told = []
     for tick in range(16):
-        verdict = line.stream.verdict(now + tick * S // 4)
+        verdict = line.stream.assessment(now + tick * S // 4)
         told.append(verdict.alive)
     assert told == [True] * 13 + [False] * 3
-    assert verdict.reason == "the capture thread has stood still for 3 s"
+    assert verdict.reason == "the capture thread has been stuck for 3 s"
 
 
 def test_a_pusher_that_hangs_starves_the_watchdog() -> None:
@@ -252,10 +254,10 @@ def test_a_pusher_that_hangs_starves_the_watchdog() -> None:
     line = Line(capture(), [Keep()])
     while line.time.now_ns() < 20 * S:
         line.capture()
-        verdict = line.stream.verdict(line.time.now_ns())
+        verdict = line.stream.assessment(line.time.now_ns())
         if not verdict.alive:
             break
-    assert verdict.reason == "the push thread has stood still for 3 s"
+    assert verdict.reason == "the push thread has been stuck for 3 s"
     assert line.time.now_ns() < 5 * S
 
 
@@ -266,8 +268,8 @@ def test_a_pusher_that_hangs_starves_the_watchdog() -> None:
 def heard(fakecard: FakeCard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     """A line from the fake card in real time, whose patience is a tenth of a second."""
     monkeypatch.setattr("capstand.capture.capturer.STALL_S", 0.1)
-    monkeypatch.setattr("capstand.capture.capturer.RETRY_S", (0.0,))
-    setup = Capture(device=fakecard.device, format="S32_LE", channels=1, priority=0)
+    monkeypatch.setattr("capstand.capture.capturer.REOPEN_PAUSES_S", (0.0,))
+    setup = CaptureConfig(device=fakecard.device, format="S32_LE", channels=1, rt_priority=0)
     line = Line(setup, [Keep()], source=AlsaSource(setup), poll_ms=10)
     line.stream.capturer._now_ns = real_time.monotonic_ns
     yield line
@@ -335,8 +337,8 @@ def test_the_advice_names_the_usb_device(tmp_path: Path, device: str) -> None:
     """For a USB card the advice names the device and what to write where to bind it anew."""
     usb(tmp_path, "USB \x1b[31mMic\x07")
     assert rebind.advice(device, tmp_path) == (
-        "unplug USB device 1-1.4 (USB \\x1b[31mMic\\x07) and plug it in again, or as root: "
-        "echo 1-1.4 > /sys/bus/usb/drivers/usb/unbind; echo 1-1.4 > /sys/bus/usb/drivers/usb/bind"
+        "replug USB device 1-1.4 (USB \\x1b[31mMic\\x07), or as root: echo 1-1.4 > "
+        "/sys/bus/usb/drivers/usb/unbind; echo 1-1.4 > /sys/bus/usb/drivers/usb/bind"
     )
 
 
@@ -390,7 +392,7 @@ def test_exact_zeros_are_counted(sample: SampleFormat, channels: int) -> None:
 def test_a_muted_microphone_is_a_concern_and_told_once(tmp_path: Path) -> None:
     """After silence_warn_s of nothing but zeros the status says so, once in the log, without a
     restart and with the watchdog fed; and once that there is sound again."""
-    card = capture(source=Synthetic(signal="silence"), silence_warn_s=300.0)
+    card = capture(source=SyntheticConfig(signal="silence"), silence_warn_s=300.0)
     line = Line(card, [Keep()])
     ledger = Ledger(tmp_path)
     reporter = Reporter(line.stream.config, ledger)
@@ -403,20 +405,25 @@ def test_a_muted_microphone_is_a_concern_and_told_once(tmp_path: Path) -> None:
                 line.capture()
                 line.push()
             line.deliver()
-            reporter.look(line.report())
+            reporter.update(line.report())
 
     monkey = pytest.MonkeyPatch()
     monkey.setattr(
-        "capstand.service.reporter.say", lambda _, text, *words, **__: said.append(text % words)
+        "capstand.service.reporter.log_event",
+        lambda _, text, *words, **__: said.append(text % words),
     )
     run(298)
     assert line.stats().trouble is None
     run(10)
-    verdict = line.stream.verdict(line.time.now_ns())
+    verdict = line.stream.assessment(line.time.now_ns())
     assert (verdict.health, verdict.alive) == (Health.DEGRADED, True)
-    assert verdict.reason == "only zeros for 5 min: is the microphone muted, the cable in?"
+    assert verdict.reason == (
+        "only zeros for 5 min: is the microphone muted, or the cable unplugged?"
+    )
     run(60)
-    assert line.stats().trouble == "only zeros for 6 min: is the microphone muted, the cable in?"
+    assert line.stats().trouble == (
+        "only zeros for 6 min: is the microphone muted, or the cable unplugged?"
+    )
     line.stream.source._fill = lambda slot, *_: slot.__setitem__(0, 1)  # type: ignore[attr-defined]
     run(2)
     monkey.undo()
@@ -424,8 +431,8 @@ def test_a_muted_microphone_is_a_concern_and_told_once(tmp_path: Path) -> None:
     assert line.stats().trouble is None
     assert (line.stream.capturer.opens, line.stream.capturer.restarts) == (1, 0)
     assert [one for one in said if "zeros" in one] == [
-        "mic: only zeros for 5 min: is the microphone muted, the cable in?",
-        "mic: there is sound again, not only zeros",
+        "mic: only zeros for 5 min: is the microphone muted, or the cable unplugged?",
+        "mic: the signal is no longer all zeros",
     ]
 
 

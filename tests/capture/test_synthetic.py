@@ -18,8 +18,8 @@ from capstand.audio.block import Block, SampleFormat
 from capstand.capture.source import Reading
 from capstand.capture.synthetic import SyntheticSource, VirtualTime
 from capstand.capture.time import MonotonicTime
-from capstand.capture.types.synthetic import Fault, Synthetic
-from capstand.config.schema import Capture
+from capstand.capture.types.synthetic import FaultConfig, SyntheticConfig
+from capstand.config.schema import CaptureConfig
 from capstand.dsp.convert import to_int32
 from capstand.dsp.level import FLOOR_DBFS, Meter
 from capstand.errors import DeviceError
@@ -34,7 +34,7 @@ S = 1_000_000_000
 class Played:
     """A source, its virtual time and a slot; ``read`` returns a copy of what came."""
 
-    def __init__(self, card: Capture) -> None:
+    def __init__(self, card: CaptureConfig) -> None:
         self.time = VirtualTime()
         self.source = SyntheticSource(card, self.time)
         self.card = card
@@ -64,7 +64,7 @@ def test_counter(format: str, channels: int) -> None:
 @pytest.mark.parametrize("ppm", [-500.0, 0.0, 20_000.0])
 def test_rate(ppm: float) -> None:
     """A card that runs ``ppm`` fast has produced that many frames more after an hour."""
-    setup = Synthetic(signal="silence", ppm=ppm)
+    setup = SyntheticConfig(signal="silence", ppm=ppm)
     played = Played(capture(source=setup, period_ms=1000.0, buffer_ms=4000.0))
     begin = played.time.now_ns()
     while played.time.now_ns() < begin + 3600 * S:
@@ -77,7 +77,7 @@ def test_rate(ppm: float) -> None:
 
 def test_a_frame_comes_when_it_is_true() -> None:
     """A period is handed over within 10 ns of the true time of its end, and never before it."""
-    played = Played(capture(source=Synthetic(ppm=123.0)))
+    played = Played(capture(source=SyntheticConfig(ppm=123.0)))
     for _ in range(1000):
         played.read()
         late = played.time.now_ns() - played.source.true_time_ns(played.source.read_frame)
@@ -86,7 +86,7 @@ def test_a_frame_comes_when_it_is_true() -> None:
 
 def test_stamps_are_late_by_jitter() -> None:
     """Stamps are late by the jitter in the mean, 1 % by up to 8 ms more, and never early."""
-    played = Played(capture(source=Synthetic(signal="silence", jitter_us=100.0)))
+    played = Played(capture(source=SyntheticConfig(signal="silence", jitter_us=100.0)))
     late = []
     for _ in range(20_000):
         reading, _ = played.read()
@@ -100,7 +100,7 @@ def test_stamps_are_late_by_jitter() -> None:
 
 def test_the_same_seed_is_the_same_card() -> None:
     """Two cards of one seed bring the same stamps."""
-    setup = Synthetic(signal="silence", jitter_us=100.0, seed=5)
+    setup = SyntheticConfig(signal="silence", jitter_us=100.0, seed=5)
     first, second = Played(capture(source=setup)), Played(capture(source=setup))
     assert [first.read()[0].stamp_ns for _ in range(50)] == [
         second.read()[0].stamp_ns for _ in range(50)
@@ -123,11 +123,11 @@ def test_what_is_not_read_in_time_is_lost_and_counted(late_ms: int) -> None:
 
 def test_scheduled_overruns_lose_what_the_counter_says() -> None:
     """Over a hundred scheduled overruns the losses reported are the jumps of the counter."""
-    fault = Fault(kind="overrun", at_s=1.0, for_s=0.7, every_s=2.0)
+    fault = FaultConfig(kind="overrun", at_s=1.0, for_s=0.7, every_s=2.0)
     card = capture(
         format="S32_LE",
         channels=1,
-        source=Synthetic(signal="counter", ppm=-77.0, faults=(fault,)),
+        source=SyntheticConfig(signal="counter", ppm=-77.0, faults=(fault,)),
     )
     played = Played(card)
     lost, following = 0, 0
@@ -142,8 +142,8 @@ def test_scheduled_overruns_lose_what_the_counter_says() -> None:
 
 def test_unplug() -> None:
     """An unplugged card fails with ENODEV, cannot be opened until it is back, and has gone on."""
-    fault = Fault(kind="unplug", at_s=1.0, for_s=5.0)
-    card = capture(format="S32_LE", source=Synthetic(signal="counter", faults=(fault,)))
+    fault = FaultConfig(kind="unplug", at_s=1.0, for_s=5.0)
+    card = capture(format="S32_LE", source=SyntheticConfig(signal="counter", faults=(fault,)))
     played = Played(card)
     with pytest.raises(DeviceError) as gone:
         while True:
@@ -159,8 +159,8 @@ def test_unplug() -> None:
 
 def test_stall() -> None:
     """A card that stands still brings nothing and no error, and goes on with the next frame."""
-    fault = Fault(kind="stall", at_s=1.0, for_s=3.0)
-    card = capture(format="S32_LE", source=Synthetic(signal="counter", faults=(fault,)))
+    fault = FaultConfig(kind="stall", at_s=1.0, for_s=3.0)
+    card = capture(format="S32_LE", source=SyntheticConfig(signal="counter", faults=(fault,)))
     played = Played(card)
     following, silent = 0, 0
     while played.time.now_ns() < 8 * S:
@@ -176,7 +176,7 @@ def test_stall() -> None:
 
 
 STALL = st.builds(
-    Fault,
+    FaultConfig,
     kind=st.just("stall"),
     at_s=st.integers(0, 40).map(lambda tenths: tenths / 10),
     for_s=st.integers(1, 30).map(lambda tenths: tenths / 10),
@@ -186,10 +186,10 @@ STALL = st.builds(
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(STALL, max_size=4))
-def test_stalls_that_overlap(faults: list[Fault]) -> None:
+def test_stalls_that_overlap(faults: list[FaultConfig]) -> None:
     """However stalls overlap, the card's count never goes back, and it stands for the time that at
     least one of them is under way."""
-    card = capture(source=Synthetic(signal="silence", faults=tuple(faults)))
+    card = capture(source=SyntheticConfig(signal="silence", faults=tuple(faults)))
     played = Played(card)
     begin, before = played.time.now_ns(), 0
     for tick in range(1, 1001):
@@ -198,13 +198,13 @@ def test_stalls_that_overlap(faults: list[Fault]) -> None:
         assert played.source.read_frame >= before
         before = played.source.read_frame
 
-    def under_way(fault: Fault, at_ms: int) -> bool:
+    def under_way(fault: FaultConfig, at_ms: int) -> bool:
         since = at_ms - round(fault.at_s * 1000)
         if since >= 0 and fault.every_s:
             since %= round(fault.every_s * 1000)
         return 0 <= since < round(fault.for_s * 1000)
 
-    going = sum(not any(under_way(one, ms) for one in faults) for ms in range(10_000))
+    going = sum(not any(under_way(fault, ms) for fault in faults) for ms in range(10_000))
     assert before == pytest.approx(48 * going, abs=2)
 
 
@@ -212,7 +212,7 @@ def test_stalls_that_overlap(faults: list[Fault]) -> None:
 @pytest.mark.parametrize("level_dbfs", [0.0, -20.0, -60.0])
 def test_tone_level(format: str, level_dbfs: float) -> None:
     """A tone of so many dBFS peaks there, and its RMS is 3.0 dB lower."""
-    setup = Synthetic(signal="tone", level_dbfs=level_dbfs, tone_hz=1000)
+    setup = SyntheticConfig(signal="tone", level_dbfs=level_dbfs, tone_hz=1000)
     played = Played(capture(format=format, source=setup))
     meter = Meter(played.card.audio)
     for _ in range(30):
@@ -226,7 +226,7 @@ def test_tone_level(format: str, level_dbfs: float) -> None:
 
 def test_tone_goes_on_over_the_second() -> None:
     """A tone has no click where its loop closes."""
-    played = Played(capture(channels=1, source=Synthetic(signal="tone", level_dbfs=-6.0)))
+    played = Played(capture(channels=1, source=SyntheticConfig(signal="tone", level_dbfs=-6.0)))
     wave = np.frombuffer(b"".join(played.read()[1] for _ in range(250)), "<i2").astype(int)
     steepest = 32768 * 10 ** (-6 / 20) * 2 * np.pi * 440 / 48_000
     assert np.abs(np.diff(wave)).max() <= steepest + 1
@@ -234,10 +234,10 @@ def test_tone_goes_on_over_the_second() -> None:
 
 def test_noise_and_silence() -> None:
     """Noise reaches its level, silence is nothing but zeros."""
-    noise = Played(capture(channels=1, source=Synthetic(signal="noise", level_dbfs=-6.0)))
+    noise = Played(capture(channels=1, source=SyntheticConfig(signal="noise", level_dbfs=-6.0)))
     wave = np.frombuffer(b"".join(noise.read()[1] for _ in range(100)), "<i2")
     assert np.abs(wave.astype(int)).max() == pytest.approx(32768 * 10 ** (-6 / 20), rel=0.01)
-    silence = Played(capture(source=Synthetic(signal="silence")))
+    silence = Played(capture(source=SyntheticConfig(signal="silence")))
     assert not any(silence.read()[1])
 
 
@@ -247,7 +247,7 @@ def test_file(format: str, tmp_path: Path) -> None:
     path = tmp_path / "ramp.wav"
     ramp = np.stack((np.arange(1000), -np.arange(1000)), axis=1).astype("<i2")
     soundfile.write(path, ramp, 48_000)
-    played = Played(capture(format=format, source=Synthetic(signal="file", file=str(path))))
+    played = Played(capture(format=format, source=SyntheticConfig(signal="file", file=str(path))))
     samples = b"".join(played.read()[1] for _ in range(10))
     bits = min(16, SampleFormat[format].bits)
     wave = to_int32(samples, SampleFormat[format]).reshape(-1, 2) >> (32 - bits)
@@ -260,7 +260,7 @@ def test_picked_channels_of_the_simulated_card(pick: tuple[int, ...], tmp_path: 
     path = tmp_path / "ramp.wav"
     ramp = np.stack((np.arange(1000), -np.arange(1000)), axis=1).astype("<i2")
     soundfile.write(path, ramp, 48_000)
-    setup = Synthetic(signal="file", file=str(path))
+    setup = SyntheticConfig(signal="file", file=str(path))
     played = Played(capture(pick=pick, channels=2, source=setup))
     heard = np.frombuffer(b"".join(played.read()[1] for _ in range(10)), "<i2")
     places = [one - 1 for one in pick]
@@ -273,7 +273,7 @@ def test_file_of_another_kind(rate_hz: int, channels: int, tmp_path: Path) -> No
     path = tmp_path / "other.wav"
     soundfile.write(path, np.zeros((10, channels), "<i2"), rate_hz)
     with pytest.raises(DeviceError) as refused:
-        Played(capture(source=Synthetic(signal="file", file=str(path))))
+        Played(capture(source=SyntheticConfig(signal="file", file=str(path))))
     assert refused.value.refused
     assert f"{rate_hz} Hz and {channels} channels" in str(refused.value)
     assert "48000 Hz and 2" in str(refused.value)
@@ -286,7 +286,7 @@ def test_file_that_is_none(tmp_path: Path) -> None:
     soundfile.write(empty, np.zeros((0, 2), "<i2"), 48_000)
     for path in (text, empty, tmp_path / "missing.wav"):
         with pytest.raises(DeviceError, match=path.name) as refused:
-            Played(capture(source=Synthetic(signal="file", file=str(path))))
+            Played(capture(source=SyntheticConfig(signal="file", file=str(path))))
         assert refused.value.refused
 
 
@@ -336,9 +336,9 @@ def test_a_week() -> None:
     """A week of drift, late stamps, overruns, stalls and outages: at every look the books balance,
     frames and times go on, the clock is right, and no memory is kept."""
     faults = (
-        Fault(kind="overrun", at_s=1000.0, for_s=25.0, every_s=7_000.0),
-        Fault(kind="unplug", at_s=20_000.0, for_s=40.0, every_s=50_000.0),
-        Fault(kind="stall", at_s=36_500.0, for_s=19.0, every_s=90_000.0),
+        FaultConfig(kind="overrun", at_s=1000.0, for_s=25.0, every_s=7_000.0),
+        FaultConfig(kind="unplug", at_s=20_000.0, for_s=40.0, every_s=50_000.0),
+        FaultConfig(kind="stall", at_s=36_500.0, for_s=19.0, every_s=90_000.0),
     )
     ppm = 63.0
     card = capture(
@@ -346,7 +346,7 @@ def test_a_week() -> None:
         channels=1,
         period_ms=4000.0,
         buffer_ms=16_000.0,
-        source=Synthetic(signal="silence", ppm=ppm, jitter_us=80.0, faults=faults),
+        source=SyntheticConfig(signal="silence", ppm=ppm, jitter_us=80.0, faults=faults),
     )
     time, sink, chance = VirtualTime(), Check(), random.Random(1)
     line = Line(card, [sink], time, poll_ms=4400)
@@ -369,7 +369,7 @@ def test_a_week() -> None:
     stats = line.stats()
     assert stats.balanced
     (books,) = stats.sinks
-    assert (books.inside_frames, books.dropped_frames) == (0, 0)
+    assert (books.in_flight_frames, books.dropped_frames) == (0, 0)
     assert sink.next_frame == stats.produced_frames
     assert sink.jumps == stats.lost_frames
     produced = 1000 * (1 + ppm * 1e-6) * (time.now_ns() - S) / S

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from capstand.audio.clock import Clock
-from capstand.capture.truerate import TrueRate, in_words
-from capstand.capture.types.synthetic import Fault, Synthetic
+from capstand.capture.truerate import TrueRate, describe_rate
+from capstand.capture.types.synthetic import FaultConfig, SyntheticConfig
 from tests.line import Keep, Line, capture
 
 S = 1_000_000_000
@@ -81,16 +81,16 @@ def test_a_rate_that_changes() -> None:
     [
         (44_100, 32_003.0, "says 44100 Hz and delivers 32000 Hz: set rate_hz = 32000"),
         (44_100, 47_950.0, "says 44100 Hz and delivers 48000 Hz: set rate_hz = 48000"),
-        (48_000, 46_563.0, "says 48000 Hz and delivers about 46560 Hz: it loses sound"),
+        (48_000, 46_563.0, "says 48000 Hz and delivers about 46560 Hz: it loses data"),
     ],
 )
 def test_words(nominal: int, rate: float, words: str) -> None:
     """A rate that a card may have is named with the key to set, any other with what else to try."""
-    assert words in in_words(nominal, rate)
+    assert words in describe_rate(nominal, rate)
 
 
 def run(seconds: float, **synthetic: object) -> Line:
-    card = capture(source=Synthetic(signal="silence", jitter_us=80.0, **synthetic))  # type: ignore[arg-type]
+    card = capture(source=SyntheticConfig(signal="silence", jitter_us=80.0, **synthetic))  # type: ignore[arg-type]
     line = Line(card, [Keep()])
     while line.time.now_ns() < (seconds + 1) * S:
         line.capture()
@@ -113,7 +113,7 @@ def test_a_stream_says_it(ppm: float) -> None:
 @pytest.mark.parametrize("kind", ["overrun", "unplug", "stall"])
 def test_faults_are_no_rate(kind: str) -> None:
     """Overruns, outages and stalls that come again and again say nothing of the rate."""
-    fault = Fault(kind=kind, at_s=2.0, for_s=3.0, every_s=9.0)
+    fault = FaultConfig(kind=kind, at_s=2.0, for_s=3.0, every_s=9.0)
     line = run(120, ppm=-500.0, faults=(fault,))
     assert line.stream.wrong_rate() is None
 

@@ -121,7 +121,7 @@ def test_check_says_that_a_file_is_right(place: Place, capsys: pytest.CaptureFix
     """check ends with 0 and one line for a right file."""
     assert cli.main(["check", str(place.config)]) == 0
     told = capsys.readouterr()
-    assert told.out == f"{place.config}: right; 1 stream(s): mic from synthetic\n"
+    assert told.out == f"{place.config}: OK: 1 stream: mic from synthetic\n"
     assert told.err == ""
 
 
@@ -133,8 +133,8 @@ def test_check_notes_a_name_that_goes_by_a_number(
     place.config.write_text("\n".join(x for x in text.splitlines() if "counter" not in x))
     assert cli.main(["check", str(place.config)]) == 0
     told = capsys.readouterr()
-    assert "right; 1 stream(s): mic from hw:1" in told.out
-    assert "note: stream mic: hw:1 is whichever card has the number 1" in told.out
+    assert "OK: 1 stream: mic from hw:1" in told.out
+    assert "note: stream mic: hw:1 is whichever card has number 1" in told.out
     assert told.err == ""
 
 
@@ -249,9 +249,9 @@ def test_run_without_a_configuration_names_the_cards_it_cannot_have(
     assert run.without_configuration().stream[0].capture.device == "synthetic"
     told = capsys.readouterr().err.splitlines()
     assert told[:3] == [
-        "capstand: usb:0d8c:0014:A1 (USB Mic) is not taken: held by pipewire (pid 812)",
-        "capstand: card:PCH (PCH) is not taken: not permitted",
-        "capstand: no card can be used: the sound is simulated, a tone and not a microphone",
+        "capstand: usb:0d8c:0014:A1 (USB Mic) skipped: in use by pipewire (pid 812)",
+        "capstand: card:PCH (PCH) skipped: not permitted",
+        "capstand: no card is usable: the sound is simulated (a tone, not a microphone)",
     ]
     free = barred._replace(
         trouble=None, rates_hz=[48_000], channels=[1], formats=["S16_LE"], device="card:Free"
@@ -259,12 +259,12 @@ def test_run_without_a_configuration_names_the_cards_it_cannot_have(
     monkeypatch.setattr(devices, "find", lambda: [busy, free, barred])
     assert run.without_configuration().stream[0].capture.device == "card:Free"
     told = capsys.readouterr().err.splitlines()
-    assert [line for line in told if "not taken" in line or "simulated" in line] == told[:1]
+    assert [line for line in told if "skipped" in line or "simulated" in line] == told[:1]
     monkeypatch.setattr(devices, "find", list)
     assert run.without_configuration().stream[0].capture.device == "synthetic"
     told = capsys.readouterr().err.splitlines()
     assert told[0] == (
-        "capstand: no capture card is there: the sound is simulated, a tone and not a microphone"
+        "capstand: no capture card found: the sound is simulated (a tone, not a microphone)"
     )
 
 
@@ -309,13 +309,13 @@ def test_an_answer_of_another_version_is_told(
         assert cli.main([*command, "--runtime", str(tmp_path)]) == 1
     told = capsys.readouterr()
     assert told.err.startswith(f"capstand: {tmp_path}/control.sock: ")
-    assert told.err.count("\n") == 1 and "does not fit version" in told.err
+    assert told.err.count("\n") == 1 and "does not match version" in told.err
 
 
 def test_what_a_daemon_tells_is_clean_here_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever made that socket: what he says does not steer the terminal of who asks."""
+    """Whoever made that socket: what they say does not steer the terminal of who asks."""
     answer = b'{"error": "\x1b[2J\\n\\udcff"}'.replace(b"\x1b", b"\\u001b")
     with replying(tmp_path / "control.sock", answer):
         assert cli.main(["status", "--runtime", str(tmp_path)]) == 1
@@ -338,7 +338,7 @@ def test_a_run_records_every_frame_and_keeps_its_books(place: Place) -> None:
     assert len(counters) >= 480
     assert counters == list(range(len(counters)))
     events = place.ledger()
-    assert [one["event"] for one in events] == ["start", "grant", "stop"]
+    assert [event["event"] for event in events] == ["start", "opened", "stop"]
     assert (events[0]["device"], events[1]["exact"]) == ("synthetic", True)
     last = events[-1]
     assert last["balanced"] is True
@@ -351,7 +351,7 @@ def test_a_run_records_every_frame_and_keeps_its_books(place: Place) -> None:
             "captured_frames": len(counters),
             "delivered_frames": len(counters),
             "dropped_frames": 0,
-            "inside_frames": 0,
+            "in_flight_frames": 0,
             "inserted_frames": 0,
         }
     ]
@@ -389,7 +389,7 @@ def test_a_signal_ends_it_with_whole_files(
     err = daemon.stderr.read()
     assert daemon.wait(PATIENCE_S) == 0
     assert f"stopping: {number.name}" in err
-    assert "did not end in time" not in err
+    assert "did not stop in time" not in err
     stop = place.ledger()[-1]
     assert (stop["event"], stop["balanced"]) == ("stop", True)
     counters = place.recorded()
@@ -397,7 +397,7 @@ def test_a_signal_ends_it_with_whole_files(
 
 
 def test_a_running_daemon_tells_its_state(place: Place, daemon: subprocess.Popen[str]) -> None:
-    """status asks the running daemon; with --json the two sentences of the books can be checked."""
+    """status asks the running daemon; with --json the two invariants can be checked."""
     status, out, err = place.call("status", "--json")
     assert (status, err) == (0, "")
     answer = json.loads(out)
@@ -408,12 +408,12 @@ def test_a_running_daemon_tells_its_state(place: Place, daemon: subprocess.Popen
     assert stream["produced_frames"] == stream["captured_frames"] + stream["lost_frames"]
     (sink,) = stream["sinks"]
     assert stream["captured_frames"] == (
-        sink["delivered_frames"] + sink["dropped_frames"] + sink["inside_frames"]
+        sink["delivered_frames"] + sink["dropped_frames"] + sink["in_flight_frames"]
     )
     status, out, _ = place.call("status")
     assert status == 0
     assert re.match(r"mic  (OK|STARTING)  synthetic  48000 Hz, 2 ch, S16_LE\n", out)
-    assert "counted to the frame" in out
+    assert "counted exactly" in out
     assert "→ file    open; " in out
 
 
@@ -422,7 +422,7 @@ def test_two_daemons_do_not_share_a_directory(place: Place, daemon: subprocess.P
     status, _, err = place.call("run", "--seconds", 1, "--config", place.config)
     assert status == 1
     assert "cannot start: " in err
-    assert "another capstand answers there" in err
+    assert "another capstand is running there" in err
     assert daemon.poll() is None
     assert place.call("status")[0] == 0
 
@@ -433,7 +433,7 @@ def test_a_wrong_configuration_does_not_run(place: Place) -> None:
     status, out, err = place.call("run", "--config", place.config)
     assert (status, out) == (78, "")
     assert err == (
-        f'{place.config}:7: stream.mic.sink.1.type: "fiel" is not one of "file", "agora", '
+        f'{place.config}:7: stream.mic.sink.1.type: "fiel": expected one of "file", "agora", '
         '"alsa", "socket"; did you mean file?\n'
     )
     assert not (place.folder / "rec").exists()
@@ -450,5 +450,5 @@ def test_a_disk_that_takes_nothing_does_not_end_it(place: Place) -> None:
     last = place.ledger()[-1]
     (sink,) = last["sinks"]
     assert last["balanced"] is True
-    assert (sink["delivered_frames"], sink["inside_frames"]) == (0, 0)
+    assert (sink["delivered_frames"], sink["in_flight_frames"]) == (0, 0)
     assert sink["dropped_frames"] == last["captured_frames"] > 0

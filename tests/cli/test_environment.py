@@ -204,7 +204,7 @@ def test_in_a_directory_that_is_gone(place: Place) -> None:
             check=False,
         )
         assert process.returncode == 1
-        assert "capstand: the current directory cannot be used (No such file" in process.stderr
+        assert "capstand: the current directory is unusable (No such file" in process.stderr
         assert process.stderr.count("capstand: ") == 1
 
 
@@ -277,7 +277,7 @@ def test_seconds_say_what_was_expected(text: str) -> None:
     assert process.returncode == 2
     last = process.stderr.splitlines()[-1]
     assert last.startswith("capstand run: error: argument --seconds: '")
-    assert last.endswith("': expected a number of seconds, more than 0 and below 1e9")
+    assert last.endswith("': expected a number of seconds above 0 and below 1e9")
     assert last.isprintable()
 
 
@@ -380,7 +380,7 @@ def test_no_signal_that_kills_is_forgotten() -> None:
     bugs = {"ILL", "TRAP", "ABRT", "BUS", "FPE", "SEGV", "SYS"}
     harmless = {"KILL", "STOP", "CHLD", "CONT", "TSTP", "TTIN", "URG", "WINCH", "PIPE", "XFSZ"}
     others = signal.valid_signals() - {*signals.ENDING, *signals.IGNORED, signal.SIGHUP}
-    names = {one.name[3:] for one in others if isinstance(one, signal.Signals)}
+    names = {other.name[3:] for other in others if isinstance(other, signal.Signals)}
     assert names <= bugs | harmless
 
 

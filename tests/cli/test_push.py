@@ -29,7 +29,7 @@ CONFIG = """\
 name = "mic"
 [stream.capture]
 device = "socket"
-priority = 0
+rt_priority = 0
 [[stream.sink]]
 type = "file"
 path = "{folder}/rec"
@@ -40,7 +40,7 @@ gaps = "skip"
 name = "card"
 [stream.capture]
 device = "synthetic"
-priority = 0
+rt_priority = 0
 [[stream.sink]]
 type = "file"
 path = "{folder}/card"
@@ -69,7 +69,7 @@ class Place:
     def start(self, command: str, *arguments: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "capstand", command, "--runtime", str(self.runtime)]
-            + [str(one) for one in arguments],
+            + [str(argument) for argument in arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -214,7 +214,7 @@ def test_a_released_stream_says_so(place: Place, tmp_path: Path) -> None:
     control.ask(place.runtime / control.NAME, "release", PATIENCE_S, stream="mic", for_s=1000)
     status, _, err = place.push(wav(tmp_path))
     assert status == 1
-    assert err.startswith("capstand: mic takes no sound now: released to others until ")
+    assert err.startswith("capstand: mic takes no sound now: released until ")
 
 
 def text(folder: Path) -> Path:
@@ -225,7 +225,7 @@ def text(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--stream", "mik", "{wav}"], "'mik' is no stream of this daemon; it has mic, card"),
+        (["--stream", "mik", "{wav}"], "'mik' is not a stream of this daemon; it has mic, card"),
         (
             ["--stream", "card", "{wav}"],
             "card captures from synthetic; no program can bring its sound; that takes device = "
@@ -254,7 +254,7 @@ def test_what_cannot_be_pushed_is_told(
         "text": text(tmp_path),
         "folder": tmp_path,
     }
-    filled = [one.format(**places) for one in arguments]
+    filled = [argument.format(**places) for argument in arguments]
     with shared.start("push", *filled) as process:
         out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out) == (1, "")
@@ -283,7 +283,7 @@ def test_an_answer_that_does_not_fit_is_told(tmp_path: Path) -> None:
         done = subprocess.run(
             [*chosen, "--stream", "mic", "a.wav"], capture_output=True, text=True, check=False
         )
-    assert done.returncode == 1 and "does not fit version" in done.stderr
+    assert done.returncode == 1 and "does not match version" in done.stderr
 
 
 @pytest.mark.parametrize(

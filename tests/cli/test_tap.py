@@ -276,7 +276,7 @@ def test_what_cannot_be_tapped_is_told(
     taps: Taps, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     _, err = taps.tap("mice").communicate(timeout=PATIENCE_S)
-    assert b"'mice' is no stream of this daemon; it has mic" in err
+    assert b"'mice' is not a stream of this daemon; it has mic" in err
     assert cli.main(["tap", "mic", "--runtime", str(tmp_path / "nowhere")]) == 1
     assert "cannot reach the daemon (No such file or directory)" in capfd.readouterr().err
     ours, terminal = pty.openpty()
@@ -319,9 +319,9 @@ def test_who_may_not_is_refused(taps: Taps) -> None:
         refused, *others = file.read().splitlines()
     os.waitpid(pid, 0)
     os.close(memory)
-    assert "uid 65534 may not tap a stream; root may" in refused
+    assert "uid 65534 may not tap a stream; only root" in refused
     assert len(others) == 4
-    assert all(one.startswith(("OSError", "PermissionError")) for one in others), others
+    assert all(other.startswith(("OSError", "PermissionError")) for other in others), others
 
 
 # A ring, without a daemon

@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstand.agora import source
-from capstand.agora.sdk import calls as sdk
+from capstand.agora.sdk import rtc as sdk
 from capstand.audio.block import AudioFormat, SampleFormat
-from capstand.capture.types.synthetic import Fault, Synthetic
+from capstand.capture.types.synthetic import FaultConfig, SyntheticConfig
 from capstand.config.decode import decode
 from capstand.config.schema import (
     COMMON_RATES,
     MAX_BYTES,
     MOST_QUEUE_BYTES,
     MOST_RING_BYTES,
-    Capture,
+    CaptureConfig,
     Config,
-    Spool,
-    Stream,
+    SpoolConfig,
+    StreamConfig,
     load,
     spool_of,
 )
@@ -37,13 +37,13 @@ from capstand.sinks.types.agora import (
     PROFILES,
     SCENARIOS,
     TRACK_RATES,
-    AgoraSink,
-    FileToken,
-    LocalToken,
-    ServerToken,
+    AgoraSinkConfig,
+    LocalTokenConfig,
     Token,
+    TokenFileConfig,
+    TokenServerConfig,
 )
-from capstand.sinks.types.file import FileSink, flac_refuses
+from capstand.sinks.types.file import FileSinkConfig, flac_refuses
 
 KNOWN_FORMATS = ", ".join(f'"{one.alsa_name}"' for one in SampleFormat)
 RIGHT = """\
@@ -69,7 +69,7 @@ def faults(text: str) -> list[str]:
 
 def places(text: str) -> list[str]:
     """File, line and key of each fault, without what is wrong."""
-    return [": ".join(one.split(": ", 2)[:2]) for one in faults(text)]
+    return [": ".join(fault.split(": ", 2)[:2]) for fault in faults(text)]
 
 
 def with_capture(*lines: str) -> str:
@@ -89,19 +89,19 @@ def test_a_short_file_is_completed_by_defaults() -> None:
     """A stream needs a name, a device and a sink with a path; everything else has a default."""
     assert read(RIGHT) == Config(
         stream=(
-            Stream(
+            StreamConfig(
                 name="mic",
-                capture=Capture(
+                capture=CaptureConfig(
                     device="hw:CARD=Mic,DEV=0",
                     rate_hz=48_000,
                     format="S16_LE",
                     period_ms=10.0,
                     buffer_ms=500.0,
-                    priority=70,
+                    rt_priority=70,
                     source=None,
                 ),
                 sink=(
-                    FileSink(
+                    FileSinkConfig(
                         type="file",
                         name="file",
                         path="/rec",
@@ -130,7 +130,7 @@ pick = [8, 1, 2]
 format = "S24_3LE"
 period_ms = 20
 buffer_ms = 80
-priority = 0
+rt_priority = 0
 [stream.capture.synthetic]
 signal = "noise"
 tone_hz = 1000
@@ -155,9 +155,9 @@ name = "two"
 path = "/two"
 """
     assert read(text).stream == (
-        Stream(
+        StreamConfig(
             name="a",
-            capture=Capture(
+            capture=CaptureConfig(
                 device="synthetic",
                 rate_hz=44_100,
                 channels=8,
@@ -165,8 +165,8 @@ path = "/two"
                 format="S24_3LE",
                 period_ms=20.0,
                 buffer_ms=80.0,
-                priority=0,
-                source=Synthetic(
+                rt_priority=0,
+                source=SyntheticConfig(
                     signal="noise",
                     tone_hz=1000,
                     level_dbfs=-6.0,
@@ -174,11 +174,11 @@ path = "/two"
                     ppm=-50.0,
                     jitter_us=200.0,
                     seed=7,
-                    faults=(Fault(kind="overrun", at_s=1.0, for_s=2.0, every_s=60.0),),
+                    faults=(FaultConfig(kind="overrun", at_s=1.0, for_s=2.0, every_s=60.0),),
                 ),
             ),
             sink=(
-                FileSink(
+                FileSinkConfig(
                     type="file",
                     name="one",
                     path="/one",
@@ -188,7 +188,7 @@ path = "/two"
                     min_free_mb=0,
                     queue_ms=100,
                 ),
-                FileSink(type="file", name="two", path="/two"),
+                FileSinkConfig(type="file", name="two", path="/two"),
             ),
         ),
     )
@@ -203,7 +203,7 @@ def test_values_are_frozen() -> None:
 
 def test_periods_and_buffer_in_frames() -> None:
     """The buffer is a whole number of periods, whatever the rate."""
-    capture = Capture(device="d", rate_hz=44_100, period_ms=10.0, buffer_ms=505.0)
+    capture = CaptureConfig(device="d", rate_hz=44_100, period_ms=10.0, buffer_ms=505.0)
     assert capture.audio == AudioFormat(44_100, 2, SampleFormat.S16_LE)
     assert capture.period_frames == 441
     assert capture.buffer_frames % 441 == 0
@@ -214,12 +214,14 @@ def test_the_memory_of_much_sound_is_bounded(bytes_per_s: str) -> None:
     """32 channels at a high rate take no more memory for the ring and for what waits than is meant
     for them, and what that is less than ``queue_ms`` is told."""
     rate_hz = {"24 MB": 192_000, "98 MB": 768_000}[bytes_per_s]
-    much = Capture(device="hw:0", rate_hz=rate_hz, channels=32, format="S32_LE", buffer_ms=10_000.0)
+    much = CaptureConfig(
+        device="hw:0", rate_hz=rate_hz, channels=32, format="S32_LE", buffer_ms=10_000.0
+    )
     assert much.ring_slots * much.slot_bytes <= MOST_RING_BYTES
     assert much.queue_frames(20_000) * much.audio.frame_bytes <= MOST_QUEUE_BYTES
     told = much.bounded("file", 20_000)
     assert told is not None and "sink file: queue_ms is 20000, and " in told
-    usual = Capture(device="hw:0")
+    usual = CaptureConfig(device="hw:0")
     assert usual.ring_slots == 200 and usual.queue_frames(20_000) == 960_000
     assert usual.bounded("file", 20_000) is None
 
@@ -237,14 +239,14 @@ def test_channels_are_of_the_card_and_pick_is_what_is_kept(
     keys: dict[str, Any], opened: int | None, kept: int
 ) -> None:
     """``channels`` is how many the card is opened with; the stream has those that are picked."""
-    capture = Capture(device="hw:0", **keys)
+    capture = CaptureConfig(device="hw:0", **keys)
     assert (capture.card_channels, capture.audio.channels) == (opened, kept)
     assert capture.card_channel(0) == keys.get("pick", (1,))[0]
 
 
 @given(
     st.builds(
-        Capture,
+        CaptureConfig,
         device=st.just("hw:0"),
         rate_hz=st.integers(8000, 768_000),
         channels=st.just(32),
@@ -252,7 +254,7 @@ def test_channels_are_of_the_card_and_pick_is_what_is_kept(
         format=st.sampled_from([one.alsa_name for one in SampleFormat]),
         period_ms=st.floats(1, 1000),
         buffer_ms=st.floats(4000, 10_000),
-        priority=st.integers(0, 80),
+        rt_priority=st.integers(0, 80),
         silence_warn_s=st.floats(0, 86_400),
         dead_warn_s=st.floats(0, 86_400),
         dc_warn_dbfs=st.floats(-60, 0),
@@ -261,7 +263,7 @@ def test_channels_are_of_the_card_and_pick_is_what_is_kept(
         source=st.none(),
     ),
     st.builds(
-        FileSink,
+        FileSinkConfig,
         type=st.just("file"),
         name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", fullmatch=True),
         path=st.from_regex(r"/([a-z/ ]{0,20}[a-z/])?", fullmatch=True),
@@ -280,15 +282,17 @@ def test_channels_are_of_the_card_and_pick_is_what_is_kept(
     ),
 )
 @settings(max_examples=30, deadline=None)
-def test_what_is_written_is_what_is_read(capture: Capture, sink: FileSink) -> None:
+def test_what_is_written_is_what_is_read(capture: CaptureConfig, sink: FileSinkConfig) -> None:
     """Every value within its bounds comes out as it was written."""
     lines = ['[[stream]]\nname = "mic"\n[stream.capture]']
-    for key in [one for one in Capture._fields if one != "source"]:
+    for key in [field for field in CaptureConfig._fields if field != "source"]:
         lines.append(f"{key} = {written(getattr(capture, key))}")
     lines.append("[[stream.sink]]")
-    for key in [one for one in FileSink._fields if one not in ("group", "spool")]:
+    for key in [field for field in FileSinkConfig._fields if field not in ("group", "spool")]:
         lines.append(f"{key} = {written(getattr(sink, key))}")
-    assert read("\n".join(lines)).stream == (Stream(name="mic", capture=capture, sink=(sink,)),)
+    assert read("\n".join(lines)).stream == (
+        StreamConfig(name="mic", capture=capture, sink=(sink,)),
+    )
 
 
 def written(value: object) -> str:
@@ -319,7 +323,7 @@ def with_agora(*lines: str) -> str:
 def test_a_short_channel_is_completed_by_defaults() -> None:
     """A sink of type agora needs an app id and a channel; everything else has a default."""
     assert read(AGORA).stream[0].sink == (
-        AgoraSink(
+        AgoraSinkConfig(
             type="agora",
             app_id="0123456789abcdef0123456789abcdef",
             channel="studio",
@@ -331,7 +335,7 @@ def test_a_short_channel_is_completed_by_defaults() -> None:
             area="global",
             rate_hz=None,
             channels=None,
-            delay_ms=40,
+            send_delay_ms=40,
             send_buffer_ms=500,
         ),
     )
@@ -348,23 +352,23 @@ def test_every_key_of_a_full_channel_arrives() -> None:
         'area = "eu"',
         "rate_hz = 32000",
         "channels = 2",
-        "delay_ms = 60",
+        "send_delay_ms = 60",
         "send_buffer_ms = 5000",
     )
     assert read(text).stream[0].sink == (
-        AgoraSink(
+        AgoraSinkConfig(
             type="agora",
             app_id="0123456789abcdef0123456789abcdef",
             channel="studio",
             uid=4_294_967_295,
-            token=FileToken("file", "/run/token"),
+            token=TokenFileConfig("file", "/run/token"),
             name="live",
             profile="music_high_stereo",
             scenario="chorus",
             area="eu",
             rate_hz=32_000,
             channels=2,
-            delay_ms=60,
+            send_delay_ms=60,
             send_buffer_ms=5000,
         ),
     )
@@ -373,10 +377,12 @@ def test_every_key_of_a_full_channel_arrives() -> None:
 @pytest.mark.parametrize(
     ("lines", "token"),
     [
-        (['source = "file"', 'path = "token.txt"'], FileToken("file", "token.txt")),
+        (['source = "file"', 'path = "token.txt"'], TokenFileConfig("file", "token.txt")),
         (
             ['source = "server"', 'url = "https://tokens.example/{channel}/{uid}"'],
-            ServerToken("server", "https://tokens.example/{channel}/{uid}", None, None, 86_400),
+            TokenServerConfig(
+                "server", "https://tokens.example/{channel}/{uid}", None, None, 86_400
+            ),
         ),
         (
             [
@@ -384,9 +390,11 @@ def test_every_key_of_a_full_channel_arrives() -> None:
                 'url = "https://[::1]:8443/"',
                 'credential = "server-password"',
                 'ca_file = "/etc/ca.pem"',
-                "life_s = 60",
+                "lifetime_s = 60",
             ],
-            ServerToken("server", "https://[::1]:8443/", "server-password", "/etc/ca.pem", 60),
+            TokenServerConfig(
+                "server", "https://[::1]:8443/", "server-password", "/etc/ca.pem", 60
+            ),
         ),
         (
             [
@@ -396,7 +404,7 @@ def test_every_key_of_a_full_channel_arrives() -> None:
                 """body = '{"uid": {uid}, "of": {"channel": "{channel}"}}'""",
                 'token_path = "data.0.token"',
             ],
-            ServerToken(
+            TokenServerConfig(
                 "server",
                 "https://a/",
                 method="POST",
@@ -406,19 +414,19 @@ def test_every_key_of_a_full_channel_arrives() -> None:
         ),
         (
             ['source = "local"', 'certificate = "/etc/capstand/certificate"'],
-            LocalToken("local", "/etc/capstand/certificate", 86_400),
+            LocalTokenConfig("local", "/etc/capstand/certificate", 86_400),
         ),
     ],
 )
 def test_where_tokens_come_from(lines: list[str], token: Token) -> None:
     """Tokens come from a file, a server or are made here; secrets are places, never values."""
     (sink,) = read(with_agora("[stream.sink.token]", *lines)).stream[0].sink
-    assert isinstance(sink, AgoraSink)
+    assert isinstance(sink, AgoraSinkConfig)
     assert sink.token == token
 
 
-def channel_sink(**values: Any) -> AgoraSink:
-    return AgoraSink("agora", "0" * 32, "studio", **values)
+def channel_sink(**values: Any) -> AgoraSinkConfig:
+    return AgoraSinkConfig("agora", "0" * 32, "studio", **values)
 
 
 @given(
@@ -473,34 +481,43 @@ def test_channels_and_app_ids_are_those_the_source_takes(text: str) -> None:
     [
         (
             "rate_hz = 44.1",
-            "rate_hz: 44.1 is no whole number from 8000 to 768000; did you mean 44100?",
+            "rate_hz: 44.1: expected an integer from 8000 to 768000; did you mean 44100?",
         ),
-        ("rate_hz = 48", "rate_hz: 48 is no whole number from 8000 to 768000; did you mean 48000?"),
+        (
+            "rate_hz = 48",
+            "rate_hz: 48: expected an integer from 8000 to 768000; did you mean 48000?",
+        ),
         (
             "rate_hz = 48000.0",
-            "rate_hz: 48000.0 is no whole number from 8000 to 768000; did you mean 48000?",
+            "rate_hz: 48000.0: expected an integer from 8000 to 768000; did you mean 48000?",
         ),
-        ("rate_hz = 7999", "rate_hz: 7999 is no whole number from 8000 to 768000"),
-        ("rate_hz = 768001", "rate_hz: 768001 is no whole number from 8000 to 768000"),
+        ("rate_hz = 7999", "rate_hz: 7999: expected an integer from 8000 to 768000"),
+        ("rate_hz = 768001", "rate_hz: 768001: expected an integer from 8000 to 768000"),
         (
             'rate_hz = "48000"',
-            'rate_hz: "48000" is no whole number from 8000 to 768000; '
+            'rate_hz: "48000": expected an integer from 8000 to 768000; '
             "write the number without quotation marks: 48000",
         ),
-        ("rate_hz = nan", "rate_hz: nan is no whole number from 8000 to 768000"),
-        ("rate_hz = inf", "rate_hz: inf is no whole number from 8000 to 768000"),
-        (f"priority = 1{'0' * 400}", "priority: a huge number is no whole number from 0 to 80"),
-        (f"priority = 0x{'f' * 9999}", "priority: a huge number is no whole number from 0 to 80"),
-        ("channels = true", "channels: true is no whole number from 1 to 32"),
-        ("channels = 0", "channels: 0 is no whole number from 1 to 32"),
-        ("channels = [2]", "channels: an array is no whole number from 1 to 32"),
-        ("channels = {n = 2}", "channels: a table is no whole number from 1 to 32"),
-        ("channels = 2026-11-22", "channels: 2026-11-22 is no whole number from 1 to 32"),
-        ("priority = 81", "priority: 81 is no whole number from 0 to 80"),
-        ("period_ms = true", "period_ms: true is no number from 1 to 1000"),
-        ("period_ms = nan", "period_ms: nan is no number from 1 to 1000"),
-        ("buffer_ms = inf", "buffer_ms: inf is no number from 20 to 10000"),
-        ("buffer_ms = -inf", "buffer_ms: -inf is no number from 20 to 10000"),
+        ("rate_hz = nan", "rate_hz: nan: expected an integer from 8000 to 768000"),
+        ("rate_hz = inf", "rate_hz: inf: expected an integer from 8000 to 768000"),
+        (
+            f"rt_priority = 1{'0' * 400}",
+            "rt_priority: a huge number: expected an integer from 0 to 80",
+        ),
+        (
+            f"rt_priority = 0x{'f' * 9999}",
+            "rt_priority: a huge number: expected an integer from 0 to 80",
+        ),
+        ("channels = true", "channels: true: expected an integer from 1 to 32"),
+        ("channels = 0", "channels: 0: expected an integer from 1 to 32"),
+        ("channels = [2]", "channels: an array: expected an integer from 1 to 32"),
+        ("channels = {n = 2}", "channels: a table: expected an integer from 1 to 32"),
+        ("channels = 2026-11-22", "channels: 2026-11-22: expected an integer from 1 to 32"),
+        ("rt_priority = 81", "rt_priority: 81: expected an integer from 0 to 80"),
+        ("period_ms = true", "period_ms: true: expected a number from 1 to 1000"),
+        ("period_ms = nan", "period_ms: nan: expected a number from 1 to 1000"),
+        ("buffer_ms = inf", "buffer_ms: inf: expected a number from 20 to 10000"),
+        ("buffer_ms = -inf", "buffer_ms: -inf: expected a number from 20 to 10000"),
         (
             "buffer_ms = 39.9",
             "buffer_ms: 39.9 is less than 4 periods of 10 ms; take 40 or more "
@@ -508,35 +525,35 @@ def test_channels_and_app_ids_are_those_the_source_takes(text: str) -> None:
         ),
         (
             'format = "S16LE"',
-            f'format: "S16LE" is not one of {KNOWN_FORMATS}; did you mean S16_LE?',
+            f'format: "S16LE": expected one of {KNOWN_FORMATS}; did you mean S16_LE?',
         ),
         (
             'format = "s32_le"',
-            f'format: "s32_le" is not one of {KNOWN_FORMATS}; did you mean S32_LE?',
+            f'format: "s32_le": expected one of {KNOWN_FORMATS}; did you mean S32_LE?',
         ),
         (
             "format = 16",
-            f"format: 16 is not one of {KNOWN_FORMATS}; did you mean S16_LE?",
+            f"format: 16: expected one of {KNOWN_FORMATS}; did you mean S16_LE?",
         ),
         ("chanels = 1", "chanels: unknown key; did you mean channels?"),
         (
             "zzz = 1",
             "zzz: unknown key; known here: device, rate_hz, channels, pick, format, "
-            "period_ms, buffer_ms, priority, silence_warn_s, dead_warn_s, dc_warn_dbfs, "
+            "period_ms, buffer_ms, rt_priority, silence_warn_s, dead_warn_s, dc_warn_dbfs, "
             "clip_warn_per_s, reserve_priority, file, pipe, socket, synthetic",
         ),
-        ("pick = 1", "pick: 1 is no array; write such as [1]"),
-        ("pick = []", "pick: 0 values are not 1 to 32"),
-        ("pick = [0]", "pick: 0 is no whole number from 1 to 32"),
+        ("pick = 1", "pick: 1: expected an array such as [1]"),
+        ("pick = []", "pick: 0 values; expected 1 to 32"),
+        ("pick = [0]", "pick: 0: expected an integer from 1 to 32"),
         ("pick = [1, 3, 1]", "pick: 1 is in the array twice; expected each value once"),
         (
             'pick = ["2"]',
-            'pick: "2" is no whole number from 1 to 32; write the number without quotation marks',
+            'pick: "2": expected an integer from 1 to 32; write the number without quotation marks',
         ),
         (
             "pick = [1, 5]\nchannels = 4",
-            "pick: 5 is more than channels, 4, which the card is opened with; set channels to 5 or "
-            "more, or leave it out",
+            "pick: 5 is greater than channels (4), which the card is opened with; set channels to "
+            "5 or more, or omit it",
         ),
         (
             'synthetic = {signal = "noise"}',
@@ -544,7 +561,7 @@ def test_channels_and_app_ids_are_those_the_source_takes(text: str) -> None:
         ),
         (
             "synthetic = 1",
-            "synthetic: 1 is no table; write [stream.capture.synthetic] and its keys below it",
+            "synthetic: 1 is not a table; write [stream.capture.synthetic] and its keys below it",
         ),
     ],
 )
@@ -556,14 +573,14 @@ def test_a_fault_of_capture_is_told_in_full(line: str, fault: str) -> None:
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ('container = "mp3"', 'container: "mp3" is not one of "wav", "flac"'),
-        ('container = "WAV"', 'container: "WAV" is not one of "wav", "flac"; did you mean wav?'),
-        ("segment_s = 0.5", "segment_s: 0.5 is no number from 1 to 86400"),
-        ('gaps = "skipp"', 'gaps: "skipp" is not one of "silence", "skip"; did you mean skip?'),
-        ("min_free_mb = 1.5", "min_free_mb: 1.5 is no whole number from 0 to 10000000"),
-        ("queue_ms = 99", "queue_ms: 99 is no whole number from 100 to 60000"),
-        ('name = "a b"', 'name: "a b" is not a name: 1 to 32 of A-Z a-z 0-9 _ -'),
-        ('name = ""', 'name: "" is not a name: 1 to 32 of A-Z a-z 0-9 _ -'),
+        ('container = "mp3"', 'container: "mp3": expected one of "wav", "flac"'),
+        ('container = "WAV"', 'container: "WAV": expected one of "wav", "flac"; did you mean wav?'),
+        ("segment_s = 0.5", "segment_s: 0.5: expected a number from 1 to 86400"),
+        ('gaps = "skipp"', 'gaps: "skipp": expected one of "silence", "skip"; did you mean skip?'),
+        ("min_free_mb = 1.5", "min_free_mb: 1.5: expected an integer from 0 to 10000000"),
+        ("queue_ms = 99", "queue_ms: 99: expected an integer from 100 to 60000"),
+        ('name = "a b"', 'name: "a b": expected a name: 1 to 32 of A-Z a-z 0-9 _ -'),
+        ('name = ""', 'name: "": expected a name: 1 to 32 of A-Z a-z 0-9 _ -'),
         (
             "min_free = 1",
             "min_free: unknown key; did you mean min_free_mb?",
@@ -582,15 +599,15 @@ def test_a_fault_of_a_sink_is_told_in_full(line: str, fault: str) -> None:
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ('path = "rec"', '"rec" is not an absolute path, such as /var/lib/capstand/mic'),
+        ('path = "rec"', '"rec": expected an absolute path, such as /var/lib/capstand/mic'),
         (
             "path = 1",
-            "1 is not an absolute path, such as /var/lib/capstand/mic; "
+            "1: expected an absolute path, such as /var/lib/capstand/mic; "
             "put the text in quotation marks",
         ),
         (
             'path = "/a\\u001b[2J"',
-            '"/a\\x1b[2J" is not an absolute path, such as /var/lib/capstand/mic; '
+            '"/a\\x1b[2J": expected an absolute path, such as /var/lib/capstand/mic; '
             "it has U+001B at place 3; delete it",
         ),
     ],
@@ -609,7 +626,7 @@ def test_a_device_that_is_none_is_told(device: str) -> None:
     """A device is a line of 1 to 256 characters that does not begin with a space."""
     (fault,) = faults(RIGHT.replace('"hw:CARD=Mic,DEV=0"', device))
     assert fault.startswith("c.toml:4: stream.mic.capture.device: ")
-    assert " is not a device, such as hw:CARD=Mic,DEV=0" in fault
+    assert ": expected a device, such as hw:CARD=Mic,DEV=0" in fault
 
 
 def test_missing_keys_are_told_at_their_table() -> None:
@@ -640,7 +657,7 @@ def test_a_sink_without_a_known_type_is_told() -> None:
         '"file", "agora", "alsa", "socket"'
     ]
     assert faults(RIGHT.replace('"file"', '"files"')) == [
-        'c.toml:6: stream.mic.sink.1.type: "files" is not one of "file", "agora", "alsa", '
+        'c.toml:6: stream.mic.sink.1.type: "files": expected one of "file", "agora", "alsa", '
         '"socket"; did you mean file?'
     ]
 
@@ -648,7 +665,7 @@ def test_a_sink_without_a_known_type_is_told() -> None:
 def test_a_stream_without_a_sink_is_told() -> None:
     """A stream whose sound would go nowhere is refused."""
     assert faults(RIGHT[: RIGHT.index("[[stream.sink]]")]) == [
-        "c.toml:1: stream.mic.sink: there is no [[stream.sink]]; the sound would go nowhere"
+        "c.toml:1: stream.mic.sink: there is no [[stream.sink]]; the sound would not be used"
     ]
 
 
@@ -661,8 +678,8 @@ def test_a_file_without_a_stream_is_told(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("stream = 1", "stream: 1 is no array of tables; write [[stream]]"),
-        ("stream = [1]", "stream.1: 1 is no table"),
+        ("stream = 1", "stream: 1 is not an array of tables; write [[stream]]"),
+        ("stream = [1]", "stream.1: 1 is not a table"),
         ("strem = 1", "strem: unknown key; did you mean stream?"),
         ('[[streams]]\nname = "a"', "streams: unknown key; did you mean stream?"),
     ],
@@ -676,14 +693,14 @@ def test_names_devices_and_directories_are_taken_once() -> None:
     """Two streams share neither name nor device, two sinks of a stream neither name nor path."""
     one = RIGHT.rstrip()
     assert faults(f"{one}\n{one}\n") == [
-        'c.toml:9: stream.mic.name: "mic" is taken by stream 1 already; each stream needs its own',
-        'c.toml:11: stream.mic.capture.device: "hw:CARD=Mic,DEV=0" is taken by stream 1 already; '
+        'c.toml:9: stream.mic.name: "mic" is already used by stream 1; each stream needs its own',
+        'c.toml:11: stream.mic.capture.device: "hw:CARD=Mic,DEV=0" is already used by stream 1; '
         "each stream needs its own",
     ]
     assert faults(with_sink("[[stream.sink]]", 'type = "file"', 'path = "/rec/"')) == [
-        'c.toml:8: stream.mic.sink.2.name: "file" is taken by sink 1 already; '
+        'c.toml:8: stream.mic.sink.2.name: "file" is already used by sink 1; '
         "each sink needs its own",
-        'c.toml:10: stream.mic.sink.2.path: "/rec" is taken by sink 1 already; '
+        'c.toml:10: stream.mic.sink.2.path: "/rec" is already used by sink 1; '
         "each sink needs its own",
     ]
 
@@ -704,7 +721,7 @@ def test_names_devices_and_directories_are_taken_once() -> None:
 def test_a_name_of_wrong_shape_is_told_with_the_right_one(name: str, expected: str) -> None:
     """A device named by what it is has to be named in full; the fault says how."""
     (fault,) = faults(RIGHT.replace("hw:CARD=Mic,DEV=0", name))
-    assert fault.startswith(f'c.toml:4: stream.mic.capture.device: "{name}" is not ')
+    assert fault.startswith(f'c.toml:4: stream.mic.capture.device: "{name}": expected ')
     assert expected in fault
 
 
@@ -720,11 +737,11 @@ def test_a_device_may_be_a_list_in_order_of_preference() -> None:
 @pytest.mark.parametrize(
     ("devices", "what"),
     [
-        ("[]", "0 values are not 1 to 8"),
-        (str(["hw:0"] * 9), "9 values are not 1 to 8"),
-        ('["hw:0", 7]', "7 is not a device, such as hw:CARD=Mic,DEV=0"),
-        ('["hw:0", "card:"]', '"card:" is not card:ID'),
-        ('["hw:0", "hw:1", "hw:0"]', "a name stands in the list twice"),
+        ("[]", "0 values; expected 1 to 8"),
+        (str(["hw:0"] * 9), "9 values; expected 1 to 8"),
+        ('["hw:0", 7]', "7: expected a device, such as hw:CARD=Mic,DEV=0"),
+        ('["hw:0", "card:"]', '"card:": expected card:ID'),
+        ('["hw:0", "hw:1", "hw:0"]', "a name is in the list twice"),
         ('["hw:0", "synthetic"]', '"synthetic" is in a list'),
     ],
 )
@@ -814,22 +831,26 @@ def test_a_rate_that_flac_cannot_hold_is_told() -> None:
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("mode = 640", 'mode: 640 is not a mode such as "0640", as chmod takes it: 6 for the '
+        ("mode = 640", 'mode: 640: expected a mode such as "0640", as chmod takes it: 6 for the '
          "daemon itself, then 0, 2, 4 or 6; put the text in quotation marks"),
-        ('mode = "0755"', 'mode: "0755" is not a mode such as "0640", as chmod takes it: 6 for the '
+        ('mode = "0755"', 'mode: "0755": expected a mode such as "0640", as chmod takes it: 6 for '
+        'the '
          "daemon itself, then 0, 2, 4 or 6"),
-        ('mode = "0040"', 'mode: "0040" is not a mode such as "0640", as chmod takes it: 6 for the '
+        ('mode = "0040"', 'mode: "0040": expected a mode such as "0640", as chmod takes it: 6 for '
+        'the '
          "daemon itself, then 0, 2, 4 or 6"),
         ('group = "nosuchgroup"', 'group: this machine has no group "nosuchgroup"; make it (sudo '
-         "groupadd nosuchgroup) or take another (getent group)"),
-        ('group = "a b"', 'group: "a b" is not the name of a group'),
-        ('mount = "mnt"', 'mount: "mnt" is not "auto", true, false or the path of a mount point, '
+         "groupadd nosuchgroup) or use another (getent group)"),
+        ('group = "a b"', 'group: "a b": expected the name of a group'),
+        ('mount = "mnt"', 'mount: "mnt": expected "auto", true, false or the path of a mount '
+        'point, '
          'such as "/mnt/usb"'),
-        ("mount = 1", 'mount: 1 is not "auto", true, false or the path of a mount point, such as '
+        ("mount = 1", 'mount: 1: expected "auto", true, false or the path of a mount point, such '
+        'as '
          '"/mnt/usb"; put the text in quotation marks'),
         ('mount = "/mnt/usb"', 'mount: path, "/rec", is not below "/mnt/usb"'),
-        ("keep_days = -1", "keep_days: -1 is no number from 0 to 36500"),
-        ("keep_gb = nan", "keep_gb: nan is no number from 0 to 1e+06"),
+        ("keep_days = -1", "keep_days: -1: expected a number from 0 to 36500"),
+        ("keep_gb = nan", "keep_gb: nan: expected a number from 0 to 1e+06"),
     ],
 )  # fmt: skip
 def test_how_files_are_kept_is_told_where_it_is_wrong(line: str, fault: str) -> None:
@@ -850,45 +871,51 @@ def test_how_files_are_kept_is_read(line: str) -> None:
     [
         (
             "rate_hz = 44100",
-            "rate_hz: 44100 is not one of 8000, 16000, 24000, 32000, 48000",
+            "rate_hz: 44100: expected one of 8000, 16000, 24000, 32000, 48000",
         ),
-        ("rate_hz = 48", "rate_hz: 48 is no whole number from 8000 to 48000; did you mean 48000?"),
+        (
+            "rate_hz = 48",
+            "rate_hz: 48: expected an integer from 8000 to 48000; did you mean 48000?",
+        ),
         (
             "rate_hz = 32000.0",
-            "rate_hz: 32000.0 is no whole number from 8000 to 48000; did you mean 32000?",
+            "rate_hz: 32000.0: expected an integer from 8000 to 48000; did you mean 32000?",
         ),
-        ("rate_hz = 96000", "rate_hz: 96000 is no whole number from 8000 to 48000"),
-        ("channels = 3", "channels: 3 is no whole number from 1 to 2"),
-        ("uid = 4294967296", "uid: 4294967296 is no whole number from 0 to 4294967295"),
-        ("uid = -1", "uid: -1 is no whole number from 0 to 4294967295"),
+        ("rate_hz = 96000", "rate_hz: 96000: expected an integer from 8000 to 48000"),
+        ("channels = 3", "channels: 3: expected an integer from 1 to 2"),
+        ("uid = 4294967296", "uid: 4294967296: expected an integer from 0 to 4294967295"),
+        ("uid = -1", "uid: -1: expected an integer from 0 to 4294967295"),
         (
             'uid = "1001"',
-            'uid: "1001" is no whole number from 0 to 4294967295; '
+            'uid: "1001": expected an integer from 0 to 4294967295; '
             "write the number without quotation marks",
         ),
-        ("delay_ms = 45", "delay_ms: 45 is no multiple of 10; the SDK counts in 10 ms"),
+        (
+            "send_delay_ms = 45",
+            "send_delay_ms: 45: expected a multiple of 10; the SDK counts in 10 ms",
+        ),
         (
             "send_buffer_ms = 505",
-            "send_buffer_ms: 505 is no multiple of 10; the SDK counts in 10 ms",
+            "send_buffer_ms: 505: expected a multiple of 10; the SDK counts in 10 ms",
         ),
         (
-            "delay_ms = 500",
-            "delay_ms: 500 is not less than send_buffer_ms, 500; nothing would ever be sent",
+            "send_delay_ms = 500",
+            "send_delay_ms: 500 is not less than send_buffer_ms, 500; nothing would ever be sent",
         ),
-        ("delay_ms = 0", "delay_ms: 0 is no whole number from 10 to 1000"),
-        ("send_buffer_ms = 40", "send_buffer_ms: 40 is no whole number from 50 to 5000"),
+        ("send_delay_ms = 0", "send_delay_ms: 0: expected an integer from 10 to 1000"),
+        ("send_buffer_ms = 40", "send_buffer_ms: 40: expected an integer from 50 to 5000"),
         (
             'profile = "music"',
             'profile: "music" is mono and two channels are sent; take "auto", or channels = 1',
         ),
         (
             'area = "EU"',
-            'area: "EU" is not one of "global", "cn", "na", "eu", "as", "jp", "in"; '
+            'area: "EU": expected one of "global", "cn", "na", "eu", "as", "jp", "in"; '
             "did you mean eu?",
         ),
         (
             'scenario = "ai_server"',
-            'scenario: "ai_server" is not one of "default", "game_streaming", "chatroom", '
+            'scenario: "ai_server": expected one of "default", "game_streaming", "chatroom", '
             '"chorus", "meeting"',
         ),
         ('profile = "stereo"', None),
@@ -896,7 +923,7 @@ def test_how_files_are_kept_is_read(line: str) -> None:
         ('path = "/rec"', None),
         (
             'token = "007eJxT"',
-            "token: a text is no table; write [stream.sink.token] and its keys below it",
+            "token: a text is not a table; write [stream.sink.token] and its keys below it",
         ),
     ],
 )
@@ -915,11 +942,11 @@ def test_what_a_channel_lacks_is_told() -> None:
         "c.toml:5: stream.mic.sink.1.channel: missing; this key has no default",
     ]
     assert faults(AGORA.replace("abcdef", "abcdeg", 1)) == [
-        "c.toml:7: stream.mic.sink.1.app_id: this text of 32 characters is not the 32 "
+        "c.toml:7: stream.mic.sink.1.app_id: this text of 32 characters: expected the 32 "
         "hexadecimal digits of an app id"
     ]
     assert faults(AGORA.replace("studio", "st\u00fcdio")) == [
-        'c.toml:8: stream.mic.sink.1.channel: "st\u00fcdio" is not a channel name: 1 to 64 '
+        'c.toml:8: stream.mic.sink.1.channel: "st\u00fcdio": expected a channel name: 1 to 64 '
         "letters, digits and simple signs"
     ]
 
@@ -933,18 +960,18 @@ PLACE = "an absolute path, or the name of a credential in the unit (LoadCredenti
         ("{}", [': the key source is missing; expected one of "file", "server", "local"']),
         (
             '{source = "http"}',
-            ['.source: "http" is not one of "file", "server", "local"'],
+            ['.source: "http": expected one of "file", "server", "local"'],
         ),
         (
             '{source = "sever"}',
-            ['.source: "sever" is not one of "file", "server", "local"; did you mean server?'],
+            ['.source: "sever": expected one of "file", "server", "local"; did you mean server?'],
         ),
         ('{source = "file"}', [".path: missing; this key has no default"]),
         ('{source = "server"}', [".url: missing; this key has no default"]),
         ('{source = "local"}', [".certificate: missing; this key has no default"]),
         (
             '{source = "server", url = "http://tokens.example/"}',
-            [".url: this text of 22 characters is not an https:// address"],
+            [".url: this text of 22 characters: expected an https:// address"],
         ),
         (
             '{source = "server", url = "https://a/", body = "uid={uid}"}',
@@ -953,7 +980,8 @@ PLACE = "an absolute path, or the name of a credential in the unit (LoadCredenti
         (
             """{source = "server", url = "https://a/", method = "POST", body = '{"u": {uid}'}""",
             [
-                '.body: begins as JSON and is none; expected such as \'{"channel": "{channel}", '
+                ".body: starts like JSON but is invalid; expected such as "
+                '\'{"channel": "{channel}", '
                 '"uid": {uid}}\''
             ],
         ),
@@ -963,12 +991,13 @@ PLACE = "an absolute path, or the name of a credential in the unit (LoadCredenti
         ),
         (
             '{source = "server", url = "https://a/", method = "PUT"}',
-            ['.method: "PUT" is not one of "GET", "POST"'],
+            ['.method: "PUT": expected one of "GET", "POST"'],
         ),
         (
             '{source = "server", url = "https://a/", token_path = "data..token"}',
             [
-                ".token_path: this text of 11 characters is not the keys that lead to the token, "
+                ".token_path: this text of 11 characters: expected the keys that lead to the "
+                "token, "
                 "such as data.token"
             ],
         ),
@@ -999,39 +1028,39 @@ PLACE = "an absolute path, or the name of a credential in the unit (LoadCredenti
         ),
         (
             '{source = "server", url = "https://"}',
-            [".url: this text of 8 characters is not an https:// address"],
+            [".url: this text of 8 characters: expected an https:// address"],
         ),
         (
             '{source = "server", url = "https://a b/"}',
-            [".url: this text of 12 characters is not an https:// address"],
+            [".url: this text of 12 characters: expected an https:// address"],
         ),
         (
             '{source = "server", url = "https://a/", credential = "../x"}',
-            [f".credential: this text of 4 characters is not {PLACE}"],
+            [f".credential: this text of 4 characters: expected {PLACE}"],
         ),
         (
             '{source = "server", url = "https://a/", ca_file = "ca.pem"}',
             [
-                ".ca_file: this text of 6 characters is not an absolute path, such as "
+                ".ca_file: this text of 6 characters: expected an absolute path, such as "
                 "/var/lib/capstand/mic",
             ],
         ),
-        ('{source = "file", path = ""}', [f'.path: "" is not {PLACE}']),
+        ('{source = "file", path = ""}', [f'.path: "": expected {PLACE}']),
         (
             '{source = "file", path = "my token"}',
-            [f".path: this text of 8 characters is not {PLACE}"],
+            [f".path: this text of 8 characters: expected {PLACE}"],
         ),
         (
             '{source = "local", certificate = "a/b"}',
-            [f".certificate: this text of 3 characters is not {PLACE}"],
+            [f".certificate: this text of 3 characters: expected {PLACE}"],
         ),
         (
-            '{source = "local", certificate = "/c", life_s = 86401}',
-            [".life_s: 86401 is no whole number from 60 to 86400"],
+            '{source = "local", certificate = "/c", lifetime_s = 86401}',
+            [".lifetime_s: 86401: expected an integer from 60 to 86400"],
         ),
         (
-            '{source = "file", path = "/t", life_s = 60}',
-            [".life_s: unknown key; known here: source, path"],
+            '{source = "file", path = "/t", lifetime_s = 60}',
+            [".lifetime_s: unknown key; known here: source, path"],
         ),
     ],
 )
@@ -1061,7 +1090,7 @@ def test_no_secret_can_be_written_into_the_file(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("period_ms", "delay_ms", "fault"),
+    ("period_ms", "send_delay_ms", "fault"),
     [
         (10, 10, None),
         (5, 10, None),
@@ -1070,14 +1099,14 @@ def test_no_secret_can_be_written_into_the_file(line: str) -> None:
         (
             20,
             20,
-            "9: stream.mic.sink.1.delay_ms: 20 is less than capture.period_ms + 10; the channel "
-            "would run dry between two periods; take 30 or more",
+            "9: stream.mic.sink.1.send_delay_ms: 20 is less than capture.period_ms + 10; the "
+            "channel would run dry between two periods; take 30 or more",
         ),
         (
             42.5,
             50,
-            "9: stream.mic.sink.1.delay_ms: 50 is less than capture.period_ms + 10; the channel "
-            "would run dry between two periods; take 60 or more",
+            "9: stream.mic.sink.1.send_delay_ms: 50 is less than capture.period_ms + 10; the "
+            "channel would run dry between two periods; take 60 or more",
         ),
         (
             100.5,
@@ -1088,16 +1117,16 @@ def test_no_secret_can_be_written_into_the_file(line: str) -> None:
     ],
 )
 def test_periods_that_are_too_coarse_are_told(
-    period_ms: float, delay_ms: int, fault: str | None
+    period_ms: float, send_delay_ms: int, fault: str | None
 ) -> None:
     """The delay outlasts a period and a frame, and no period is longer than 100 ms; what the fault
     says to take is taken."""
 
-    def written_with(delay_ms: int) -> str:
+    def written_with(send_delay_ms: int) -> str:
         capture = f"period_ms = {period_ms}\n[[stream.sink]]"
-        return with_agora(f"delay_ms = {delay_ms}").replace("[[stream.sink]]", capture)
+        return with_agora(f"send_delay_ms = {send_delay_ms}").replace("[[stream.sink]]", capture)
 
-    text = written_with(delay_ms)
+    text = written_with(send_delay_ms)
     if fault is None:
         assert read(text)
         return
@@ -1154,7 +1183,7 @@ def test_nobody_is_in_a_channel_twice(
         assert read(text)
     else:
         assert faults(text) == [
-            "c.toml:14: stream.mic.sink.b.uid: 7 is in channel a already; give each sink its own "
+            "c.toml:14: stream.mic.sink.b.uid: 7 is already in channel a; give each sink its own "
             "uid"
         ]
 
@@ -1172,8 +1201,8 @@ def test_a_secret_in_place_of_its_place_is_told(
     """What might pass for the name of a credential but is the secret itself is refused, and not
     repeated."""
     assert faults(with_agora(f'token = {{source = "{kind}", {key} = "{secret}"}}')) == [
-        f"c.toml:9: stream.mic.sink.1.token.{key}: this is {what} itself; put it into a file and "
-        "name that here"
+        f"c.toml:9: stream.mic.sink.1.token.{key}: this is {what}; put it into a file and name "
+        "the file here"
     ]
 
 
@@ -1319,12 +1348,12 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     ("raw", "fault"),
     [
         (b"", ":1: stream: there is no [[stream]]; nothing would be captured"),
-        (b'a = 1\nb = "\xff"\n', ":2: byte 0xff is no UTF-8; save the file as UTF-8"),
-        (b"\xff\xfea\0", ":1: is UTF-16 and not UTF-8; save the file as UTF-8"),
-        ("[[stream]]".encode("utf-16-be"), ":1: is UTF-16 and not UTF-8; save the file as UTF-8"),
+        (b'a = 1\nb = "\xff"\n', ":2: byte 0xff is not UTF-8; save the file as UTF-8"),
+        (b"\xff\xfea\0", ":1: is UTF-16, not UTF-8; save the file as UTF-8"),
+        ("[[stream]]".encode("utf-16-be"), ":1: is UTF-16, not UTF-8; save the file as UTF-8"),
         (
             b"\0" * 100,
-            ":1: holds nothing but zero bytes, as after a power cut; put a copy back",
+            ":1: contains only zero bytes, as after a power cut; restore a copy",
         ),
         (
             b"#" * (MAX_BYTES + 1),
@@ -1379,7 +1408,7 @@ def test_nothing_of_a_file_steers_the_terminal() -> None:
     """Control characters in keys and values are shown as escapes in a fault."""
     text = RIGHT.replace('"mic"', '"\\u001b[2J\\u202e\\n"') + '"\\u0007\\u2028" = 1\n'
     assert faults(text) == [
-        'c.toml:2: stream.1.name: "\\x1b[2J\\u202e " is not a name: 1 to 32 of A-Z a-z 0-9 _ -; '
+        'c.toml:2: stream.1.name: "\\x1b[2J\\u202e ": expected a name: 1 to 32 of A-Z a-z 0-9 _ -; '
         "it has U+001B at place 1; delete it",
         "c.toml:8: stream.1.sink.1.\\x07: unknown key; it has U+0007 at place 1; delete it",
     ]
@@ -1391,8 +1420,8 @@ def test_nothing_of_a_file_steers_the_terminal() -> None:
 def test_a_spool_is_completed_by_defaults() -> None:
     """Without the table there is no spool; an empty one takes a gigabyte and a day."""
     assert spool_of(read(RIGHT).stream[0].sink[0]) is None
-    assert spool_of(read(with_sink("[stream.sink.spool]")).stream[0].sink[0]) == Spool(
-        path="/var/lib/capstand/spool", max_mb=1000, max_age_s=86_400.0, speed=4.0
+    assert spool_of(read(with_sink("[stream.sink.spool]")).stream[0].sink[0]) == SpoolConfig(
+        path="/var/lib/capstand/spool", max_mb=1000, max_age_s=86_400.0, catch_up_speed=4.0
     )
 
 
@@ -1419,7 +1448,11 @@ KEYS = [
     "chanels",
     "stream",
     "synthetic",
-    *(name for kind in (Stream, Capture, Synthetic, FileSink, AgoraSink) for name in kind._fields),
+    *(
+        name
+        for kind in (StreamConfig, CaptureConfig, SyntheticConfig, FileSinkConfig, AgoraSinkConfig)
+        for name in kind._fields
+    ),
 ]
 VALUES = st.one_of(
     st.integers(),

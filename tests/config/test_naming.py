@@ -87,7 +87,7 @@ def test_a_number_of_a_card_is_noted(name: str, numbered: bool) -> None:
     told = note(name)
     assert (told is not None) == numbered
     if told:
-        assert "`capstand devices` prints the name that lasts" in told
+        assert "`capstand devices` prints a stable name" in told
 
 
 def test_the_name_of_a_port_keeps_its_parts() -> None:

@@ -22,7 +22,7 @@ def stream(device: str, table: str = "", name: str = "mic") -> str:
 def faults(text: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         decode(text, "c.toml", Config)
-    return [one.partition("capture.")[2] for one in caught.value.faults]
+    return [fault.partition("capture.")[2] for fault in caught.value.faults]
 
 
 @pytest.mark.parametrize(
@@ -52,19 +52,23 @@ def test_it_is_read(device: str, table: str, source: object) -> None:
         ("file", "file = {}", "file.path: missing; this key has no default"),
         ("file", 'file = {path = "/a", repaet = true}', "repaet: unknown key; did you mean repea"),
         ("file", "fiel = {}", "fiel: unknown key; did you mean file?"),
-        ("file", 'file = {path = "a.wav"}', 'file.path: "a.wav" is not an absolute path'),
+        ("file", 'file = {path = "a.wav"}', 'file.path: "a.wav": expected an absolute path'),
         ("socket", "sokcet = {}", "sokcet: unknown key; did you mean socket?"),
-        ("socket", "socket = {live = 1}", "socket.live: 1 is neither true nor false"),
-        ("socket", 'socket = {path = "../a"}', 'socket.path: "../a" is not an absolute path, or a'),
+        ("socket", "socket = {live = 1}", "socket.live: 1: expected true or false"),
+        (
+            "socket",
+            'socket = {path = "../a"}',
+            'socket.path: "../a": expected an absolute path, or a',
+        ),
         ("socket", 'socket = {path = "control.sock"}', 'socket.path: "control.sock" is taken'),
         ("socket", f'socket = {{path = "/{"a" * 107}"}}', "more than 107 bytes"),
         ("socket:mic", "", 'did you mean "socket"?'),
         ("pip:mic", "", 'did you mean "pipe"?'),
         ("hw:0", "socket = {}", 'socket: is for device = "socket" only; delete it or set that'),
         ("pipe", 'pipe = {path = "/a", command = "b"}', "pipe.command: there is a path already"),
-        ("pipe", 'pipe = {command = "a -b"}', 'pipe.command: "a -b" is no program: write each'),
-        ("pipe", "pipe = {command = [1]}", "pipe.command: 1 is not a word of a command"),
-        ("pipe", "pipe = {command = []}", "pipe.command: 0 values are not 1 to 256"),
+        ("pipe", 'pipe = {command = "a -b"}', 'pipe.command: "a -b" is not a program: write each'),
+        ("pipe", "pipe = {command = [1]}", "pipe.command: 1: expected a word of a command"),
+        ("pipe", "pipe = {command = []}", "pipe.command: 0 values; expected 1 to 256"),
     ],
 )
 def test_a_fault_is_told(device: str, table: str, told: str) -> None:
@@ -77,10 +81,10 @@ def test_each_stream_needs_an_entrance_of_its_own() -> None:
     """Two sockets or FIFOs of one path are told by line; of two paths they are right, and so are
     two streams of one file."""
     alike = stream("socket") + stream("socket", name="b")
-    assert faults(alike)[0].startswith('socket.path: "push.sock" is taken by stream 1 already')
+    assert faults(alike)[0].startswith('socket.path: "push.sock" is already used by stream 1')
     pipes = [stream("pipe", 'pipe = {path = "/run/a"}', name) for name in ("a", "b")]
     assert faults("".join(pipes)) == [
-        'pipe.path: "/run/a" is taken by stream 1 already; each stream needs its own'
+        'pipe.path: "/run/a" is already used by stream 1; each stream needs its own'
     ]
     other = stream("socket", 'socket = {path = "b.sock"}', "b")
     files = [stream("file", 'file = {path = "/a.wav"}', name) for name in ("c", "d")]

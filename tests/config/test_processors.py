@@ -11,7 +11,7 @@ import pytest
 import capstand
 from capstand.audio.block import Shape
 from capstand.config.decode import decode
-from capstand.config.schema import Config, Stream
+from capstand.config.schema import Config, StreamConfig
 from capstand.errors import ConfigError
 from tests.foreign import install
 
@@ -24,11 +24,11 @@ LOW, BACK = (f'type = "resample"\nrate_hz = {rate_hz}' for rate_hz in (8000, 48_
 def text(*processors: str, capture: str = "channels = 2", sink: str = "") -> str:
     """Keys of a processor begin on line 7, with one line of header before each."""
     head = f'[[stream]]\nname = "mic"\n[stream.capture]\ndevice = "hw:0"\n{capture}\n'
-    chain = "".join(f"[[stream.process]]\n{one}\n" for one in processors)
+    chain = "".join(f"[[stream.process]]\n{processor}\n" for processor in processors)
     return f'{head}{chain}[[stream.sink]]\ntype = "file"\npath = "/a"\n{sink}\n'
 
 
-def stream(*processors: str, capture: str = "channels = 2", sink: str = "") -> Stream:
+def stream(*processors: str, capture: str = "channels = 2", sink: str = "") -> StreamConfig:
     return decode(text(*processors, capture=capture, sink=sink), "c.toml", Config).stream[0]
 
 
@@ -64,7 +64,7 @@ def test_a_sink_gets_the_processed_sound_unless_it_says_otherwise() -> None:
         '[[stream.process]]; add one or take "captured"'
     ]
     assert faults(sink='input = "raw"') == [
-        'c.toml:9: stream.mic.sink.1.input: "raw" is not one of "captured", "processed"'
+        'c.toml:9: stream.mic.sink.1.input: "raw": expected one of "captured", "processed"'
     ]
 
 
@@ -75,7 +75,7 @@ def test_a_sink_gets_the_processed_sound_unless_it_says_otherwise() -> None:
         ('type = "high_pass"', 'did you mean high-pass?'),
         ("gain_db = 3", "6: stream.mic.process.1: the key type is missing; expected one of"),
         ('type = "gain"', "6: stream.mic.process.1.gain_db: missing; this key has no default"),
-        ('type = "gain"\ngain_db = 61', "8: stream.mic.process.1.gain_db: 61 is no number from"),
+        ('type = "gain"\ngain_db = 61', "process.1.gain_db: 61: expected a number from"),
         ('type = "gain"\ngian_db = 6\ngain_db = 1', "unknown key; did you mean gain_db?"),
         (
             'type = "high-pass"\ncutoff_hz = 24000',
@@ -93,9 +93,9 @@ def test_a_sink_gets_the_processed_sound_unless_it_says_otherwise() -> None:
             "8: stream.mic.process.1.matrix: its rows have 3 numbers, and 2 channels come in",
         ),
         ('type = "channels"\nmatrix = [[1, 0], [0]]', "the rows have different lengths"),
-        ('type = "channels"\nmatrix = [1, 0]', "is no array of rows; write such as [[0.5, 0.5]]"),
+        ('type = "channels"\nmatrix = [1, 0]', "expected an array of rows such as [[0.5, 0.5]]"),
         ('type = "channels"\nmatrix = []', "expected 1 to 32 rows of 1 to 32 numbers"),
-        ('type = "channels"\nmatrix = [["a"]]', '"a" is no number from -1000 to 1000'),
+        ('type = "channels"\nmatrix = [["a"]]', '"a": expected a number from -1000 to 1000'),
         ('type = "eq"\nband = []', "8: stream.mic.process.1.band: found 0 bands, expected 1 to 32"),
         (
             'type = "eq"\n[[stream.process.band]]\nkind = "notch"\nfrequency_hz = 50\ngain_db = 3',
@@ -107,7 +107,7 @@ def test_a_sink_gets_the_processed_sound_unless_it_says_otherwise() -> None:
         ),
         (
             'type = "resample"\nrate_hz = 16',
-            "8: stream.mic.process.1.rate_hz: 16 is no whole number from 8000 to 768000; "
+            "8: stream.mic.process.1.rate_hz: 16: expected an integer from 8000 to 768000; "
             "did you mean 16000?",
         ),
     ],
@@ -246,8 +246,8 @@ def test_one_of_another_distribution_is_checked_as_any_other(tmp_path: Path) -> 
     assert told("", right, many, wrong) == [
         [],
         ["c.toml:6: stream.mic.process.1.amount: too many channels for a fuzz"],
-        ["c.toml:8: stream.mic.process.1.amount: 2 is no number from 0 to 1"],
+        ["c.toml:8: stream.mic.process.1.amount: 2: expected a number from 0 to 1"],
     ]
     ((fault,),) = told("1 / 0", right)
     assert "stream.mic.process.1.type: its type failed (ZeroDivisionError" in fault
-    assert "mend or uninstall what brings fuzz" in fault
+    assert "fix or uninstall what brings fuzz" in fault

@@ -19,7 +19,7 @@ from capstand.audio.block import Block
 from capstand.config import registry
 from capstand.config.decode import decode
 from capstand.config.plan import sink_plan
-from capstand.config.schema import Capture, Config
+from capstand.config.schema import CaptureConfig, Config
 from capstand.errors import CapstandError, ConfigError
 from capstand.stream.intake import Intake
 from tests.foreign import SINKS, SOURCE, install
@@ -100,7 +100,7 @@ def stream(*sinks: str, device: str = "hw:0") -> str:
     """Keys of a sink begin on line 6."""
     head = f'[[stream]]\nname = "mic"\n[stream.capture]\ndevice = "{device}"\n'
     sinks = sinks or ('type = "file"\npath = "/a"',)
-    return head + "".join(f"[[stream.sink]]\n{one}\n" for one in sinks)
+    return head + "".join(f"[[stream.sink]]\n{sink}\n" for sink in sinks)
 
 
 def faults(text: str) -> list[str]:
@@ -124,8 +124,10 @@ def test_each_has_its_page() -> None:
 def test_nothing_outside_a_type_names_it(name: str, files: tuple[str, ...]) -> None:
     """No module but its own imports a type's module or code, has its classes' names, leads there by
     a string, or compares a ``type`` or a ``device`` with its name."""
-    own = [ROOT / one for one in files]
-    modules = ["capstand." + one.removesuffix(".py").strip("/").replace("/", ".") for one in files]
+    own = [ROOT / file for file in files]
+    modules = [
+        "capstand." + file.removesuffix(".py").strip("/").replace("/", ".") for file in files
+    ]
     classes = {
         node.name for node in ast.parse(own[0].read_text()).body if isinstance(node, ast.ClassDef)
     }
@@ -141,7 +143,9 @@ def test_nothing_outside_a_type_names_it(name: str, files: tuple[str, ...]) -> N
 
 def names(node: ast.AST, name: str, modules: list[str], classes: set[str]) -> bool:
     def leads(text: str) -> bool:
-        return any(text == one or text.startswith((f"{one}.", f"{one}:")) for one in modules)
+        return any(
+            text == module or text.startswith((f"{module}.", f"{module}:")) for module in modules
+        )
 
     match node:
         case ast.Import(names=imported):
@@ -156,8 +160,8 @@ def names(node: ast.AST, name: str, modules: list[str], classes: set[str]) -> bo
             sides = [left, *others]
             kinds = {"type", "device"}
             return any(
-                isinstance(one, ast.Constant) and one.value == name for one in sides
-            ) and any(getattr(one, "attr", getattr(one, "id", None)) in kinds for one in sides)
+                isinstance(side, ast.Constant) and side.value == name for side in sides
+            ) and any(getattr(side, "attr", getattr(side, "id", None)) in kinds for side in sides)
     return False
 
 
@@ -184,7 +188,7 @@ def test_a_type_of_another_distribution_runs(
     joined on; both as their own configuration says."""
     monkeypatch.setenv("PYTHONPATH", str(reel))
     tape, wire = tmp_path / "tape.raw", tmp_path / "wire.raw"
-    capture = 'period_ms = 20\npriority = 0\nsynthetic = {signal = "counter"}\n[[stream.sink]]'
+    capture = 'period_ms = 20\nrt_priority = 0\nsynthetic = {signal = "counter"}\n[[stream.sink]]'
     text = stream(
         f'type = "tape"\npath = "{tape}"', f'type = "wire"\npath = "{wire}"', device="synthetic"
     ).replace("[[stream.sink]]", capture, 1)
@@ -230,7 +234,7 @@ def test_its_configuration_is_checked_as_any_other(reel: Path) -> None:
 def test_a_name_that_is_near_is_suggested(reel: Path) -> None:
     """A type that nobody brings is told with those that are there, also of others."""
     assert faults(stream('type = "tap"')) == [
-        'c.toml:6: stream.mic.sink.1.type: "tap" is not one of "file", "agora", "alsa", '
+        'c.toml:6: stream.mic.sink.1.type: "tap": expected one of "file", "agora", "alsa", '
         '"socket", "tape", "wire"; '
         "did you mean tape?"
     ]
@@ -249,7 +253,7 @@ def test_none_takes_the_place_of_one_that_comes_with_capstand(site: Path) -> Non
 
 
 WANTED = "expected a capstand.config.registry.SinkType"
-MEND = "mend or uninstall broken 1.5"
+MEND = "fix or uninstall broken 1.5"
 HEAD = SINKS.replace("TAPE = SinkType", "TYPE = SinkType")
 
 
@@ -295,7 +299,7 @@ def test_one_that_is_broken_is_the_fault_of_who_brings_it(
     [
         ("        if self.path", "        raise KeyError(1)\n        if self.path"),
         ("    if stream", "    raise KeyError(1)\n    if stream"),
-        ("    yield Place", "    raise KeyError(1)\n    yield Place"),
+        ("    yield Resource", "    raise KeyError(1)\n    yield Resource"),
     ],
 )
 def test_one_whose_checks_fail_is_a_fault_too(site: Path, old: str, new: str) -> None:
@@ -304,7 +308,7 @@ def test_one_whose_checks_fail_is_a_fault_too(site: Path, old: str, new: str) ->
     install(site, "broken", HEAD.replace(old, new, 1), {"capstand.sinks": {"tape": "broken:TYPE"}})
     (told,) = faults(stream('type = "tape"\npath = "/a"'))
     assert re.match(r"c\.toml:[56]: stream\.mic\.sink\.1(\.type)?: its (type|schema) failed ", told)
-    assert "(KeyError: 1)" in told and "mend or uninstall what brings broken" in told
+    assert "(KeyError: 1)" in told and "fix or uninstall what brings broken" in told
 
 
 def test_two_of_one_name_are_none(reel: Path) -> None:
@@ -323,9 +327,9 @@ def test_one_that_cannot_make_a_sink_says_so(site: Path, tmp_path: Path, made: s
     install(site, "broken", code, {"capstand.sinks": {"tape": "broken:TYPE"}})
     text = stream('type = "tape"\npath = "/a"', f'type = "file"\npath = "{tmp_path}"')
     running = Intake(decode(text, "c.toml", Config).stream[0], tmp_path)
-    broken, right = running.outlets
+    broken, right = running.sink_queues
     assert not broken.try_open() and right.try_open()
-    assert broken.trouble is not None and "mend or uninstall what brings broken" in broken.trouble
+    assert broken.trouble is not None and "fix or uninstall what brings broken" in broken.trouble
     running.dispose()
 
 
@@ -335,7 +339,7 @@ def test_a_source_of_another_distribution_runs(
     """A device that begins with the name of such a type is captured from as its table says."""
     monkeypatch.setenv("PYTHONPATH", str(deck))
     path = tmp_path / "tape.raw"
-    capture = "priority = 0\ndeck = {ppm = 50}\n[[stream.sink]]"
+    capture = "rt_priority = 0\ndeck = {ppm = 50}\n[[stream.sink]]"
     text = stream(f'type = "tape"\npath = "{path}"', device="deck:left")
     daemon = Daemon(tmp_path, text.replace("[[stream.sink]]", capture))
     try:
@@ -355,7 +359,11 @@ def test_its_table_is_checked_as_any_other(deck: Path) -> None:
     assert capture("deck").source is None  # a PCM of one's own may be called so
     for device, line, fault in (
         ("deck:left", "deck = {pmm = 5}", "deck.pmm: unknown key; did you mean ppm?"),
-        ("deck:left", "deck = 5", "deck: 5 is no table; write [stream.capture.deck] and its keys"),
+        (
+            "deck:left",
+            "deck = 5",
+            "deck: 5 is not a table; write [stream.capture.deck] and its keys",
+        ),
         ("deck:left", "rate_hz = 96000", "rate_hz: a deck is not so fast"),
         ("hw:0", "deck = {ppm = 5}", 'deck: is for device = "deck:…" only; delete it or set'),
         ("deck:left", "synthetic = {}", 'synthetic: is for device = "synthetic" only; delete'),
@@ -365,7 +373,7 @@ def test_its_table_is_checked_as_any_other(deck: Path) -> None:
         (told,) = with_capture(device, line)
         assert fault in told
     both = with_capture("deck:left", "deck = {}\nsynthetic = {}")
-    assert any("there is another table of its kind; delete one of them" in one for one in both)
+    assert any("there is another table of this kind; delete one of them" in one for one in both)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +381,7 @@ def test_its_table_is_checked_as_any_other(deck: Path) -> None:
     [
         ("TYPE =", "KIND =", "device", "has no attribute 'TYPE')"),
         ("TYPE = SourceType", "TYPE = 1  #", "device", "broken:TYPE is a int, expected a"),
-        ("(NamedTuple):", ":", "device", "its schema is no named tuple"),
+        ("(NamedTuple):", ":", "device", "its schema is not a named tuple"),
         ("    if capture.rate_hz", "    1 / 0\n    if capture.rate_hz", "device", "failed (Zero"),
     ],
 )
@@ -386,7 +394,7 @@ def test_a_source_that_is_broken_is_told(
     install(site, "broken", code, {"capstand.sources": {"deck": "broken:TYPE"}})
     (told,) = with_capture("deck:left")
     assert told.startswith(f"c.toml:4: stream.mic.capture.{key}: ")
-    assert fault in told and "mend or uninstall" in told and "broken" in told
+    assert fault in told and "fix or uninstall" in told and "broken" in told
 
 
 def test_a_source_that_cannot_be_made_is_told(site: Path, tmp_path: Path) -> None:
@@ -398,7 +406,7 @@ def test_a_source_that_cannot_be_made_is_told(site: Path, tmp_path: Path) -> Non
         Intake(config, tmp_path)
 
 
-def capture(device: str, line: str = "") -> Capture:
+def capture(device: str, line: str = "") -> CaptureConfig:
     text = stream(device=device).replace("[[stream.sink]]", f"{line}\n[[stream.sink]]")
     return decode(text, "c.toml", Config).stream[0].capture
 
@@ -425,12 +433,12 @@ def test_the_example_that_is_explained_works(site: Path, tmp_path: Path) -> None
     running = Intake(
         decode(stream(f'type = "tape"\npath = "{taken}"'), "c.toml", Config).stream[0], tmp_path
     )
-    (outlet,) = running.outlets
-    assert outlet.try_open()
-    outlet.deliver(Block(0, 2, 1, b"12345678"))
-    outlet.sink.close()
+    (sink_queue,) = running.sink_queues
+    assert sink_queue.try_open()
+    sink_queue.deliver(Block(0, 2, 1, b"12345678"))
+    sink_queue.sink.close()
     running.dispose()
-    assert taken.read_bytes() == b"12345678" and outlet.delivered == 2
+    assert taken.read_bytes() == b"12345678" and sink_queue.delivered == 2
 
 
 def test_a_processor_has_a_hyphen_where_its_module_cannot() -> None:

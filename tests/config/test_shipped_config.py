@@ -9,27 +9,32 @@ import tomli
 from capstand.capture.types.file import FileConfig
 from capstand.capture.types.pipe import PipeConfig
 from capstand.capture.types.socket import SocketConfig
-from capstand.capture.types.synthetic import Synthetic
+from capstand.capture.types.synthetic import SyntheticConfig
 from capstand.config.decode import decode
-from capstand.config.schema import Capture, Config, LedgerConfig, Spool
-from capstand.sinks.types.agora import AgoraSink, FileToken, LocalToken, ServerToken
+from capstand.config.schema import CaptureConfig, Config, LedgerConfig, SpoolConfig
+from capstand.sinks.types.agora import (
+    AgoraSinkConfig,
+    LocalTokenConfig,
+    TokenFileConfig,
+    TokenServerConfig,
+)
 from capstand.sinks.types.alsa import AlsaSink
-from capstand.sinks.types.file import FileSink
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.sinks.types.socket import SocketSink
 
 SHIPPED = Path(__file__).parents[2] / "config/capstand.toml"
 TABLES: dict[str, list[type[Any]]] = {
-    "[stream.capture]": [Capture],
-    "[stream.capture.synthetic]": [Synthetic],
+    "[stream.capture]": [CaptureConfig],
+    "[stream.capture.synthetic]": [SyntheticConfig],
     "[stream.capture.socket]": [SocketConfig],
     "[stream.capture.pipe]": [PipeConfig],
     "[stream.capture.file]": [FileConfig],
-    "[[stream.sink]] file": [FileSink],
-    "[stream.sink.spool]": [Spool],
-    "[[stream.sink]] agora": [AgoraSink],
+    "[[stream.sink]] file": [FileSinkConfig],
+    "[stream.sink.spool]": [SpoolConfig],
+    "[[stream.sink]] agora": [AgoraSinkConfig],
     "[[stream.sink]] alsa": [AlsaSink],
     "[[stream.sink]] socket": [SocketSink],
-    "[stream.sink.token]": [ServerToken, FileToken, LocalToken],
+    "[stream.sink.token]": [TokenServerConfig, TokenFileConfig, LocalTokenConfig],
     "[ledger]": [LedgerConfig],
 }
 
@@ -62,7 +67,7 @@ def test_it_explains_every_key() -> None:
     tables = explained()
     for name, kinds in TABLES.items():
         known = {key for kind in kinds for key in kind._fields}
-        known -= {"sink", "token", "spool", *(["source"] if Capture in kinds else [])}
+        known -= {"sink", "token", "spool", *(["source"] if CaptureConfig in kinds else [])}
         assert set(tables[name]) == known, name
 
 
@@ -78,15 +83,15 @@ def test_what_is_commented_out_is_the_default() -> None:
         for key, value in tables[name].items():
             if key not in examples and key in defaults:
                 assert (value if value != [] else ()) == defaults[key], f"{name} {key}"
-    assert tables["[stream.sink.spool]"] == Spool._field_defaults
+    assert tables["[stream.sink.spool]"] == SpoolConfig._field_defaults
     assert tables["[ledger]"] == LedgerConfig._field_defaults
     for name, kind in (("alsa", AlsaSink), ("socket", SocketSink)):
         table = tables[f"[[stream.sink]] {name}"]
         for key, value in kind._field_defaults.items():
             assert value is None or table[key] == value, f"{name} {key}"
-    agora = {key: tables["[[stream.sink]] agora"][key] for key in AgoraSink._field_defaults
+    agora = {key: tables["[[stream.sink]] agora"][key] for key in AgoraSinkConfig._field_defaults
              if key not in examples | {"token", "spool"}}  # fmt: skip
-    assert agora == {key: AgoraSink._field_defaults[key] for key in agora}
+    assert agora == {key: AgoraSinkConfig._field_defaults[key] for key in agora}
 
 
 def test_the_channel_in_it_is_right_once_uncommented() -> None:
@@ -100,7 +105,7 @@ def test_the_channel_in_it_is_right_once_uncommented() -> None:
     )
     (stream,) = decode(text, "shipped", Config).stream
     agora = stream.sink[1]
-    assert isinstance(agora, AgoraSink) and isinstance(agora.token, ServerToken)
+    assert isinstance(agora, AgoraSinkConfig) and isinstance(agora.token, TokenServerConfig)
 
 
 def test_the_units_of_system_and_user_agree() -> None:

@@ -16,7 +16,7 @@ from capstand.config import schema as config
 from capstand.config.decode import MOST_FAULTS
 from capstand.config.schema import MAX_BYTES, Config, load
 from capstand.errors import ConfigError
-from capstand.host.bug import tell
+from capstand.host.bug import log_unexpected
 from capstand.text import secret
 from tests.config.test_config import AGORA, RIGHT, faults, read
 from tests.test_hostile import no_hang
@@ -62,12 +62,12 @@ def slip(line: str) -> str:
         ("path = ~/rec", 'put the text in quotation marks; write path = "…"'),
         ("path = $HOME/rec", 'put the text in quotation marks; write path = "…"'),
         ("container == 'wav'", "one = is enough; write container = …"),
-        ("rate_lock = True", "a word without quotation marks is no value; write true"),
-        ("rate_lock = FALSE", "a word without quotation marks is no value; write false"),
-        ("rate_lock = yes # please", "a word without quotation marks is no value; write true"),
-        ("rate_lock = off", "a word without quotation marks is no value; write false"),
-        ("spool = None", "is no value; delete the line to leave the key out"),
-        ("spool = null,", "is no value; delete the line to leave the key out"),
+        ("rate_lock = True", "a word without quotation marks is not a value; write true"),
+        ("rate_lock = FALSE", "a word without quotation marks is not a value; write false"),
+        ("rate_lock = yes # please", "a word without quotation marks is not a value; write true"),
+        ("rate_lock = off", "a word without quotation marks is not a value; write false"),
+        ("spool = None", "is not a value; delete the line to leave the key out"),
+        ("spool = null,", "is not a value; delete the line to leave the key out"),
         ('container = "wav', 'the quotation mark " at the end of the text is missing'),
         ("container = \"wav'", 'the quotation mark " at the end of the text is missing'),
         ('container = "wav" flac', "something follows after the closing quotation mark; delete it"),
@@ -102,7 +102,7 @@ def slip(line: str) -> str:
         ("mode = 0640 # as chmod", 'a mode stands in quotation marks; write mode = "0640"'),
         ("p\u0430th = '/x'", "U+0430 (cyrillic small letter a) at place 2 of the key; write the"),
         ("path\uff11 = 1", "U+FF11 (fullwidth digit one) at place 5 of the key; write the plain"),
-        ("<<<<<<< HEAD", "<<<<<<< is what a merge leaves behind; choose one of the two sides"),
+        ("<<<<<<< HEAD", "<<<<<<< is left over from a merge; keep one of the two sides"),
         ("spool = {path = '/s'", "the value of spool begins with { and has no } at its end"),
         ("x = [1 2]", "begins with [ and has no ] at its end, or no comma between its parts"),
         ('name = """a', 'the value of name begins with """ and has no """ at its end'),
@@ -167,17 +167,19 @@ def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("[[stream]]", "[stream]", "1: stream: a table is no array of tables; write [[stream]]"),
-        ("[[stream.sink]]", "[stream.sink]", "5: stream.mic.sink: a table is no array of tables; "
-         "write [[stream.sink]] instead of [stream.sink]"),
-        ("[stream.capture]", "[[stream.capture]]", "3: stream.mic.capture: an array is no table; "
-         "write [stream.capture] instead of [[stream.capture]]"),
-        ("[stream.capture]\n", "", "3: stream.mic.device: unknown key; it belongs below "
-         "[stream.capture]"),
-        ('"mic"', '"mic\u200b"', "2: stream.1.name: \"mic\\u200b\" is not a name: 1 to 32 of A-Z "
+        ("[[stream]]", "[stream]", "1: stream: a table is not an array of tables; "
+         "write [[stream]]"),
+        ("[[stream.sink]]", "[stream.sink]", "5: stream.mic.sink: a table is not an array "
+         "of tables; write [[stream.sink]] instead of [stream.sink]"),
+        ("[stream.capture]", "[[stream.capture]]", "3: stream.mic.capture: an array is not a "
+         "table; write [stream.capture] instead of [[stream.capture]]"),
+        ("[stream.capture]\n", "", "3: stream.mic.device: unknown key; it belongs in "
+        "[stream.capture]"),
+        ('"mic"', '"mic\u200b"', "2: stream.1.name: \"mic\\u200b\": expected a name: 1 to 32 of "
+        "A-Z "
          "a-z 0-9 _ -; it has U+200B (zero width space) at place 4; delete it"),
         ('"mic"', '"mic "', "; delete the space at its beginning or end"),
-        ('"mic"', "7", "2: stream.1.name: 7 is not a name: 1 to 32 of A-Z a-z 0-9 _ -; put "
+        ('"mic"', "7", "2: stream.1.name: 7: expected a name: 1 to 32 of A-Z a-z 0-9 _ -; put "
          "the text in quotation marks"),
         ('"hw:CARD=Mic,DEV=0"', "1", '; did you mean "hw:1"?'),
         ('"hw:CARD=Mic,DEV=0"', '"hw:CARD=Mic,DEV=0\u200b"', "it has U+200B (zero width space)"),
@@ -267,7 +269,7 @@ def pieces(text: str) -> list[str]:
         'source = "server"\nurl = "https://a/"\ncredential = "{}"',
         'source = "server"\nurl = "https://a/"\ncredential = ["{}"]',
         'source = "server"\nurl = "https://a/"\nca_file = "{}"',
-        'source = "server"\nurl = "https://a/"\nlife_s = "{}"',
+        'source = "server"\nurl = "https://a/"\nlifetime_s = "{}"',
         'source = "server"\nurl = "https://a/"\npassword = "{}"',
         'source = "server"\nurl = "https://a/"\n"{}" = 1',
         'source = "file"\npath = "{}"',
@@ -295,20 +297,22 @@ def test_what_stands_where_a_secret_is_meant_is_not_shown(table: str, text: str)
     except ConfigError as error:
         shown = str(error)
     # The name of a place is a place's: a key of another's choice is told by its name.
-    assert [one for one in pieces(text) if one in shown] == []
+    assert [piece for piece in pieces(text) if piece in shown] == []
 
 
 @pytest.mark.parametrize(
-    "key", ["name", "channel", "app_id", "profile", "uid", "token", "delay_ms"]
+    "key", ["name", "channel", "app_id", "profile", "uid", "token", "send_delay_ms"]
 )
 @pytest.mark.parametrize("text", [CERTIFICATE + "0", TOKEN, URL, f"{CERTIFICATE} "])
 def test_a_secret_under_another_key_is_not_shown(key: str, text: str) -> None:
     """A long text that looks like one is described where a value is refused."""
-    lines = [one for one in AGORA.splitlines() if not one.startswith(f"{key} =") or key == "name"]
+    lines = [
+        line for line in AGORA.splitlines() if not line.startswith(f"{key} =") or key == "name"
+    ]
     try:
         read("\n".join([*lines, f'{key} = "{text}"', ""]))
     except ConfigError as error:
-        assert [one for one in pieces(text) if one in str(error)] == []
+        assert [piece for piece in pieces(text) if piece in str(error)] == []
 
 
 @pytest.mark.parametrize("place", [CERTIFICATE, TOKEN, "hunter2", f"/{TOKEN}", "pass/word"])
@@ -337,7 +341,7 @@ def test_a_url_with_a_password_is_refused() -> None:
     """Its place is a file."""
     text = AGORA + f'[stream.sink.token]\nsource = "server"\nurl = "{URL}"\n'
     (fault,) = faults(text)
-    assert "it holds a user name or a password; put the secret into a file" in fault
+    assert "it contains a user name or a password; put the secret into a file" in fault
     assert "hunter2" not in fault
 
 
@@ -347,7 +351,7 @@ def test_an_unforeseen_error_shows_no_secret_that_was_read(tmp_path: Path) -> No
     read_secret(str(tmp_path / "key"))
     TokenServer("https://a/x?key=0123456789abcdefXYZ", None, None, "a", "c", 1, 60)
     error = ValueError("can't send '/x?key=0123456789abcdefXYZ' with s3cr3t-of-the-device")
-    line = tell("here", error)
+    line = log_unexpected("here", error)
     assert "s3cr3t" not in line and "abcdefXYZ" not in line
     assert "(secret)" in line
     assert secret.without("short") == "short"
@@ -379,7 +383,7 @@ def test_a_file_that_is_wrong_everywhere_is_told_up_to_a_bound() -> None:
     told = faults(text)
     assert len(told) == MOST_FAULTS + 1
     assert [one.split(":")[1] for one in told[:-1]] == [str(8 + at) for at in range(MOST_FAULTS)]
-    assert told[-1] == f"c.toml:{8 + MOST_FAULTS}: and 312 more; mend these first"
+    assert told[-1] == f"c.toml:{8 + MOST_FAULTS}: and 312 more; fix these first"
 
 
 def test_a_hint_is_worked_out_for_what_is_told_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +433,7 @@ def test_no_file_takes_long_to_refuse(kind: str, monkeypatch: pytest.MonkeyPatch
         read(text)
     except ConfigError as error:
         assert len(error.faults) <= MOST_FAULTS + 1
-        assert all(len(one) < 2000 for one in error.faults)
+        assert all(len(fault) < 2000 for fault in error.faults)
     assert given <= MAX_BYTES + decode.WORK
 
 

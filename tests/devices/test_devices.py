@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from capstand.audio.block import SampleFormat
 from capstand.capture.alsa import AlsaSource
 from capstand.config.decode import decode
-from capstand.config.schema import Capture, Config
+from capstand.config.schema import CaptureConfig, Config
 from capstand.devices import libasound
 from capstand.devices.holder import holder_of
 from capstand.devices.identity import locate
 from capstand.devices.libasound import Abilities
 from capstand.devices.listing import Device, default_configuration, find, passed_over
 from capstand.errors import DeviceError
-from capstand.sinks.types.file import FileSink
+from capstand.sinks.types.file import FileSinkConfig
 from tests.fakecard import FakeCard
 from tests.soundcards import Slots
 
@@ -66,7 +66,7 @@ def test_the_first_card_is_taken_as_it_can(
     capture = stream.capture
     assert (stream.name, capture.device) == ("mic", device.device)
     assert (capture.rate_hz, capture.channels, capture.format) == (rate_hz, channels, sample)
-    assert stream.sink == (FileSink(type="file", path="/rec"),)
+    assert stream.sink == (FileSinkConfig(type="file", path="/rec"),)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_first_card_is_taken_as_it_can(
     ids=["none", "held", "broken", "other formats", "too fast", "too slow", "too wide"],
 )
 def test_without_a_card_that_fits_the_simulated_one_is_taken(found: list[Device]) -> None:
-    """Where no card can be used the first configuration plays a tone."""
+    """Where no card is usable the first configuration plays a tone."""
     (stream,) = first(*found).stream
     assert (stream.name, stream.capture.device) == ("tone", "synthetic")
 
@@ -122,7 +122,7 @@ def test_the_first_configuration_is_right_for_any_cards(found: list[Device]) -> 
 def test_the_directory_may_have_any_name(folder: str) -> None:
     """The directory for recordings is written so that it reads back as it is."""
     config = decode(default_configuration([MIC], Path(folder)), "built-in", Config)
-    assert config.stream[0].sink == (FileSink(type="file", path=folder),)
+    assert config.stream[0].sink == (FileSinkConfig(type="file", path=folder),)
 
 
 # What is shown
@@ -133,7 +133,7 @@ def test_a_device_is_shown_as_the_line_to_configure() -> None:
     assert str(MIC) == (
         "hw:CARD=Mic,DEV=0\n    USB Mic\n    44100, 48000 Hz; 1, 2 channels; S16_LE, S24_3LE"
     )
-    assert str(HELD) == "hw:CARD=Mic,DEV=0\n    USB Mic\n    held by arecord (pid 812)"
+    assert str(HELD) == "hw:CARD=Mic,DEV=0\n    USB Mic\n    in use by arecord (pid 812)"
     wide = MIC._replace(rates_hz=[8000, 192_000], rates_continuous=True)
     assert str(wide).splitlines()[2].startswith("    8000 to 192000 Hz; ")
 
@@ -179,7 +179,7 @@ def test_every_capture_device_is_found(tmp_path: Path) -> None:
         ("card:PCH,2", 1, "PCH"),
     ]
     assert str(found[0]).endswith(
-        "it has no serial number: this names the port, leave it plugged in there"
+        "no serial number: this names the port, so keep it plugged in there"
     )
     assert found[1].note is None
     assert "USB Audio" in found[0].name
@@ -210,10 +210,10 @@ def test_a_container_without_proc_asound_has_its_cards(
     (found,) = find(slots.root)
     assert found.unusable is None
     for name in ("hw:0", "hw:CARD=Device,DEV=0", "plughw:0", found.device, "card:Device"):
-        source = AlsaSource(Capture(device=name, priority=0), name, slots.root)
+        source = AlsaSource(CaptureConfig(device=name, rt_priority=0), name, slots.root)
         if not name.startswith(("plughw", "hw:CARD")):  # this hw: of the tests knows numbers only
             assert "hw:0" in source.open().device
-        source._knock(name)
+        source._probe_open(name)
         source.close()
 
 
@@ -224,7 +224,7 @@ def test_without_sysfs_the_nodes_tell_what_is_there(plugged: tuple[Slots, FakeCa
     shutil.rmtree(slots.root / "sys")
     (found,) = find(slots.root)
     assert (found.device, found.unusable) == ("card:0", None)
-    source = AlsaSource(Capture(device="hw:0", priority=0), "hw:0", slots.root)
+    source = AlsaSource(CaptureConfig(device="hw:0", rt_priority=0), "hw:0", slots.root)
     assert source.open().device == "hw:0"
     source.close()
     with pytest.raises(DeviceError, match=r"mount it .* or take card:0"):
@@ -253,16 +253,16 @@ def test_a_device_that_is_missing_its_node_says_so(plugged: tuple[Slots, FakeCar
     slots.node(0, 0).unlink()
     (found,) = find(slots.root)
     assert found.trouble is not None
-    assert "is missing; udev makes it in a moment, but a container" in found.trouble
+    assert "is missing; udev creates it in a moment, but a container" in found.trouble
     assert card.opens == 0
 
 
 def test_a_device_that_cannot_be_opened_says_why(plugged: tuple[Slots, FakeCard]) -> None:
-    """A device that does not open is shown with the reason, and offers nothing."""
+    """A device that does not open is shown with the reason, and reports no capabilities."""
     slots, card = plugged
     for number, words in (
         (errno.EBUSY, "in use by another program"),
-        (errno.EPERM, "the unit or the container keeps it away"),
+        (errno.EPERM, "the unit or the container denies access"),
         (errno.ENODEV, "cannot be opened: No such device"),
     ):
         card.open_error(number)
@@ -291,14 +291,14 @@ def test_what_is_passed_over_is_told(plugged: tuple[Slots, FakeCard]) -> None:
     found = find(slots.root)
     assert default_configuration(found, Path("/rec")).count(found[1].device) == 1
     assert passed_over(found) == [
-        f"{found[0].device} ({found[0].name}) is not taken: held by arecord (pid 812)"
+        f"{found[0].device} ({found[0].name}) skipped: in use by arecord (pid 812)"
     ]
     card.restrict(rates=(4000, 4000))
     card.open_error(errno.EACCES)
     found = find(slots.root)
     assert 'device = "synthetic"' in default_configuration(found, Path("/rec"))
     assert [one.partition(": ")[2] for one in passed_over(found)] == [
-        "held by arecord (pid 812)",
+        "in use by arecord (pid 812)",
         "cannot be opened: Permission denied",
     ]
     assert passed_over([MIC]) == []
@@ -322,7 +322,7 @@ def test_a_holder_that_calls_itself_anything_is_one_line(tmp_path: Path) -> None
 
 
 def test_a_card_of_no_use_says_what_a_configuration_may_ask_for() -> None:
-    """A card that is free and offers nothing that can be asked for is told with both."""
+    """A card that is free and reports no capabilities that can be asked for is told with both."""
     for card, words in (
         (MIC._replace(rates_hz=[4000]), "offers 4000 Hz, where a configuration may ask for 8000"),
         (MIC._replace(channels=[64]), "64 channels, where a configuration may ask for 1 to 32"),

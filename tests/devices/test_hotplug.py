@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstand.capture import capturer
-from capstand.config.schema import Capture, Config
+from capstand.config.schema import CaptureConfig, Config
 from capstand.devices.hotplug import (
     NETLINK_KOBJECT_UEVENT,
     UDEV_GROUP,
@@ -23,7 +23,7 @@ from capstand.devices.hotplug import (
     about_sound,
     from_root,
 )
-from capstand.host.logs import Repeats
+from capstand.host.logs import RepeatFilter
 from capstand.service import service
 from capstand.service.display import LiveLine
 from capstand.stream.intake import Intake
@@ -151,18 +151,18 @@ def test_a_stream_that_waits_tries_at_once(
 ) -> None:
     """A service whose device is away says so, is ready all the same, and looks again the moment
     udev speaks, however long the pause would have been."""
-    monkeypatch.setattr(capturer, "RETRY_S", (3600.0,))
+    monkeypatch.setattr(capturer, "REOPEN_PAUSES_S", (3600.0,))
     status = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     status.settimeout(PATIENCE_S)
     status.bind(str(tmp_path / "notify"))
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    setup = config(Capture(device="usb:dead:beef", priority=0))
+    setup = config(CaptureConfig(device="usb:dead:beef", rt_priority=0))
     one = service.Service(
         Config(stream=(setup,)),
         tmp_path,
         tmp_path / "run",
         LiveLine(wanted=False),
-        Repeats(),
+        RepeatFilter(),
         make=Intake,
     )
     seen: list[int] = []

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from capstand.capture import alsa
 from capstand.capture.alsa import AlsaSource
 from capstand.config.decode import decode
-from capstand.config.schema import Capture, Config
+from capstand.config.schema import CaptureConfig, Config
 from capstand.devices import libasound
 from capstand.devices.identity import bus_of, cards, locate, name_of
 from capstand.errors import ConfigError, DeviceError
@@ -115,7 +115,7 @@ def test_a_card_without_its_node_is_waited_for(slots: Slots) -> None:
     for node in (slots.node(1, 0), slots.root / "dev/snd/controlC1"):
         node.unlink()
         error = refusal(slots, f"usb:{MIC}")
-        assert f"the kernel has the card, and {node} is missing" in str(error)
+        assert f"the kernel has the card, but {node} is missing" in str(error)
         assert "--volume /dev/snd:/dev/snd" in str(error)
         assert "group" not in str(error)
         assert not error.refused
@@ -153,10 +153,10 @@ def test_who_lacks_the_group_is_told_which(tmp_path: Path) -> None:
         os.close(reading)
     shutil.rmtree(folder)
     node = folder / "dev/snd/pcmC0D0c"
-    assert all(one.startswith(f"waiting for usb:{MIC}: {node} may not be opened") for one in told)
-    assert "put the user into the group audio and log in again" in told[0]
+    assert all(one.startswith(f"waiting for usb:{MIC}: {node} cannot be opened") for one in told)
+    assert "add the user to the group audio and log in again" in told[0]
     assert "--group-add 4711" in told[1]
-    assert "give it to the group audio (udev does" in told[2]
+    assert "change its group to audio (udev does" in told[2]
 
 
 # Ports
@@ -233,7 +233,7 @@ def test_a_port_by_the_number_of_its_bus_is_refused(slots: Slots, name: str) -> 
     slots.plug(0, MIC, port="1-1.4")
     error = refusal(slots, name)
     assert error.refused
-    assert "another one after a reboot" in str(error)
+    assert "which changes at a reboot" in str(error)
     shown = f"{XHCI_PORT}1.4 is plugged in there now" in str(error)
     assert shown == (name == "usb-port:1-1.4")
     with pytest.raises(ConfigError, match=r"write the port by its controller.*-usb-0:1\.4"):
@@ -262,7 +262,7 @@ def test_the_ports_of_usb_2_and_usb_3_of_one_controller_are_told_apart(slots: Sl
     names = [name_of(one, there)[0] for one in there]
     assert names == [f"usb-port:pci-0000:00:14.0-usbv{one}-0:1" for one in (2, 3)]
     assert [device(slots, name) for name in names] == ["hw:0,0", "hw:1,0"]
-    assert "name the one that is meant" in str(refusal(slots, f"{XHCI_PORT}1"))
+    assert "use the name of one" in str(refusal(slots, f"{XHCI_PORT}1"))
 
 
 # Links of udev's
@@ -292,7 +292,7 @@ def test_a_path_of_udev_is_understood_where_udev_made_no_links(slots: Slots) -> 
     slots.plug(2, MIC, port="1-1.4")
     assert device(slots, "/dev/snd/by-path/pci-0000:00:14.0-usb-0:1.4:1.0") == "hw:2,0"
     told = str(refusal(slots, "/dev/snd/by-id/usb-C-Media-00"))
-    assert "by-id is not there; udev makes it" in told
+    assert "by-id is missing; udev creates it" in told
     assert f"take {XHCI_PORT}1.4" in told
 
 
@@ -394,7 +394,7 @@ def configured(name: str) -> object:
 
 
 def source(slots: Slots, name: str) -> AlsaSource:
-    return AlsaSource(Capture(device=name, priority=0), root=slots.root)
+    return AlsaSource(CaptureConfig(device=name, rt_priority=0), root=slots.root)
 
 
 @pytest.fixture
@@ -474,7 +474,7 @@ def test_a_card_that_was_replaced_while_it_was_opened_is_let_go(
 
     one = source(slots, f"usb:{MIC}:B2")
     monkeypatch.setattr(alsa, "refresh_configuration", swap)
-    with pytest.raises(DeviceError, match="made way for another card") as replaced:
+    with pytest.raises(DeviceError, match="was replaced by another card") as replaced:
         one.open()
     assert not replaced.value.refused
     one.close()
@@ -515,19 +515,19 @@ TWINS = [
     (
         (None, "1-1"),
         (None, "1-2"),
-        "is another one of its kind, or was moved: port {2}; before port {1}",
+        "is another card of the same model, or was moved: port {2}; previously port {1}",
     ),
     (
         ("A1", "1-1"),
         ("A1", "1-2"),
-        "is plugged in elsewhere: port {2}, serial number A1; before port {1}",
+        "is plugged in elsewhere: port {2}, serial number A1; previously port {1}",
     ),
     (
         ("A1", "1-1"),
         ("B2", "1-1"),
-        "is another one now: port {1}, serial number B2; before port {1}",
+        "is another card now: port {1}, serial number B2; previously port {1}",
     ),
-    (("A1", "1-1"), (None, "1-2"), "is another one now: port {2}; before port {1}"),
+    (("A1", "1-1"), (None, "1-2"), "is another card now: port {2}; previously port {1}"),
 ]
 
 
@@ -570,9 +570,9 @@ def test_udev_is_waited_for_before_a_person_is_told(
             one.open()
         slots.plug(1, MIC, card=three[f"usb:{MIC}:A1"])
         for after_s, words in (
-            (0, "udev makes it ready"),
+            (0, "udev is setting it up"),
             (1.9, "udev"),
-            (2.1, "may not be opened"),
+            (2.1, "cannot be opened"),
         ):
             now_ns += round(after_s * 1e9)
             with pytest.raises(DeviceError, match=words) as denied:
@@ -638,4 +638,4 @@ def test_a_card_that_vanishes_while_it_is_looked_at_is_not_there(slots: Slots) -
     """A link in sysfs that leads nowhere any more is passed over."""
     slots.plug(0, MIC)
     (slots.sound / "card1").symlink_to(slots.root / "gone")
-    assert [one.number for one in cards(slots.root)] == [0]
+    assert [card.number for card in cards(slots.root)] == [0]

@@ -10,14 +10,14 @@ import pytest
 
 from capstand.audio.block import SampleFormat
 from capstand.capture.alsa import AlsaSource
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from capstand.devices import libasound
 from capstand.errors import DeviceError
 from tests.fakecard import FakeCard
 
 
 def failure(name: str) -> DeviceError:
-    source = AlsaSource(Capture(device=name, priority=0), name)
+    source = AlsaSource(CaptureConfig(device=name, rt_priority=0), name)
     with pytest.raises(DeviceError) as failed:
         source.open()
     source.close()
@@ -80,21 +80,21 @@ def test_words_are_one_line_and_few(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_each_thread_has_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What libasound says is told to the thread that it said it to."""
     monkeypatch.setenv("ALSA_CONFIG_PATH", "/usr/share/alsa/alsa.conf")
-    libasound.hear()
+    libasound.record_errors()
     other: list[str] = []
 
     def fail() -> None:
-        libasound.hear()
+        libasound.record_errors()
         with pytest.raises(OSError, match=r".") as failed:
             libasound.abilities("theirs")
         assert failed.value.errno == errno.ENOENT
-        other.append(libasound.told())
+        other.append(libasound.last_errors())
 
     thread = threading.Thread(target=fail)
     thread.start()
     thread.join()
     assert other == ["Unknown PCM theirs"]
-    assert libasound.told() == ""
+    assert libasound.last_errors() == ""
 
 
 @pytest.mark.parametrize(("name", "times"), [("fake", 1000), ("nosuch", 10_000)])
@@ -110,7 +110,7 @@ def test_asking_leaves_nothing_behind(fakecard: FakeCard, name: str, times: int)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return len(list(Path("/proc/self/fd").iterdir())), pages
 
-    libasound.hear()
+    libasound.record_errors()
     descriptors, pages = ask(200)
     descriptors_then, pages_then = ask(times)
     assert descriptors_then <= descriptors
@@ -134,11 +134,11 @@ def test_a_device_is_tried_out(fakecard: FakeCard) -> None:
     """Before a USB card is opened for good: one that answers, whatever it answers, is well; what it
     said meanwhile is not told as a fault of somebody's configuration; nothing is left open."""
     tried = (fakecard.device, 48_000, 2, SampleFormat.S16_LE)
-    libasound.hear()
+    libasound.record_errors()
     libasound.try_out(*tried)
     fakecard.restrict(rates=(44_100, 44_100))
     libasound.try_out(*tried)
-    assert libasound.told() == ""
+    assert libasound.last_errors() == ""
     fakecard.open_error(errno.EIO)
     with pytest.raises(OSError, match="Input/output error"):
         libasound.try_out(*tried)
@@ -157,9 +157,9 @@ def test_the_service_reads_no_configuration_that_it_could_write(
     """libasound reads ~/.asoundrc, which may name programs to run; the service's home is no
     directory that its user, or anybody, can write to, and no variable leads elsewhere."""
     lines = UNIT.read_text().splitlines()
-    homes = [one.partition("=HOME=")[2] for one in lines if one.startswith("Environment=HOME=")]
+    homes = [line.partition("=HOME=")[2] for line in lines if line.startswith("Environment=HOME=")]
     assert homes == ["/nonexistent"]
-    (unset,) = (one for one in lines if one.startswith("UnsetEnvironment="))
+    (unset,) = (line for line in lines if line.startswith("UnsetEnvironment="))
     (tmp_path / ".asoundrc").write_text("pcm.mic {")
     for name in ("ALSA_CONFIG_PATH", "XDG_CONFIG_HOME"):
         assert name in unset

@@ -81,14 +81,15 @@ def test_a_low_tone_is_neither_early_nor_late(rate_hz: int, to_hz: int) -> None:
 @pytest.mark.parametrize("lengths", [[1.0], [0.1, 3.7], [25.0]])
 def test_the_whole_length_comes_out(rate_hz: int, to_hz: int, lengths: list[float]) -> None:
     """With what is still inside, the sound is as long as it was, to one frame."""
-    blocks = [max(1, round(one * rate_hz / 100)) for one in lengths]
+    blocks = [max(1, round(length * rate_hz / 100)) for length in lengths]
     total = round(0.7 * rate_hz)
     out = through(sine(440, rate_hz, 0.7), rate_hz, to_hz, blocks)
     assert abs(sum(map(len, out)) - total * to_hz / rate_hz) <= 1
 
 
 @pytest.mark.parametrize(
-    ("rate_hz", "to_hz"), [one for one in RATIOS if one[0] * 10 % 1000 == 0 or one[0] == 44_100]
+    ("rate_hz", "to_hz"),
+    [ratio for ratio in RATIOS if ratio[0] * 10 % 1000 == 0 or ratio[0] == 44_100],
 )
 def test_blocks_come_out_steadily(rate_hz: int, to_hz: int) -> None:
     """Once it has begun, each 10 ms in give 10 ms out, to one frame; at most 32 ms stay inside."""
@@ -199,7 +200,7 @@ def test_channels_of_any_number(have: int, frames: int, channels: int) -> None:
 
 
 def pack(values: list[int], form: SampleFormat) -> bytes:
-    return b"".join(one.to_bytes(form.size_bytes, "little", signed=True) for one in values)
+    return b"".join(value.to_bytes(form.size_bytes, "little", signed=True) for value in values)
 
 
 @st.composite

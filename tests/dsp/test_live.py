@@ -56,7 +56,7 @@ class Reference:
         self._fade_in = False
 
     def put(self, block: Block) -> tuple[bytes, int]:
-        first_ns = block.captured_at_ns - round(self.loop.inside_s * NS_PER_S)
+        first_ns = block.captured_at_ns - round(self.loop.held_s * NS_PER_S)
         if self._dtype is np.int16:
             flat: Samples = np.frombuffer(block.samples, "<i2")
         else:

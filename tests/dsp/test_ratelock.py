@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from capstand.agora.drain import Drain
+from capstand.agora.send_buffer import SendBufferModel
 from capstand.audio.block import NS_PER_S, SampleFormat
 from capstand.audio.clock import Clock
 from capstand.dsp.ratelock import RateLoop
@@ -28,7 +28,7 @@ class Run:
     def __init__(self, ppm: Callable[[float], float], seed: int = 1, to_hz: int = RATE_HZ) -> None:
         self.clock = Clock(RATE_HZ, FRAMES)
         self.loop = RateLoop(RATE_HZ, to_hz)
-        self.drain = Drain(round(TARGET_S * 1000))
+        self.drain = SendBufferModel(round(TARGET_S * 1000))
         self.depth_s = 0.0
         self.ratio = 0.0
         self._ppm = ppm
@@ -85,9 +85,9 @@ def test_the_queue_stays_at_its_target(ppm: float) -> None:
     for _ in range(60):
         means += run.seconds(60)
         drifts.append(run.clock.drift_ppm)
-    assert max(abs(one - 40) for one in means) < 2
+    assert max(abs(mean - 40) for mean in means) < 2
     assert run.drain.holes == 0
-    assert max(abs(one - ppm) for one in drifts) < 1
+    assert max(abs(drift - ppm) for drift in drifts) < 1
     assert run.loop.locked and run.loop.ratio_ppm == pytest.approx(ppm, abs=5)
 
 
@@ -95,7 +95,7 @@ def test_a_crystal_that_warms_up_is_followed() -> None:
     """A rate that moves by 20 ppm in ten minutes leaves the queue where it is."""
     run = Run(lambda at_s: 50 + 20 * min(1.0, at_s / 600))
     run.seconds(60)
-    assert max(abs(one - 40) for one in run.seconds(700)) < 2
+    assert max(abs(second - 40) for second in run.seconds(700)) < 2
     assert run.loop.ratio_ppm == pytest.approx(70, abs=5)
 
 
@@ -103,7 +103,7 @@ def test_another_rate_is_locked_as_well() -> None:
     """The lock holds between different rates too."""
     run = Run(lambda _: -120.0, to_hz=16000)
     run.seconds(60)
-    assert max(abs(one - 40) for one in run.seconds(60)) < 2
+    assert max(abs(second - 40) for second in run.seconds(60)) < 2
     assert run.ratio == pytest.approx(3 * (1 - 120e-6), abs=3 * 25e-6)
 
 
@@ -136,7 +136,7 @@ def test_it_catches_up_gently() -> None:
     run.seconds(20)
     depth_s, ratios = run.depth_s, [run.ratio]
     run.loop.catch_up(0.015)
-    while run.loop.hurries and len(ratios) < 300:
+    while run.loop.catching_up and len(ratios) < 300:
         run.block()
         ratios.append(run.ratio)
     run.block()

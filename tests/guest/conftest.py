@@ -31,7 +31,7 @@ channels = 2
 format = "S16_LE"
 period_ms = 10
 buffer_ms = {buffer_ms}
-priority = 70
+rt_priority = 70
 dc_warn_dbfs = 0  # a frame counter is no sound
 [[stream.sink]]
 type = "file"
@@ -46,13 +46,13 @@ path = "{path}"
 min_free_mb = 0
 [stream.sink.spool]
 path = "/var/lib/capstand/spool"
-speed = 100
+catch_up_speed = 100
 """
 
 
 # `capstand status --json`, in a tenth of the time: most of what the tests ask is this.
 ASK_STATUS = r"""perl -MIO::Socket::UNIX -e '
-$daemon = IO::Socket::UNIX->new("/run/capstand/control.sock") or die "no capstand answers: $!\n";
+$daemon = IO::Socket::UNIX->new("/run/capstand/control.sock") or die "no daemon: $!\n";
 print $daemon "{\"ask\": \"status\"}\n"; print <$daemon>'
 """
 

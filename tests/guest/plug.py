@@ -83,7 +83,7 @@ def opened() -> list[str]:
             links.append(str(descriptor.readlink()))
         except FileNotFoundError:
             continue
-    return [one for one in links if one.startswith("/dev/snd/pcm")]
+    return [link for link in links if link.startswith("/dev/snd/pcm")]
 
 
 def bind(driver: str, what: str, number: int = 0) -> None:

@@ -1,7 +1,7 @@
 """A card that others want too, on a real kernel: the holder is named, the card is taken when it is
 free, handed over by a person or by PipeWire, and shared through dsnoop.
 
-The card is snd-aloop, whose capture side is held by arecord; with PipeWire it is an ES1370.
+The card is snd-aloop, whose capture side is in use by arecord; with PipeWire it is an ES1370.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def test_the_holder_is_named_and_the_card_is_taken_when_it_is_free(machine: Mach
     machine.guest.run("systemctl stop capstand")
 
     assert f"DEGRADED: {CARD} is in use by arecord (pid " in shown["StatusText"]
-    assert ", rival.service); waiting until it lets go; stop it, or" in shown["StatusText"]
+    assert ", rival.service); waiting for it; stop it, or" in shown["StatusText"]
     assert (shown["ActiveState"], shown["NRestarts"]) == ("active", "0")
     assert machine.ledger()[-1]["balanced"] is True
     figure("busy when the service starts", f"named {named_s:.1f} s after systemctl start")
@@ -187,8 +187,8 @@ def test_released_to_arecord_and_taken_back(machine: Machine) -> None:
         assert said.startswith("mic: released until "), said
         assert int(said.split()[-1]) == 48000 * 4, "arecord had the card for a whole second"
         status = machine.status()
-        assert status["health"] == "DEGRADED" and status["trouble"].startswith("released to others")
-        assert machine.guest.run("capstand resume mic").out == "mic: taking the device back\n"
+        assert status["health"] == "DEGRADED" and status["trouble"].startswith("released until")
+        assert machine.guest.run("capstand resume mic").out == "mic: reopening the device\n"
         machine.wait_for_frames(48000)
     refused = machine.guest.run(
         "setpriv --reuid nobody --clear-groups capstand release mic", check=False
@@ -205,7 +205,7 @@ def test_released_to_arecord_and_taken_back(machine: Machine) -> None:
     books = machine.ledger()
     gaps = ledger_gaps(machine)
     assert [gap["cause"] for gap in gaps] == ["released"] * rounds
-    assert [one["by_uid"] for one in books if one["event"] == "release"] == [0] * rounds
+    assert [book["by_uid"] for book in books if book["event"] == "release"] == [0] * rounds
     assert books[-1]["balanced"] is True
     assert books[-1]["lost_frames"] == recorded.silent == sum(gap["frames"] for gap in gaps)
     assert recorded.gaps() == [(gap["first_frame"], gap["frames"]) for gap in gaps]
@@ -271,5 +271,5 @@ def test_pipewire_lets_go_and_has_the_card_back(machine: Machine, desktop: Deskt
     figure("busy: taken over from PipeWire after", spread(taken_s))
 
     assert median(taken_s) <= 1.0
-    assert [one["cause"] for one in books if one["event"] == "gap"].count("released") == rounds
+    assert [book["cause"] for book in books if book["event"] == "gap"].count("released") == rounds
     assert books[-1]["balanced"] is True

@@ -140,14 +140,14 @@ def test_a_card_is_heard_in_the_channel_frame_by_frame(channel: Channel) -> None
     books = machine.ledger()[-1]
 
     pushes = seen.pushes()
-    assert {(one.rate_hz, one.channels, one.frames, one.ret) for one in pushes} == {
+    assert {(pushe.rate_hz, pushe.channels, pushe.frames, pushe.ret) for pushe in pushes} == {
         (48000, 2, 480, 0)
     }
-    halves = np.frombuffer(b"".join(one.data for one in pushes), "<u2").astype(np.int64)
+    halves = np.frombuffer(b"".join(pushe.data for pushe in pushes), "<u2").astype(np.int64)
     counter = halves[0::2] | halves[1::2] << 16
     missing_frames = np.diff(counter)[np.diff(counter) != 1] - 1
     assert len(missing_frames) == 1 and missing_frames[0] > 0, missing_frames
-    stamps = np.array([one.pts_ms for one in pushes])
+    stamps = np.array([pushe.pts_ms for pushe in pushes])
     steps = np.diff(stamps)
     away = int(np.argmax(steps))
     assert steps[away] == pytest.approx(10 + missing_frames[0] / 48, abs=2)
@@ -155,7 +155,7 @@ def test_a_card_is_heard_in_the_channel_frame_by_frame(channel: Channel) -> None
 
     (sink,) = books["sinks"]
     assert books["lost_frames"] == 0 and books["balanced"] is True
-    assert sink["delivered_frames"] == len(counter) and sink["inside_frames"] == 0
+    assert sink["delivered_frames"] == len(counter) and sink["in_flight_frames"] == 0
     assert sink["dropped_frames"] == sink["captured_frames"] - len(counter)
     assert sink["since_frame"] > 0  # what was captured before it had joined was not meant for it
     (first, _) = seen.calls("agora_rtc_conn_connect")
@@ -181,7 +181,7 @@ def test_what_hangs_or_dies_in_the_library_costs_only_its_own_sink(channel: Chan
     main = machine.show("NRestarts", "MainPID")
     pids = [machine.status()["sinks"][0]["figures"]["pid"]]
     for harm, words in (
-        ("set hang_push_ms 600000", "did not come back from writing within 10 s"),
+        ("set hang_push_ms 600000", "did not return from writing within 10 s"),
         ("", "was ended by SIGKILL"),
     ):
         began = time.monotonic()
@@ -209,7 +209,7 @@ def test_what_hangs_or_dies_in_the_library_costs_only_its_own_sink(channel: Chan
     books = machine.ledger()[-1]
     assert books["event"] == "stop" and books["balanced"] is True and books["lost_frames"] == 0
     (away, recorded) = books["sinks"]
-    assert away["dropped_frames"] > 0 and away["inside_frames"] == 0
+    assert away["dropped_frames"] > 0 and away["in_flight_frames"] == 0
     missed = [one for one in machine.ledger() if one.get("sink") == recorded["name"]]
     assert recorded["dropped_frames"] == 0, missed  # when, and why
     (name,) = machine.files()

@@ -63,8 +63,8 @@ def test_a_power_cut_costs_the_last_second(machine: Machine) -> None:
         recorded.origin()
         assert missing_s[-1] < 1.5
         books = machine.ledger()
-        assert [one["event"] for one in books].count("start") == len(missing_s) + 1
-        assert all(one.get("balanced", True) for one in books)
+        assert [book["event"] for book in books].count("start") == len(missing_s) + 1
+        assert all(book.get("balanced", True) for book in books)
     machine.guest.run("systemctl disable capstand", timeout_s=60)
     spooled = far.comes_back()
     figure("power cut: missing at the end", f"{spread(missing_s)}; {spooled}")
@@ -127,8 +127,8 @@ def test_a_clock_that_is_set_moves_nothing(machine: Machine) -> None:
 
     recorded.origin()
     assert books[-1]["lost_frames"] == recorded.silent == 0
-    assert not [one for one in books if one["event"] == "gap"]
-    stamps = [one["monotonic_ns"] for one in books]
+    assert not [book for book in books if book["event"] == "gap"]
+    stamps = [book["monotonic_ns"] for book in books]
     assert stamps == sorted(stamps)
     figure("wall clock ±1 h, slew of 500 ppm", f"0 of {len(recorded.counter)} frames lost")
 
@@ -155,12 +155,12 @@ def test_a_machine_that_slept_goes_on_when_it_wakes(machine: Machine) -> None:
     recorded = np.concatenate([machine.fetch(name).counter for name in machine.files()])
     figure("suspend: sound back after the machine by", spread(back_s))
 
-    assert [one["cause"] for one in gaps] == ["suspended"] * (len(lengths_s) + 1)
+    assert [gap["cause"] for gap in gaps] == ["suspended"] * (len(lengths_s) + 1)
     assert max(back_s) < 2.0
     assert machine.show("NRestarts")["NRestarts"] == "0"
-    assert [one["event"] for one in books].count("start") == 1
+    assert [book["event"] for book in books].count("start") == 1
     assert books[-1]["balanced"] is True
     assert len(recorded) == books[-1]["produced_frames"]
-    (granted,) = [one for one in books if one["event"] == "grant"]
+    (granted,) = [book for book in books if book["event"] == "opened"]
     lived_s = (books[-1]["monotonic_ns"] - granted["monotonic_ns"]) / 1e9
     assert abs(books[-1]["produced_frames"] / SECOND - lived_s) < 1.0

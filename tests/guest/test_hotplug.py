@@ -47,7 +47,7 @@ class Plugs:
         self.machine.configure(text=CONFIGURATION.format(device=json.dumps(list(names))))
 
     def plug(self, *arguments: object, timeout_s: float = 600) -> dict[str, Any]:
-        words = " ".join(str(one) for one in arguments)
+        words = " ".join(str(argument) for argument in arguments)
         result = self.guest.run(f"{PYTHON} /root/plug.py {words}", timeout_s=timeout_s)
         answer: dict[str, Any] = json.loads(result.out)
         return answer
@@ -156,17 +156,17 @@ def test_a_pci_card_that_is_taken_out_and_put_back_sounds_at_once(plugs: Plugs) 
     pid, files, memory_kb = processes[max(2, cycles // 4)]
     _, files_then, memory_then_kb = processes[-1]
     figure("PCI card: after a quarter and after all", f"{memory_kb} and {memory_then_kb} kB")
-    assert {one[0] for one in processes} == {pid} and restarts == "0"
+    assert {process[0] for process in processes} == {pid} and restarts == "0"
     assert max(back_s[1:]) < BACK_S, back_s
     assert files_then == files
     assert memory_then_kb < memory_kb + 2000
     books = machine.ledger()
-    gaps = [one for one in books if one["event"] == "gap"]
+    gaps = [book for book in books if book["event"] == "gap"]
     # Where the emulated machine itself stood still for longer than the buffer, that is told too.
     # The emulator plays the card by its own timer: on a busy host it delivers less than its rate.
     busy = [("overrun", True), ("device", False)]
-    absences = [one for one in gaps if (one["cause"], one["exact"]) not in busy]
-    assert [one["cause"] for one in absences] == ["reopened"] * (cycles + 1)
+    absences = [gap for gap in gaps if (gap["cause"], gap["exact"]) not in busy]
+    assert [absence["cause"] for absence in absences] == ["reopened"] * (cycles + 1)
     assert books[-1]["balanced"] is True
 
 
@@ -234,7 +234,7 @@ def test_a_better_card_is_taken_when_it_comes(plugs: Plugs) -> None:
     plugs.machine.wait_for_frames(48000)
     after = plugs.machine.status()
     gaps = [one for one in plugs.machine.ledger() if one["event"] == "gap"]
-    (switched,) = [one for one in gaps if one["cause"] == "switched"]
+    (switched,) = [gap for gap in gaps if gap["cause"] == "switched"]
     figure("a better card taken over", f"{switched['frames']} frames missing")
 
     assert before == after["device"] == "card:Loopback,1 at hw:0,1"

@@ -28,7 +28,7 @@ rate_hz = 48000
 channels = 2
 format = "S16_LE"
 buffer_ms = 500
-priority = 70
+rt_priority = 70
 dc_warn_dbfs = 0
 [[stream.sink]]
 type = "file"
@@ -114,15 +114,15 @@ def test_a_killed_process_of_a_stream_is_no_end(two: Two) -> None:
     back_s = two.harm("kill", times, SEED, timeout_s=900)
     ledger, recordings = two.end()
     gaps = [one for one in ledger if one["event"] == "gap"]
-    ends = [int(str(one["first_frame"])) + int(str(one["frames"])) for one in gaps]
-    begins = [int(str(one["first_frame"])) for one in gaps]
+    ends = [int(str(gap["first_frame"])) + int(str(gap["frames"])) for gap in gaps]
+    begins = [int(str(gap["first_frame"])) for gap in gaps]
 
     assert isinstance(back_s, list) and len(back_s) == times
     assert ledger[-1]["balanced"] is True
-    assert len(gaps) >= times and all(one["exact"] in (True, False) for one in gaps)
+    assert len(gaps) >= times and all(gap["exact"] in (True, False) for gap in gaps)
     assert all(end <= begin for end, begin in zip(ends, begins[1:], strict=False))
-    for one in recordings:
-        one.origin()
+    for recording in recordings:
+        recording.origin()
     first, last = recordings[0].counter, recordings[-1].counter
     true = int(last[last > 0][-1] - first[first > 0][0]) + 1
     off = int(str(ledger[-1]["produced_frames"])) - true - int((first > 0).argmax())

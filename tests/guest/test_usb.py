@@ -58,7 +58,7 @@ class Microphone:
     def do(self, *faults: str, then_s: float = 3.0) -> None:
         """Each fault, and some time of ordinary sound behind it."""
         self.guest.run(
-            "".join(f"echo '{one}' > {self._fifo}; sleep {then_s}; " for one in faults),
+            "".join(f"echo '{fault}' > {self._fifo}; sleep {then_s}; " for fault in faults),
             timeout_s=60 + len(faults) * (then_s + 10),
         )
 
@@ -361,10 +361,10 @@ def test_a_microphone_that_is_plugged_in_again(usb: Usb) -> None:
         usb.frames(5)
     status = usb.status()
     assert status["health"] in ("OK", "DEGRADED")
-    assert "was moved: port platform-vhci_hcd.0-usb-0:2; before port" in usb.journal()
+    assert "was moved: port platform-vhci_hcd.0-usb-0:2; previously port" in usb.journal()
     assert "group" not in usb.journal()
     recorded, ledger = usb.recorded()
-    assert [one for one in ledger if one["event"] == "grant"][2]["successor"]
+    assert [one for one in ledger if one["event"] == "opened"][2]["successor"]
     # A machine that is busy with the new device may lose packets, which are booked as lost.
     found = faults(compare(recorded, ledger))
     for booked, true, causes in found:
@@ -383,7 +383,9 @@ def test_a_twin_takes_over(usb: Usb, twins: tuple[Microphone, Microphone]) -> No
     twins[0].pull()
     usb.plug(1)
     usb.frames(6)
-    words = "usb:1234:5678 is another one of its kind, or was moved: port platform-vhci_hcd.0"
+    words = (
+        "usb:1234:5678 is another card of the same model, or was moved: port platform-vhci_hcd.0"
+    )
     assert words in str(usb.status()["notice"])
     assert words in usb.guest.run("systemctl status capstand -n 0").out
     assert words in usb.journal()

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from capstand.errors import CapstandError
 from capstand.host import control
-from capstand.host.allowance import Allowances
 from capstand.host.control import (
     BACKLOG,
     BURST,
@@ -36,6 +35,7 @@ from capstand.host.control import (
     ask,
 )
 from capstand.host.peer import Peer
+from capstand.host.ratelimit import RateLimits
 from capstand.text import clean
 from tests.patience import PATIENCE_S
 
@@ -146,7 +146,7 @@ def test_what_is_handed_over_is_taken_or_keeps_its_place(tmp_path: Path) -> None
         len(list(Path("/proc/self/fd").iterdir())) == before + 2 * PER_USER
     )  # both ends, nothing else
     with daemon.connect() as one:
-        assert b"too many questions" in read(one)
+        assert b"too many requests" in read(one)
     raw, (got,), *_ = socket.recv_fds(clients[0], 65536, 4)
     assert json.loads(raw) == {"stream": "mic"} and os.read(got, 1) == b""
     os.close(got)
@@ -277,8 +277,8 @@ def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
     with pytest.raises(CapstandError) as refused:
         Daemon(daemon.path)
     assert str(refused.value) == (
-        f"{daemon.path}: another capstand answers there; stop it (systemctl stop capstand) "
-        "or give this one its own --runtime directory"
+        f"{daemon.path}: another capstand is running there; stop it (systemctl stop capstand) or "
+        "give this one its own --runtime directory"
     )
     daemon.turn()
     assert honest(daemon)
@@ -296,7 +296,7 @@ def test_a_busy_daemon_is_not_taken_for_a_dead_one(daemon: Daemon) -> None:
                 break
         else:
             pytest.fail("the queue of clients never filled")
-        with pytest.raises(CapstandError, match="another capstand answers there"):
+        with pytest.raises(CapstandError, match="another capstand is running there"):
             Daemon(daemon.path)
     for _ in range(4):  # who has gone is let in, and out
         daemon.now_s += CONNECT_BURST / CONNECT_RATE
@@ -321,9 +321,8 @@ def test_nobody_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(CapstandError) as failed:
         ask(tmp_path / "control.sock", "status")
     assert str(failed.value) == (
-        f"{tmp_path}/control.sock: cannot reach the daemon (No such file or directory); "
-        "is it running? "
-        "`systemctl status capstand` tells; --runtime names another directory"
+        f"{tmp_path}/control.sock: cannot reach the daemon (No such file or directory); is it "
+        "running (`systemctl status capstand`)? --runtime selects another directory"
     )
 
 
@@ -399,7 +398,7 @@ def test_an_answer_that_drips_has_one_deadline(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=drip)
         thread.start()
-        with pytest.raises(CapstandError, match=r"no whole answer within 0\.2 s"):
+        with pytest.raises(CapstandError, match=r"no complete reply within 0\.2 s"):
             ask(path, "status", 0.2)
         ended.set()
         thread.join()
@@ -439,15 +438,15 @@ def test_who_asks_too_often_waits_and_others_do_not(
 def test_one_question_too_many_is_told_to_come_again(daemon: Daemon) -> None:
     """Where PER_USER questions of a user wait, the next one is refused; ask() comes again by
     itself."""
-    daemon.server._allowed = Allowances(RATE, 0.0)
+    daemon.server._allowed = RateLimits(RATE, 0.0)
     with ExitStack() as stack:
         for _ in range(PER_USER):
             client = stack.enter_context(daemon.connect())
             client.sendall(b'{"ask": "status"}\n')
             daemon.turn()
         refused = json.loads(read(stack.enter_context(daemon.connect())))
-        assert refused["busy"] is True and "too many questions of uid" in refused["error"]
-        daemon.server._allowed = Allowances(RATE, BURST)
+        assert refused["busy"] is True and "too many requests from uid" in refused["error"]
+        daemon.server._allowed = RateLimits(RATE, BURST)
         got: list[dict[str, Any]] = []
         late = threading.Thread(target=lambda: got.append(ask(daemon.path, "status", PATIENCE_S)))
         late.start()
@@ -541,7 +540,7 @@ def test_an_answer_of_another_shape_is_told(tmp_path: Path, answer: str) -> None
 def test_an_answer_without_end_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than MOST_BYTES is no answer."""
     monkeypatch.setattr(control, "MOST_BYTES", 100_000)
-    refused = pytest.raises(CapstandError, match="an answer of more than 100000 bytes")
+    refused = pytest.raises(CapstandError, match="a reply of more than 100000 bytes")
     with replying(tmp_path / "s", b" " * 1_000_000) as path, refused:
         ask(path, "status", PATIENCE_S)
 

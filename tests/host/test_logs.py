@@ -23,9 +23,9 @@ from capstand.host.logs import (
     MOST_TEXTS,
     REPEAT_S,
     JournalHandler,
-    Repeats,
+    RepeatFilter,
     log,
-    say,
+    log_event,
     tell_held_back,
 )
 from capstand.text import clean
@@ -77,17 +77,17 @@ def kept() -> Kept:
 
 
 @pytest.fixture
-def repeats(kept: Kept, time: Time) -> Repeats:
-    one = Repeats(time)
+def repeats(kept: Kept, time: Time) -> RepeatFilter:
+    one = RepeatFilter(time)
     kept.addFilter(one)
     return one
 
 
 def lost(frames: int, **fields: object) -> None:
-    say(logging.WARNING, "lost %d frames", frames, **fields)
+    log_event(logging.WARNING, "lost %d frames", frames, **fields)
 
 
-def test_each_channel_has_its_own_repeats(kept: Kept, repeats: Repeats) -> None:
+def test_each_channel_has_its_own_repeats(kept: Kept, repeats: RepeatFilter) -> None:
     """What is said of one stream, sink or channel does not hold back the same of another."""
     for field in ("STREAM", "SINK", "CHANNEL"):
         lost(1, **{field: "one"})
@@ -96,7 +96,7 @@ def test_each_channel_has_its_own_repeats(kept: Kept, repeats: Repeats) -> None:
 
 
 def test_a_line_that_another_thread_says_meanwhile_is_not_told_again(
-    kept: Kept, repeats: Repeats, time: Time
+    kept: Kept, repeats: RepeatFilter, time: Time
 ) -> None:
     """While what was held back is told, another thread may say one of those lines itself."""
     for _ in range(2):
@@ -120,7 +120,7 @@ def test_a_line_that_another_thread_says_meanwhile_is_not_told_again(
 
 
 def test_a_repeated_fault_is_said_once_then_counted(
-    kept: Kept, repeats: Repeats, time: Time
+    kept: Kept, repeats: RepeatFilter, time: Time
 ) -> None:
     """The first is said at once; those of the next minute are held back and told as a number."""
     for n in range(1, 6):
@@ -134,7 +134,9 @@ def test_a_repeated_fault_is_said_once_then_counted(
     assert len(kept.lines) == 2
 
 
-def test_one_line_a_minute_however_long_it_lasts(kept: Kept, repeats: Repeats, time: Time) -> None:
+def test_one_line_a_minute_however_long_it_lasts(
+    kept: Kept, repeats: RepeatFilter, time: Time
+) -> None:
     """A fault that repeats each second for an hour makes no more than a line a minute."""
     for n in range(3600):
         lost(n)
@@ -142,11 +144,13 @@ def test_one_line_a_minute_however_long_it_lasts(kept: Kept, repeats: Repeats, t
         time.s += 1.0
     repeats.tell(all_now=True)
     assert 60 <= len(kept.lines) <= 62
-    told = sum(int(one.split("(and ")[1].split()[0]) if "(and" in one else 0 for one in kept.lines)
+    told = sum(
+        int(line.split("(and ")[1].split()[0]) if "(and" in line else 0 for line in kept.lines
+    )
     assert told + len(kept.lines) == 3600
 
 
-def test_a_single_repeat_is_told_as_it_was(kept: Kept, repeats: Repeats, time: Time) -> None:
+def test_a_single_repeat_is_told_as_it_was(kept: Kept, repeats: RepeatFilter, time: Time) -> None:
     """One line that was held back comes out unchanged when it is due."""
     lost(1)
     lost(2)
@@ -155,7 +159,7 @@ def test_a_single_repeat_is_told_as_it_was(kept: Kept, repeats: Repeats, time: T
     assert kept.lines == ["lost 1 frames", "lost 2 frames"]
 
 
-def test_the_next_line_carries_the_count(kept: Kept, repeats: Repeats, time: Time) -> None:
+def test_the_next_line_carries_the_count(kept: Kept, repeats: RepeatFilter, time: Time) -> None:
     """A line that comes after the minute, before it was told, says how many were held back."""
     for n in (1, 2, 3):
         lost(n)
@@ -164,7 +168,7 @@ def test_the_next_line_carries_the_count(kept: Kept, repeats: Repeats, time: Tim
     assert kept.lines == ["lost 1 frames", "lost 4 frames (and 2 more like it)"]
 
 
-def test_nothing_is_held_back_at_the_end(kept: Kept, repeats: Repeats) -> None:
+def test_nothing_is_held_back_at_the_end(kept: Kept, repeats: RepeatFilter) -> None:
     """At the end all that was held back is told."""
     for n in (1, 2, 3):
         lost(n)
@@ -172,7 +176,7 @@ def test_nothing_is_held_back_at_the_end(kept: Kept, repeats: Repeats) -> None:
     assert kept.lines == ["lost 1 frames", "lost 3 frames (and 1 more like it)"]
 
 
-def test_streams_and_sinks_are_counted_apart(kept: Kept, repeats: Repeats) -> None:
+def test_streams_and_sinks_are_counted_apart(kept: Kept, repeats: RepeatFilter) -> None:
     """A fault of one stream or sink does not silence that of another."""
     for stream in ("a", "b"):
         for sink in ("x", "y"):
@@ -181,17 +185,17 @@ def test_streams_and_sinks_are_counted_apart(kept: Kept, repeats: Repeats) -> No
     assert len(kept.lines) == 4
 
 
-def test_faults_of_different_kinds_are_all_said(kept: Kept, repeats: Repeats) -> None:
+def test_faults_of_different_kinds_are_all_said(kept: Kept, repeats: RepeatFilter) -> None:
     """Only the same message is a repeat."""
-    say(logging.ERROR, "one")
-    say(logging.ERROR, "two")
+    log_event(logging.ERROR, "one")
+    log_event(logging.ERROR, "two")
     assert kept.lines == ["one", "two"]
 
 
-def test_a_number_in_a_text_makes_no_new_kind(kept: Kept, repeats: Repeats) -> None:
+def test_a_number_in_a_text_makes_no_new_kind(kept: Kept, repeats: RepeatFilter) -> None:
     """200 changes of the process that holds a card are one line and a count."""
     for pid in range(200):
-        say(logging.ERROR, "%s: %s", "mic", f"used by arecord (pid {pid})", STREAM="mic")
+        log_event(logging.ERROR, "%s: %s", "mic", f"used by arecord (pid {pid})", STREAM="mic")
     repeats.tell(all_now=True)
     assert kept.lines == [
         "mic: used by arecord (pid 0)",
@@ -200,16 +204,16 @@ def test_a_number_in_a_text_makes_no_new_kind(kept: Kept, repeats: Repeats) -> N
     ]
 
 
-def test_texts_that_differ_are_told_apart_up_to_a_bound(kept: Kept, repeats: Repeats) -> None:
+def test_texts_that_differ_are_told_apart_up_to_a_bound(kept: Kept, repeats: RepeatFilter) -> None:
     """Another reason is news, but a name that somebody else changes all the time is not."""
     for number in range(60):
-        say(logging.ERROR, "%s: %s", "mic", "used by " + "x" * number)
+        log_event(logging.ERROR, "%s: %s", "mic", "used by " + "x" * number)
     assert len(kept.lines) == MOST_TEXTS + 1
     repeats.tell(all_now=True)
     assert kept.lines[-1].endswith("(and 54 more like it)")
 
 
-def test_every_value_of_what_was_held_back_is_in_a_field(kept: Kept, repeats: Repeats) -> None:
+def test_every_value_of_what_was_held_back_is_in_a_field(kept: Kept, repeats: RepeatFilter) -> None:
     """A search by the figures of any one line finds the line that stands for it."""
     found: set[int] = set()
 
@@ -219,12 +223,12 @@ def test_every_value_of_what_was_held_back_is_in_a_field(kept: Kept, repeats: Re
 
     kept.emit = note  # type: ignore[method-assign]
     for number in range(1011):
-        say(logging.WARNING, "lost %d frames", number, STREAM="mic", LOST_FRAMES=number)
+        log_event(logging.WARNING, "lost %d frames", number, STREAM="mic", LOST_FRAMES=number)
     repeats.tell(all_now=True)
     assert found == set(range(1011))
 
 
-def test_what_was_held_back_comes_in_the_order_it_came(kept: Kept, repeats: Repeats) -> None:
+def test_what_was_held_back_comes_in_the_order_it_came(kept: Kept, repeats: RepeatFilter) -> None:
     """The last of each kind, in order, with stamps that do not go back."""
     stamps: list[float] = []
     emit = kept.emit
@@ -235,7 +239,7 @@ def test_what_was_held_back_comes_in_the_order_it_came(kept: Kept, repeats: Repe
 
     kept.emit = stamp  # type: ignore[method-assign]
     for what in ("b", "c", "a", "c", "a", "b", "a"):
-        say(logging.INFO, f"{what} happened")
+        log_event(logging.INFO, f"{what} happened")
     repeats.tell(all_now=True)
     assert kept.lines[3:] == [
         *("c happened", "b happened"),
@@ -244,23 +248,25 @@ def test_what_was_held_back_comes_in_the_order_it_came(kept: Kept, repeats: Repe
     assert stamps == sorted(stamps)
 
 
-def test_lines_of_one_stream_come_before_its_end(kept: Kept, repeats: Repeats) -> None:
+def test_lines_of_one_stream_come_before_its_end(kept: Kept, repeats: RepeatFilter) -> None:
     """What is held back of a stream that ends is told, and only that."""
     for stream in ("mic", "line"):
         for _ in range(3):
             lost(1, STREAM=stream)
     tell_held_back(STREAM="mic")
-    say(logging.INFO, "the end", STREAM="mic")
+    log_event(logging.INFO, "the end", STREAM="mic")
     assert kept.lines[2:] == ["lost 1 frames (and 1 more like it)", "the end"]
 
 
-def test_what_is_kept_to_compare_with_is_bounded(kept: Kept, repeats: Repeats, time: Time) -> None:
+def test_what_is_kept_to_compare_with_is_bounded(
+    kept: Kept, repeats: RepeatFilter, time: Time
+) -> None:
     """100,000 different lines leave no more than MOST_KINDS behind, and none after a minute; what
     was held back of those that are forgotten is told."""
-    say(logging.INFO, "first")
-    say(logging.INFO, "first")
+    log_event(logging.INFO, "first")
+    log_event(logging.INFO, "first")
     for number in range(100_000):
-        say(logging.INFO, "line", CHANNEL=f"channel {number}")
+        log_event(logging.INFO, "line", CHANNEL=f"channel {number}")
     assert len(repeats._said) == MOST_KINDS
     assert kept.lines.count("first") == 2
     time.s += REPEAT_S
@@ -277,7 +283,7 @@ def test_every_message_is_a_template() -> None:
             if not isinstance(call, ast.Call):
                 continue
             called = ast.unparse(call.func)
-            if called in ("say", "logs.say"):
+            if called in ("log_event", "logs.log_event"):
                 message = call.args[1]
             elif re.fullmatch(r"(self\.)?_?log\.(debug|info|warning|error|exception)", called):
                 message = call.args[0]
@@ -332,7 +338,7 @@ def test_an_entry_has_fields(
     journal: socket.socket, handler: JournalHandler, level: int, priority: bytes
 ) -> None:
     """An entry carries message, priority and the fields one can search for."""
-    say(level, "%s: lost %d", "mic", 3, STREAM="mic", LOST_FRAMES=3)
+    log_event(level, "%s: lost %d", "mic", 3, STREAM="mic", LOST_FRAMES=3)
     assert entry(journal.recv(65536)) == {
         "MESSAGE": b"mic: lost 3",
         "PRIORITY": priority,
@@ -350,7 +356,7 @@ def test_any_value_arrives_as_one_field(
     journal: socket.socket, handler: JournalHandler, value: str
 ) -> None:
     """No value, whatever lines or characters are in it, can forge another field."""
-    say(logging.INFO, "%s", value, DEVICE=value)
+    log_event(logging.INFO, "%s", value, DEVICE=value)
     got = entry(journal.recv(65536))
     assert set(got) == {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "DEVICE"}
     assert got["DEVICE"] == got["MESSAGE"] == clean.line(value).encode()
@@ -358,7 +364,7 @@ def test_any_value_arrives_as_one_field(
 
 def test_a_field_may_have_several_values(journal: socket.socket, handler: JournalHandler) -> None:
     """Each value is a field of its own in the entry, as journald wants it."""
-    say(logging.INFO, "lost", LOST_FRAMES=(480, 960))
+    log_event(logging.INFO, "lost", LOST_FRAMES=(480, 960))
     assert journal.recv(65536).count(b"LOST_FRAMES=") == 2
 
 
@@ -366,10 +372,10 @@ def test_an_entry_that_stands_for_many_fits(
     journal: socket.socket, handler: JournalHandler
 ) -> None:
     """However many lines are held back, and however long: none is too large for the journal."""
-    handler.addFilter(repeats := Repeats())
+    handler.addFilter(repeats := RepeatFilter())
     received = 0
     for number in range(300):
-        say(logging.ERROR, "%s", "x", TEXT=f"{number} " + "x" * 10_000, N=number)
+        log_event(logging.ERROR, "%s", "x", TEXT=f"{number} " + "x" * 10_000, N=number)
         with suppress(BlockingIOError):
             received += journal.recv(1_000_000).count(b"\nN=")
     repeats.tell(all_now=True)
@@ -379,7 +385,7 @@ def test_an_entry_that_stands_for_many_fits(
 
 def test_a_long_value_is_cut(journal: socket.socket, handler: JournalHandler) -> None:
     """A value is cut where it would make the entry too large to send."""
-    say(logging.INFO, "x" * 1_000_000, DEVICE="y\n" * 1_000_000)
+    log_event(logging.INFO, "x" * 1_000_000, DEVICE="y\n" * 1_000_000)
     got = entry(journal.recv(65536))
     assert got["MESSAGE"] == b"x" * (MAX_FIELD - 1) + "…".encode()
     assert got["DEVICE"].startswith(b"y y y") and len(got["DEVICE"]) <= MAX_FIELD
@@ -391,17 +397,17 @@ def test_a_stalled_journal_is_not_waited_for(
     """When the journal takes nothing lines are counted; the next that passes tells how many."""
     said = 0
     while not handler._missed:
-        say(logging.INFO, "line")
+        log_event(logging.INFO, "line")
         said += 1
     for _ in range(9):
-        say(logging.INFO, "line")
+        log_event(logging.INFO, "line")
     for _ in range(said - 1):
         assert "MISSED_LINES" not in entry(journal.recv(65536))
     with pytest.raises(BlockingIOError):
         journal.recv(65536)
-    say(logging.INFO, "back")
+    log_event(logging.INFO, "back")
     assert entry(journal.recv(65536))["MISSED_LINES"] == b"10"
-    say(logging.INFO, "well")
+    log_event(logging.INFO, "well")
     assert "MISSED_LINES" not in entry(journal.recv(65536))
 
 
@@ -409,7 +415,7 @@ def test_a_missing_journal_is_not_minded(tmp_path: Path) -> None:
     """Where no journal listens the daemon goes on, and counts."""
     handler = JournalHandler(str(tmp_path / "none"))
     log.handlers[:] = [handler]
-    say(logging.ERROR, "line")
+    log_event(logging.ERROR, "line")
     assert handler._missed == 1
     handler._socket.close()
 
@@ -423,9 +429,9 @@ def test_plain_lines_say_time_and_weight(monkeypatch: pytest.MonkeyPatch) -> Non
     cleared: list[str] = []
     monkeypatch.setattr("sys.stderr", stderr)
     logs.setup(before=lambda: cleared.append(stderr.getvalue()), journal=False)
-    say(logging.INFO, "news")
-    say(logging.WARNING, "%d lost", 3, STREAM="mic")
-    say(logging.ERROR, "gone")
+    log_event(logging.INFO, "news")
+    log_event(logging.WARNING, "%d lost", 3, STREAM="mic")
+    log_event(logging.ERROR, "gone")
     lines = [line.split(" ", 1) for line in stderr.getvalue().splitlines()]
     assert [rest for _, rest in lines] == ["news", "warning: 3 lost", "error: gone"]
     assert all(len(stamp) == 8 and stamp.count(":") == 2 for stamp, _ in lines)
@@ -442,7 +448,7 @@ def test_a_plain_line_is_one_line(monkeypatch: pytest.MonkeyPatch, encoding: str
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stderr", io.TextIOWrapper(raw, encoding, errors=clean.ERRORS))
     logs.setup(journal=False)
-    say(logging.INFO, "→ %s", HOSTILE)
+    log_event(logging.INFO, "→ %s", HOSTILE)
     (line,) = raw.getvalue().decode(encoding).splitlines()
     arrow = "→" if encoding == "utf-8" else "->"
     assert line.isprintable()
@@ -460,10 +466,10 @@ def test_a_traceback_cannot_be_mistaken_for_lines_of_the_log(
     try:
         raise ValueError(HOSTILE)
     except ValueError as error:
-        bug.tell("here", error)
+        bug.log_unexpected("here", error)
     first, *others = stderr.getvalue().splitlines()
     assert "error: here: ValueError: " in first
-    assert len(others) > 2 and all(one.startswith("    ") for one in others)
+    assert len(others) > 2 and all(other.startswith("    ") for other in others)
     assert all(one.isprintable() for one in (first, *others))
 
 
@@ -485,10 +491,10 @@ def test_a_log_that_is_closed_is_not_minded(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("sys.stderr", stderr)
     logs.setup(journal=False)
     stderr.close()
-    say(logging.ERROR, "line")
+    log_event(logging.ERROR, "line")
     with open("/dev/full", "w") as full:  # noqa: PTH123
         monkeypatch.setattr("sys.stderr", full)
-        say(logging.ERROR, "line")
+        log_event(logging.ERROR, "line")
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, full.fileno())  # what it holds is written at its end
         os.close(null)

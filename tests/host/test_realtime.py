@@ -18,11 +18,11 @@ from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.audio.clock import Clock
 from capstand.audio.ring import Ring
 from capstand.capture.capturer import Capturer
-from capstand.capture.source import Grant, Reading
-from capstand.config.schema import Capture, Spool
+from capstand.capture.source import NegotiatedParams, Reading
+from capstand.config.schema import CaptureConfig, SpoolConfig
 from capstand.host import realtime
 from capstand.host.realtime import prepare_thread
-from capstand.sinks.types.file import FileSink
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream.intake import Intake
 from tests.line import config
 from tests.patience import PATIENCE_S
@@ -33,9 +33,9 @@ RUN_A_STREAM = """
 import json, os, resource, sys, threading, time
 from pathlib import Path
 import ctypes, numpy, soundfile, capstand.capture.synthetic, capstand.dsp.level, queue, random
-from capstand.capture.types.synthetic import Synthetic
-from capstand.config.schema import Capture, Stream as StreamConfig
-from capstand.sinks.types.file import FileSink
+from capstand.capture.types.synthetic import SyntheticConfig
+from capstand.config.schema import CaptureConfig, StreamConfig
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.host.realtime import freeze_heap, prepare_process
 from capstand.stream.intake import Intake
 resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
@@ -48,8 +48,10 @@ if os.geteuid() == 0:
 refused = prepare_process()
 stream = Intake(StreamConfig(
     name="mic",
-    capture=Capture(device="synthetic", priority=70, source=Synthetic(signal="counter")),
-    sink=(FileSink(type="file", name="disk", path=sys.argv[1], min_free_mb=0),),
+    capture=CaptureConfig(
+        device="synthetic", rt_priority=70, source=SyntheticConfig(signal="counter")
+    ),
+    sink=(FileSinkConfig(type="file", name="disk", path=sys.argv[1], min_free_mb=0),),
 ))
 freeze_heap()
 stream.start()
@@ -142,7 +144,7 @@ def test_threads_take_no_signals(unprivileged: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("streams", "hurry", "interval_s"),
+    ("streams", "low_latency", "interval_s"),
     [
         (1, True, 0.0001),
         (4, True, 0.0004),
@@ -151,13 +153,13 @@ def test_threads_take_no_signals(unprivileged: dict[str, object]) -> None:
         (64, False, 0.005),
     ],
 )
-def test_threads_take_turns(streams: int, hurry: bool, interval_s: float) -> None:
+def test_threads_take_turns(streams: int, low_latency: bool, interval_s: float) -> None:
     """A thread that holds Python's lock gives it up after 0.1 ms where a sink is in a hurry, later
     the more streams there are, and after 5 ms where none is.
     """
     before = sys.getswitchinterval()
     try:
-        realtime.share_lock(streams, hurry)
+        realtime.set_switch_interval(streams, low_latency)
         assert sys.getswitchinterval() == pytest.approx(interval_s)
     finally:
         sys.setswitchinterval(before)
@@ -197,7 +199,13 @@ def test_priority_0_asks_for_nothing() -> None:
 
 def test_priorities_below() -> None:
     """Threads behind capture come below it, but never fall to ordinary unless capture is."""
-    assert [realtime.below(priority, 20) for priority in (70, 21, 20, 5, 0)] == [50, 1, 1, 1, 0]
+    assert [realtime.lower_priority(priority, 20) for priority in (70, 21, 20, 5, 0)] == [
+        50,
+        1,
+        1,
+        1,
+        0,
+    ]
 
 
 def test_long_names_are_cut() -> None:
@@ -225,7 +233,7 @@ print(refused, locked[0])
 class Hasty:
     """A source whose waits end at once with nothing, as a descriptor in error does."""
 
-    patience_ms = 0
+    batch_ms = 0
     wary = False
 
     def __init__(self, reads: int) -> None:
@@ -234,8 +242,10 @@ class Hasty:
         self.stop: Callable[[], None] = lambda: None
         self._reading = Reading()
 
-    def open(self) -> Grant:
-        return Grant("hasty", AudioFormat(48_000, 2, SampleFormat.S16_LE), 480, 24_000, True)
+    def open(self) -> NegotiatedParams:
+        return NegotiatedParams(
+            "hasty", AudioFormat(48_000, 2, SampleFormat.S16_LE), 480, 24_000, True
+        )
 
     def read(self, slot: memoryview, timeout_ms: int) -> Reading:
         self.blocked.append(resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw)
@@ -275,9 +285,11 @@ def test_every_thread_of_a_stream_asks_for_a_priority(
 ) -> None:
     """One ordinary thread that holds Python's lock on a busy machine would hold up capture."""
     asked: dict[str, int] = {}
-    monkeypatch.setattr(realtime, "be_real_time", asked.__setitem__)
-    sink = FileSink("file", str(tmp_path / "disk"), "disk", spool=Spool(str(tmp_path / "spool")))
-    stream = Intake(config(Capture("synthetic", priority=70), [sink]))
+    monkeypatch.setattr(realtime, "set_fifo", asked.__setitem__)
+    sink = FileSinkConfig(
+        "file", str(tmp_path / "disk"), "disk", spool=SpoolConfig(str(tmp_path / "spool"))
+    )
+    stream = Intake(config(CaptureConfig("synthetic", rt_priority=70), [sink]))
     stream.start()
     deadline = time.monotonic() + 20
     while len(asked) < 4 and time.monotonic() < deadline:

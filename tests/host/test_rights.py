@@ -72,10 +72,10 @@ def test_root_takes_the_rights_of_the_states_owner(theirs: Path) -> None:
     )
     done = run(theirs, theirs / "state")
     if probe is None or probe.returncode:
-        assert done.returncode == 1 and "may not use this Python" in done.stderr
+        assert done.returncode == 1 and "cannot run this Python" in done.stderr
     else:
         assert done.returncode == 0, done.stderr
-        assert "running with that user's rights" in done.stderr
+        assert "running as that user" in done.stderr
         assert list(theirs.glob("rec/*.wav"))
     assert {path.lstat().st_uid for path in theirs.rglob("*")} <= {NOBODY}
 
@@ -88,7 +88,7 @@ def _open_to_all(path: str) -> bool:
 BECOME = """\
 import json, os, resource, sys
 from capstand.host import rights
-rights.become(rights.user(int(sys.argv[1]), int(sys.argv[1])))
+rights.switch_to(rights.user(int(sys.argv[1]), int(sys.argv[1])))
 try:
     os.setuid(0)
     back = True
@@ -244,14 +244,14 @@ def test_one_in_tmp_is_believed_only_if_it_is_ours() -> None:
     try:
         folder.symlink_to("/etc")
         with pytest.raises(CapstandError, match=r"is not yours.*--runtime"):
-            rights.believe(folder, make=True)
+            rights.require_ours(folder, make=True)
         folder.unlink()
-        assert rights.believe(folder) == folder and not folder.exists()
-        rights.believe(folder, make=True)
+        assert rights.require_ours(folder) == folder and not folder.exists()
+        rights.require_ours(folder, make=True)
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         folder.chmod(0o770)
         with pytest.raises(CapstandError, match="is not yours"):
-            rights.believe(folder)
+            rights.require_ours(folder)
     finally:
         if folder.is_symlink():
             folder.unlink()

@@ -155,13 +155,13 @@ def test_neighbours_that_are_linear_are_one_stage() -> None:
     assert [len(one) for one in rig.chain._before] == [3, 1, 2]
     sound = noise(4800, 2)
     expected, shape = sound, STEREO
-    for one in kinds:
-        expected = through(PROCESSORS[one.type].make(one, shape), expected)
-        shape = PROCESSORS[one.type].out(one, shape)
+    for kind in kinds:
+        expected = through(PROCESSORS[kind.type].make(kind, shape), expected)
+        shape = PROCESSORS[kind.type].out(kind, shape)
     assert np.abs(rig.run(sound) - expected).max() < 1e-6
     figures = rig.chain.figures()
-    assert [one["type"] for one in figures] == [one.type for one in kinds]
-    assert all(one["bypassed"] is False and one["faults"] == 0 for one in figures)
+    assert [figure["type"] for figure in figures] == [kind.type for kind in kinds]
+    assert all(figure["bypassed"] is False and figure["faults"] == 0 for figure in figures)
 
 
 def test_a_gap_is_forgotten_without_a_click() -> None:
@@ -217,7 +217,10 @@ SOFT, LOUD = settings("gain", gain_db=-20.0), settings("gain", gain_db=0.0)
         ([HIGH, SOFT], [HIGHER, SOFT]),
         ([HIGH], []),
         ([], [HIGH]),
-        ([settings("delay", delay_ms=1.0), HIGH], [HIGH, settings("delay", delay_ms=4.0)]),
+        (
+            [settings("delay", delay_ms=1.0), HIGH],
+            [HIGH, settings("delay", delay_ms=4.0)],
+        ),
         ([SOFT], [LOUD]),
         ([LOUD, HIGH], [SOFT, HIGH]),
     ],

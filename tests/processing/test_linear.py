@@ -104,7 +104,7 @@ def test_bands_and_filters_add_up() -> None:
     from capstand.processing.types.eq import Band
 
     bands = tuple(Band("peak", 50.0 * 2**number, 6.0, 2.0) for number in range(9))
-    expected = sum(analogue_db("peak", HZ, one.frequency_hz, one.q, 6.0) for one in bands)
+    expected = sum(analogue_db("peak", HZ, band.frequency_hz, band.q, 6.0) for band in bands)
     agrees(measured(made("eq", band=bands), 1920), np.asarray(expected))
 
 

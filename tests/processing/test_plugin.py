@@ -259,7 +259,7 @@ def test_a_relative_path_does_not_leave_the_folders(odd: str) -> None:
 
 def test_what_is_no_plugin_is_said(odd: str) -> None:
     Path(odd).with_name("text.so").write_text("no library")
-    with pytest.raises(PluginError, match="is no LADSPA plugin"):
+    with pytest.raises(PluginError, match="is not a LADSPA plugin"):
         stage("text")
 
 

@@ -38,7 +38,7 @@ name = "mic"
 device = "{device}"
 channels = 2
 period_ms = 10
-priority = 0
+rt_priority = 0
 [[stream.sink]]
 type = "file"
 path = "{root}/rec"
@@ -79,7 +79,7 @@ def test_devices_are_listed(slots: Slots, fakecard_plugin: Path) -> None:
     assert "usb-port:pci-0000:00:14.0-usb-0:1.4\n" in out
     assert "8000 to 768000 Hz" in out
     assert "usb:046d:0825:A1\n" in out
-    assert "the kernel has the card, and /dev/snd/pcmC1D0c is missing" in out
+    assert "the kernel has the card, but /dev/snd/pcmC1D0c is missing" in out
 
 
 @pytest.mark.parametrize("device", ["usb:0d8c:0014", "hw:0"])
@@ -99,7 +99,7 @@ def test_a_node_that_appears_later_is_taken(
         told = []
         for line in process.stderr:
             told.append(line)
-            if "is missing; udev makes it in a moment" in line:
+            if "is missing; udev creates it in a moment" in line:
                 slots.node(0, 0).touch()
             if "capturing from" in line:
                 break

@@ -31,12 +31,12 @@ from hypothesis import strategies as st
 from capstand.accounting.ledger import Ledger
 from capstand.audio.block import Block
 from capstand.capture.synthetic import VirtualTime
-from capstand.capture.types.synthetic import Fault, Synthetic
+from capstand.capture.types.synthetic import FaultConfig, SyntheticConfig
 from capstand.config import plan
 from capstand.config import schema as config
-from capstand.config.schema import Capture, Config, Spool, Stream
+from capstand.config.schema import CaptureConfig, Config, SpoolConfig, StreamConfig
 from capstand.errors import CapstandError
-from capstand.host.logs import Repeats, log
+from capstand.host.logs import RepeatFilter, log
 from capstand.host.notify import Notifier
 from capstand.host.peer import Peer
 from capstand.service import running
@@ -44,13 +44,13 @@ from capstand.service.display import LiveLine
 from capstand.service.reload import Reload
 from capstand.service.reporter import Reporter
 from capstand.service.service import Service
-from capstand.sinks.outlet import Outlet
 from capstand.sinks.recording.segment import Segment
 from capstand.sinks.sink import Event
-from capstand.sinks.types.agora import AgoraSink
-from capstand.sinks.types.file import FileSink
+from capstand.sinks.sink_queue import SinkQueue
+from capstand.sinks.types.agora import AgoraSinkConfig
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream import handover
-from capstand.stream.handover import Side
+from capstand.stream.handover import SinkSnapshot
 from capstand.stream.intake import Intake
 from tests.counts import counts
 from tests.fakecard import FakeCard
@@ -64,19 +64,21 @@ APP_ID = "0123456789abcdef0123456789abcdef"
 
 # The plan
 
-SINKS: st.SearchStrategy[FileSink | AgoraSink] = st.sampled_from(
+SINKS: st.SearchStrategy[FileSinkConfig | AgoraSinkConfig] = st.sampled_from(
     [
         *(
-            FileSink("file", path, segment_s=length_s)
+            FileSinkConfig("file", path, segment_s=length_s)
             for path in ("/a", "/b", "/a/")
             for length_s in (60.0, 90.0)
         ),
-        *(AgoraSink("agora", APP_ID, channel) for channel in ("studio", "hall")),
+        *(AgoraSinkConfig("agora", APP_ID, channel) for channel in ("studio", "hall")),
     ]
 )
-CAPTURES = st.sampled_from([Capture("hw:0"), Capture("hw:1"), Capture("hw:1", channels=1)])
+CAPTURES = st.sampled_from(
+    [CaptureConfig("hw:0"), CaptureConfig("hw:1"), CaptureConfig("hw:1", channels=1)]
+)
 STREAMS = st.builds(
-    lambda capture, sinks: Stream(
+    lambda capture, sinks: StreamConfig(
         "mic", capture, tuple(sink._replace(name=name) for name, sink in sinks.items())
     ),
     CAPTURES,
@@ -113,21 +115,23 @@ def test_the_plan_leads_from_any_configuration_to_any_other(old: Config, new: Co
         assert (stream.name in touched) == (before.get(stream.name) != stream)
         if stream.name in before and before[stream.name].capture == stream.capture:
             assert stream.name not in todo.stop
-    told = plan.words(old, new)
+    told = plan.describe(old, new)
     assert sorted(line.split(":")[0] for line in told) == sorted(touched)
 
 
 @given(old=STREAMS, new=STREAMS)
-def test_a_sink_waits_for_the_one_that_leaves_its_place(old: Stream, new: Stream) -> None:
+def test_a_sink_waits_for_the_one_that_leaves_its_place(
+    old: StreamConfig, new: StreamConfig
+) -> None:
     """Of two sinks with one directory, or one channel and uid, the new one opens second."""
     change = plan.sink_plan(old, new)
     for sink in change.added:
         for gone in change.removed:
-            assert isinstance(sink, FileSink | AgoraSink)
-            assert isinstance(gone, FileSink | AgoraSink)
+            assert isinstance(sink, FileSinkConfig | AgoraSinkConfig)
+            assert isinstance(gone, FileSinkConfig | AgoraSinkConfig)
             same = type(sink) is type(gone) and (
                 sink.path.rstrip("/") == gone.path.rstrip("/")
-                if isinstance(sink, FileSink) and isinstance(gone, FileSink)
+                if isinstance(sink, FileSinkConfig) and isinstance(gone, FileSinkConfig)
                 else sink[2:4] == gone[2:4]  # channel and uid
             )
             assert (gone in change.before(sink)) == same
@@ -135,13 +139,15 @@ def test_a_sink_waits_for_the_one_that_leaves_its_place(old: Stream, new: Stream
 
 def test_a_recording_that_moves_waits_for_its_spool() -> None:
     """A sink whose directory changes keeps the folder of its spool, and two may not use it."""
-    there, other = Spool("/spool"), Spool("/other")
-    old = Stream("mic", Capture("hw:0"), (FileSink("file", "/a", "disk", spool=there),))
+    there, other = SpoolConfig("/spool"), SpoolConfig("/other")
+    old = StreamConfig(
+        "mic", CaptureConfig("hw:0"), (FileSinkConfig("file", "/a", "disk", spool=there),)
+    )
     for sink, waits in (
-        (FileSink("file", "/b", "disk", spool=there._replace(path="/spool/")), True),
-        (FileSink("file", "/b", "disk", spool=other), False),
-        (FileSink("file", "/b", "more", spool=there), False),
-        (FileSink("file", "/b", "disk"), False),
+        (FileSinkConfig("file", "/b", "disk", spool=there._replace(path="/spool/")), True),
+        (FileSinkConfig("file", "/b", "disk", spool=other), False),
+        (FileSinkConfig("file", "/b", "more", spool=there), False),
+        (FileSinkConfig("file", "/b", "disk"), False),
     ):
         change = plan.sink_plan(old, old._replace(sink=(sink,)))
         assert change.before(sink) == list(old.sink if waits else ())
@@ -166,22 +172,22 @@ def test_sinks_come_and_go_at_any_moment(
     """Whenever one sink takes another's place, through losses and a full ring, the books of each
     balance after every turn, and the blocks of all of them, one after the other, are those that the
     sink got which was always there."""
-    fault = Fault(kind="overrun", at_s=0.3, for_s=0.5, every_s=every_s)
-    setup = Synthetic(signal="counter", faults=(fault,))
+    fault = FaultConfig(kind="overrun", at_s=0.3, for_s=0.5, every_s=every_s)
+    setup = SyntheticConfig(signal="counter", faults=(fault,))
     card = capture(rate_hz=8000, format="S32_LE", channels=1, buffer_ms=100.0, source=setup)
     always, one = Keep(), Keep()
     line = Line(card, [always, one], VirtualTime(), queue_frames=1 << 30)
     stream, others = line.stream, [one]
-    left: list[Outlet] = []
+    left: list[SinkQueue] = []
     for turn, times in turns:
         if turn == "exchange":
-            gone = stream.outlets[1]
+            gone = stream.sink_queues[1]
             left.append(gone)
             others.append(Keep())
-            fresh = Outlet("sink1", others[-1], queue_ms * 8)
+            fresh = SinkQueue("sink1", others[-1], queue_ms * 8)
             fresh.since = None
-            stream.outlets = [stream.outlets[0], fresh]
-            stream.pusher.exchange(stream.outlets, 0)
+            stream.sink_queues = [stream.sink_queues[0], fresh]
+            stream.pusher.exchange(stream.sink_queues, 0)
             assert line.stats().balanced
             line.push()
             gone.try_open()
@@ -194,13 +200,13 @@ def test_sinks_come_and_go_at_any_moment(
     line.deliver()
     stats = line.stats()
     assert stats.balanced
-    books = [Side.of(gone).stats(stats.captured_frames, 8000, 0) for gone in left]
+    books = [SinkSnapshot.of(gone).stats(stats.captured_frames, 8000, 0) for gone in left]
     books.append(stats.sinks[1])
     assert all(each.balanced for each in books)
     assert sum(each.captured_frames for each in books) == stats.captured_frames
     starts = [each.since_frame for each in books]
     assert starts == sorted(starts, key=lambda frame: frame or 0)
-    if not any(each.overflowed for each in (stream.outlets[1], *left)):
+    if not any(each.overflowed for each in (stream.sink_queues[1], *left)):
         assert [block for keep in others for block in keep.blocks] == always.blocks
 
 
@@ -208,7 +214,10 @@ def test_sinks_come_and_go_at_any_moment(
 
 
 def stream_text(name: str, *sinks: str, device: str = "synthetic", **keys: object) -> str:
-    lines = [f'[[stream]]\nname = "{name}"\n[stream.capture]\ndevice = "{device}"', "priority = 0"]
+    lines = [
+        f'[[stream]]\nname = "{name}"\n[stream.capture]\ndevice = "{device}"',
+        "rt_priority = 0",
+    ]
     keys = {"buffer_ms": 10_000} | keys  # a busy machine stands still, which is not the matter here
     lines += ['format = "S32_LE"', *(f"{key} = {json.dumps(keys[key])}" for key in keys)]
     if "channels" not in keys:
@@ -263,16 +272,16 @@ class Running:
 
     def turn(self) -> None:
         """What main does again and again."""
-        self.reload.look()
+        self.reload.poll()
         for stream in self.streams:
             report = stream.report(time.monotonic_ns())
             assert report.stats.balanced, report
-            self.reporters[stream.name].look(report)
+            self.reporters[stream.name].update(report)
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
-            assert time.monotonic() < deadline, [one.stats(0) for one in self.streams]
+            assert time.monotonic() < deadline, [stream.stats(0) for stream in self.streams]
             self.turn()
             time.sleep(0.002)
 
@@ -281,7 +290,7 @@ class Running:
         self.path.write_text(text)
         number = self.reload.ask()
         self.until(lambda: self.reload.done == number)
-        return self.reload.refused or self.reload.told
+        return self.reload.refused or self.reload.changes
 
     def hear(self, name: str, milliseconds: int = 60) -> None:
         """Until the stream's sinks were given so much more."""
@@ -382,8 +391,8 @@ def test_a_changed_sink_costs_no_frame(run: Callable[[str], Running], tmp_path: 
     running.end()
 
     (stop,) = running.events("mic", "stop")
-    (leave,) = running.events("mic", "leave")
-    (join,) = running.events("mic", "join")
+    (leave,) = running.events("mic", "sink_removed")
+    (join,) = running.events("mic", "sink_added")
     assert len(list(keep.iterdir())) == len(list(old.iterdir())) == len(list(new.iterdir())) == 1
     assert whole(recorded(keep)) and len(recorded(keep)) == stop["captured_frames"]
     assert (recorded(old, new) == recorded(keep)).all()
@@ -404,13 +413,13 @@ def test_a_recording_that_stays_in_its_directory_is_ended_first(
     folder, held = tmp_path / "sound", threading.Event()
     running = run(stream_text("mic", sink_text("disk", folder)))
     running.hear("mic")
-    old = running["mic"].outlets[0].sink
+    old = running["mic"].sink_queues[0].sink
     close = old.close
     monkeypatch.setattr(old, "close", lambda: (held.wait(PATIENCE_S), close()))
     running.path.write_text(stream_text("mic", sink_text("other", folder, segment_s=60)))
     number = running.reload.ask()
-    running.until(lambda: running["mic"].outlets[0].name == "other")
-    (new,) = running["mic"].outlets
+    running.until(lambda: running["mic"].sink_queues[0].name == "other")
+    (new,) = running["mic"].sink_queues
     running.until(lambda: new.entered > 48 * 300)
     assert (new.state, new.taken) == ("opening", 0)
     held.set()
@@ -453,7 +462,7 @@ def test_streams_are_added_and_removed(run: Callable[[str], Running], tmp_path: 
     running.hear("room")
     threads = idents(running["mic"])
     assert running.change(hall + mic) == ["room: removed", "hall: new"]
-    assert [one.name for one in running.streams] == ["hall", "mic"]
+    assert [stream.name for stream in running.streams] == ["hall", "mic"]
     assert set(running.reporters) == {"hall", "mic"}
     assert idents(running["mic"]) == threads
     (stop,) = running.events("room", "stop")
@@ -484,14 +493,14 @@ def test_a_changed_device_touches_its_own_stream_alone(
         "room", sink_text("disk", tmp_path / "room"), device=other.device, rate_hz=44100
     )
     told = running.change(mic + slower)
-    assert told == ["room: started anew, because its capture changed"]
+    assert told == ["room: restarted, because its capture changed"]
     running.hear("mic")
     running.hear("room")
     assert (fakecard.opens, other.opens) == (1, 2)
     running.end()
     assert fakecard.frames_lost == 0
     assert whole(recorded(tmp_path / "mic"))
-    assert [one["balanced"] for one in running.events("room", "stop")] == [True, True]
+    assert [event["balanced"] for event in running.events("room", "stop")] == [True, True]
     rates = {soundfile.info(path).samplerate for path in (tmp_path / "room").iterdir()}
     assert rates == {44100, 48000}
 
@@ -505,10 +514,10 @@ def test_other_channels_are_picked_by_a_reload(
     running = run(stream_text("mic", sink_text("disk", tmp_path / "a"), pick=[3], **keys))  # type: ignore[arg-type]
     running.hear("mic")
     wider = stream_text("mic", sink_text("disk", tmp_path / "a"), pick=[8, 1], **keys)  # type: ignore[arg-type]
-    assert running.change(wider) == ["mic: started anew, because its capture changed"]
+    assert running.change(wider) == ["mic: restarted, because its capture changed"]
     running.hear("mic")
     running.end()
-    assert [one["balanced"] for one in running.events("mic", "stop")] == [True, True]
+    assert [event["balanced"] for event in running.events("mic", "stop")] == [True, True]
     assert {soundfile.info(path).channels for path in (tmp_path / "a").iterdir()} == {1, 2}
 
 
@@ -539,21 +548,21 @@ def test_a_wrong_file_changes_nothing_and_says_why(
     running = run(good)
     running.hear("mic")
     threads = idents(running["mic"])
-    wrong = good.replace("priority = 0", "priority = 99\nchanels = 2")
+    wrong = good.replace("rt_priority = 0", "rt_priority = 99\nchanels = 2")
     faults = running.change(wrong)
     assert len(faults) == 2 and all(str(running.path) in fault for fault in faults)
     assert [line for line in said if "refused" in line] == [
         f"reload refused: {fault}" for fault in faults
     ]
-    assert running.reload.words == f"reload refused: {faults[0]} (and 1 more) | "
+    assert running.reload.status_prefix == f"reload refused: {faults[0]} (and 1 more) | "
     running.hear("mic")
     assert idents(running["mic"]) == threads
     running.path.unlink()
     number = running.reload.ask()
     running.until(lambda: running.reload.done == number)
-    assert "cannot be read" in running.reload.words
+    assert "cannot be read" in running.reload.status_prefix
     assert running.change(good) == []
-    assert running.reload.words == ""
+    assert running.reload.status_prefix == ""
     running.end()
     assert whole(recorded(tmp_path / "mic")) and len(list((tmp_path / "mic").iterdir())) == 1
 
@@ -568,8 +577,8 @@ def test_requests_that_come_together_are_one(
     running.hear("mic")
     running.path.write_text(texts[1])
     running.reload.ask()
-    running.until(lambda: bool(running.reload.told))
-    assert running.reload.words == ("reloading | " if running.reload.busy else "")
+    running.until(lambda: bool(running.reload.changes))
+    assert running.reload.status_prefix == ("reloading | " if running.reload.busy else "")
     running.path.write_text(texts[2])
     numbers = [running.reload.ask() for _ in range(5)]
     running.until(lambda: running.reload.done == numbers[-1])
@@ -596,7 +605,7 @@ def test_a_file_that_does_not_come_keeps_nobody_waiting(
 
     monkeypatch.setattr(config, "load", hang)
     running.reload.ask()
-    assert not running.reload.look()
+    assert not running.reload.poll()
     running.hear("mic")
     assert running.reload.busy
     monkeypatch.setattr("capstand.service.reload.READ_S", 0.0)
@@ -605,7 +614,7 @@ def test_a_file_that_does_not_come_keeps_nobody_waiting(
     running.until(lambda: not running.reload.busy)
     assert running.reload.refused == [f"{running.path}: cannot be read: not done within 0 s"]
     assert running.change(again) == [
-        f"{running.path}: cannot be read: an earlier reload still waits for it"
+        f"{running.path}: cannot be read: an earlier reload is still waiting for it"
     ]
     hangs.set()
     monkeypatch.setattr("capstand.service.reload.READ_S", PATIENCE_S)
@@ -640,18 +649,18 @@ def test_a_removed_sink_that_hangs_is_given_up_and_told(
     running = run(stream_text("mic", keep))
     running.change(stream_text("mic", keep, sink_text("hang", tmp_path / "hang")))
     hanging = Hanging()
-    running["mic"].outlets[1].sink = hanging
+    running["mic"].sink_queues[1].sink = hanging
     running.until(hanging.held.is_set)
     told = running.change(stream_text("mic", keep))
     assert told == [
         "mic: sink hang removed",
-        "mic: sink hang did not end in time and was given up",
+        "mic: sink hang did not stop in time and was abandoned",
     ]
-    assert any("sink hang did not end in time" in line for line in said)
+    assert any("sink hang did not stop in time" in line for line in said)
     running.hear("mic")
     hanging.enough.set()
     running.end()
-    (leave,) = running.events("mic", "leave")
+    (leave,) = running.events("mic", "sink_removed")
     assert leave["balanced"] is True and leave["dropped_frames"] > 0
     assert whole(recorded(tmp_path / "keep"))
 
@@ -679,14 +688,14 @@ def test_a_removed_sink_that_hangs_is_let_go_of(
     monkeypatch.setattr(handover, "ABANDON_S", PATIENCE_S)
     keep = sink_text("keep", tmp_path / "keep")
     running = run(stream_text("mic", keep, sink_text("hang", tmp_path / "hang")))
-    outlet = running["mic"].outlets[1]
-    hanging = outlet.sink = LastWord()
+    sink_queue = running["mic"].sink_queues[1]
+    hanging = sink_queue.sink = LastWord()
     running.until(hanging.held.is_set)
     running.change(stream_text("mic", keep))
-    assert outlet.state == "closed"
+    assert sink_queue.state == "closed"
     running.end()
-    (leave,) = running.events("mic", "leave")
-    assert leave["balanced"] is True and leave["dropped_frames"] == leave["inside_frames"] == 0
+    (leave,) = running.events("mic", "sink_removed")
+    assert leave["balanced"] is True and leave["dropped_frames"] == leave["in_flight_frames"] == 0
     (begin,) = running.events("mic", "spool_begin")
     assert (begin["sink"], begin["frames"]) == ("hang", 7)
 
@@ -700,15 +709,15 @@ def test_a_new_stream_waits_for_the_one_that_ends(
     mic = sink_text("disk", tmp_path / "mic")
     running = run(stream_text("mic", mic) + room)
     hanging = Hanging()
-    running["mic"].outlets[0].sink = hanging
+    running["mic"].sink_queues[0].sink = hanging
     running.until(hanging.held.is_set)
     running.path.write_text(stream_text("mic", mic, period_ms=20) + room)
     number = running.reload.ask()
     running.hear("room")
-    assert [one.name for one in running.streams] == ["room"] and running.reload.busy
+    assert [stream.name for stream in running.streams] == ["room"] and running.reload.busy
     hanging.enough.set()
     running.until(lambda: running.reload.done == number)
-    assert [one.name for one in running.streams] == ["mic", "room"]
+    assert [stream.name for stream in running.streams] == ["mic", "room"]
     assert running.begun == [("mic", 0)]  # whoever reserves cards knows it before it opens one
     running.hear("mic")
 
@@ -737,7 +746,7 @@ def test_what_the_ring_dropped_before_is_not_the_new_sinks(
     running.change(stream_text("mic", sink_text("disk", tmp_path / "b"), buffer_ms=40))
     running.hear("mic")
     running.end()
-    (leave,) = running.events("mic", "leave")
+    (leave,) = running.events("mic", "sink_removed")
     (stop,) = running.events("mic", "stop")
     (new,) = stop["sinks"]
     assert leave["dropped_frames"] >= dropped > 0
@@ -771,8 +780,8 @@ def test_the_end_of_the_process_does_not_wait_for_a_reload(
     told_to_stop.set()
     running.end()
     assert not (tmp_path / "hall").exists()
-    assert [one["balanced"] for one in running.events("room", "stop")] == [True]
-    assert len(running.events("mic", "leave")) == len(running.events("mic", "stop")) == 1
+    assert [event["balanced"] for event in running.events("room", "stop")] == [True]
+    assert len(running.events("mic", "sink_removed")) == len(running.events("mic", "stop")) == 1
     folders = [folder for folder in (tmp_path / "a", tmp_path / "b") if folder.exists()]
     assert whole(recorded(*folders))
 
@@ -783,7 +792,7 @@ def test_at_the_end_all_that_hang_are_let_go_of_together(
     """They share the time that is left, since systemd kills a daemon that takes too long."""
     monkeypatch.setattr("capstand.stream.stream.ABANDON_S", PATIENCE_S)
     names = ["x", "y", "z"]
-    running = run(stream_text("mic", *(sink_text(one, tmp_path / one) for one in names)))
+    running = run(stream_text("mic", *(sink_text(name, tmp_path / name) for name in names)))
     stream = running["mic"]
     let_go: list[Hanging] = []
 
@@ -795,12 +804,12 @@ def test_at_the_end_all_that_hang_are_let_go_of_together(
                     one.enough.set()
 
     sinks = [Waiting() for _ in names]
-    for outlet, sink in zip(stream.outlets, sinks, strict=True):
-        outlet.sink = sink
+    for sink_queue, sink in zip(stream.sink_queues, sinks, strict=True):
+        sink_queue.sink = sink
     running.until(lambda: all(one.held.is_set() for one in sinks))
     stream.drain(time.monotonic() + PATIENCE_S)
     assert stream.close(time.monotonic()) == ["sink x", "sink y", "sink z"]
-    assert [one.abandoned for one in stream.outlets] == [0, 0, 0]
+    assert [one.abandoned for one in stream.sink_queues] == [0, 0, 0]
 
 
 def test_at_the_end_a_slow_disk_is_waited_for_longer_than_a_channel(
@@ -823,7 +832,7 @@ def test_at_the_end_a_slow_disk_is_waited_for_longer_than_a_channel(
         return finish(segment)
 
     channel = Channel()
-    stream.outlets[0].sink = channel
+    stream.sink_queues[0].sink = channel
     running.hear("mic")
     finish = Segment.finish
     monkeypatch.setattr(Segment, "finish", slowly)
@@ -832,7 +841,7 @@ def test_at_the_end_a_slow_disk_is_waited_for_longer_than_a_channel(
     assert stream.close(time.monotonic()) == ["sink x"]
     taken = stream.stats(time.monotonic_ns())
     assert taken.balanced
-    assert [one.dropped_frames for one in taken.sinks] == [0, 0]
+    assert [sink.dropped_frames for sink in taken.sinks] == [0, 0]
     numbers = recorded(tmp_path / "y")
     assert whole(numbers) and len(numbers) == taken.captured_frames
 
@@ -868,7 +877,7 @@ def test_reload_after_reload_under_sound(run: Callable[[str], Running], tmp_path
             faults = running.change(text(number).replace("channels", "chanels"))
             assert len(faults) == 2
             continue
-        gone += [weakref.ref(running["room"]), weakref.ref(running["mic"].outlets[1])]
+        gone += [weakref.ref(running["room"]), weakref.ref(running["mic"].sink_queues[1])]
         assert len(running.change(text(number))) == 2
         if not all(ground):
             ground = in_use()
@@ -884,9 +893,9 @@ def test_reload_after_reload_under_sound(run: Callable[[str], Running], tmp_path
     kept, moved = recorded(tmp_path / "keep"), recorded(tmp_path / "move")
     assert whole(kept) and len(kept) == stop["captured_frames"]
     assert (moved == kept).all()
-    assert len(running.events("mic", "leave")) == rounds - rounds // 3
+    assert len(running.events("mic", "sink_removed")) == rounds - rounds // 3
     figure(f"{rounds} reloads in one process, a third bad", f"0 of {len(kept)} frames lost")
-    assert all(one["balanced"] for one in running.events("room", "stop"))
+    assert all(event["balanced"] for event in running.events("room", "stop"))
 
 
 # The daemon
@@ -957,7 +966,7 @@ def test_capstand_reload_waits_and_answers(daemon: Daemon) -> None:
 
     setup = daemon.folder / "capstand.toml"
     daemon.hear("READY=1")
-    assert ask("reload") == (0, "nothing has changed\n", "")
+    assert ask("reload") == (0, "nothing changed\n", "")
     setup.write_text(GOOD.format(folder=daemon.folder, name="elsewhere"))
     assert ask("reload") == (0, "mic: sink file changed\n", "")
     (file,) = (daemon.folder / "sound").iterdir()
@@ -981,7 +990,7 @@ def test_a_daemon_without_a_file_has_nothing_to_read_again(
     number = running.reload.ask()
     running.until(lambda: running.reload.done == number)
     assert running.reload.refused == [
-        "capstand runs without a configuration file; give it one by --config FILE"
+        "capstand runs without a configuration file; start it with --config FILE"
     ]
 
 
@@ -990,8 +999,8 @@ def test_reload_is_for_root_and_the_daemons_own_user(tmp_path: Path) -> None:
     setup = tmp_path / "capstand.toml"
     setup.write_text(stream_text("mic", sink_text("disk", tmp_path)))
     service = Service(
-        config.load(setup), tmp_path, tmp_path, LiveLine(wanted=False), Repeats(), setup
+        config.load(setup), tmp_path, tmp_path, LiveLine(wanted=False), RepeatFilter(), setup
     )
-    with pytest.raises(CapstandError, match="reload is for root and for the daemon's own user"):
+    with pytest.raises(CapstandError, match="reload needs root or the daemon's own user"):
         service.answer_reload({}, Peer(1, 4321, frozenset()))
     assert service.answer_reload({}, Peer(1, os.geteuid(), frozenset())) == {"reload": 1}

@@ -13,7 +13,7 @@ import pytest
 from capstand.accounting.ledger import Ledger
 from capstand.accounting.stats import Cause, Gap, GapTable
 from capstand.errors import DeviceError
-from capstand.host.logs import Repeats, log
+from capstand.host.logs import RepeatFilter, log
 from capstand.service import reporter as module
 from capstand.service.reporter import Reporter
 from tests.line import Keep, Line, capture
@@ -34,14 +34,15 @@ def test_a_concern_of_a_sink_is_told_when_it_begins_and_when_it_ends(
     reporter = Reporter(line.stream.config, Ledger(tmp_path))
     said: list[str] = []
     monkeypatch.setattr(
-        "capstand.service.reporter.say", lambda _, text, *words, **__: said.append(text % words)
+        "capstand.service.reporter.log_event",
+        lambda _, text, *words, **__: said.append(text % words),
     )
     for concern in (None, "nothing is sent for 10 s", "nothing is sent for 11 s", None, None):
         sink.concern = concern
-        reporter.look(line.report())
+        reporter.update(line.report())
     assert said == [
         "mic: sink sink0: nothing is sent for 10 s",
-        "mic: sink sink0: all is well again",
+        "mic: sink sink0: recovered",
     ]
 
 
@@ -53,16 +54,17 @@ def test_a_card_in_the_place_of_another_is_told_once(
     reporter, capturer = Reporter(line.stream.config, ledger), line.stream.capturer
     said: list[str] = []
     monkeypatch.setattr(
-        "capstand.service.reporter.say", lambda _, text, *words, **__: said.append(text % words)
+        "capstand.service.reporter.log_event",
+        lambda _, text, *words, **__: said.append(text % words),
     )
     line.capture()
     for successor in (None, "another one now: port 2", "another one now: port 2", "port 1"):
-        assert capturer.grant is not None
-        capturer.grant = capturer.last_grant = capturer.grant._replace(successor=successor)
-        reporter.look(line.report())
+        assert capturer.params is not None
+        capturer.params = capturer.last_params = capturer.params._replace(successor=successor)
+        reporter.update(line.report())
         capturer.opens += 1
     assert [one for one in said if "port" in one] == ["mic: another one now: port 2", "mic: port 1"]
-    told = [one.get("successor") for one in books(ledger, "grant")]
+    told = [book.get("successor") for book in books(ledger, "opened")]
     assert told == [None, "another one now: port 2", None, "port 1"]
 
 
@@ -82,8 +84,8 @@ class Journal(logging.Handler):
     def lost(self) -> list[int]:
         """All values of LOST_FRAMES that a search would find."""
         found: list[int] = []
-        for one in self.entries:
-            value = getattr(one, "fields", {}).get("LOST_FRAMES", ())
+        for entry in self.entries:
+            value = getattr(entry, "fields", {}).get("LOST_FRAMES", ())
             found += value if isinstance(value, tuple) else (value,)
         return found
 
@@ -91,7 +93,7 @@ class Journal(logging.Handler):
 @pytest.fixture
 def journal() -> Iterator[Journal]:
     one = Journal()
-    one.addFilter(Repeats())
+    one.addFilter(RepeatFilter())
     before = log.handlers[:], log.level
     log.handlers[:] = [one]
     log.setLevel(logging.INFO)
@@ -125,16 +127,16 @@ def test_every_gap_is_in_the_ledger_and_found_in_the_journal(
     reporter.begin()
     for number in range(11):
         gaps(line, 480 + number)
-        reporter.look(line.report())
+        reporter.update(line.report())
     reporter.end(line.report(), [])
     assert journal.lost()[:11] == [480 + number for number in range(11)]
-    assert [one.getMessage() for one in journal.entries] == [
+    assert [entry.getMessage() for entry in journal.entries] == [
         "mic: lost 480 frames (10 ms) at frame 0: overrun: the card's buffer was not read in time",
         "mic: lost 490 frames (10 ms) at frame 4845: overrun: the card's buffer was not read in "
         "time (and 9 more like it)",
         "mic: 5335 frames produced = 0 captured + 5335 lost; ",
     ]
-    assert [one["frames"] for one in books(ledger, "gap")] == [480 + n for n in range(11)]
+    assert [book["frames"] for book in books(ledger, "gap")] == [480 + n for n in range(11)]
 
 
 def test_sums_do_not_follow_each_gap(tmp_path: Path, journal: Journal) -> None:
@@ -143,7 +145,7 @@ def test_sums_do_not_follow_each_gap(tmp_path: Path, journal: Journal) -> None:
     reporter = Reporter(line.stream.config, ledger)
     for _ in range(100):
         gaps(line, 480)
-        reporter.look(line.report())
+        reporter.update(line.report())
     assert reporter._total_due <= time.monotonic() + module.GAP_TOTAL_S
     assert len(books(ledger, "total")) == 1
 
@@ -154,9 +156,9 @@ def test_gaps_that_come_too_fast_are_summed_up(tmp_path: Path, journal: Journal)
     line, ledger = Line(capture(), []), Ledger(tmp_path)
     reporter = Reporter(line.stream.config, ledger)
     gaps(line, *[3] * (GapTable.ROWS + 500))
-    reporter.look(line.report())
+    reporter.update(line.report())
     gaps(line, 5)
-    reporter.look(line.report())
+    reporter.update(line.report())
     found = books(ledger, "gap")
     assert (found[0]["count"], found[0]["frames"], found[0]["cause"]) == (501, 1503, "unknown")
     assert len(found) == 1 + (GapTable.ROWS - 1) + 1
@@ -179,8 +181,8 @@ def test_a_gap_that_comes_while_gaps_are_told_is_told_once(
     monkeypatch.setattr(GapTable, "since", meanwhile)
     gaps(line, 5)
     for _ in range(3):
-        reporter.look(line.report())
-    assert [one["frames"] for one in books(ledger, "gap")] == [5, 7, 7]
+        reporter.update(line.report())
+    assert [book["frames"] for book in books(ledger, "gap")] == [5, 7, 7]
 
 
 def test_the_day_is_closed_by_a_total(
@@ -191,12 +193,12 @@ def test_the_day_is_closed_by_a_total(
     line, ledger = Line(capture(), []), Ledger(tmp_path)
     monkeypatch.setattr(module, "_today", lambda: "2025-11-25")
     reporter = Reporter(line.stream.config, ledger)
-    reporter.look(line.report())
+    reporter.update(line.report())
     monkeypatch.setattr(module, "_today", lambda: "2025-11-26")
-    reporter.look(line.report())
-    reporter.look(line.report())
+    reporter.update(line.report())
+    reporter.update(line.report())
     monkeypatch.undo()
-    assert [one["closes"] for one in books(ledger, "total")] == ["2025-11-25"]
+    assert [book["closes"] for book in books(ledger, "total")] == ["2025-11-25"]
 
 
 def test_a_process_that_holds_the_card_is_told_once_whatever_its_number(
@@ -207,5 +209,5 @@ def test_a_process_that_holds_the_card_is_told_once_whatever_its_number(
     reporter = Reporter(line.stream.config, Ledger(tmp_path))
     for pid in range(200):
         line.stream.capturer.trouble = DeviceError(f"hw:0 is used by arecord (pid {pid})")
-        reporter.look(line.report())
+        reporter.update(line.report())
     assert len(journal.entries) <= 3

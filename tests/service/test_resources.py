@@ -28,7 +28,7 @@ from capstand.audio.block import Block
 from capstand.host import bug
 from capstand.host.notify import Notifier
 from capstand.sinks import disk
-from capstand.sinks.outlet import Outlet
+from capstand.sinks.sink_queue import SinkQueue
 from tests.counts import counts
 from tests.fakecard import FakeCard
 from tests.figures import figure
@@ -93,7 +93,7 @@ class Place:
         """Listens until a status names no sink that waits."""
         while True:
             line = self.hear("STATUS=")
-            if "bad: mic-" in line and "recording waits" not in line and "ledger:" not in line:
+            if "bad: mic-" in line and "recording is paused" not in line and "ledger:" not in line:
                 return line
 
     def limit(self, what: int, soft: int) -> None:
@@ -135,8 +135,8 @@ class Place:
             json.loads(line)  # none is torn
         assert books["event"] == "stop" and books["balanced"] is True
         bad, good = books["sinks"]
-        assert (good["dropped_frames"], good["inside_frames"]) == (0, 0)
-        assert bad["inside_frames"] == 0
+        assert (good["dropped_frames"], good["in_flight_frames"]) == (0, 0)
+        assert bad["in_flight_frames"] == 0
         return books, log
 
 
@@ -169,12 +169,12 @@ def test_a_disk_that_fills_up_and_is_emptied(
     place.hear_well()
     ballast = fill(small_disk)
     line = place.hear("sink bad: ")
-    assert re.search(r"No space left on device; recording waits; check that|0 MB free", line)
+    assert re.search(r"No space left on device; recording is paused; check that|0 MB free", line)
     ballast.unlink()
     place.hear_well()
     books, log = place.end()
     assert books["sinks"][0]["delivered_frames"] > 0
-    assert "error: mic: sink bad: " in log and "mic: sink bad works again" in log
+    assert "error: mic: sink bad: " in log and "mic: sink bad recovered" in log
 
 
 def test_a_disk_that_is_read_only(tmp_path: Path, small_disk: Path, places: list[Place]) -> None:
@@ -192,8 +192,8 @@ def test_a_disk_that_is_read_only(tmp_path: Path, small_disk: Path, places: list
     place.hear_well()
     books, log = place.end()
     assert books["sinks"][0]["delivered_frames"] > 0
-    assert "ledger: is written again" in log
-    assert [one["event"] for one in place.daemon.ledger()][:2] == ["start", "grant"]
+    assert "ledger: writable again" in log
+    assert [one["event"] for one in place.daemon.ledger()][:2] == ["start", "opened"]
 
 
 def test_a_file_may_not_grow(tmp_path: Path, places: list[Place]) -> None:
@@ -212,8 +212,8 @@ def test_a_file_may_not_grow(tmp_path: Path, places: list[Place]) -> None:
     bad = books["sinks"][0]
     assert (bad["delivered_frames"], bad["dropped_frames"]) == (books["captured_frames"], 0)
     files = sorted((tmp_path / "rec").iterdir())
-    assert all(one.stat().st_size <= limit for one in files[1:])
-    assert sum(soundfile.info(one).frames for one in files) == bad["delivered_frames"]
+    assert all(file.stat().st_size <= limit for file in files[1:])
+    assert sum(soundfile.info(file).frames for file in files) == bad["delivered_frames"]
 
 
 def test_no_descriptor_is_free(tmp_path: Path, places: list[Place]) -> None:
@@ -265,7 +265,7 @@ def test_a_machine_slow_to_start_loses_nothing(
     daemon = Daemon(tmp_path, CAPTURED.format(device=fakecard.device, folder=tmp_path / "rec"))
     try:
         daemon.hear("READY=1")
-        daemon.hear("file has taken nothing for ")
+        daemon.hear("file has accepted no data for ")
         daemon.hear("file: mic-")
         assert daemon.end() == 0
     finally:
@@ -324,7 +324,7 @@ def die(*_):
 kinds = {{"capture": SyntheticSource, "push": Pusher, "sink": Recording, "main": Reporter}}
 thread = "{thread}"
 kind = kinds[thread]
-name = {{"capture": "read", "push": "step", "sink": "write", "main": "look"}}[thread]
+name = {{"capture": "read", "push": "step", "sink": "write", "main": "update"}}[thread]
 right, calls = getattr(kind, name), iter(range(10**9))
 setattr(kind, name, lambda *a: right(*a) if next(calls) not in range(8, 11) else die())
 """
@@ -359,7 +359,7 @@ def test_a_thread_that_dies_of_a_bug_is_started_again_with_its_stream(
     files; another goes on with the books."""
     done = dying(tmp_path, thread)
     assert done.returncode == 0, done.stderr
-    assert f"mic: starting again: thread {thread} ended of ZeroDivisionError: a bug" in done.stderr
+    assert f"mic: restarting: thread {thread} crashed: ZeroDivisionError: a bug" in done.stderr
     assert "Traceback (most recent call last)" in done.stderr
     assert not list((tmp_path / "good").glob("*.part"))
     books = [json.loads(one) for one in ledger(tmp_path)]
@@ -375,19 +375,19 @@ def test_a_main_thread_that_dies_of_a_bug_ends_the_daemon(tmp_path: Path) -> Non
     assert done.returncode == 1, done.stderr
     assert f"thread {thread}" in done.stderr and "ZeroDivisionError: a bug" in done.stderr
     assert done.stderr.count("Traceback (most recent call last)") == 1
-    assert f"stopping: starting again: thread {thread}" in done.stderr
+    assert f"stopping: restarting: thread {thread}" in done.stderr
     assert not list((tmp_path / "good").glob("*.part"))
     books = [json.loads(one) for one in ledger(tmp_path)]
     assert books[-1]["event"] == "stop"
 
 
 def test_a_sink_with_a_bug_is_tried_again(tmp_path: Path) -> None:
-    """A bug in a sink costs the block and a pause, is told once, and the sink works again."""
+    """A bug in a sink costs the block and a pause, is told once, and the sink recovered."""
     done = dying(tmp_path, "sink")
     assert done.returncode == 0, done.stderr
     assert "unexpected ZeroDivisionError: a bug (at sitecustomize.py:" in done.stderr
     assert done.stderr.count("Traceback (most recent call last)") == 1
-    assert "works again" in done.stderr
+    assert "recovered" in done.stderr
     books = [json.loads(one) for one in ledger(tmp_path)]
     assert books[-1]["balanced"] is True
 
@@ -415,16 +415,21 @@ def test_whatever_a_sink_raises_is_booked(error: Exception) -> None:
             raise error
 
     sink = Wild()
-    outlet = Outlet("wild", sink, 1000)
-    assert outlet.try_open() is False
-    assert outlet.trouble is not None
-    assert outlet.trouble.startswith(f"unexpected {type(error).__name__}: ")
+    sink_queue = SinkQueue("wild", sink, 1000)
+    assert sink_queue.try_open() is False
+    assert sink_queue.trouble is not None
+    assert sink_queue.trouble.startswith(f"unexpected {type(error).__name__}: ")
     sink.wild = False
-    outlet.put(Block(0, 10, 1, bytes(40)))
-    outlet.finish()
-    outlet.run()
-    assert (outlet.entered, outlet.failed, outlet.delivered, outlet.queued) == (10, 10, 0, 0)
-    assert outlet.state == "closed"
+    sink_queue.put(Block(0, 10, 1, bytes(40)))
+    sink_queue.finish()
+    sink_queue.run()
+    assert (sink_queue.entered, sink_queue.failed, sink_queue.delivered, sink_queue.queued) == (
+        10,
+        10,
+        0,
+        0,
+    )
+    assert sink_queue.state == "closed"
 
 
 def test_a_bug_is_told_once_with_its_traceback(
@@ -436,12 +441,12 @@ def test_a_bug_is_told_once_with_its_traceback(
         try:
             raise what("first\nsecond")
         except Exception as error:  # noqa: BLE001
-            return bug.tell("here", error)
+            return bug.log_unexpected("here", error)
 
     monkeypatch.setattr(logging.getLogger("capstand"), "propagate", True)
     lines = [fail(KeyError), fail(KeyError), fail(IndexError)]
-    assert all(one.count("\n") == 0 and "test_resources.py:" in one for one in lines)
-    assert [one.getMessage().count("Traceback") for one in caplog.records] == [1, 1]
+    assert all(line.count("\n") == 0 and "test_resources.py:" in line for line in lines)
+    assert [record.getMessage().count("Traceback") for record in caplog.records] == [1, 1]
 
 
 def test_a_ledger_line_is_whole_or_not_there(tmp_path: Path, small_disk: Path) -> None:
@@ -456,14 +461,14 @@ def test_a_ledger_line_is_whole_or_not_there(tmp_path: Path, small_disk: Path) -
     deadline = time.monotonic() + PATIENCE_S
     while ledger.trouble is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert "No space left on device; its lines wait in memory" in str(ledger.trouble)
+    assert "No space left on device; its lines are kept in memory" in str(ledger.trouble)
     assert ledger.path("mic").read_text().endswith("\n")
     ballast.unlink()
     while ledger.trouble is not None and time.monotonic() < deadline:
         time.sleep(0.01)
     ledger.close(PATIENCE_S)
-    events = [json.loads(one) for one in ledger.path("mic").read_text().splitlines()]
-    assert [one.get("frames") for one in events] == [None, *range(100)]
+    events = [json.loads(line) for line in ledger.path("mic").read_text().splitlines()]
+    assert [event.get("frames") for event in events] == [None, *range(100)]
 
 
 def test_systemd_that_cannot_be_told_is_told_later(

@@ -17,7 +17,7 @@ import pytest
 from capstand.audio.block import NS_PER_S
 from capstand.config import schema as config
 from capstand.errors import DeviceError
-from capstand.host.logs import Repeats
+from capstand.host.logs import RepeatFilter
 from capstand.service.display import LiveLine
 from capstand.service.service import Service
 from capstand.stream.intake import Intake
@@ -136,7 +136,7 @@ def test_it_stops_with_whole_files_and_closed_books(daemon: Daemon, number: int)
             "captured_frames": books["captured_frames"],
             "delivered_frames": books["captured_frames"],
             "dropped_frames": 0,
-            "inside_frames": 0,
+            "in_flight_frames": 0,
             "inserted_frames": 0,
         }
     ]
@@ -162,7 +162,13 @@ def test_what_is_wrong_is_told_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     setup = tmp_path / "capstand.toml"
     setup.write_text(CONFIGURATION.format(device="hw:CARD=NotThere,DEV=0", folder=tmp_path))
     service = Service(
-        config.load(setup), tmp_path, tmp_path, LiveLine(wanted=False), Repeats(), setup, Intake
+        config.load(setup),
+        tmp_path,
+        tmp_path,
+        LiveLine(wanted=False),
+        RepeatFilter(),
+        setup,
+        Intake,
     )
     told: list[str] = []
     monkeypatch.setattr(service._notifier, "status", told.append)
@@ -180,12 +186,12 @@ def test_what_is_wrong_is_told_at_once(tmp_path: Path, monkeypatch: pytest.Monke
 ASKING = r"""
 import os, threading
 from capstand.host import realtime
-ask = realtime.be_real_time
+ask = realtime.set_fifo
 def told(name, priority):
     threads = " ".join(one.name.split()[0] for one in threading.enumerate())
     os.write(1, f"{name} {priority} {threads}\n".encode())
     return ask(name, priority)
-realtime.be_real_time = told
+realtime.set_fifo = told
 """
 """Python runs it at the start of each process."""
 
@@ -230,7 +236,7 @@ def test_a_second_daemon_is_refused_and_the_first_goes_on(daemon: Daemon, tmp_pa
     (folder / "run").symlink_to(tmp_path / "run")
     second = Daemon(folder, CONFIGURATION.format(device="synthetic", folder=folder))
     said = second.hear("ERRNO=")
-    assert "ERRNO=98" in said and "another capstand answers there" in said
+    assert "ERRNO=98" in said and "another capstand is running there" in said
     assert second.process.wait(PATIENCE_S) == 1
     second.close()
     daemon.hear("WATCHDOG=1")
@@ -247,14 +253,14 @@ def test_the_ledger_itemises_what_was_lost_and_what_a_sink_missed(tmp_path: Path
     )
     daemon = Daemon(tmp_path, configuration)
     daemon.hear("MB free")
-    while ", lost 0; " in daemon.hear(", missed "):
+    while ", lost 0; " in daemon.hear(", dropped "):
         pass
     assert daemon.end() == 0
     events = daemon.ledger()
     daemon.close()
 
     def total(kind: str) -> int:
-        return sum(one["frames"] for one in events if one["event"] == kind)
+        return sum(event["frames"] for event in events if event["event"] == kind)
 
     books = events[-1]
     (sink,) = books["sinks"]
@@ -268,6 +274,6 @@ def test_a_directory_it_may_not_use_is_told(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file, not a directory")
     daemon = Daemon(tmp_path, CONFIGURATION.format(device="synthetic", folder=tmp_path))
     said = daemon.hear("ERRNO=")
-    assert f"{tmp_path}/run: File exists; --runtime names a directory" in said
+    assert f"{tmp_path}/run: File exists; choose a writable directory" in said
     assert daemon.process.wait(PATIENCE_S) == 1
     daemon.close()

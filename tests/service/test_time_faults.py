@@ -24,7 +24,7 @@ from capstand.capture.source import UNKNOWN, Reading
 from capstand.capture.synthetic import SyntheticSource, VirtualTime
 from capstand.errors import DeviceError
 from capstand.sinks.recording.recording import Recording
-from capstand.sinks.types.file import FileSink
+from capstand.sinks.types.file import FileSinkConfig
 from tests.audio.test_clock import Row
 from tests.dsp.test_ratelock import Run
 from tests.line import Line, Script, capture
@@ -131,8 +131,8 @@ def test_a_slew_leaves_a_live_queue_alone() -> None:
     run.seconds(60)
     depths = run.seconds(400)
     assert run.drain.holes == 0
-    assert max(abs(one - 40) for one in depths) < 10
-    assert max(abs(one - 40) for one in depths[-60:]) < 2
+    assert max(abs(depth - 40) for depth in depths) < 10
+    assert max(abs(depth - 40) for depth in depths[-60:]) < 2
 
 
 def test_only_what_people_read_comes_from_the_wall_clock() -> None:
@@ -149,13 +149,13 @@ def test_only_what_people_read_comes_from_the_wall_clock() -> None:
         "sinks/spool/spool.py",
         "accounting/ledger.py",
         "host/logs.py",
-        "sharing/lending.py",
+        "sharing/device_release.py",
         "agora/sdk/install.py",
         "agora/tokens/token.py",
-        "agora/tokens/keeper.py",
+        "agora/tokens/renewal.py",
         "agora/tokens/sources.py",
-        "agora/connection.py",
-        "agora/life.py",
+        "agora/channel_session.py",
+        "agora/connection_state.py",
     }
 
 
@@ -188,7 +188,7 @@ class Desk:
         self.ahead_ns = START_S * S - self.time.now_ns()
         card = capture(rate_hz=8000, period_ms=100.0)
         self.source = Suspending(card, self.time)
-        setup = FileSink(type="file", path=str(folder), min_free_mb=0)
+        setup = FileSinkConfig(type="file", path=str(folder), min_free_mb=0)
         recording = Recording(
             "mic",
             setup,
@@ -207,7 +207,7 @@ class Desk:
 
     def files(self) -> list[tuple[float, float]]:
         """Wall time in the name, from START on, and length of each recording, in seconds."""
-        self.line.stream.outlets[0].sink.close()
+        self.line.stream.sink_queues[0].sink.close()
         assert self.line.stats().balanced
         return [
             (_named(one) - START_S, soundfile.info(one).duration)

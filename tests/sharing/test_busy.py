@@ -30,14 +30,14 @@ from capstand.accounting.ledger import Ledger
 from capstand.accounting.stats import Cause
 from capstand.capture.alsa import AlsaSource
 from capstand.cli.main import main
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from capstand.devices.holder import card_number, holder_of, place_of
 from capstand.errors import CapstandError, DeviceError
 from capstand.host.control import PER_USER, ControlServer, ask
 from capstand.host.peer import Peer
-from capstand.sharing.lending import Lending
-from capstand.sinks.outlet import Outlet
-from capstand.sinks.types.file import FileSink
+from capstand.sharing.device_release import DeviceRelease
+from capstand.sinks.sink_queue import SinkQueue
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream.health import Health
 from capstand.stream.intake import Intake
 from tests.fakecard import FakeCard, counter
@@ -115,7 +115,7 @@ def test_the_holder_is_the_process_of_the_thread_that_opened_it(proc: Proc) -> N
     ],
 )
 def test_the_holder_is_named_with_its_unit(proc: Proc, cgroup: str, unit: str) -> None:
-    """The systemd unit is told, and for a user's own service both his manager and the service."""
+    """The systemd unit is told, and for a user's own service both their manager and the service."""
     proc.process(812, "program", cgroup)
     proc.status("closed\n", "owner_pid   : 812\n")
     assert proc.holder() == f"program (pid 812, {unit})"
@@ -166,7 +166,7 @@ def test_the_card_of_a_device(device: str, place: tuple[str, int] | None) -> Non
         ("arecord (pid 812)", "stop it, or share the card through dsnoop"),
         (
             "pipewire (pid 812, user@1000.service/pipewire.service)",
-            "have capstand reserve the card, as a service of that user",
+            "run capstand as that user, so that it can reserve the card",
         ),
     ],
 )
@@ -175,12 +175,9 @@ def test_busy_is_one_line_that_says_what_to_do(
 ) -> None:
     """The line of STATUS and journal names the device, its holder, the wait and the way out."""
     monkeypatch.setattr("capstand.devices.holder.holder_of", lambda card, device: holder)
-    source = AlsaSource(Capture(device="hw:CARD=Mic"))
+    source = AlsaSource(CaptureConfig(device="hw:CARD=Mic"))
     failure = source._failure(OSError(errno.EBUSY, "busy"), "cannot be opened")
-    assert str(failure) == (
-        f"hw:CARD=Mic is in use by {holder}; waiting until it lets go; {advice} "
-        "(README: Sharing the card)"
-    )
+    assert str(failure) == (f"hw:CARD=Mic is in use by {holder}; waiting for it; {advice}")
     assert failure.errno == errno.EBUSY and not failure.refused
 
 
@@ -214,7 +211,7 @@ def test_what_the_kernel_refuses_is_not_tried(
     monkeypatch.setattr(os, "open", busy)
     monkeypatch.setattr("alsaaudio.PCM", never)
     with pytest.raises(DeviceError) as failure:
-        AlsaSource(Capture(device=device), root=tmp_path).open()
+        AlsaSource(CaptureConfig(device=device), root=tmp_path).open()
     assert failure.value.errno == number and not failure.value.refused
 
 
@@ -225,13 +222,17 @@ class Held:
     """A stream on a fake card with its threads running, and a daemon's main thread around it."""
 
     def __init__(self, card: FakeCard, folder: Path) -> None:
-        setup = Capture(device=card.device, format="S32_LE", channels=1, priority=0, buffer_ms=2000)
+        setup = CaptureConfig(
+            device=card.device, format="S32_LE", channels=1, rt_priority=0, buffer_ms=2000
+        )
         self.card = card
         self.sink = Keep()
-        self.stream = Intake(config(setup, [FileSink(type="file", path=str(folder / "unused"))]))
-        give(self.stream, Outlet("keep", self.sink, 1 << 30))
+        self.stream = Intake(
+            config(setup, [FileSinkConfig(type="file", path=str(folder / "unused"))])
+        )
+        give(self.stream, SinkQueue("keep", self.sink, 1 << 30))
         self.ledger = Ledger(folder / "ledger")
-        self.lending = Lending(lambda: [self.stream], self.ledger)
+        self.lending = DeviceRelease(lambda: [self.stream], self.ledger)
         self.path = folder / "run/control.sock"
         self._selector = selectors.DefaultSelector()
         self._server = ControlServer(
@@ -252,7 +253,7 @@ class Held:
             while not self._stopping:
                 for key, _ in self._selector.select(0.01):
                     key.data()
-                self.lending.look(time.monotonic_ns())
+                self.lending.poll(time.monotonic_ns())
                 self._server.expire()
         except BaseException as error:
             self.trouble = error
@@ -260,7 +261,7 @@ class Held:
 
     @property
     def health(self) -> str:
-        return self.stream.verdict(time.monotonic_ns()).health.value
+        return self.stream.assessment(time.monotonic_ns()).health.value
 
     @property
     def captured(self) -> int:
@@ -301,10 +302,10 @@ def test_released_and_taken_back_with_exact_books(held: Held) -> None:
     `resume` sound goes on, and what was missed is one gap with its own cause, as long as the card
     says, to the millisecond."""
     answer = held.order("release", stream="mic")
-    assert held.stream.capturer.grant is None
+    assert held.stream.capturer.params is None
     assert answer == {"stream": "mic", "released": "until `capstand resume mic`"}
-    verdict = held.stream.verdict(time.monotonic_ns())
-    assert verdict == (Health.DEGRADED, "released to others until `capstand resume mic`", True)
+    verdict = held.stream.assessment(time.monotonic_ns())
+    assert verdict == (Health.DEGRADED, "released until `capstand resume mic`", True)
     opens, captured = held.card.opens, held.captured
     time.sleep(0.3)
     assert (held.card.opens, held.captured) == (opens, captured)
@@ -315,7 +316,9 @@ def test_released_and_taken_back_with_exact_books(held: Held) -> None:
     held.stream.close(time.monotonic() + PATIENCE_S)
     (gap,) = held.stream.capturer.tally.gaps.since(0)
     assert gap.cause is Cause.RELEASED and not gap.exact
-    numbers = np.concatenate([counter(bytes(one.samples), "S32_LE", 1) for one in held.sink.blocks])
+    numbers = np.concatenate(
+        [counter(bytes(block.samples), "S32_LE", 1) for block in held.sink.blocks]
+    )
     (jump,) = [int(one) for one in np.diff(numbers) if one != 1]
     assert abs(gap.frames - (jump - 1)) <= 480, "the gap is what the card went on meanwhile"
     stats = held.stream.stats(time.monotonic_ns())
@@ -337,7 +340,7 @@ def test_released_for_a_time(held: Held) -> None:
     held.flows()
     release, resume = held.events()
     assert release["until"] is not None
-    assert resume["reason"] == "its time is over"
+    assert resume["reason"] == "time elapsed"
     away_ns = resume["monotonic_ns"] - release["monotonic_ns"]
     assert away_ns > 0.19e9  # the order is written down a moment after it was taken
 
@@ -352,7 +355,7 @@ def test_both_orders_may_be_repeated(held: Held) -> None:
     held.order("release", stream="mic", for_s=3600)
     assert held.order("resume", stream="mic")["was_released"] is True
     held.flows()
-    assert [one["event"] for one in held.events()].count("resume") == 1
+    assert [event["event"] for event in held.events()].count("resume") == 1
 
 
 def test_a_card_that_another_has_is_handed_over_and_waited_for(held: Held) -> None:
@@ -390,7 +393,7 @@ def test_eight_at_once(held: Held) -> None:
             try:
                 answers.append(held.order("release", stream="mic", for_s=60 + number))
             except CapstandError as error:
-                assert str(error) == "mic was taken back before its device was closed"
+                assert str(error) == "mic was resumed before its device was closed"
                 answers.append({"stream": "mic"})
             answers.append(held.order("resume", stream="mic"))
 
@@ -399,7 +402,7 @@ def test_eight_at_once(held: Held) -> None:
         one.start()
     for one in people:
         one.join()
-    assert len(answers) == PER_USER * 6 and all(one["stream"] == "mic" for one in answers)
+    assert len(answers) == PER_USER * 6 and all(answer["stream"] == "mic" for answer in answers)
     held.flows()
     stats = held.stream.stats(time.monotonic_ns())
     assert stats.balanced and stats.released is None
@@ -408,15 +411,14 @@ def test_eight_at_once(held: Held) -> None:
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ({}, "None is no stream of this daemon; it has mic"),
-        ({"stream": "mik"}, "'mik' is no stream of this daemon; it has mic"),
-        ({"stream": ["mic"]}, "['mic'] is no stream of this daemon; it has mic"),
-        ({"stream": "x" * 900}, f"'{'x' * 39}… is no stream of this daemon; it has mic"),
+        ({}, "None is not a stream of this daemon; it has mic"),
+        ({"stream": "mik"}, "'mik' is not a stream of this daemon; it has mic"),
+        ({"stream": ["mic"]}, "['mic'] is not a stream of this daemon; it has mic"),
+        ({"stream": "x" * 900}, f"'{'x' * 39}… is not a stream of this daemon; it has mic"),
         *(
             (
                 {"stream": "mic", "for_s": wrong},
-                f"{wrong!r} is no time to release mic for; "
-                "expected seconds, more than 0 and at most 31622400",
+                f"{wrong!r}: expected the seconds to release mic for, above 0 and at most 31622400",
             )
             for wrong in (0, -1, 1e9, "60", True, float("inf"), [60])
         ),
@@ -496,7 +498,7 @@ except CapstandError as error:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root is needed to become other users")
 def test_who_may(held: Held) -> None:
-    """Another user may ask, not order; as a member of the group audio he may do both."""
+    """Another user may ask, not order; as a member of the group audio they may do both."""
     import grp
 
     top = Path(tempfile.gettempdir())
@@ -517,7 +519,7 @@ def test_who_may(held: Held) -> None:
     for question in ("release", "resume"):
         assert run(question, "") == (
             1,
-            f"uid 4321 may not {question} a stream; root may, capstand's own user, and members of "
+            f"uid 4321 may not {question} a stream; only root, capstand's own user and members of "
             "the groups audio and capstand; try sudo",
         )
     assert held.stream.capturer.released is None
@@ -534,14 +536,14 @@ def test_an_order_that_is_overtaken_is_told(tmp_path: Path) -> None:
     """Who released hears so when another resumes before the device was closed; and a stream that
     is configured away is forgotten, so that one of its name begins as its own."""
     streams = [Intake(config(capture()))]
-    lending = Lending(lambda: streams, Ledger(tmp_path))
+    lending = DeviceRelease(lambda: streams, Ledger(tmp_path))
     closed = lending.release({"stream": "mic"}, ROOT)
     assert closed() is None
     assert lending.resume({"stream": "mic"}, ROOT)["was_released"] is True
-    assert closed() == {"error": "mic was taken back before its device was closed"}
+    assert closed() == {"error": "mic was resumed before its device was closed"}
     lending.release({"stream": "mic", "for_s": 1}, ROOT)
     streams[0] = Intake(config(capture()))
-    lending.look(time.monotonic_ns() + 10**12)
+    lending.poll(time.monotonic_ns() + 10**12)
     assert lending.resume({"stream": "mic"}, ROOT)["was_released"] is False
 
 
@@ -557,8 +559,8 @@ def test_on_the_command_line(held: Held, capsys: pytest.CaptureFixture[str]) -> 
     lines = said.splitlines()
     assert lines[0] == "mic: released until `capstand resume mic`"
     assert re.fullmatch(r"mic: released until \d\d:\d\d:\d\d", lines[1])
-    assert lines[2:] == ["mic: taking the device back", "mic: it is not released"]
-    assert complained == "capstand: 'other' is no stream of this daemon; it has mic\n"
+    assert lines[2:] == ["mic: reopening the device", "mic: not released"]
+    assert complained == "capstand: 'other' is not a stream of this daemon; it has mic\n"
 
 
 def test_a_device_that_does_not_close_is_told(tmp_path: Path) -> None:
@@ -578,7 +580,9 @@ def test_a_device_that_does_not_close_is_told(tmp_path: Path) -> None:
         ((waiting, (ready, _)),) = server._waiting.items()
         server._waiting[waiting] = (ready, time.monotonic() - 1)
         server.expire()
-        assert json.loads(client.recv(1000)) == {"error": "not done after 5 s; ask for the status"}
+        assert json.loads(client.recv(1000)) == {
+            "error": "not done after 5 s; see `capstand status`"
+        }
     server.close()
     selector.close()
 

@@ -188,7 +188,7 @@ Make = Callable[..., Run]
 
 
 def test_every_frame_is_played_once_and_in_order(run: Make) -> None:
-    """Without the rate lock, on one clock: silence first, so that sound is played ``delay_ms``
+    """Without the rate lock, on one clock: silence first, so that sound is played ``latency_ms``
     after it was captured, then a minute of frames as they were captured. At the end all of it is
     played before the device is closed."""
     one = run()
@@ -198,7 +198,7 @@ def test_every_frame_is_played_once_and_in_order(run: Make) -> None:
     first = int(np.flatnonzero(played)[0])
     assert first == pytest.approx(DELAY - FRAMES, abs=FRAMES // 10)
     assert np.array_equal(played[first:], np.arange(1, 6000 * FRAMES + 1))
-    assert max(abs(one - 100) for one in latencies) < 0.1
+    assert max(abs(latency - 100) for latency in latencies) < 0.1
     one.check_books()
     one.sink.close()
     control = one.speaker.control
@@ -220,8 +220,8 @@ def test_late_wake_ups_change_nothing(run: Make) -> None:
 
 @pytest.mark.parametrize("ppm", [200.0, -200.0])
 def test_clocks_that_differ_cost_a_break_now_and_then(run: Make, ppm: float) -> None:
-    """Without the rate lock: once the latency is half of ``delay_ms`` off, after 250 s at 200 ppm,
-    so much is inserted or dropped at once, and the books say so; the device never runs dry."""
+    """Without the rate lock: once the latency is half of ``latency_ms`` off, after 250 s at 200
+    ppm, so much is inserted or dropped at once, and the books say so; the device never runs dry."""
     one = run(ppm=ppm)
     latencies = one.blocks(30_000)  # five minutes
     assert min(latencies) >= 49 and max(latencies) <= 151
@@ -331,7 +331,7 @@ def test_a_device_that_stands_still_is_opened_again(run: Make) -> None:
     [
         (errno.EBUSY, "speaker is in use by another program; waiting until it lets go"),
         (errno.ENODEV, "speaker cannot be opened: No such device; is it plugged in?"),
-        (errno.EACCES, "speaker cannot be opened: Permission denied; put the user into the group"),
+        (errno.EACCES, "speaker cannot be opened: Permission denied; add the user to the group"),
     ],
 )
 def test_why_it_cannot_be_opened_is_told(
@@ -361,9 +361,9 @@ def test_what_has_no_clock_is_refused(speaker: Speaker) -> None:
 def test_a_buffer_that_is_too_short_is_told(run: Make, speaker: Speaker) -> None:
     """With the delay that would do."""
     speaker.restrict(buffer_frames=4800)
-    with pytest.raises(SinkError, match=r"its buffer holds 100 ms.* set delay_ms to 80 or less"):
+    with pytest.raises(SinkError, match=r"its buffer holds 100 ms.* set latency_ms to 80 or less"):
         run()
-    one = run(delay_ms=80)
+    one = run(latency_ms=80)
     one.blocks(100)
     one.check_books()
 
@@ -457,8 +457,8 @@ def test_the_rate_lock_follows_the_devices_clock(
     one.blocks(100)
     inserted = one.sink.inserted_frames
     latencies = one.blocks(30_000)
-    assert max(abs(one - 100) for one in latencies) < 8
-    assert max(abs(one - 100) for one in latencies[6000:]) < 5
+    assert max(abs(latency - 100) for latency in latencies) < 8
+    assert max(abs(latency - 100) for latency in latencies[6000:]) < 5
     assert (one.sink.inserted_frames, one.dropped) == (inserted, 0)
     assert (one.figure("underruns"), speaker.control.starts) == (0, 1)
     assert one.figure("rate_lock") == "locked"
@@ -510,7 +510,7 @@ def test_a_stream_is_played_by_a_process(speaker: Speaker, tmp_path: Path) -> No
     the device was opened is played, once and in order; the rest is in the books."""
     speaker.control.real = 1
     card = line.capture()
-    sink = AlsaSink("alsa", speaker.device, delay_ms=2000, rate_lock=False)
+    sink = AlsaSink("alsa", speaker.device, latency_ms=2000, rate_lock=False)
     stream = Stream(line.config(card)._replace(sink=(sink,)), tmp_path)
     beside = rings.reader_of(stream.ring, card.audio.frame_bytes)
     heard: list[Block] = []
@@ -528,7 +528,7 @@ def test_a_stream_is_played_by_a_process(speaker: Speaker, tmp_path: Path) -> No
     stream.close(time.monotonic() + PATIENCE_S)
     stats = stream.stats(time.monotonic_ns())
     played = stats.sinks[0]
-    assert stats.balanced and played.inside_frames == 0 and feed.failures == 0
+    assert stats.balanced and played.in_flight_frames == 0 and feed.failures == 0
     assert played.since_frame is not None
     got = np.frombuffer(speaker.given, "<u4")
     captured = np.frombuffer(b"".join(one.samples for one in heard), "<u4")
@@ -543,7 +543,7 @@ def test_a_stream_is_played_by_a_process(speaker: Speaker, tmp_path: Path) -> No
 
 def faults(*sinks: str) -> list[str]:
     head = '[[stream]]\nname = "mic"\n[stream.capture]\ndevice = "hw:CARD=Mic"\nperiod_ms = 20\n'
-    text = head + "".join(f'[[stream.sink]]\ntype = "alsa"\n{one}\n' for one in sinks)
+    text = head + "".join(f'[[stream.sink]]\ntype = "alsa"\n{sink}\n' for sink in sinks)
     with pytest.raises(ConfigError) as caught:
         decode(text, "c.toml", Config)
     return caught.value.faults
@@ -554,5 +554,5 @@ def test_what_a_configuration_may_not_say() -> None:
     assert "is played by sink 1 already" in faults(*twice)[0]
     assert "is how a device that captures is named" in faults('device = "usb:0d8c:0014"')[0]
     assert "would run a command or write" in faults('device = "file:/tmp/a"')[0]
-    assert "is less than capture.period_ms + 10" in faults('device = "x"\ndelay_ms = 25')[0]
+    assert "is less than capture.period_ms + 10" in faults('device = "x"\nlatency_ms = 25')[0]
     assert "is what this stream captures from" in faults('device = "hw:CARD=Mic"')[0]

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from capstand.audio.block import NS_PER_S
-from capstand.sinks.sink import Mark
+from capstand.sinks.sink import Checkpoint
 from capstand.sinks.spool.backlog import Backlog
 from capstand.sinks.spool.spool import Spool
 from tests.sinks.test_spool import AUDIO, FRAMES, ROOM, Clock, block
@@ -83,13 +83,13 @@ def test_what_was_not_safe_is_given_again_before_what_is_on_disk(folder: Path) -
     queue = backlog(folder)
     put(queue, 4)
     assert give(queue, 2) == [0, 100]
-    queue.commit(Mark(FRAMES + 30, "there"))
+    queue.commit(Checkpoint(FRAMES + 30, "there"))
     assert queue.own.delivered == FRAMES + 30 and queue.given_frames == 2 * FRAMES
     queue.take()
     queue.put_back()
     put(queue, 1, AWAY)
     assert queue.spooling and not queue.from_disk and not queue.in_memory
-    assert (queue.spool.position, queue.spool.place) == (130, "there")
+    assert (queue.spool.position, queue.spool.cursor) == (130, "there")
     queue.opened()
     assert queue.given_frames == 0
     assert give(queue, 3) == [130, 200, 300]
@@ -128,11 +128,11 @@ def test_a_new_place_is_noted_at_once_the_same_one_only_when_asked(folder: Path)
     queue = backlog(folder)
     put(queue, 3, AWAY)
     give(queue, 2)
-    queue.commit(Mark(FRAMES, "a"), only_new_place=True)
-    assert (queue.spool.position, queue.spool.place) == (FRAMES, "a")
-    queue.commit(Mark(2 * FRAMES, "a"), only_new_place=True)
+    queue.commit(Checkpoint(FRAMES, "a"), only_new_cursor=True)
+    assert (queue.spool.position, queue.spool.cursor) == (FRAMES, "a")
+    queue.commit(Checkpoint(2 * FRAMES, "a"), only_new_cursor=True)
     assert queue.spool.position == FRAMES and queue.own.delivered == 2 * FRAMES
-    queue.commit(queue.mark)
+    queue.commit(queue.checkpoint)
     assert queue.spool.position == 2 * FRAMES
 
 
@@ -154,7 +154,7 @@ def test_a_spool_that_can_be_reached_late_comes_first(folder: Path) -> None:
     the sink holds what is not safe, that is not looked for."""
     earlier = backlog(folder)
     put(earlier, 1, AWAY)
-    earlier.commit(Mark(0, "earlier"))
+    earlier.commit(Checkpoint(0, "earlier"))
     put(earlier, 2)
     earlier.close(AWAY, 0)
     queue = mounted_late(folder)
@@ -162,12 +162,12 @@ def test_a_spool_that_can_be_reached_late_comes_first(folder: Path) -> None:
     queue.sync(AWAY, 0)
     queue.written()
     queue.sync(AWAY, 0)
-    assert not queue.spooling and queue.mark == Mark(0, "")
+    assert not queue.spooling and queue.checkpoint == Checkpoint(0, "")
     queue.put_back()
     queue.sync(None, 0)
     assert queue.concern is None and queue.spooled_frames == 7 * FRAMES
-    assert queue.mark == Mark(0, "earlier")
-    assert events(queue) == [("spool_begin", "an earlier run left it")]
+    assert queue.checkpoint == Checkpoint(0, "earlier")
+    assert events(queue) == [("spool_begin", "left by an earlier run")]
     assert give(queue, 7) == list(range(0, 7 * FRAMES, FRAMES))
     queue.commit(None)
     assert (queue.inherited.delivered, queue.own.delivered) == (3 * FRAMES, 4 * FRAMES)
@@ -252,11 +252,11 @@ def test_a_spool_that_could_not_be_emptied_is_emptied_later(
     queue = backlog(folder)
     put(queue, 1, AWAY)
     give(queue, 1)
-    queue.commit(Mark(FRAMES, "a"), only_new_place=True)
-    queue.commit(Mark(FRAMES, "a"))
+    queue.commit(Checkpoint(FRAMES, "a"), only_new_cursor=True)
+    queue.commit(Checkpoint(FRAMES, "a"))
     put(queue, 1)
     give(queue, 1)
-    queue.commit(Mark(2 * FRAMES, "a"), only_new_place=True)
+    queue.commit(Checkpoint(2 * FRAMES, "a"), only_new_cursor=True)
     with monkeypatch.context() as patch:
         patch.setattr(queue.spool, "clear", full)
         queue.leave_disk(0)
@@ -284,12 +284,12 @@ def test_this_runs_own_place_is_not_forgotten_for_an_earlier_one(folder: Path) -
     """A sink that has to take something back of this run is not told to do so of the last."""
     earlier = backlog(folder)
     put(earlier, 1, AWAY)
-    earlier.commit(Mark(0, "earlier"))
+    earlier.commit(Checkpoint(0, "earlier"))
     earlier.close(AWAY, 0)
     queue = Backlog(Spool(folder, AUDIO, ROOM, 3600), AUDIO.rate_hz, 5 * FRAMES)
-    queue.commit(Mark(0, "own"))
+    queue.commit(Checkpoint(0, "own"))
     queue.load(0)
-    assert queue.spooling and queue.mark.place == "own"
+    assert queue.spooling and queue.checkpoint.cursor == "own"
 
 
 def test_what_is_lost_on_disk_is_booked_to_the_run_it_is_of(folder: Path) -> None:

@@ -23,8 +23,8 @@ import pytest
 from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.errors import SinkError
 from capstand.sinks import disk
-from capstand.sinks.outlet import Outlet
 from capstand.sinks.recording import folder
+from capstand.sinks.sink_queue import SinkQueue
 from tests.sinks.test_recording import PERIOD, S16, STAMP, Desk, expected, heard
 
 Nobody = Callable[[], AbstractContextManager[Path]]
@@ -32,25 +32,25 @@ ROOT = Path(__file__).parents[2]
 RECORD = """
 import json, sys
 from pathlib import Path
-from capstand.sinks.outlet import Outlet
+from capstand.sinks.sink_queue import SinkQueue
 from tests.sinks.test_recording import Desk, PERIOD
 folder, setup, periods = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
-outlet, told = None, []
+sink_queue, told = None, []
 try:
     desk = Desk(folder, **setup)
-    outlet = Outlet("file", desk.sink, 10**9)
-    outlet.try_open()
+    sink_queue = SinkQueue("file", desk.sink, 10**9)
+    sink_queue.try_open()
     for number in range(periods):
-        outlet.put(desk.block(number * PERIOD))
+        sink_queue.put(desk.block(number * PERIOD))
     try:
-        outlet.step()
+        sink_queue.step()
         desk.sink.flush()
         desk.sink.close()
     except Exception as error:
         told.append(str(error))
-        outlet._fail(error)
+        sink_queue._fail(error)
     told += [what["reason"] for _, what in desk.sink.events()]
-    books = outlet.books()
+    books = sink_queue.books()
 except Exception as error:
     told.append(str(error))
     books = (0, 0)
@@ -75,7 +75,7 @@ class Outcome:
         self.delivered: int = answer["delivered"]
         self.dropped: int = answer["dropped"]
         self.files = sorted(folder.glob("*.*")) if folder.is_dir() else []
-        self.frames = sum(len(heard(one)) // 2 for one in self.files)
+        self.frames = sum(len(heard(file)) // 2 for file in self.files)
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def test_what_a_file_system_need_not_have_costs_nothing(
     out = record(lacks, container=container, segment_s=1.0, mode="0660")
     assert (out.delivered, out.dropped) == (20_000, 0)
     assert out.frames == 20_000
-    assert [one.suffix for one in out.files] == [f".{container}"] * 3
-    words = [one for one in out.told if "mode and group are not set" not in one]
+    assert [file.suffix for file in out.files] == [f".{container}"] * 3
+    words = [one for one in out.told if "cannot set mode and group" not in one]
     assert words == []
     assert len(out.told) == ("fchmod" in lacks)
 
@@ -135,7 +135,7 @@ def test_a_disk_without_a_size_is_not_a_full_one(record: Callable[..., Outcome])
     out = record("statvfs=0", min_free_mb=200)
     assert (out.delivered, out.dropped, out.frames) == (20_000, 0, 20_000)
     (words,) = out.told
-    assert words.endswith("does not say how much is free, so min_free_mb has no effect")
+    assert words.endswith("does not report free space, so min_free_mb has no effect")
 
 
 FIXED = ["lseek=29", "rewrite=29", "rewrite=1", "lseek=29 rewrite=29"]
@@ -150,8 +150,8 @@ def test_where_nothing_can_be_written_anew_a_flac_is_no_success(
     out = record(lacks, container="flac")
     assert out.delivered == 0 and out.files == []
     assert out.told[0].endswith(
-        "/rec: the file system cannot change what is written; recording waits; mount it with a "
-        "cache (rclone: --vfs-cache-mode writes), or take another directory"
+        "/rec: the file system cannot rewrite data; recording is paused; mount it with a "
+        "cache (rclone: --vfs-cache-mode writes), or use another directory"
     )
 
 
@@ -164,10 +164,10 @@ def test_where_nothing_can_be_written_anew_a_wav_leaves_its_length_open(
     out = record(lacks, segment_s=segment_s)
     assert (out.delivered, out.dropped, out.frames) == (20_000, 0, 20_000)
     assert len(out.files) == (3 if segment_s == 1.0 else 1)
-    assert len(out.told) == 1 and "recordings leave their length open" in out.told[0]
+    assert len(out.told) == 1 and "recordings have no length in their header" in out.told[0]
     made = Desk(out.files[0].parent)
     whole = b"".join(made.block(one).samples for one in range(0, 20_000, PERIOD))
-    found = np.concatenate([heard(one) for one in out.files])
+    found = np.concatenate([heard(file) for file in out.files])
     assert np.array_equal(found, expected(whole, S16.sample))
 
 
@@ -178,16 +178,18 @@ def test_a_file_that_cannot_be_named_is_no_loss(
     """A rename that fails leaves a whole .part, which counts as delivered; it is told."""
     out = record("rename=5", container=container)
     assert (out.delivered, out.dropped, out.frames) == (20_000, 0, 20_000)
-    assert [one.suffix for one in out.files] == [".part"]
+    assert [file.suffix for file in out.files] == [".part"]
     (words,) = out.told
-    assert words.endswith(".part is whole but keeps this name: Input/output error")
+    assert words.endswith(".part is complete but could not be renamed: Input/output error")
 
 
 def test_a_write_that_fails_once_is_told_in_words(record: Callable[..., Outcome]) -> None:
     """What libsndfile says of it says nothing; the sound before it is in the file."""
     out = record("write_once=5")
     assert (out.delivered, out.dropped, out.frames) == (1600, 800, 1600)
-    assert "the disk refused a write, and took the next one; recording waits" in out.told[0]
+    assert (
+        "the disk rejected a write, then accepted the next one; recording is paused" in out.told[0]
+    )
 
 
 @pytest.mark.parametrize("container", ["wav", "flac"])
@@ -210,10 +212,10 @@ def test_a_file_that_may_grow_no_further_is_followed_by_the_next(
     out = record(f"size=60000{hint}", periods=100, container=container)
     assert (out.delivered, out.dropped, out.told) == (80_000, 0, [])
     assert len(out.files) >= 6
-    assert all(one.stat().st_size <= 60_000 for one in out.files)
+    assert all(file.stat().st_size <= 60_000 for file in out.files)
     made = Desk(out.files[0].parent)
     whole = b"".join(made.block(one).samples for one in range(0, 80_000, PERIOD))
-    found = np.concatenate([heard(one) for one in out.files])
+    found = np.concatenate([heard(file) for file in out.files])
     assert np.array_equal(found, expected(whole, S16.sample))
 
 
@@ -241,8 +243,8 @@ def test_the_limit_of_the_process_costs_nothing_either(
     desk.sink.close()
     assert sum(desk.sink.account()) == 80_000 and desk.sink.account().dropped == 0
     files = sorted(tmp_path.iterdir())
-    assert len(files) > 2 and all(one.stat().st_size <= 200_000 for one in files)
-    found = np.concatenate([heard(one) for one in files])
+    assert len(files) > 2 and all(file.stat().st_size <= 200_000 for file in files)
+    found = np.concatenate([heard(file) for file in files])
     silence = 2 * 100_000 - len(found)  # a gap that does not fit is left to the next one's name
     assert silence in (0, 2 * 20_000)
     if not silence:
@@ -275,7 +277,8 @@ def test_no_inode_left_is_not_a_full_disk(mounted: Callable[[str], Path]) -> Non
         with pytest.raises(SinkError) as refused:
             Desk(path).write(0)
         assert str(refused.value) == (
-            f"{path}: the disk can hold no more files (no inode left, see df -i); recording waits; "
+            f"{path}: the disk can hold no more files (no inode left, see df -i); recording is "
+            "paused; "
             "delete files, or raise segment_s so that there are fewer"
         )
 
@@ -286,7 +289,7 @@ def test_every_refusal_says_what_to_do(tmp_path: Path) -> None:
         assert disk.explain(OSError(number, os.strerror(number)), tmp_path)[1] == advice
     reason, advice = disk.explain(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
     assert reason == "No space left on device"
-    assert advice.endswith("MB are free, so look for a quota, a full directory or snapshots")
+    assert advice.endswith("MB are free; check for a quota, a full directory or snapshots")
 
 
 # Disks that come and go
@@ -364,10 +367,12 @@ def test_a_disk_that_is_unmounted_is_waited_for(usb: Path, mounted: Callable[...
     desk.write(0)
     unmount(usb)
     desk.sink.flush()
-    with pytest.raises(SinkError, match="the disk that was mounted there is gone"):
+    with pytest.raises(SinkError, match="the disk that was mounted there was removed"):
         desk.write(PERIOD)
     desk.sink.close()
-    with pytest.raises(SinkError, match="is gone; recording waits; mount it, or set mount = false"):
+    with pytest.raises(
+        SinkError, match="was removed; recording is paused; mount it, or set mount = false"
+    ):
         desk.sink.open()
     assert list(usb.iterdir()) == []
     mounted("size=20m", usb)
@@ -384,7 +389,11 @@ def test_a_disk_that_must_be_mounted_is_waited_for(
 ) -> None:
     """With the key mount nothing is made below an empty mount point; recording waits, in words."""
     wanted = str(usb) if exact else True
-    with pytest.raises(SinkError, match=r"no disk is mounted (there|at .*/usb); recording waits"):
+    with pytest.raises(
+        SinkError,
+        match=r"no disk is mounted (there|at .*/usb); recording is "
+        "paused",
+    ):
         Desk(usb / "rec", mount=wanted)
     assert list(usb.iterdir()) == []
     mounted("size=20m", usb)
@@ -405,7 +414,7 @@ def test_an_empty_mount_point_is_doubted(tmp_path: Path, monkeypatch: pytest.Mon
     top = tmp_path / "media"
     monkeypatch.setattr(folder, "_REMOVABLE", (str(top),))
     desk = Desk(top / "usb/rec")
-    words = f"no disk is mounted there; mount = false if {top} is meant to have none"
+    words = f"no disk is mounted there; set mount = false if {top} should have none"
     assert desk.sink.detail == f"no segment yet; {words}"
     assert notes(desk) == [f"{top}/usb/rec: {words}"]
     assert notes(Desk(top / "usb/rec", mount=False)) == []
@@ -417,7 +426,7 @@ def test_what_a_spool_takes_back_may_be_on_a_disk_that_comes_later(tmp_path: Pat
     desk = Desk(tmp_path / "disk")
     desk.write(0)
     desk.sink.flush()
-    place = desk.sink.mark().place
+    place = desk.sink.checkpoint().cursor
     desk.write(PERIOD)
     desk.sink.close()
     (tmp_path / "disk").rename(tmp_path / "away")
@@ -494,7 +503,7 @@ def test_a_group_that_may_not_be_given_costs_no_sound(nobody: Nobody) -> None:
         desk.sink.close()
     assert desk.sink.account() == (2 * PERIOD, 0)
     assert notes(desk) == [
-        f"{place}/rec: mode and group are not set: Operation not permitted; recording goes on; "
+        f"{place}/rec: cannot set mode and group: Operation not permitted; recording goes on; "
         "is the user a member of audio?"
     ]
 
@@ -524,15 +533,15 @@ def test_a_disk_that_fills_up_says_how_long_it_lasts(mounted: Callable[..., Path
 def test_books_are_those_of_the_files(tmp_path: Path) -> None:
     """What is not safe in a file yet is inside, neither delivered nor dropped."""
     desk = Desk(tmp_path)
-    outlet = Outlet("file", desk.sink, 10**9)
-    outlet.try_open()
+    sink_queue = SinkQueue("file", desk.sink, 10**9)
+    sink_queue.try_open()
     for first in (0, PERIOD):
-        outlet.put(desk.block(first))
-    outlet.step()
-    assert outlet.books() == (0, 0)
+        sink_queue.put(desk.block(first))
+    sink_queue.step()
+    assert sink_queue.books() == (0, 0)
     desk.sink.flush()
-    assert outlet.books() == (2 * PERIOD, 0)
-    outlet.put(desk.block(2 * PERIOD))
-    outlet.step()
+    assert sink_queue.books() == (2 * PERIOD, 0)
+    sink_queue.put(desk.block(2 * PERIOD))
+    sink_queue.step()
     desk.sink.close()
-    assert outlet.books() == (3 * PERIOD, 0)
+    assert sink_queue.books() == (3 * PERIOD, 0)

@@ -226,7 +226,7 @@ def test_what_is_no_leftover_costs_itself_alone(
     desk.sink.open()
     new = desk.write(0)
     desk.sink.close()
-    assert notes(desk) == [f"{tmp_path}/{PART}: it is no file; it is left as it is"]
+    assert notes(desk) == [f"{tmp_path}/{PART}: not a regular file; left unchanged"]
     assert os.path.lexists(tmp_path / PART)
     assert same(tmp_path / "mic-20261122T000000.000Z.wav", samples)
     assert same(tmp_path / f"mic-{STAMP}-2.wav", new) or same(tmp_path / f"mic-{STAMP}.wav", new)
@@ -244,7 +244,7 @@ def test_a_leftover_of_somebody_else_costs_itself_alone(nobody: Nobody) -> None:
     with nobody():
         desk = Desk(folder)
         desk.sink.open()
-    assert notes(desk) == [f"{folder}/{PART}: Permission denied; it is left as it is"]
+    assert notes(desk) == [f"{folder}/{PART}: Permission denied; left unchanged"]
     assert same(folder / "mic-20261122T000000.000Z.wav", samples)
     assert (folder / PART).exists()
 

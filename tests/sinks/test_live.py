@@ -26,15 +26,15 @@ import pytest
 from capstand.accounting.stats import SinkStats
 from capstand.audio.ring import Ring
 from capstand.host import signals
-from capstand.processes import nursery
+from capstand.processes import forkserver
 from capstand.processes.child import _Fields
 from capstand.processes.page import Doing
 from capstand.processes.supervisor import LIMITS_S
-from capstand.sinks.live import LiveSink, Plan
-from capstand.sinks.outlet import Outlet
-from capstand.sinks.push import Word
-from capstand.sinks.types.agora import AgoraSink
-from capstand.stream.handover import Side
+from capstand.sinks.live import LiveSink, SinkFactory
+from capstand.sinks.push import SinkWord
+from capstand.sinks.sink_queue import SinkQueue
+from capstand.sinks.types.agora import AgoraSinkConfig
+from capstand.stream.handover import SinkSnapshot
 from capstand.stream.intake import Intake
 from tests import line, peer
 from tests.patience import PATIENCE_S
@@ -71,7 +71,7 @@ def samples(frame: int, frames: int) -> bytes:
 class Far:
     """A ring and one live sink that reads it."""
 
-    def __init__(self, file: Path, plan: Plan, limits_s: dict[Doing, float]) -> None:
+    def __init__(self, file: Path, plan: SinkFactory, limits_s: dict[Doing, float]) -> None:
         self.ring = Ring(64, 4000 * FRAME_BYTES)
         self.frame = self.captured = 0
         self.file = file
@@ -86,8 +86,8 @@ class Far:
             self.frame += frames
             self.captured += frames
 
-    def look(self) -> None:
-        self.sink.look(time.monotonic_ns())
+    def poll(self) -> None:
+        self.sink.poll(time.monotonic_ns())
         trouble = self.sink.trouble
         if trouble is not None and trouble not in self.told[-1:]:
             self.told.append(trouble)
@@ -96,11 +96,11 @@ class Far:
 
     def until(self, state: Callable[[], object]) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        self.look()
+        self.poll()
         while not state():
             assert time.monotonic() < deadline, (self.sink.state, self.told, self.books())
             time.sleep(0.005)
-            self.look()
+            self.poll()
 
     def open(self) -> None:
         self.until(lambda: self.sink.state == "open")
@@ -114,7 +114,7 @@ class Far:
         return self.sink.join(time.monotonic() + PATIENCE_S)
 
     def books(self) -> SinkStats:
-        return Side.of(self.sink).stats(self.captured, 48_000, 0)
+        return SinkSnapshot.of(self.sink).stats(self.captured, 48_000, 0)
 
     def got(self) -> list[peer.Got]:
         return peer.got(self.file)
@@ -135,17 +135,17 @@ def far(tmp_path: Path) -> Iterator[Make]:
     made: list[Far] = []
 
     def make(
-        acts: dict[int, str] | None = None, plan: Plan | None = None, **limits_s: float
+        acts: dict[int, str] | None = None, plan: SinkFactory | None = None, **limits_s: float
     ) -> Far:
         file = tmp_path / f"got{len(made)}"
-        plan = plan or Plan("tests.peer:Peer", (file, acts or {}, SECRET))
+        plan = plan or SinkFactory("tests.peer:Peer", (file, acts or {}, SECRET))
         made.append(Far(file, plan, {Doing[name]: limit for name, limit in limits_s.items()}))
         return made[-1]
 
     yield make
     for one in made:
         pid = one.sink.process.pid
-        one.sink.let_go()
+        one.sink.force_close()
         one.sink.close()
         one.ring.close()
         assert pid is None or gone(pid)
@@ -184,7 +184,7 @@ def test_what_was_captured_before_it_joined_was_not_meant_for_it(far: Make) -> N
     """To load and to join takes time; the books begin with the first frame that it could take."""
     one = far()
     one.write(blocks=20)
-    one.look()
+    one.poll()
     assert (one.books().since_frame, one.books().captured_frames) == (None, 0)
     one.open()
     since = one.frame
@@ -197,7 +197,7 @@ def test_what_was_captured_before_it_joined_was_not_meant_for_it(far: Make) -> N
 def test_short_blocks_are_gathered(far: Make, tmp_path: Path) -> None:
     """Up to the length that the sink wants; a gap ends a gathered block, and so does the end."""
     file = tmp_path / "gathered"
-    one = far(plan=Plan("tests.peer:Peer", (file, {}, ""), 3 * FRAMES))
+    one = far(plan=SinkFactory("tests.peer:Peer", (file, {}, ""), 3 * FRAMES))
     one.open()
     one.write(blocks=4)
     one.frame += 5
@@ -248,12 +248,12 @@ def test_a_busy_sink_goes_on(far: Make) -> None:
     ("act", "words"),
     [
         ("fail", "the peer hung up"),
-        ("kill", "its process was ended by SIGKILL; a new one is started"),
-        ("crash", "its process was ended by SIGSEGV; a new one is started"),
-        ("exit 5", "its process ended with status 5; a new one is started"),
+        ("kill", "its process was ended by SIGKILL; a new one is starting"),
+        ("crash", "its process was ended by SIGSEGV; a new one is starting"),
+        ("exit 5", "its process ended with status 5; a new one is starting"),
         ("bug", "KeyError: 'a bug' (at peer.py:"),
-        ("babble", "its process answered nonsense and was killed; a new one is started"),
-        ("scribble", "its books make no sense, and it was killed; a new one is started"),
+        ("babble", "its process sent an invalid reply and was killed; a new one is starting"),
+        ("scribble", "its counters are inconsistent, and it was killed; a new one is starting"),
     ],
 )
 def test_what_ends_a_sink_is_told_and_healed(far: Make, act: str, words: str) -> None:
@@ -319,11 +319,11 @@ def test_a_call_that_hangs_is_ended(far: Make, act: str) -> None:
         one.write()
     one.until(lambda: one.sink.failures)
     done = (
-        "showed no sign of life for 2.5 s"
+        "did not respond for 2.5 s"
         if act == "stop"
-        else ("did not come back from writing within 0.2 s")
+        else ("did not return from writing within 0.2 s")
     )
-    assert one.told == [f"its process {done} and was killed; a new one is started"]
+    assert one.told == [f"its process {done} and was killed; a new one is starting"]
     assert gone(pid)
 
 
@@ -344,30 +344,36 @@ def test_one_that_is_too_slow_is_lapped(far: Make) -> None:
 def test_what_cannot_be_made_is_told(far: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be imported, made, opened or started is told in words, and tried again."""
     for plan, words in (
-        (Plan("tests.nowhere:Peer", ()), "ModuleNotFoundError: No module named 'tests.nowhere'"),
-        (Plan("tests.peer:Peer", ()), "TypeError: Peer.__init__() missing 3 "),
-        (Plan("tests.peer:Peer", (Path(), {-1: "fail"}, "")), "the peer hung up"),
-        (Plan("tests.peer:Peer", (Path(), {-1: "exit 9"}, "")), "its process ended with status 9;"),
+        (
+            SinkFactory("tests.nowhere:Peer", ()),
+            "ModuleNotFoundError: No module named 'tests.nowhere'",
+        ),
+        (SinkFactory("tests.peer:Peer", ()), "TypeError: Peer.__init__() missing 3 "),
+        (SinkFactory("tests.peer:Peer", (Path(), {-1: "fail"}, "")), "the peer hung up"),
+        (
+            SinkFactory("tests.peer:Peer", (Path(), {-1: "exit 9"}, "")),
+            "its process ended with status 9;",
+        ),
     ):
         one = far(plan=plan)
         one.until(partial(failed, one, 2))
         assert one.told[0].startswith(words)
         assert one.books().since_frame is None
-    nursery.shared.end()
+    forkserver.shared.end()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     one = far()
-    one.look()
-    words = "/nowhere/python cannot be started: No such file or directory; is memory short?"
+    one.poll()
+    words = "/nowhere/python cannot be started: No such file or directory; out of memory?"
     assert one.told == [words]
 
 
 def test_what_a_sink_tells_of_itself_is_clean(far: Make) -> None:
     """Detail, concern, figures and errors of a sink may hold anything: lone surrogates, NUL, line
     ends, escapes, any number of values. What arrives is bounded and can be printed anywhere."""
-    much = far(plan=Plan("tests.peer:Loud", (2000,)))
+    much = far(plan=SinkFactory("tests.peer:Loud", (2000,)))
     much.until(lambda: much.sink.concern is not None)
     assert list(much.sink.figures(0)) == ["pid"]
-    one = far(plan=Plan("tests.peer:Loud", (100,)))
+    one = far(plan=SinkFactory("tests.peer:Loud", (100,)))
     one.until(lambda: one.sink.concern is not None)
     for text in (one.sink.detail, one.sink.concern):
         assert text is not None and text.isprintable()
@@ -410,12 +416,14 @@ def test_a_message_is_checked(far: Make, said: bytes) -> None:
     channel.close()
     assert not said or gone(pid)
     if said:
-        assert one.told[-1] == "its process answered nonsense and was killed; a new one is started"
+        assert one.told[-1] == (
+            "its process sent an invalid reply and was killed; a new one is starting"
+        )
 
 
-@pytest.mark.parametrize("word", list(Word))
+@pytest.mark.parametrize("word", list(SinkWord))
 @pytest.mark.parametrize("value", [-1, 1, 2**62, -(2**62)])
-def test_books_that_cannot_be_are_not_believed(far: Make, word: Word, value: int) -> None:
+def test_books_that_cannot_be_are_not_believed(far: Make, word: SinkWord, value: int) -> None:
     """Whatever native code writes into the page, the books balance at every look and never shrink;
     what shows is a process that is ended."""
     one = far()
@@ -425,7 +433,7 @@ def test_books_that_cannot_be_are_not_believed(far: Make, word: Word, value: int
     before = one.books()
     one.sink._words[word] += value
     for _ in range(3):
-        one.look()
+        one.poll()
         one.write()
     after = one.books()
     assert after.balanced
@@ -440,9 +448,9 @@ def test_the_process_is_told_nothing_it_need_not_know(
     """No setting stands in command line or environment, where others can read it; systemd's socket
     and watchdog are the daemon's alone, and so is every other descriptor. ``ps`` shows whose sink
     it is."""
-    for name in nursery.NOT_TOLD:
+    for name in forkserver.NOT_TOLD:
         monkeypatch.setenv(name, "1")
-    nursery.shared.end()
+    forkserver.shared.end()
     one = far()
     with (tmp_path / "open").open("w") as another:
         os.set_inheritable(another.fileno(), True)
@@ -460,7 +468,7 @@ def test_the_process_is_told_nothing_it_need_not_know(
     assert {int(each, 8) & os.O_ACCMODE for each in flags} == {os.O_RDONLY}
     shown = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
     assert SECRET.encode() not in shown and str(one.file).encode() not in shown
-    assert not any(name.encode() in shown for name in nursery.NOT_TOLD)
+    assert not any(name.encode() in shown for name in forkserver.NOT_TOLD)
     assert (process / "comm").read_text() == "push:far\n"
 
 
@@ -482,10 +490,10 @@ import sys
 import time
 from pathlib import Path
 from capstand.audio.ring import Ring
-from capstand.sinks.live import LiveSink, Plan
+from capstand.sinks.live import LiveSink, SinkFactory
 from tests.sinks.test_live import Far
 acts = {0: "hang"} if sys.argv[2] == "hang" else {}
-far = Far(Path(sys.argv[1]), Plan("tests.peer:Peer", (Path(sys.argv[1]), acts, "")), {})
+far = Far(Path(sys.argv[1]), SinkFactory("tests.peer:Peer", (Path(sys.argv[1]), acts, "")), {})
 far.open()
 if acts:
     far.write()
@@ -515,14 +523,14 @@ def test_a_hung_sink_holds_up_neither_the_others_nor_the_end(tmp_path: Path) -> 
     gone, and the books are closed to the frame."""
     card = line.capture(buffer_ms=10_000.0)
     stream = Intake(line.config(card))
-    well, plan = line.Keep(), Plan("tests.peer:Peer", (tmp_path / "got", {-2: "hang"}, ""))
+    well, plan = line.Keep(), SinkFactory("tests.peer:Peer", (tmp_path / "got", {-2: "hang"}, ""))
     hung = LiveSink("mic", "hung", plan, stream.ring, card.audio.frame_bytes, 0)
-    line.give(stream, Outlet("well", well, 1 << 30))
+    line.give(stream, SinkQueue("well", well, 1 << 30))
     stream.wakes(hung.wake)
     stream.start()
     deadline = time.monotonic() + PATIENCE_S
     while hung.process.page.doing[0] is not Doing.WRITING or stream.pusher.captured < 48 * 300:
-        hung.look(time.monotonic_ns())
+        hung.poll(time.monotonic_ns())
         assert time.monotonic() < deadline
         time.sleep(0.005)
     pid = hung.process.pid
@@ -532,12 +540,12 @@ def test_a_hung_sink_holds_up_neither_the_others_nor_the_end(tmp_path: Path) -> 
     assert stream.close(time.monotonic() + PATIENCE_S) == []
     hung.finish()
     assert not hung.join(time.monotonic() + 0.2)
-    hung.let_go()
+    hung.force_close()
     assert gone(pid)
     stats = stream.stats(time.monotonic_ns())
-    away = Side.of(hung).stats(stats.captured_frames, 48_000, 0)
-    assert stats.balanced and away.balanced and away.inside_frames == away.delivered_frames == 0
-    assert stats.sinks[0].inside_frames == 0
+    away = SinkSnapshot.of(hung).stats(stats.captured_frames, 48_000, 0)
+    assert stats.balanced and away.balanced and away.in_flight_frames == away.delivered_frames == 0
+    assert stats.sinks[0].in_flight_frames == 0
     assert stats.sinks[0].delivered_frames == stats.captured_frames
     assert sum(block.frames for block in well.blocks) == stats.captured_frames
 
@@ -548,15 +556,15 @@ def test_one_that_is_let_go_of_starts_no_more(far: Make) -> None:
     one.until(lambda: one.sink.process.page.doing[0] is Doing.OPENING)
     pid = one.pid
     one.sink.finish()
-    one.sink.let_go()
+    one.sink.force_close()
     assert gone(pid)
-    one.look()
+    one.poll()
     assert (one.sink.state, one.sink.process.running) == ("closed", False)
 
 
 def test_its_log_lines_say_whose_they_are(far: Make, capfd: pytest.CaptureFixture[str]) -> None:
     """What a sink logs goes where the daemon's lines go, and carries STREAM and SINK."""
-    nursery.shared.end()  # the next one writes where this test listens
+    forkserver.shared.end()  # the next one writes where this test listens
     one = far()
     one.open()
     assert one.end()
@@ -572,13 +580,13 @@ def test_what_goes_wrong_in_its_process_is_logged_clean(
 ) -> None:
     """Nothing there writes a traceback of its own: neither the sink's call, nor a thread, nor a
     function that C calls. Lines are clean, and a secret that was read is in none."""
-    nursery.shared.end()  # the next one writes where this test listens
+    forkserver.shared.end()  # the next one writes where this test listens
     one = far({0: "bugs"})
     one.open()
     one.write()
     one.until(lambda: one.sink.failures)
     told = capfd.readouterr().err
-    for where in ("the process ended", "thread looks after it ended", "in a callback"):
+    for where in ("the process ended", "thread looks after it crashed", "in a callback"):
         assert f"{where}: ValueError: a (secret)\\x1b[2J" in told
     for text in (told, *one.told):
         assert peer.SECRET not in text and "\x1b[2J" not in text
@@ -588,15 +596,15 @@ def test_what_goes_wrong_in_its_process_is_logged_clean(
 def test_the_daemon_itself_loads_no_library_of_a_channel() -> None:
     """A stream with a channel is made and started without Agora's code, numpy or libsoxr in the
     daemon."""
-    sink = AgoraSink(type="agora", app_id="0" * 32, channel="studio")
+    sink = AgoraSinkConfig(type="agora", app_id="0" * 32, channel="studio")
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
         "from capstand.stream.intake import Intake\n"
-        "from capstand.config.schema import Capture, Stream as Config\n"
-        "from capstand.sinks.types.agora import AgoraSink\n"
+        "from capstand.config.schema import CaptureConfig, StreamConfig as Config\n"
+        "from capstand.sinks.types.agora import AgoraSinkConfig\n"
         "from capstand.stream.stream import Stream\n"
-        f"stream = Stream(Config('mic', Capture('hw:9'), ({sink!r},)), Path('/nowhere'))\n"
+        f"stream = Stream(Config('mic', CaptureConfig('hw:9'), ({sink!r},)), Path('/nowhere'))\n"
         "print(sorted(name for name in sys.modules if name.split('.')[0] in "
         "('agora', 'numpy', 'soxr', 'soundfile') or name.startswith('capstand.agora')))"
     )
@@ -614,7 +622,7 @@ def test_a_machine_without_descriptors_starts_it_later(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # numbers below may be free here
     try:
-        one.look()
+        one.poll()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert "cannot be started: Too many open files" in one.told[-1]

@@ -16,10 +16,10 @@ import soundfile
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.dsp.convert import to_int32
 from capstand.errors import SinkError
-from capstand.sinks.outlet import Outlet
 from capstand.sinks.recording.recording import RESUME_MB, Recording
 from capstand.sinks.recording.segment import repair_wav
-from capstand.sinks.types.file import FileSink
+from capstand.sinks.sink_queue import SinkQueue
+from capstand.sinks.types.file import FileSinkConfig
 
 S16 = AudioFormat(8000, 2, SampleFormat.S16_LE)
 PERIOD = 800
@@ -48,7 +48,7 @@ class Desk:
         self.folder = folder
         self.audio = audio
         self.clock = Clock()
-        plain = FileSink(type="file", path=str(folder), min_free_mb=0, segment_s=3600.0)
+        plain = FileSinkConfig(type="file", path=str(folder), min_free_mb=0, segment_s=3600.0)
         self.setup = plain._replace(**setup)  # type: ignore[arg-type]
         self.sink = self.recording()
         self.sink.open()
@@ -73,10 +73,10 @@ class Desk:
 
     def write(self, *firsts: int, frames: int = PERIOD) -> bytes:
         """Writes blocks that begin at these frames; returns their samples."""
-        blocks = [self.block(one, frames) for one in firsts]
-        for one in blocks:
-            self.sink.write(one)
-        return b"".join(one.samples for one in blocks)
+        blocks = [self.block(first, frames) for first in firsts]
+        for block in blocks:
+            self.sink.write(block)
+        return b"".join(block.samples for block in blocks)
 
     def names(self) -> list[str]:
         return sorted(one.name for one in self.folder.iterdir())
@@ -253,8 +253,8 @@ def test_segments_follow_each_other_without_a_seam(tmp_path: Path) -> None:
         "mic-20261122T031501.250Z.wav",
         "mic-20261122T031502.250Z.wav",
     ]
-    parts = [heard(tmp_path / one) for one in names]
-    assert [len(one) // 2 for one in parts] == [8000, 8000, 4000]
+    parts = [heard(tmp_path / name) for name in names]
+    assert [len(part) // 2 for part in parts] == [8000, 8000, 4000]
     assert np.array_equal(np.concatenate(parts), expected(samples, SampleFormat.S16_LE))
 
 
@@ -511,8 +511,8 @@ def test_the_reserve_is_kept_free(tmp_path: Path) -> None:
     assert words.startswith(f"{tmp_path}: ")
     assert abs(int(words.removeprefix(f"{tmp_path}: ").split()[0]) - free_mb) < 1000
     assert words.endswith(
-        f" MB free; recording waits until {10_000_000 + RESUME_MB} MB are "
-        "(min_free_mb is 10000000); delete something"
+        f" MB free; recording is paused until {10_000_000 + RESUME_MB} MB are free (min_free_mb = "
+        "10000000); delete something"
     )
 
 
@@ -531,7 +531,7 @@ def test_a_disk_that_runs_low_stops_the_recording_in_time(
         return os.statvfs_result(values)
 
     monkeypatch.setattr(os, "statvfs", statvfs)
-    with pytest.raises(SinkError, match="99 MB free; recording waits until 100 MB are"):
+    with pytest.raises(SinkError, match="99 MB free; recording is paused until 100 MB are"):
         desk.sink.flush()
     desk.sink.close()
     assert same(tmp_path / f"mic-{STAMP}.wav", samples)
@@ -552,8 +552,8 @@ def test_a_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(SinkError) as refused:
         Desk(tmp_path / "rec")
     assert str(refused.value) == (
-        f"{tmp_path}/rec: File exists; recording waits; "
-        "check that the directory exists, is writable and has room"
+        f"{tmp_path}/rec: File exists; recording is paused; "
+        "check that the directory exists, is writable and has space"
     )
     with pytest.raises(SinkError, match="Not a directory"):
         Desk(tmp_path / "rec" / "below")
@@ -566,7 +566,9 @@ def test_a_removed_directory_is_told_and_made_again(tmp_path: Path) -> None:
     desk.write(0)
     empty(folder)
     folder.rmdir()
-    with pytest.raises(SinkError, match=f"^{folder}: No such file or directory; recording waits"):
+    with pytest.raises(
+        SinkError, match=f"^{folder}: No such file or directory; recording is paused"
+    ):
         desk.sink.flush()
     with pytest.raises(SinkError, match="No such file or directory"):
         desk.sink.close()
@@ -583,7 +585,7 @@ def test_a_directory_that_cannot_be_written_is_told_until_it_can(tmp_path: Path)
     desk = Desk(folder)
     folder.rmdir()
     folder.write_text("")
-    with pytest.raises(SinkError, match="Not a directory; recording waits"):
+    with pytest.raises(SinkError, match="Not a directory; recording is paused"):
         desk.write(0)
     desk.sink.close()
     folder.unlink()
@@ -603,7 +605,7 @@ def test_a_directory_of_another_is_told_until_it_may_be_written(tmp_path: Path) 
     if user == 0:
         os.seteuid(65_534)  # root may write anywhere
     try:
-        with pytest.raises(SinkError, match="Permission denied; recording waits"):
+        with pytest.raises(SinkError, match="Permission denied; recording is paused"):
             desk.write(0)
     finally:
         os.seteuid(user)
@@ -634,33 +636,37 @@ def test_a_full_disk_is_told_and_the_books_stay_right(small_disk: Path, containe
     """A disk that fills up costs what it refused; what it took can be read, and it goes on."""
     desk = Desk(small_disk, container=container)
     free = fill(small_disk, 40_960)
-    outlet = Outlet("file", desk.sink, 800_000)
-    assert outlet.try_open() is False  # RESUME_MB are wanted before the first frame
+    sink_queue = SinkQueue("file", desk.sink, 800_000)
+    assert sink_queue.try_open() is False  # RESUME_MB are wanted before the first frame
     free()
-    assert outlet.try_open()
+    assert sink_queue.try_open()
     free = fill(small_disk, 40_960)
     blocks = [desk.block(one) for one in range(0, 40_000, PERIOD)]
-    for one in blocks:
-        outlet.put(one)
-    assert outlet.feed() is False
-    assert outlet.trouble is not None
-    assert outlet.trouble.startswith(f"{small_disk}: ")
-    assert outlet.trouble.endswith("check that the directory exists, is writable and has room")
-    assert (outlet.failed, outlet.state) == (PERIOD, "waiting")
-    assert 0 < outlet.delivered < 40_000
-    assert outlet.entered == outlet.delivered + outlet.dropped + outlet.queued
+    for block in blocks:
+        sink_queue.put(block)
+    assert sink_queue.feed() is False
+    assert sink_queue.trouble is not None
+    assert sink_queue.trouble.startswith(f"{small_disk}: ")
+    assert sink_queue.trouble.endswith("check that the directory exists, is writable and has space")
+    assert (sink_queue.failed, sink_queue.state) == (PERIOD, "waiting")
+    assert 0 < sink_queue.delivered < 40_000
+    assert sink_queue.entered == sink_queue.delivered + sink_queue.dropped + sink_queue.queued
     free()
-    before = outlet.delivered
-    assert outlet.try_open()
-    outlet.finish()
-    assert outlet.feed()
+    before = sink_queue.delivered
+    assert sink_queue.try_open()
+    sink_queue.finish()
+    assert sink_queue.feed()
     desk.sink.close()
-    assert outlet.trouble is None
-    assert (outlet.delivered, outlet.dropped, outlet.queued) == (40_000 - PERIOD, PERIOD, 0)
+    assert sink_queue.trouble is None
+    assert (sink_queue.delivered, sink_queue.dropped, sink_queue.queued) == (
+        40_000 - PERIOD,
+        PERIOD,
+        0,
+    )
     assert list(small_disk.glob("*.part")) == []
     found = [heard(one) for one in sorted(small_disk.glob(f"*.{container}"))]
     assert len(found) == 2
-    whole = expected(b"".join(one.samples for one in blocks), S16.sample)
+    whole = expected(b"".join(block.samples for block in blocks), S16.sample)
     assert len(found[0]) // 2 > before - 4096 - PERIOD
     assert np.array_equal(found[0], whole[: len(found[0])])
     assert np.array_equal(found[1], whole[2 * (before + PERIOD) :])

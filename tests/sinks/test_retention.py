@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from capstand.audio.block import NS_PER_S
-from capstand.config.schema import Capture, Spool
+from capstand.config.schema import CaptureConfig, SpoolConfig
 from capstand.sinks.recording.retention import DAY_S, Retention
 from capstand.sinks.spool.spooled import Spooled
-from capstand.sinks.types.file import FileSink
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream.intake import Intake
 from tests.line import config
 from tests.sinks.test_recording import PERIOD, WALL_NS, Clock, Desk
@@ -89,7 +89,7 @@ def test_what_is_more_than_keep_gb_goes(tmp_path: Path) -> None:
     writing = shelf.put(0, "mic-{}.wav.part")
     shelf.retention.sweep(None)
     assert shelf.names() == {*names[2:], writing}
-    assert shelf.removed == [(one, "keep_gb") for one in names[:2]]
+    assert shelf.removed == [(name, "keep_gb") for name in names[:2]]
 
 
 def test_of_those_made_in_one_hour_the_name_says_the_order(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_sweep_takes_a_thread_and_is_not_waited_for(tmp_path: Path) -> None:
 
     def look(soon: bool = False) -> bool:
         before = shelf.retention._thread
-        shelf.retention.look(None, soon)
+        shelf.retention.start_if_due(None, soon)
         thread = shelf.retention._thread
         assert thread is not None
         thread.join(30)
@@ -249,7 +249,7 @@ def test_a_folder_that_is_away_is_told(tmp_path: Path) -> None:
     """A sweep that cannot look at the directory says so and does no harm."""
     shelf = Shelf(tmp_path / "away", keep_days=1)
     shelf.retention._run(None)
-    assert shelf.told == [f"{tmp_path}/away: nothing is removed now: No such file or directory"]
+    assert shelf.told == [f"{tmp_path}/away: nothing was removed: No such file or directory"]
 
 
 def removals(sink: object) -> list[dict[str, object]]:
@@ -279,10 +279,10 @@ def test_a_recording_keeps_its_directory_in_order(tmp_path: Path) -> None:
     desk.sink.close()
     seen += removals(desk.sink)
     files = list(tmp_path.iterdir())
-    assert sum(one.stat().st_blocks * 512 for one in files) <= 80_000
+    assert sum(file.stat().st_blocks * 512 for file in files) <= 80_000
     assert len(seen) > 10 and len(seen) + len(files) == desk.sink.segments
     assert {one["reason"] for one in seen} == {"keep_gb"}
-    assert {str(one["file"]) for one in seen}.isdisjoint(one.name for one in files)
+    assert {str(one["file"]) for one in seen}.isdisjoint(file.name for file in files)
 
 
 def test_room_is_made_while_recording_waits_for_it(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_room_is_made_while_recording_waits_for_it(tmp_path: Path) -> None:
     desk = Desk(tmp_path, keep_days=7.0)
     swept(desk)
     assert desk.names() == []
-    assert [one["file"] for one in removals(desk.sink)] == ["mic-20200101T000000.000Z.wav"]
+    assert [removal["file"] for removal in removals(desk.sink)] == ["mic-20200101T000000.000Z.wav"]
 
 
 def test_what_goes_behind_a_spool_is_told_too(tmp_path: Path) -> None:
@@ -300,20 +300,20 @@ def test_what_goes_behind_a_spool_is_told_too(tmp_path: Path) -> None:
     (tmp_path / "rec").mkdir()
     (tmp_path / "rec/mic-20200101T000000.000Z.wav").write_bytes(bytes(SIZE))
     os.utime(tmp_path / "rec/mic-20200101T000000.000Z.wav", (1_600_000_000, 1_600_000_000))
-    setup = FileSink(
+    setup = FileSinkConfig(
         type="file",
         path=str(tmp_path / "rec"),
         min_free_mb=0,
         keep_days=7.0,
-        spool=Spool(path=str(tmp_path / "spool")),
+        spool=SpoolConfig(path=str(tmp_path / "spool")),
     )
-    card = Capture(device="hw:CARD=NotThere", channels=2, priority=0)
-    sink = Intake(config(card, [setup]), tmp_path).outlets[0].sink
+    card = CaptureConfig(device="hw:CARD=NotThere", channels=2, rt_priority=0)
+    sink = Intake(config(card, [setup]), tmp_path).sink_queues[0].sink
     assert isinstance(sink, Spooled)
     sink.sink.open()
     thread = sink.sink._retention._thread  # type: ignore[attr-defined]
     thread.join(30)
-    assert [one["file"] for one in removals(sink)] == ["mic-20200101T000000.000Z.wav"]
+    assert [removal["file"] for removal in removals(sink)] == ["mic-20200101T000000.000Z.wav"]
     sink.sink.close()
 
 

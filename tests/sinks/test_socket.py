@@ -410,7 +410,7 @@ def test_a_reader_of_a_stream_outlives_its_process(tmp_path: Path) -> None:
 
 def faults(*sinks: str) -> list[str]:
     head = '[[stream]]\nname = "mic"\n[stream.capture]\ndevice = "hw:CARD=Mic"\nperiod_ms = 50\n'
-    text = head + "".join(f'[[stream.sink]]\ntype = "socket"\n{one}\n' for one in sinks)
+    text = head + "".join(f'[[stream.sink]]\ntype = "socket"\n{sink}\n' for sink in sinks)
     with pytest.raises(ConfigError) as caught:
         decode(text, "c.toml", Config)
     return caught.value.faults

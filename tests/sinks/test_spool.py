@@ -65,7 +65,7 @@ def rest(queue: Spool, position: int | None = None) -> list[Record]:
 
 def sound(records: list[Record]) -> bool:
     """Each record holds what stood there, and they are in order."""
-    ends = [0, *(one.end for one in records)]
+    ends = [0, *(record.end for record in records)]
     return all(
         one.block == block(one.position, one.block.frames) and one.position >= end
         for one, end in zip(records, ends, strict=False)
@@ -87,8 +87,8 @@ def test_what_goes_in_comes_out(folder: Path) -> None:
     assert len(list(folder.glob("*.spool"))) > 3
     records = rest(queue)
     assert sound(records)
-    assert sum(one.block.frames for one in records) == 50 * FRAMES
-    assert {one.run for one in records} == {queue.run}
+    assert sum(record.block.frames for record in records) == 50 * FRAMES
+    assert {record.run for record in records} == {queue.run}
 
 
 def test_reading_keeps_up_with_writing(folder: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_later_run_goes_on_where_the_last_one_was(folder: Path) -> None:
     fill(queue, 5)
     queue.commit(2 * FRAMES + 30, "half-way")
     later = spool(folder)
-    assert (later.position, later.end, later.place) == (230, 500, "half-way")
+    assert (later.position, later.end, later.cursor) == (230, 500, "half-way")
     first, *others = rest(later)
     assert first.position == 230
     assert first.block.first_frame == 237
@@ -197,8 +197,8 @@ def test_sound_of_another_format_is_not_taken_for_its_own(folder: Path) -> None:
     assert other.read(0) is None and other.missed == "another format"
     other.read(0)
     assert list(other.notes) == [
-        f"{folder}: sound of 8000 Hz, 1 ch, S16_LE waits there and 16000 Hz, 1 ch, S16_LE is "
-        "captured now; it is passed over"
+        f"{folder}: sound of 8000 Hz, 1 ch, S16_LE is spooled there but 16000 Hz, 1 ch, S16_LE is "
+        "captured now; skipped"
     ]
 
 
@@ -265,7 +265,7 @@ def test_the_note_survives_a_power_cut(folder: Path, harm: str) -> None:
         note.write_bytes(b"\xff" * len(raw))
     later = spool(folder)
     expected = (100, "b") if harm == "torn" else (0, "")
-    assert (later.position, later.place) == expected
+    assert (later.position, later.cursor) == expected
     assert rest(later)[-1].end == 400
 
 
@@ -337,7 +337,7 @@ def test_a_crash_at_any_byte_loses_nothing_that_was_synced(
                     queue = spool(folder, 8 * 3000)
                 synced = queue.end
                 safe = {one.name: one.stat().st_size for one in folder.glob("*.spool")}
-        committed, end, place = queue.position, queue.end, queue.place
+        committed, end, place = queue.position, queue.end, queue.cursor
         copy = folder / "copy"
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("copy"))
         files = sorted(copy.glob("*.spool"))
@@ -351,13 +351,13 @@ def test_a_crash_at_any_byte_loses_nothing_that_was_synced(
         later = spool(copy, 8 * 3000)
         assert later.position == committed
         assert max(synced, committed) <= later.end <= end
-        assert later.end == committed or later.place == place
+        assert later.end == committed or later.cursor == place
         records = rest(later)
         assert sound(records[1:])
         at = committed
-        for one in records:
-            assert one.position == at
-            at = one.end
+        for record in records:
+            assert record.position == at
+            at = record.end
         assert at == later.end
         fill(later, 3)
         assert sound(rest(later)[1:]) and rest(later)[-1].end == later.end

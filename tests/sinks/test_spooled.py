@@ -19,8 +19,8 @@ from capstand.accounting.stats import span
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.errors import SinkError
 from capstand.host.backoff import Backoff
-from capstand.sinks.outlet import Outlet
-from capstand.sinks.sink import Mark, Sink
+from capstand.sinks.sink import Checkpoint, Sink
+from capstand.sinks.sink_queue import SinkQueue
 from capstand.sinks.spool.spool import Spool
 from capstand.sinks.spool.spooled import CLOSE_S, Spooled
 from tests.figures import figure
@@ -57,13 +57,13 @@ class Recorder(Sink):
         self._unsafe = unsafe
         self._marks = marks
         self._given = 0
-        self._mark = Mark(0, "")
+        self._mark = Checkpoint(0, "")
         self._open = False
 
     def open(self) -> None:
         self._do("open")
         self._given = 0
-        self._mark = Mark(0, "")
+        self._mark = Checkpoint(0, "")
         self._open = False
 
     def prepare(self, block: Block) -> None:
@@ -90,21 +90,21 @@ class Recorder(Sink):
     def close(self) -> None:
         self._do("close")
         self._open = False
-        self._mark = Mark(self._given, "")
+        self._mark = Checkpoint(self._given, "")
 
-    def mark(self) -> Mark | None:
+    def checkpoint(self) -> Checkpoint | None:
         return self._mark if self._marks else None
 
-    def rewind(self, place: str) -> None:
+    def rewind(self, cursor: str) -> None:
         self._do("rewind")
-        if place:
-            piece, length = json.loads(place)
+        if cursor:
+            piece, length = json.loads(cursor)
             del self.tape.pieces[piece][length:]
 
     def _note(self, length: int) -> None:
         lacking = len(self.tape.pieces[-1]) - length
-        place = json.dumps([len(self.tape.pieces) - 1, length])
-        self._mark = Mark(self._given - lacking, place)
+        cursor = json.dumps([len(self.tape.pieces) - 1, length])
+        self._mark = Checkpoint(self._given - lacking, cursor)
 
     def _do(self, call: str) -> None:
         self.calls.append(call)
@@ -146,25 +146,25 @@ class Rig:
             self.sink,
             self.spool,
             rate_hz=AUDIO.rate_hz,
-            speed=4.0,
+            catch_up_speed=4.0,
             window_frames=window,
             close_s=close_s,
             now_ns=clock.now_ns,
         )
         self.backlog, self.forwarder = self.spooled.backlog, self.spooled.forwarder
-        self.outlet = Outlet("file", self.spooled, 1 << 30)
+        self.sink_queue = SinkQueue("file", self.spooled, 1 << 30)
         self.spooled.load()
-        self.outlet.state = "open"
+        self.sink_queue.state = "open"
         self.first = self.number
 
     def put(self, frames: int = FRAMES) -> None:
-        """The outlet's thread: time passes, and one block comes."""
+        """The sink queue's thread: time passes, and one block comes."""
         numbers = np.arange(self.number, self.number + frames, dtype="<i8")
         at_ns = self.clock.ns
         self.clock.ns += TICK_NS
-        self.outlet.put(Block(self.number - self.first, frames, at_ns, numbers.tobytes()))
+        self.sink_queue.put(Block(self.number - self.first, frames, at_ns, numbers.tobytes()))
         self.number += frames
-        self.outlet.step()
+        self.sink_queue.step()
 
     def turn(self, times: int = 1) -> None:
         for _ in range(times):
@@ -216,8 +216,8 @@ class Rig:
     @property
     def balanced(self) -> bool:
         """This run's: entered = delivered + dropped + inside, with what is known to be inside."""
-        delivered, dropped = self.outlet.books()
-        inside = self.outlet.entered - delivered - dropped - self.outlet.queued
+        delivered, dropped = self.sink_queue.books()
+        inside = self.sink_queue.entered - delivered - dropped - self.sink_queue.queued
         backlog = self.backlog
         own_from = backlog._own_from
         held = sum(one.block.frames for one in backlog._held() if one.position >= own_from)
@@ -249,7 +249,7 @@ def test_a_sink_that_is_well_leaves_the_disk_alone(folder: Path) -> None:
     rig.run(30)
     assert {one: one.stat().st_mtime_ns for one in folder.iterdir()} == before
     assert rig.number - len(rig.tape.numbers()) == 0
-    assert rig.outlet.entered - rig.outlet.books()[0] <= 1.2 * AUDIO.rate_hz
+    assert rig.sink_queue.entered - rig.sink_queue.books()[0] <= 1.2 * AUDIO.rate_hz
     assert events(rig) == []
     assert rig.spooled.account().dropped == 0
 
@@ -268,7 +268,7 @@ def test_the_sound_of_an_outage_follows(folder: Path, away_s: int, unsafe: int) 
     spooled_s = rig.backlog.spooled_frames / AUDIO.rate_hz
     assert away_s <= spooled_s <= away_s + 3
     assert rig.spooled.detail == f"waiting, {span(spooled_s)} spooled"
-    assert str(rig.outlet.trouble).endswith(f"; {span(spooled_s)} spooled")
+    assert str(rig.sink_queue.trouble).endswith(f"; {span(spooled_s)} spooled")
     rig.come_back()
     spooled_s = rig.backlog.spooled_frames / AUDIO.rate_hz
     rig.run(spooled_s / 6)
@@ -276,14 +276,14 @@ def test_the_sound_of_an_outage_follows(folder: Path, away_s: int, unsafe: int) 
     rig.run(spooled_s / 4 + 2)
     assert rig.backlog.spooled_frames == 0
     assert rig.spooled.detail == "recorder"
-    assert rig.outlet.trouble is None
+    assert rig.sink_queue.trouble is None
     assert rig.tape.numbers() == list(range(rig.number))
     assert list(folder.glob("*.spool")) == []
     told = dict(rig.spooled.events())
     assert list(told) == ["spool_begin", "spool_end"]
     assert str(told["spool_begin"]["reason"]).endswith(" refused")
     assert int(str(told["spool_end"]["frames"])) >= away_s * AUDIO.rate_hz
-    assert rig.outlet.dropped == 0 and rig.balanced
+    assert rig.sink_queue.dropped == 0 and rig.balanced
     figure(f"sink away for {away_s} s", "0 frames lost, all delivered, in order (virtual time)")
 
 
@@ -321,13 +321,13 @@ def test_a_sink_that_is_too_slow_is_spooled_too(folder: Path) -> None:
         rig.put()
         assert rig.balanced
     assert 8 < rig.backlog.spooled_frames / AUDIO.rate_hz < 12
-    assert "it has not answered for" in str(rig.outlet.trouble)
-    assert rig.outlet.dropped == 0
+    assert "no response for" in str(rig.sink_queue.trouble)
+    assert rig.sink_queue.dropped == 0
     leave.set()
     hanging.join()
     rig.sink.write = write  # type: ignore[method-assign]
     rig.run(20)
-    assert rig.backlog.spooled_frames == 0 and rig.outlet.trouble is None
+    assert rig.backlog.spooled_frames == 0 and rig.sink_queue.trouble is None
     assert rig.tape.numbers() == list(range(rig.number))
 
 
@@ -349,7 +349,7 @@ def test_an_error_that_nobody_foresaw_is_trouble_like_any_other(folder: Path) ->
     rig.sink.write = write  # type: ignore[method-assign]
     rig.come_back()
     rig.run(60)
-    assert rig.outlet.dropped == 0
+    assert rig.sink_queue.dropped == 0
     assert rig.tape.numbers() == list(range(rig.number))
 
 
@@ -387,7 +387,9 @@ def test_sound_that_is_too_old_goes(folder: Path) -> None:
         "age"
     }
     rig.settle()
-    assert rig.outlet.entered == sum(rig.outlet.books()) and rig.backlog.own.dropped > 400_000
+    assert (
+        rig.sink_queue.entered == sum(rig.sink_queue.books()) and rig.backlog.own.dropped > 400_000
+    )
 
 
 def test_a_spool_that_cannot_be_written_is_a_concern(folder: Path) -> None:
@@ -399,12 +401,12 @@ def test_a_spool_that_cannot_be_written_is_a_concern(folder: Path) -> None:
     assert f"spool {folder}: " in str(rig.spooled.concern)
     rig.sink.away = True
     rig.run(20)
-    assert rig.outlet.dropped > 15 * AUDIO.rate_hz
+    assert rig.sink_queue.dropped > 15 * AUDIO.rate_hz
     assert rig.balanced
     folder.unlink()
     rig.run(20)
     assert rig.spooled.concern is None
-    dropped = rig.outlet.dropped
+    dropped = rig.sink_queue.dropped
     rig.come_back()
     rig.run(30)
     numbers = rig.tape.numbers()
@@ -428,25 +430,25 @@ def test_a_spool_that_fills_its_disk_drops_and_goes_on(
 
     monkeypatch.setattr(os, "write", refuse)
     rig.run(20)
-    assert "No space left on device" in str(rig.outlet.trouble)
+    assert "No space left on device" in str(rig.sink_queue.trouble)
     assert "No space left on device" in str(rig.spooled.concern)
-    assert rig.outlet.dropped == 20 * AUDIO.rate_hz and rig.balanced
+    assert rig.sink_queue.dropped == 20 * AUDIO.rate_hz and rig.balanced
     rig.come_back()
     rig.run(10)
     assert rig.backlog.spooled_frames == 0
     rig.run(1)
-    assert rig.outlet.trouble is None
+    assert rig.sink_queue.trouble is None
     assert rig.spooled.concern is None  # nothing waits for the disk any more
     numbers = rig.tape.numbers()
     assert numbers == sorted(set(numbers))
-    assert rig.number - len(numbers) == rig.outlet.dropped
+    assert rig.number - len(numbers) == rig.sink_queue.dropped
     assert rig.balanced
     full = False
     rig.sink.away = True
     rig.run(20)
     assert rig.spooled.concern is None
     rig.settle()
-    assert rig.number - len(rig.tape.numbers()) == rig.outlet.dropped
+    assert rig.number - len(rig.tape.numbers()) == rig.sink_queue.dropped
 
 
 def test_what_an_earlier_run_left_comes_first(folder: Path) -> None:
@@ -464,7 +466,7 @@ def test_what_an_earlier_run_left_comes_first(folder: Path) -> None:
     assert isinstance(figures, dict)
     assert figures["inherited_frames"] == left
     assert rig.backlog.spooled_frames == left + 10 * AUDIO.rate_hz
-    assert rig.outlet.entered == 10 * AUDIO.rate_hz and rig.balanced
+    assert rig.sink_queue.entered == 10 * AUDIO.rate_hz and rig.balanced
     rig.come_back()
     rig.run(30)
     assert rig.tape.numbers() == list(range(rig.number))
@@ -492,7 +494,7 @@ def test_a_spool_that_is_mounted_late_brings_nothing_twice(folder: Path) -> None
     folder.unlink()
     elsewhere.rename(folder)
     rig.spooled.flush()
-    assert rig.backlog.inherited.taken > 0 and rig.outlet.dropped == 0
+    assert rig.backlog.inherited.taken > 0 and rig.sink_queue.dropped == 0
     rig.settle()
     assert rig.tape.numbers() == list(range(rig.number))
 
@@ -523,7 +525,7 @@ def test_the_end_of_the_process_leaves_nothing_undone(folder: Path) -> None:
     rig.run(1)
     rig.spooled.close()
     assert rig.tape.numbers() == list(range(rig.number))
-    assert rig.outlet.books() == (rig.number, 0)
+    assert rig.sink_queue.books() == (rig.number, 0)
 
     rig.start()
     rig.sink.away = True
@@ -531,7 +533,7 @@ def test_the_end_of_the_process_leaves_nothing_undone(folder: Path) -> None:
     rig.put()
     rig.put()
     rig.spooled.close()
-    assert rig.outlet.books() == (0, 0)
+    assert rig.sink_queue.books() == (0, 0)
     assert rig.backlog.spooled_frames == 2 * FRAMES
     rig.start()
     rig.settle()
@@ -556,7 +558,7 @@ def test_a_sink_that_hangs_at_the_end_is_left_behind(folder: Path) -> None:
         rig.put()
     assert entered.wait(PATIENCE_S)
     rig.spooled.close()
-    assert rig.outlet.books() == (0, 0)
+    assert rig.sink_queue.books() == (0, 0)
     left_behind = rig.forwarder
     rig.start()
     rig.settle()
@@ -569,7 +571,13 @@ def test_a_block_wakes_the_forwarder(folder: Path) -> None:
     """A block is handed on at once, however long the forwarder meant to rest."""
     rig = Rig(folder)
     spooled = Spooled(
-        "file", rig.sink, rig.spool, rate_hz=1000, speed=4.0, window_frames=5000, flush_s=1e5
+        "file",
+        rig.sink,
+        rig.spool,
+        rate_hz=1000,
+        catch_up_speed=4.0,
+        window_frames=5000,
+        flush_s=1e5,
     )
     spooled.open()
     for number in range(1, 6):
@@ -587,23 +595,23 @@ def test_an_unforeseen_error_of_its_own_does_not_end_the_delivery(folder: Path, 
     """The outlet closes it then, and opens it again; one block is missed, the others come once."""
     rig = Rig(folder, unsafe=333)
     rig.sink.away = away
-    spooled, outlet = rig.spooled, Outlet("file", rig.spooled, 1 << 30)
-    write, outlet._backoff = spooled.write, Backoff(0.01, 0.01)
+    spooled, sink_queue = rig.spooled, SinkQueue("file", rig.spooled, 1 << 30)
+    write, sink_queue._backoff = spooled.write, Backoff(0.01, 0.01)
 
     def stumble(block: Block) -> None:
         spooled.write = write  # type: ignore[method-assign]
         raise RuntimeError("unforeseen")
 
-    thread = threading.Thread(target=outlet.run)
+    thread = threading.Thread(target=sink_queue.run)
     thread.start()
     for number in range(9):
         if number == 3:
             spooled.write = stumble  # type: ignore[method-assign]
         first = number * FRAMES
         numbers = np.arange(first, first + FRAMES, dtype="<i8")
-        outlet.put(Block(first, FRAMES, number + 1, numbers.tobytes()))
+        sink_queue.put(Block(first, FRAMES, number + 1, numbers.tobytes()))
         deadline = time.monotonic() + PATIENCE_S
-        while outlet.queued:
+        while sink_queue.queued:
             assert time.monotonic() < deadline
             time.sleep(0.001)
     rig.sink.away = False
@@ -612,9 +620,9 @@ def test_an_unforeseen_error_of_its_own_does_not_end_the_delivery(folder: Path, 
         assert time.monotonic() < deadline
         rig.clock.ns += NS_PER_S // 20
         time.sleep(0.005)
-    outlet.finish()
+    sink_queue.finish()
     thread.join(PATIENCE_S)
-    assert not thread.is_alive() and outlet.failures == 1 and outlet.failed == FRAMES
+    assert not thread.is_alive() and sink_queue.failures == 1 and sink_queue.failed == FRAMES
     rig.start()
     rig.settle()
     assert rig.tape.numbers() == [*range(3 * FRAMES), *range(4 * FRAMES, 9 * FRAMES)]
@@ -679,7 +687,7 @@ def test_once_and_in_order_whatever_happens(
                     for one in rig.backlog._held():
                         if one.position < begin:  # what was in memory alone may be gone
                             excused |= set(np.frombuffer(one.block.samples, "<i8").tolist())
-                    dropped += rig.backlog.own.dropped + rig.outlet.dropped
+                    dropped += rig.backlog.own.dropped + rig.sink_queue.dropped
                     dropped += rig.backlog.inherited.dropped
                     rig.crash()
                 case _:
@@ -689,11 +697,11 @@ def test_once_and_in_order_whatever_happens(
         numbers = rig.tape.numbers()
         assert all(first < second for first, second in itertools.pairwise(numbers))
         missing = set(range(rig.number)) - set(numbers)
-        dropped += rig.backlog.own.dropped + rig.backlog.inherited.dropped + rig.outlet.dropped
+        dropped += rig.backlog.own.dropped + rig.backlog.inherited.dropped + rig.sink_queue.dropped
         assert len(missing - excused) <= dropped
         assert not small or dropped >= 0
         assert small or missing <= excused
-        assert rig.outlet.entered == sum(rig.outlet.books())
+        assert rig.sink_queue.entered == sum(rig.sink_queue.books())
 
 
 def test_threads_and_a_sink_that_comes_and_goes(folder: Path) -> None:
@@ -705,7 +713,7 @@ def test_threads_and_a_sink_that_comes_and_goes(folder: Path) -> None:
         rig.sink,
         rig.spool,
         rate_hz=AUDIO.rate_hz,
-        speed=1e6,
+        catch_up_speed=1e6,
         window_frames=20 * FRAMES,
         backoff=Backoff(0.001, 0.002),
         flush_s=0.003,
@@ -717,21 +725,21 @@ def test_threads_and_a_sink_that_comes_and_goes(folder: Path) -> None:
         do(call)
 
     rig.sink._do = flutter  # type: ignore[method-assign]
-    outlet = Outlet("file", spooled, 1 << 30)
-    thread = threading.Thread(target=outlet.run)
+    sink_queue = SinkQueue("file", spooled, 1 << 30)
+    thread = threading.Thread(target=sink_queue.run)
     thread.start()
     for number in range(3000):
         first = number * FRAMES
         numbers = np.arange(first, first + FRAMES, dtype="<i8")
-        outlet.put(Block(first, FRAMES, number + 1, numbers.tobytes()))
-        delivered, dropped = outlet.books()
-        assert delivered + dropped <= outlet.entered
-    outlet.finish()
+        sink_queue.put(Block(first, FRAMES, number + 1, numbers.tobytes()))
+        delivered, dropped = sink_queue.books()
+        assert delivered + dropped <= sink_queue.entered
+    sink_queue.finish()
     thread.join(PATIENCE_S)
     assert not thread.is_alive() and spooled.forwarder.join(0)
-    inside = outlet.entered - sum(outlet.books())
+    inside = sink_queue.entered - sum(sink_queue.books())
     assert inside == spooled.backlog.spooled_frames
-    assert outlet.dropped == spooled.backlog.own.dropped == 0
+    assert sink_queue.dropped == spooled.backlog.own.dropped == 0
     rig.sink._do = do  # type: ignore[method-assign]
     rig.number = 3000 * FRAMES
     rig.start()

@@ -20,11 +20,11 @@ import pytest
 import soundfile
 
 from capstand.audio.block import AudioFormat, Block, SampleFormat
-from capstand.config.schema import Capture, Spool
+from capstand.config.schema import CaptureConfig, SpoolConfig
 from capstand.errors import CapstandError
 from capstand.host.control import NAME, ask
 from capstand.sinks.spool.spooled import Spooled
-from capstand.sinks.types.file import FileSink
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream.intake import Intake
 from tests.line import config
 from tests.patience import PATIENCE_S
@@ -76,7 +76,7 @@ def test_a_recording_is_taken_back_to_its_mark(
     desk = Desk(tmp_path, audio, container=container, segment_s=segment_s)
     samples = desk.write(*range(0, 16_000, 800))
     desk.sink.flush()
-    safe, place = desk.sink.mark()
+    safe, place = desk.sink.checkpoint()
     assert safe == 16_000 if container == "wav" else 16_000 - 4096 <= safe < 16_000
     desk.write(*range(16_000, 24_000, 800))
     if end == "closed":
@@ -105,9 +105,9 @@ def test_silence_in_a_gap_does_not_count(tmp_path: Path, container: str) -> None
     first = desk.write(*range(0, 8000, 800))
     later = desk.write(9000)
     desk.sink.flush()
-    safe, place = desk.sink.mark()
+    safe, place = desk.sink.checkpoint()
     desk.sink.close()
-    assert desk.sink.mark() == (8800, "")
+    assert desk.sink.checkpoint() == (8800, "")
     again = desk.recording()
     again.rewind(place)
     (path,) = tmp_path.iterdir()
@@ -120,15 +120,15 @@ def test_silence_in_a_gap_does_not_count(tmp_path: Path, container: str) -> None
 def test_a_mark_follows_the_files(tmp_path: Path) -> None:
     """A file that was begun and not written is taken back whole; one that is whole stays."""
     desk = Desk(tmp_path, segment_s=0.2)
-    assert desk.sink.mark() == (0, "")
+    assert desk.sink.checkpoint() == (0, "")
     desk.write(0)
-    safe, place = desk.sink.mark()
+    safe, place = desk.sink.checkpoint()
     assert safe == 0 and json.loads(place)[1] == 0
     desk.write(800)
-    assert desk.sink.mark() == (1600, "")
+    assert desk.sink.checkpoint() == (1600, "")
     desk.sink.prepare(desk.block(1600))
     (first,) = tmp_path.glob("*.wav")
-    safe, place = desk.sink.mark()
+    safe, place = desk.sink.checkpoint()
     assert safe == 1600 and len(desk.names()) == 2
     desk.write(1600)
     desk.recording().rewind(place)
@@ -142,10 +142,12 @@ def test_what_waits_for_more_than_five_seconds_is_spooled(
 ) -> None:
     """However long the queue: when a sink takes nothing for 5 s, all that waits for it in memory
     goes to the disk, where a crash does not reach it."""
-    spool = Spool(path=str(tmp_path / "spool"))
-    setup = FileSink(type="file", path=str(tmp_path / "sound"), queue_ms=queue_ms, spool=spool)
-    card = Capture(device="hw:CARD=NotThere", channels=2, priority=0)
-    sink = Intake(config(card, [setup]), tmp_path).outlets[0].sink
+    spool = SpoolConfig(path=str(tmp_path / "spool"))
+    setup = FileSinkConfig(
+        type="file", path=str(tmp_path / "sound"), queue_ms=queue_ms, spool=spool
+    )
+    card = CaptureConfig(device="hw:CARD=NotThere", channels=2, rt_priority=0)
+    sink = Intake(config(card, [setup]), tmp_path).sink_queues[0].sink
     assert isinstance(sink, Spooled)
     sink.load()
     period = card.period_frames
@@ -166,7 +168,7 @@ name = "mic"
 device = "synthetic"
 format = "S32_LE"
 channels = 1
-priority = 0
+rt_priority = 0
 buffer_ms = 10000
 synthetic = {{ signal = "counter" }}
 [[stream.sink]]
@@ -178,7 +180,7 @@ min_free_mb = 0
 queue_ms = 5000
 [stream.sink.spool]
 path = "{folder}/spool"
-speed = {speed}
+catch_up_speed = {speed}
 """
 
 
@@ -224,9 +226,9 @@ class Machine:
         return self._runs[-1].wait(PATIENCE_S)
 
     def close(self) -> None:
-        for one in self._runs:
-            one.kill()
-            one.wait()
+        for run in self._runs:
+            run.kill()
+            run.wait()
 
     def ledger(self) -> list[dict[str, Any]]:
         lines = (self.folder / "state/ledger/mic.jsonl").read_text().splitlines()
@@ -273,7 +275,7 @@ def test_a_directory_that_goes_and_comes_back(tmp_path: Path, machines: list[Mac
     assert stop["event"] == "stop" and stop["balanced"]
     assert numbers[0] == 0 and len(numbers) == stop["captured_frames"]
     assert stop["sinks"][0]["delivered_frames"] == stop["captured_frames"]
-    assert stop["sinks"][0]["inside_frames"] == stop["sinks"][0]["dropped_frames"] == 0
+    assert stop["sinks"][0]["in_flight_frames"] == stop["sinks"][0]["dropped_frames"] == 0
     told = {one["event"]: one for one in machine.ledger()}
     assert "Not a directory" in told["spool_begin"]["reason"]
     assert told["spool_end"]["frames"] > 96_000
@@ -328,7 +330,7 @@ def test_a_stop_in_the_middle_of_an_outage_keeps_what_waits(
     assert machine.end(signal.SIGTERM) == 0
     first = machine.ledger()[-1]
     assert first["balanced"]
-    assert first["sinks"][0]["inside_frames"] == first["captured_frames"]
+    assert first["sinks"][0]["in_flight_frames"] == first["captured_frames"]
     machine.sound.unlink()
     machine.start()
     machine.wait_for(lambda sink: sink["delivered_frames"])
@@ -337,5 +339,5 @@ def test_a_stop_in_the_middle_of_an_outage_keeps_what_waits(
     last = machine.ledger()[-1]
     assert last["sinks"][0]["spool"]["inherited_delivered_frames"] == first["captured_frames"]
     runs = machine.runs()
-    assert [len(one) for one in runs] == [first["captured_frames"], last["captured_frames"]]
-    assert all(one[0] == 0 and (np.diff(one) == 1).all() for one in runs)
+    assert [len(run) for run in runs] == [first["captured_frames"], last["captured_frames"]]
+    assert all(run[0] == 0 and (np.diff(run) == 1).all() for run in runs)

@@ -11,8 +11,8 @@ import pytest
 
 from capstand.accounting.ledger import Ledger
 from capstand.audio.block import AudioFormat, SampleFormat
-from capstand.capture.types.synthetic import Synthetic
-from capstand.config.schema import Capture
+from capstand.capture.types.synthetic import SyntheticConfig
+from capstand.config.schema import CaptureConfig
 from capstand.dsp.convert import from_float, from_int32
 from capstand.dsp.defects import Defects, Limits
 from capstand.dsp.level import Meter
@@ -31,7 +31,7 @@ class Ear:
     """A meter of ``keys``' capture that is fed with waves."""
 
     def __init__(self, **keys: Any) -> None:
-        self.capture = Capture(device="hw:0", rate_hz=RATE_HZ)._replace(**keys)
+        self.capture = CaptureConfig(device="hw:0", rate_hz=RATE_HZ)._replace(**keys)
         audio = self.capture.audio
         self.watch = Defects(audio, Limits.of(self.capture))
         self.meter = Meter(audio, self.watch)
@@ -144,8 +144,8 @@ def test_a_channel_of_one_value_while_another_sounds(format: str, value: float, 
     assert ear.hear(wave, 55).kinds == []
     (found,) = ear.hear(wave, 10).defects
     assert (found.kind, found.channels) == (kind, (2,))
-    assert found.words.startswith(f"channel 2 is {kind.split()[0]}: only ")
-    assert "while channel 1 sounds" in found.words and "pick = [1] leaves it out" in found.words
+    assert found.message.startswith(f"channel 2 is {kind.split()[0]}: only ")
+    assert "while channel 1 sounds" in found.message and "pick = [1] leaves it out" in found.message
     wave[100, 1] = 0.5
     assert ear.hear(wave, 5).kinds == []
 
@@ -156,8 +156,8 @@ def test_the_channels_are_named_as_on_the_card() -> None:
     wave[:, [0, 3]] = 0
     (found,) = Ear(pick=(8, 2, 5, 7)).hear(wave, 70).defects
     assert found.channels == (8, 7)
-    assert found.words.startswith("channels 8 and 7 are dead: only zeros for 70 s")
-    assert "while channels 2 and 5 sound" in found.words and "pick = [2, 5]" in found.words
+    assert found.message.startswith("channels 8 and 7 are dead: only zeros for 70 s")
+    assert "while channels 2 and 5 sound" in found.message and "pick = [2, 5]" in found.message
 
 
 def test_all_channels_stuck() -> None:
@@ -165,7 +165,9 @@ def test_all_channels_stuck() -> None:
     elsewhere."""
     (found,) = Ear().hear(np.full((RATE_HZ, 2), 0.25), 65).defects
     assert (found.kind, found.channels) == ("stuck", ())
-    assert found.words.startswith("every sample has had the same value (+0.2500 of full scale) for")
+    assert found.message.startswith(
+        "every sample has had the same value (+0.2500 of full scale) for"
+    )
     assert Ear().hear(np.zeros((RATE_HZ, 2)), 65).kinds == []
     assert Ear(silence_warn_s=0.0).hear(np.full((RATE_HZ, 2), 0.25), 65).kinds == []
 
@@ -178,7 +180,7 @@ def test_an_offset(format: str) -> None:
     assert ear.hear(noise(5, 0.05) + 0.01, 60).kinds == []
     (found,) = ear.hear(noise(5, 0.05) - np.array([0.0, 0.1]), 20).defects
     assert (found.kind, found.channels) == ("offset", (2,))
-    assert found.words.startswith("channel 2 has a DC offset of -0.1")
+    assert found.message.startswith("channel 2 has a DC offset of -0.1")
     assert ear.hear(noise(5, 0.05) - np.array([0.0, 0.04]), 60).kinds == ["offset"], "hysteresis"
     assert ear.hear(noise(5, 0.05), 30).kinds == []
     assert Ear(format=format, dc_warn_dbfs=0.0).hear(noise(5, 0.05) - 0.5, 60).kinds == []
@@ -191,7 +193,7 @@ def test_clipping(format: str) -> None:
     loud = np.clip(sine(200.0, 4.0) * np.array([1.0, 0.1]), -1, 1)
     (found,) = ear.hear(loud, 20).defects
     assert (found.kind, found.channels) == ("clipping", (1,))
-    assert found.words == "channel 1 clips: 400 peaks a second are cut off; lower the gain"
+    assert found.message == "channel 1 clips: 400 clipped peaks per second; lower the gain"
     assert ear.hear(loud * 0.5, 15).kinds == ["clipping"]
     assert ear.hear(loud * 0.5, 30).kinds == []
     assert Ear(format=format, clip_warn_per_s=0.0).hear(loud, 60).kinds == []
@@ -208,7 +210,7 @@ def test_a_dead_side_is_a_concern_and_told_once(
 ) -> None:
     """STATUS is DEGRADED and names the channel, the journal has its beginning and its end once,
     the figures are in the books of each channel, and unknown before there are some."""
-    card = capture(source=Synthetic(signal="noise"), dead_warn_s=20.0)
+    card = capture(source=SyntheticConfig(signal="noise"), dead_warn_s=20.0)
     line = Line(card, [Keep()])
     stream = line.stream
     assert line.stats().as_json()["channel_levels"] is None
@@ -218,7 +220,8 @@ def test_a_dead_side_is_a_concern_and_told_once(
     reporter = Reporter(stream.config, ledger)
     said: list[str] = []
     monkeypatch.setattr(
-        "capstand.service.reporter.say", lambda _, text, *words, **__: said.append(text % words)
+        "capstand.service.reporter.log_event",
+        lambda _, text, *words, **__: said.append(text % words),
     )
 
     def run(seconds: float) -> None:
@@ -228,7 +231,7 @@ def test_a_dead_side_is_a_concern_and_told_once(
                 line.capture()
                 line.push()
             line.deliver()
-            reporter.look(line.report())
+            reporter.update(line.report())
 
     run(3)
     first, _ = line.stats().as_json()["channel_levels"]
@@ -242,7 +245,7 @@ def test_a_dead_side_is_a_concern_and_told_once(
 
     stream.source._fill = half  # type: ignore[attr-defined]
     run(30)
-    verdict = stream.verdict(line.time.now_ns())
+    verdict = stream.assessment(line.time.now_ns())
     assert (verdict.health, verdict.alive) == (Health.DEGRADED, True)
     assert verdict.reason is not None and verdict.reason.startswith("channel 2 is dead: only zeros")
     first, second = line.stats().as_json()["channel_levels"]
@@ -251,11 +254,11 @@ def test_a_dead_side_is_a_concern_and_told_once(
     stream.source._fill = fill  # type: ignore[attr-defined]
     run(2)
     ledger.close(10)
-    assert stream.verdict(line.time.now_ns()).health is Health.OK
+    assert stream.assessment(line.time.now_ns()).health is Health.OK
     told = [one for one in said if "channel" in one]
     assert len(told) == 2
     assert told[0].startswith("mic: channel 2 is dead: only zeros for 20 s while channel 1 sounds")
-    assert told[1] == "mic: no channel is dead any more"
+    assert told[1] == "mic: no channel is dead now"
 
 
 def test_one_value_after_the_other_is_not_one_value() -> None:
@@ -270,9 +273,11 @@ def test_floats_that_are_no_sound() -> None:
     odd = np.array([3e38, -3e38, np.inf, -np.inf, np.nan, 3e38, 3e38, 1e-40] * 6000, "<f4")
     assert ear.raw(odd.tobytes(), 40).kinds
     assert ear.watch.figures is not None
-    figures = [x for one in ear.watch.figures for x in (one.peak, one.dc, one.clipped_per_s)]
+    figures = [
+        x for figure in ear.watch.figures for x in (figure.peak, figure.dc, figure.clipped_per_s)
+    ]
     figures += [ear.meter.level_dbfs, ear.meter.peak_dbfs]
-    assert all(one is not None and math.isfinite(one) for one in figures)
+    assert all(figure is not None and math.isfinite(figure) for figure in figures)
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 768_000])
@@ -281,7 +286,7 @@ def test_other_rates(rate_hz: int) -> None:
     audio = AudioFormat(rate_hz, 1, SampleFormat.S16_LE)
     at = np.arange(rate_hz) / rate_hz
     for amplitude, clips in ((1.0, False), (4.0, True)):
-        watch = Defects(audio, Limits.of(Capture(device="hw:0")))
+        watch = Defects(audio, Limits.of(CaptureConfig(device="hw:0")))
         meter = Meter(audio, watch)
         samples = from_float(amplitude * np.sin(2 * np.pi * 200 * at), audio.sample)
         for _ in range(20):

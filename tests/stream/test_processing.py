@@ -15,12 +15,11 @@ import pytest
 import soundfile
 
 from capstand.accounting.stats import StreamStats
-from capstand.capture.types.synthetic import Synthetic
+from capstand.capture.types.synthetic import SyntheticConfig
 from capstand.config.registry import PROCESSORS, SINKS
-from capstand.config.schema import Capture
-from capstand.config.schema import Stream as StreamConfig
-from capstand.processes import nursery
-from capstand.sinks.types.file import FileSink
+from capstand.config.schema import CaptureConfig, StreamConfig
+from capstand.processes import forkserver
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream.stream import Stream
 from tests.counts import counts
 from tests.foreign import install
@@ -45,7 +44,7 @@ import numpy as np
 from capstand.config.decode import Choice, Whole
 from capstand.config.registry import ProcessorType, SinkType
 from capstand.config.schema import Input, Name
-from capstand.sinks.live import Plan
+from capstand.sinks.live import SinkFactory
 from capstand.sinks.sink import Sink
 
 
@@ -133,7 +132,7 @@ class Writer(Sink):
         self._file.close()
 
 
-WIRE = SinkType(Wire, "wild.md", True, lambda sink, at: Plan("wild:Writer", (sink.path,)))
+WIRE = SinkType(Wire, "wild.md", True, lambda sink, at: SinkFactory("wild:Writer", (sink.path,)))
 '''
 
 
@@ -151,11 +150,13 @@ class Running:
     def config(self, *process: Any, signal: str = "counter", sinks: Any = None) -> Any:
         if sinks is None:
             sinks = (self.file("raw", input="captured"), self.file("done"))
-        capture = Capture("synthetic", source=Synthetic(signal), priority=0, buffer_ms=4000.0)
+        capture = CaptureConfig(
+            "synthetic", source=SyntheticConfig(signal), rt_priority=0, buffer_ms=4000.0
+        )
         return StreamConfig("mic", capture, sinks, process)
 
-    def file(self, name: str, **keys: Any) -> FileSink:
-        return FileSink("file", str(self.folder / name), name=name, **keys)
+    def file(self, name: str, **keys: Any) -> FileSinkConfig:
+        return FileSinkConfig("file", str(self.folder / name), name=name, **keys)
 
     def wild(self, delay_frames: int = 0) -> Any:
         return PROCESSORS["wild"].schema("wild", str(self.told_by), delay_frames)
@@ -194,7 +195,7 @@ class Running:
 
     def flow(self, frames: int = 9600) -> None:
         """So many frames more in every sink."""
-        names = [one.name for one in self.stats().sinks]
+        names = [sink.name for sink in self.stats().sinks]
         goals = {name: self.delivered(name) + frames for name in names}
         self.until(lambda: all(self.delivered(name) >= goal for name, goal in goals.items()))
 
@@ -227,7 +228,7 @@ class Running:
         assert stream.close(deadline) == []
         self.look()
         self.ended = self.stats()
-        assert all(one.inside_frames == 0 for one in self.ended.sinks), self.ended
+        assert all(sink.in_flight_frames == 0 for sink in self.ended.sinks), self.ended
         assert self.ended.balanced
         stream.dispose()
         self.stream = None
@@ -246,7 +247,7 @@ class Running:
     def samples(self, sink: str) -> Any:
         """All that was recorded, from the first frame on."""
         files = sorted((self.folder / sink).glob("*.wav"))
-        parts = [soundfile.read(one, dtype="int16", always_2d=True)[0] for one in files]
+        parts = [soundfile.read(file, dtype="int16", always_2d=True)[0] for file in files]
         return np.concatenate(parts)
 
 
@@ -260,14 +261,14 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
     monkeypatch.syspath_prepend(str(tmp_path / "wild"))
     PROCESSORS.rescan()
     SINKS.rescan()
-    nursery.shared.end()  # the next one finds the module
+    forkserver.shared.end()  # the next one finds the module
     one = Running(tmp_path)
     yield one
     if one.stream is not None:
         one.stream.process.abandon()
         if one.stream._chain is not None:
             one.stream._chain.process.abandon()
-    nursery.shared.end()
+    forkserver.shared.end()
     for registry in (PROCESSORS, SINKS):
         registry._found.pop("wild", None)
         registry._found.pop("wire", None)
@@ -275,7 +276,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
 
 
 def sink_of(stats: StreamStats, name: str) -> Any:
-    return next(one for one in stats.sinks if one.name == name)
+    return next(sink for sink in stats.sinks if sink.name == name)
 
 
 def numbers(samples: Any) -> Any:
@@ -306,7 +307,7 @@ def test_a_chain_that_changes_nothing_is_exact(running: Running) -> None:
     raw, done = running.samples("raw"), running.samples("done")
     assert len(raw) == ended.produced_frames
     assert np.array_equal(raw, done) or running.stalled
-    assert [one.dropped_frames for one in ended.sinks] == [0, 0] or running.stalled
+    assert [sink.dropped_frames for sink in ended.sinks] == [0, 0] or running.stalled
 
 
 def test_the_gain_is_exact(running: Running) -> None:
@@ -347,7 +348,7 @@ def test_what_misbehaves_is_bypassed(running: Running, does: str, words: str) ->
     captured, exactly, and later through the processor again."""
     running.start(running.config(running.wild()))
     running.tell(f"once {does}")
-    running.until(lambda: any(words in one for one in running.concerns))
+    running.until(lambda: any(words in concern for concern in running.concerns))
     running.flow()
     running.until(lambda: not running.concern)
     running.flow()
@@ -380,8 +381,8 @@ def test_a_killed_stream_takes_the_processed_sound_along(running: Running) -> No
     running.until(lambda: stream.process.pid not in (pid, None))
     running.flow()
     ended = running.end()
-    for one in ended.sinks:
-        assert one.delivered_frames + one.dropped_frames == ended.captured_frames
+    for sink in ended.sinks:
+        assert sink.delivered_frames + sink.dropped_frames == ended.captured_frames
 
 
 def test_what_is_not_processed_at_the_end_is_booked(running: Running) -> None:
@@ -394,7 +395,7 @@ def test_what_is_not_processed_at_the_end_is_booked(running: Running) -> None:
     assert stream.close(time.monotonic() + PATIENCE_S) == []
     running.look()
     ended = running.stats()
-    assert all(one.inside_frames == 0 for one in ended.sinks)
+    assert all(sink.in_flight_frames == 0 for sink in ended.sinks)
     assert sink_of(ended, "raw").delivered_frames == ended.captured_frames
     stream.dispose()
     running.stream = None
@@ -472,7 +473,7 @@ def test_chains_and_inputs_come_and_go(running: Running) -> None:
     pid = stream.process.pid
     for config in (chained, mono, swapped, plain, chained):
         stream.exchange(config)
-        running.until(lambda: not (stream.see_off() or stream.leaving))
+        running.until(lambda: not (stream.reap_removed() or stream.leaving))
         running.flow()
         running.until(lambda: not stream._former)
     assert stream.process.pid == pid or running.troubles

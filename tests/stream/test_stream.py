@@ -13,10 +13,9 @@ import pytest
 import soundfile
 
 from capstand.accounting.stats import Cause, Gap, StreamStats
-from capstand.config.schema import Capture
-from capstand.config.schema import Stream as StreamConfig
-from capstand.processes import nursery
-from capstand.sinks.types.file import FileSink
+from capstand.config.schema import CaptureConfig, StreamConfig
+from capstand.processes import forkserver
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream.stream import Stream
 from tests.counts import counts
 from tests.fakecard import FakeCard
@@ -34,15 +33,15 @@ class Streams:
         self.ended: dict[str, StreamStats] = {}
 
     def start(self, card: FakeCard, name: str) -> Stream:
-        sink = FileSink("file", str(self.folder / name), name="disk")
-        capture = Capture(card.device, buffer_ms=4000.0, priority=0)
+        sink = FileSinkConfig("file", str(self.folder / name), name="disk")
+        capture = CaptureConfig(card.device, buffer_ms=4000.0, rt_priority=0)
         stream = Stream(StreamConfig(name, capture, (sink,)), self.folder / "state")
         self.all.append(stream)
         self.gaps[name], self.troubles[name] = [], []
         stream.start()
         return stream
 
-    def look(self) -> None:
+    def poll(self) -> None:
         for one in self.all:
             report = one.report(time.monotonic_ns())
             assert report.stats.balanced, report.stats
@@ -53,11 +52,11 @@ class Streams:
 
     def until(self, state: Callable[[], object]) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        self.look()
+        self.poll()
         while not state():
             assert time.monotonic() < deadline, [one.stats(0) for one in self.all]
             time.sleep(0.01)
-            self.look()
+            self.poll()
 
     def flow(self, stream: Stream, frames: int = 4800) -> None:
         """So many frames more of it."""
@@ -70,22 +69,22 @@ class Streams:
             assert one.drain(deadline) == []
         for one in self.all:
             assert one.close(deadline) == []
-        self.look()
+        self.poll()
         self.ended = {one.name: one.stats(0) for one in self.all}
         for one in self.all:
-            assert self.ended[one.name].sinks[0].inside_frames == 0, self.ended[one.name]
+            assert self.ended[one.name].sinks[0].in_flight_frames == 0, self.ended[one.name]
             one.dispose()
         self.all.clear()
 
 
 @pytest.fixture
 def streams(tmp_path: Path, fakecard: FakeCard) -> Iterator[Streams]:
-    nursery.shared.end()  # the next one finds the card by the environment
+    forkserver.shared.end()  # the next one finds the card by the environment
     one = Streams(tmp_path)
     yield one
     for left in one.all:
         left.process.abandon()
-    nursery.shared.end()
+    forkserver.shared.end()
 
 
 @pytest.fixture
@@ -141,15 +140,15 @@ def test_a_killed_process_costs_its_own_stream_alone(
     streams.end()
     assert streams.ended["well"].lost_frames == 0 and streams.troubles["well"] == []
     assert set(streams.troubles["mic"]) == {
-        "its process was ended by SIGKILL; a new one is started"
+        "its process was ended by SIGKILL; a new one is starting"
     }
     gaps = [one for one in streams.gaps["mic"] if one.cause is Cause.PROCESS]
-    assert len(gaps) == rounds and not any(one.exact for one in gaps)
+    assert len(gaps) == rounds and not any(gap.exact for gap in gaps)
     lost = sum(one.frames for one in streams.gaps["mic"])
     assert lost == streams.ended["mic"].lost_frames
     assert lost == pytest.approx(fakecard.frames_lost, abs=480 * rounds)
     files = numbers(streams.folder / "mic")
-    assert all(set(np.diff(one)) == {1} for one in files)
+    assert all(set(np.diff(file)) == {1} for file in files)
     heard = [number for file in files for number in file]
     assert len(set(heard)) == len(heard)
 
@@ -178,7 +177,7 @@ def test_an_open_that_does_not_come_back_costs_its_own_stream_alone(
     streams.end()
     assert streams.ended["well"].lost_frames == 0 and streams.troubles["well"] == []
     told = " ".join(streams.troubles["mic"])
-    assert ("SIGABRT" if fault == "aborts" else "hung while it opened the device") in told
+    assert ("SIGABRT" if fault == "aborts" else "hung while opening the device") in told
     assert streams.ended["mic"].lost_frames == pytest.approx(fakecard.frames_lost, abs=960)
 
 
@@ -194,7 +193,7 @@ def test_a_thread_that_stands_still_is_ended(streams: Streams, fakecard: FakeCar
         os.kill(pid, signal.SIGCONT)
     streams.flow(stream)
     streams.end()
-    assert "showed no sign of life for 10 s" in " ".join(streams.troubles["mic"])
+    assert "did not respond for 10 s" in " ".join(streams.troubles["mic"])
 
 
 def test_release_and_resume(streams: Streams, fakecard: FakeCard) -> None:

@@ -138,7 +138,7 @@ def test_a_card_may_be_called_anything(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", script, *how], capture_output=True, check=True).stdout
         for how in ([], ["--json"])
     ]
-    assert all(one.isprintable() for one in told[0].decode().splitlines())
+    assert all(line.isprintable() for line in told[0].decode().splitlines())
     assert [one["name"] for one in json.loads(told[1])["devices"]] == [
         "\\x1b[2J\\x07, USB\ufffd \\x1b[2J",
         "Two, Second",
@@ -188,7 +188,7 @@ def test_the_table_needs_no_key_to_be_text() -> None:
     stats["trouble"], stats["sinks"][0]["detail"] = HOSTILE, HOSTILE
     cleaned = clean.tree([stats])
     assert isinstance(cleaned, list)
-    assert all(one.isprintable() for one in display.status_table(cleaned).splitlines())
+    assert all(line.isprintable() for line in display.status_table(cleaned).splitlines())
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])

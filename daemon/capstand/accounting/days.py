@@ -28,7 +28,7 @@ OTHERS = "others"
 Json = dict[str, Any]
 
 
-class DaySums:
+class DayTotals:
     """What is summed of one day; ``counters`` holds the run's counters as of its last total."""
 
     def __init__(self, day: str, counters: dict[str, int] | None = None) -> None:
@@ -55,9 +55,9 @@ class DaySums:
             for one in sinks if isinstance(sinks, list) else ():
                 if isinstance(one, dict):
                     self._add_sink(str(one.get("name")), one)
-        elif name == "join":
+        elif name == "sink_added":
             self._forget(str(event.get("sink")))
-        elif name == "leave":
+        elif name == "sink_removed":
             self._add_sink(str(event.get("sink")), event)
             self._forget(str(event.get("sink")))
 
@@ -83,7 +83,7 @@ class DaySums:
         for key in SINK_SUMS:
             self.counters.pop(f"{sink} {key}", None)
 
-    def merge(self, later: "DaySums") -> None:
+    def merge(self, later: "DayTotals") -> None:
         _merge(self._sums, later._sums)
         self.last, self.counters = later.last, dict(later.counters)
 
@@ -95,7 +95,7 @@ class DaySums:
         return json.dumps(own | {"last": self.last, "counters": self.counters}).encode() + b"\n"
 
     @classmethod
-    def from_state(cls, text: bytes) -> "DaySums | None":
+    def from_state(cls, text: bytes) -> "DayTotals | None":
         """None for what this program did not write."""
         with suppress(ValueError, TypeError, AttributeError, KeyError):
             state = clean.parsed(text)
@@ -107,15 +107,15 @@ class DaySums:
         return None
 
 
-class DayBook:
+class DayTotalsFile:
     """The days of one stream below ``folder``."""
 
     def __init__(self, folder: Path, stream: str) -> None:
         self.path = folder / "days" / f"{stream}.jsonl"
         self._open = self.path.with_suffix(".open.json")
-        self._fresh: list[DaySums] = []  # not on disk yet, in order
+        self._fresh: list[DayTotals] = []  # not on disk yet, in order
 
-    def make_good(self, lines: list[bytes], whole: bool) -> None:
+    def replay(self, lines: list[bytes], whole: bool) -> None:
         """Adds what the last run wrote to its ledger and not here. ``lines`` are the ledger's
         last, ``whole`` says that there are no others.
         """
@@ -128,7 +128,7 @@ class DayBook:
             after = len(marks) - marks[::-1].index(stored.last)
         else:
             after = 0 if whole else len(marks)
-        self._fresh.append(DaySums(stored.day, stored.counters))
+        self._fresh.append(DayTotals(stored.day, stored.counters))
         self._fresh[0].last = stored.last
         for event in events[after:]:
             self.add(event)
@@ -137,7 +137,7 @@ class DayBook:
         day = str(event.get("closes") or event.get("at"))[:10]
         newest = self._fresh[-1] if self._fresh else None
         if newest is None or newest.day != day:
-            newest = DaySums(day, newest.counters if newest else None)
+            newest = DayTotals(day, newest.counters if newest else None)
             self._fresh.append(newest)
             del self._fresh[:-MOST_DAYS]
         newest.add(event)
@@ -158,18 +158,18 @@ class DayBook:
                 stored = fresh
             assert stored is not None
             replace(self._open, stored.state())
-        self._fresh = [DaySums(stored.day, stored.counters)]
+        self._fresh = [DayTotals(stored.day, stored.counters)]
         self._fresh[0].last = stored.last
 
-    def _stored(self) -> DaySums | None:
+    def _stored(self) -> DayTotals | None:
         try:
             descriptor = open_plain(self._open, os.O_RDONLY)
         except OSError:
             return None
         with os.fdopen(descriptor, "rb") as file:
-            return DaySums.from_state(file.read(1_000_000))
+            return DayTotals.from_state(file.read(1_000_000))
 
-    def _end(self, sums: DaySums) -> None:
+    def _end(self, sums: DayTotals) -> None:
         """A day is over; its line may be there already, where the next step was interrupted."""
         lines, _ = read_tail(self.path)
         if sums.line() in lines[-1:]:

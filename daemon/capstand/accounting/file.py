@@ -73,8 +73,8 @@ class LedgerFile:
     ) -> None:
         self.path = folder / f"{stream}.jsonl"
         self._aside = aside
-        self._unsafe: list[bytes] = []
-        self._unsafe_at = (0, 0)  # inode and offset
+        self._unsynced: list[bytes] = []
+        self._unsynced_at = (0, 0)  # inode and offset
         self._again = 0  # so many lines were told as written and have to be written again
 
     def append(self, lines: deque[bytes], written: Callable[[bytes], None]) -> None:
@@ -85,10 +85,10 @@ class LedgerFile:
         with locked(self.path.parent):
             descriptor = self._open()
             try:
-                self._look_for_unsafe(descriptor, lines)
+                self._find_unsynced(descriptor, lines)
                 while lines:
                     self._write(descriptor, lines, written)
-                self._make_safe(descriptor)
+                self._sync(descriptor)
             finally:
                 os.close(descriptor)
 
@@ -104,7 +104,7 @@ class LedgerFile:
         with locked(self.path.parent):
             if not self.full:
                 return  # another daemon has done it
-            number = max((one.number for one in self.archives()), default=0) + 1
+            number = max((archive.number for archive in self.archives()), default=0) + 1
             self.path.rename(self.path.with_name(f"{self.path.name}.{number:06d}"))
             sync_folder(self.path.parent)
 
@@ -127,10 +127,10 @@ class LedgerFile:
         costs itself; the last error is raised at the end.
         """
         failed: OSError | None = None
-        for one in self.archives():
-            if not one.packed and one.size <= LARGEST_BYTES:
+        for archive in self.archives():
+            if not archive.packed and archive.size <= LARGEST_BYTES:
                 try:
-                    _compress(one.path)
+                    _compress(archive.path)
                 except OSError as error:
                     failed = error
         if failed is not None:
@@ -141,21 +141,21 @@ class LedgerFile:
         more than ``max_bytes``. ``now_s`` is wall time, None where that is not known to be right.
         """
         archives = self.archives()
-        total = sum(one.size for one in archives)
+        total = sum(archive.size for archive in archives)
         with suppress(OSError):
             total += self.path.lstat().st_size
-        for one in archives:
-            if now_s is not None and now_s - one.ended_s > keep_days * DAY_S:
+        for archive in archives:
+            if now_s is not None and now_s - archive.ended_s > keep_days * DAY_S:
                 reason = f"older than {keep_days} days"
             elif total > max_bytes:
                 reason = f"more than {max_bytes // 1_000_000} MB"
             else:
                 continue
-            lines, first_at, last_at = _content(one)
+            lines, first_at, last_at = _content(archive)
             with suppress(OSError):  # what cannot be deleted costs itself
-                one.path.unlink()
-                total -= one.size
-                yield Forgotten(one.path.name, one.size, lines, first_at, last_at, reason)
+                archive.path.unlink()
+                total -= archive.size
+                yield Forgotten(archive.path.name, archive.size, lines, first_at, last_at, reason)
 
     def tail(self, most: int = CHUNK_BYTES) -> tuple[list[bytes], bool]:
         """The last whole lines of the file, and whether these are all of it."""
@@ -201,8 +201,8 @@ class LedgerFile:
         try:
             length, head = _end_of(descriptor)
             count = os.write(descriptor, head + b"".join(batch))
-            if not self._unsafe:
-                self._unsafe_at = os.fstat(descriptor).st_ino, length + len(head)
+            if not self._unsynced:
+                self._unsynced_at = os.fstat(descriptor).st_ino, length + len(head)
             whole = min(count, len(head))
             while done < len(batch) and whole + len(batch[done]) <= count:
                 whole += len(batch[done])
@@ -216,33 +216,33 @@ class LedgerFile:
             lines.extendleft(reversed(batch[done:]))
 
     def _took(self, batch: list[bytes], written: Callable[[bytes], None]) -> None:
-        self._unsafe += batch
+        self._unsynced += batch
         again = min(self._again, len(batch))
         self._again -= again
         for line in batch[again:]:
             written(line)
 
-    def _make_safe(self, descriptor: int) -> None:
+    def _sync(self, descriptor: int) -> None:
         try:
             os.fdatasync(descriptor)
         except OSError as error:
             if error.errno not in NO_SYNC:
                 raise
-        self._unsafe.clear()
+        self._unsynced.clear()
 
-    def _look_for_unsafe(self, descriptor: int, lines: deque[bytes]) -> None:
+    def _find_unsynced(self, descriptor: int, lines: deque[bytes]) -> None:
         """After a sync that failed: lines that are still in the file only need another sync."""
-        if not self._unsafe:
+        if not self._unsynced:
             return
-        inode, offset = self._unsafe_at
-        content = b"".join(self._unsafe)
+        inode, offset = self._unsynced_at
+        content = b"".join(self._unsynced)
         here = os.fstat(descriptor).st_ino == inode
         if here and os.pread(descriptor, len(content), offset) != content:
-            lines.extendleft(reversed(self._unsafe))
-            self._again += len(self._unsafe)
-            self._unsafe.clear()
+            lines.extendleft(reversed(self._unsynced))
+            self._again += len(self._unsynced)
+            self._unsynced.clear()
         else:  # where it is another file, the other daemon has rotated it, content and all
-            self._make_safe(descriptor)
+            self._sync(descriptor)
 
 
 def append_line(path: Path, line: bytes) -> None:
@@ -278,7 +278,7 @@ def locked(folder: Path) -> Iterator[None]:
         deadline = time.monotonic() + LOCK_S
         while not _locked(lock):
             if time.monotonic() > deadline:
-                raise OSError(errno.EBUSY, "another capstand writes it and does not come back")
+                raise OSError(errno.EBUSY, "locked by another capstand")
             time.sleep(0.01)
         yield
     finally:
@@ -301,7 +301,7 @@ def open_plain(path: Path, flags: int, mode: int = 0o644) -> int:
     descriptor = os.open(path, flags, mode)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.ENODEV, "is no ordinary file")
+        raise OSError(errno.ENODEV, "not a regular file")
     return descriptor
 
 
@@ -332,7 +332,7 @@ def read_tail(path: Path, most: int = CHUNK_BYTES) -> tuple[list[bytes], bool]:
     lines = content.splitlines(keepends=True)
     if start:
         del lines[:1]
-    return [one for one in lines if one.endswith(b"\n")], start == 0
+    return [line for line in lines if line.endswith(b"\n")], start == 0
 
 
 def replace(path: Path, content: bytes) -> None:

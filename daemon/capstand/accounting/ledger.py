@@ -1,11 +1,12 @@
-"""The ledger on disk: one line of JSON per event, so that in the morning the books can be read.
+"""The ledger on disk: one line of JSON per event, so that losses can be looked up later.
 
-``start`` and ``stop`` of a run, ``grant`` when a device was opened, ``join`` and ``leave`` of a
-sink that came or went meanwhile, every ``gap`` with its first frame, length, time, cause and
-whether it was counted or estimated, every ``drop`` of sound that a sink missed, ``spool_begin``,
-``spool_drop`` and ``spool_end`` where sound waits on disk for its sink, every ``release`` of a
-device to another program and its ``resume``, and ``total`` with the sums every few minutes. What is
-written is on the disk at once, for a power cut; a line that one tore is ended by the next.
+``start`` and ``stop`` of a run, ``opened`` when a device was opened, ``sink_added`` and
+``sink_removed`` for a sink that came or went meanwhile, every ``gap`` with its first frame, length,
+time, cause and whether it was counted or estimated, every ``drop`` of sound that a sink missed,
+``spool_begin``, ``spool_drop`` and ``spool_end`` where sound waits on disk for its sink, every
+``release`` of a device to another program and its ``resume``, and ``total`` with the sums every few
+minutes. What is written is on the disk at once, for a power cut; a line that one tore is ended by
+the next.
 
 A full file is compressed and kept for ``keep_days``, as far as ``max_mb`` go (``file.py``); what is
 deleted leaves a line ``forgotten``. The sums of a day are never deleted (``days.py``). Some events
@@ -30,11 +31,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from capstand.accounting.days import DayBook
+from capstand.accounting.days import DayTotalsFile
 from capstand.accounting.file import LedgerFile
 from capstand.config.schema import LedgerConfig
 from capstand.host import bug
-from capstand.host.logs import say
+from capstand.host.logs import log_event
 from capstand.text import clean
 
 BACKLOG = 10_000
@@ -56,18 +57,18 @@ SAVED_WITH = (b'{"event": "total"', b'{"event": "stop"')
 Entry = dict[str, Any]
 
 
-class Keep(NamedTuple):
+class RetentionLimits(NamedTuple):
     """For how long each stream's ledger is kept, and in how much room."""
 
     days: int = 366
     max_bytes: int = 200_000_000
 
 
-KEEP = Keep()
+KEEP = RetentionLimits()
 
 
-def keep(config: LedgerConfig) -> Keep:
-    return Keep(config.keep_days, config.max_mb * 1_000_000)
+def keep(config: LedgerConfig) -> RetentionLimits:
+    return RetentionLimits(config.keep_days, config.max_mb * 1_000_000)
 
 
 class Ledger:
@@ -80,7 +81,7 @@ class Ledger:
     def __init__(
         self,
         folder: Path,
-        kept: Keep = KEEP,
+        kept: RetentionLimits = KEEP,
         clock_sure: Callable[[], bool] = lambda: False,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -99,7 +100,7 @@ class Ledger:
 
     @property
     def trouble(self) -> str | None:
-        return next((one.trouble for one in tuple(self._books.values()) if one.trouble), None)
+        return next((book.trouble for book in tuple(self._books.values()) if book.trouble), None)
 
     def write(self, stream: str, event: str, **what: object) -> None:
         """``at`` is wall time for people, ``monotonic_ns`` is the order of things."""
@@ -118,9 +119,9 @@ class Ledger:
         self._thread.join(timeout_s)
         for stream, book in self._books.items():
             if left := book.waiting:
-                say(
+                log_event(
                     logging.ERROR,
-                    "%s: %d lines of the ledger are lost; they could not be written in time",
+                    "%s: %d ledger lines were lost; they could not be written in time",
                     *(self.path(stream), left),
                     STREAM=stream,
                 )
@@ -129,18 +130,20 @@ class Ledger:
         while True:
             with self._changed:
                 closing, now_s = self._closing, self._now_s()
-                due = [one for one in self._books.values() if closing or one.due_s(now_s) <= now_s]
+                due = [
+                    book for book in self._books.values() if closing or book.due_s(now_s) <= now_s
+                ]
                 for one in due:
                     one.release(now_s, everything=closing)
                 if not due and not closing:
-                    ahead = (one.due_s(now_s) for one in self._books.values())
+                    ahead = (book.due_s(now_s) for book in self._books.values())
                     self._changed.wait(max(0.0, min(ahead, default=now_s + TIDY_S) - now_s))
                     continue
             for one in due:
                 try:
                     one.put(now_s, self.kept, self._wall_s, tidy=not closing)
                 except Exception as error:  # noqa: BLE001  one stream's ledger is not all of them
-                    one.fail(bug.tell("ledger", error), now_s)
+                    one.fail(bug.log_unexpected("ledger", error), now_s)
             if closing:
                 return
 
@@ -158,9 +161,9 @@ class _Book:
         self._stream = stream
         self._lines: deque[bytes] = deque()
         self._sums: dict[tuple[object, ...], _Sum] = {}
-        self._allowances: dict[str, _Allowance] = {}
+        self._rate_limits: dict[str, _RateLimit] = {}
         self._file = LedgerFile(folder, stream, self._put_aside)
-        self._days = DayBook(folder, stream)
+        self._days = DayTotalsFile(folder, stream)
         self._retry_s = 0.0
         self._tidy_s = 0.0
         self._begun = False
@@ -178,9 +181,9 @@ class _Book:
         if event not in STEADY:
             key = key if key in self._sums or len(self._sums) < MOST_SUMS else (event,)
             kind = f"{event} {entry.get('cause', '')}".strip()
-            allowance = self._allowances.setdefault(kind, _Allowance(kind, now_s))
+            rate_limit = self._rate_limits.setdefault(kind, _RateLimit(kind, now_s))
             held = key in self._sums or len(self._lines) >= BACKLOG
-            if held or not allowance.takes(now_s):
+            if held or not rate_limit.takes(now_s):
                 self._sums.setdefault(key, _Sum(now_s)).add(entry)
                 return
         self._lines.append(_encoded(entry))
@@ -201,11 +204,11 @@ class _Book:
     # The ledger's thread
 
     def put(
-        self, now_s: float, kept: Keep, wall_s: Callable[[], float | None], *, tidy: bool
+        self, now_s: float, kept: RetentionLimits, wall_s: Callable[[], float | None], *, tidy: bool
     ) -> None:
         if not self._begun:
             self._begun = True
-            self._days.make_good(*self._file.tail())
+            self._days.replay(*self._file.tail())
         try:
             self._file.append(self._lines, self._written)
         except (OSError, MemoryError) as error:
@@ -221,8 +224,8 @@ class _Book:
     def fail(self, reason: str, now_s: float) -> None:
         self._retry_s = now_s + RETRY_S
         self.trouble = (
-            f"{self._file.path}: {reason}; its lines wait in memory; "
-            "check that the disk has room and may be written"
+            f"{self._file.path}: {reason}; its lines are kept in memory; check that the disk is "
+            "writable and has space"
         )
 
     def _written(self, line: bytes) -> None:
@@ -237,14 +240,14 @@ class _Book:
         try:
             self._days.save()
         except OSError as error:
-            say(
+            log_event(
                 logging.WARNING,
-                "%s: the sums of the day cannot be written: %s; tried again at the next total",
+                "%s: the daily totals cannot be written: %s; will retry at the next total",
                 *(self._days.path, error.strerror),
                 STREAM=self._stream,
             )
 
-    def _tidy(self, kept: Keep, wall_s: float | None) -> None:
+    def _tidy(self, kept: RetentionLimits, wall_s: float | None) -> None:
         """What cannot be done now is tried again later; the ledger goes on in any case."""
         try:
             if self._file.full:
@@ -253,9 +256,9 @@ class _Book:
                 self._file.rotate()
             self._file.compress()
         except OSError as error:
-            say(
+            log_event(
                 logging.WARNING,
-                "%s: old lines cannot be compressed: %s; tried again in 6 h",
+                "%s: old lines cannot be compressed: %s; will retry in 6 h",
                 *(self._file.path, error.strerror),
                 STREAM=self._stream,
             )
@@ -263,16 +266,16 @@ class _Book:
             self._lines.append(_encoded({"event": "forgotten", **_now(), **one._asdict()}))
 
     def _put_aside(self, name: str) -> None:
-        say(
+        log_event(
             logging.WARNING,
-            "%s was no file to write the ledger to (a directory, a link, another user's file); "
-            "it is now called %s",
+            "%s was not a usable ledger file (a directory, a link or another user's file); "
+            "renamed to %s",
             *(self._file.path, name),
             STREAM=self._stream,
         )
 
 
-class _Allowance:
+class _RateLimit:
     """How many lines of a kind may still come; what is not used grows back."""
 
     def __init__(self, kind: str, now_s: float) -> None:

@@ -1,9 +1,9 @@
 """The ledger of a stream, and frozen snapshots of it.
 
-Two sentences hold at every moment and after shutdown:
+Two invariants hold at every moment and after shutdown:
 
     produced = captured + lost                    (the device's frames)
-    captured = delivered + dropped + inside       (for each sink, since it joined the stream)
+    captured = delivered + dropped + in flight    (for each sink, since it joined the stream)
 
 Every counter has one writing thread and only grows. A snapshot reads downstream first, so what is
 still inside can only be over-counted by what arrived meanwhile, never negative.
@@ -19,7 +19,7 @@ class Cause(IntEnum):
     """Why frames are missing."""
 
     OVERRUN = 0
-    TORN = 1
+    OVERWRITTEN = 1
     STOPPED = 2
     SUSPENDED = 3
     REOPENED = 4
@@ -31,13 +31,13 @@ class Cause(IntEnum):
     DECLARED = 10
 
     @property
-    def words(self) -> str:
-        return _WORDS[self]
+    def description(self) -> str:
+        return _DESCRIPTIONS[self]
 
 
-_WORDS = {
+_DESCRIPTIONS = {
     Cause.OVERRUN: "overrun: the card's buffer was not read in time",
-    Cause.TORN: "overrun while the buffer was being read",
+    Cause.OVERWRITTEN: "overrun while the buffer was being read",
     Cause.STOPPED: "the driver stopped the stream",
     Cause.SUSPENDED: "the machine was suspended",
     Cause.REOPENED: "the device was away or stood still",
@@ -111,7 +111,7 @@ class Count(NamedTuple):
 class Tally:
     """What the capture thread counts; it alone writes.
 
-    ``turn`` is odd while several counters change together, so a reader can tell and try again.
+    ``sequence`` is odd while several counters change together, so a reader can tell and try again.
     """
 
     __slots__ = (
@@ -121,11 +121,11 @@ class Tally:
         "lost_estimated",
         "lost_exact",
         "produced",
-        "turn",
+        "sequence",
     )
 
     def __init__(self) -> None:
-        self.turn = 0
+        self.sequence = 0
         self.produced = 0  # frame index of the next frame
         self.captured = 0
         self.lost_exact = 0
@@ -133,7 +133,7 @@ class Tally:
         self.lost_by_device = 0
         self.gaps = GapTable()
 
-    def go_on(self, before: "StreamStats", captured: int, next_frame: int) -> None:
+    def continue_from(self, before: "StreamStats", captured: int, next_frame: int) -> None:
         """With the counters of another one, which may have told its last losses to nobody: how
         many frames are lost is known, not how."""
         lost_exact = before.lost_frames - before.lost_estimated_frames
@@ -145,7 +145,7 @@ class Tally:
     def count(self) -> Count:
         """All counters as of one moment. Any thread."""
         while True:
-            turn = self.turn
+            sequence = self.sequence
             count = Count(
                 self.produced,
                 self.captured,
@@ -154,12 +154,12 @@ class Tally:
                 self.lost_by_device,
                 self.gaps.count,
             )
-            if turn == self.turn and not turn & 1:
+            if sequence == self.sequence and not sequence & 1:
                 return count
             time.sleep(0)
 
 
-class Mark(NamedTuple):
+class StreamPosition(NamedTuple):
     """A place between two blocks: the next frame's index, and how many were captured before it."""
 
     frame: int
@@ -171,8 +171,8 @@ class SinkCounters(NamedTuple):
     stream captures from ``since`` to ``until``: None before it has joined, and while it stays.
     """
 
-    since: Mark | None
-    until: Mark | None
+    since: StreamPosition | None
+    until: StreamPosition | None
     delivered: int
     dropped: int
     inserted: int
@@ -201,15 +201,15 @@ class SinkStats(NamedTuple):
     captured_frames: int
     delivered_frames: int
     dropped_frames: int
-    inside_frames: int
+    in_flight_frames: int
     inserted_frames: int
     queue_ms: float
     figures: dict[str, Any]
 
     @property
     def balanced(self) -> bool:
-        parts = self.delivered_frames + self.dropped_frames + self.inside_frames
-        return self.inside_frames >= 0 and self.captured_frames == parts
+        parts = self.delivered_frames + self.dropped_frames + self.in_flight_frames
+        return self.in_flight_frames >= 0 and self.captured_frames == parts
 
 
 SIMULATED = "simulated sound, not a microphone"
@@ -252,13 +252,13 @@ class StreamStats(NamedTuple):
 
     @property
     def balanced(self) -> bool:
-        """The two sentences of the ledger."""
+        """The two invariants."""
         return self.produced_frames == self.captured_frames + self.lost_frames and all(
             sink.balanced and sink.captured_frames <= self.captured_frames for sink in self.sinks
         )
 
     def as_json(self) -> dict[str, Any]:
-        sinks = [one._asdict() for one in self.sinks]
+        sinks = [sink._asdict() for sink in self.sinks]
         return self._asdict() | {"sinks": sinks, "balanced": self.balanced}
 
 

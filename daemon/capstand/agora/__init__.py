@@ -2,6 +2,6 @@
 
 from capstand.agora.frames import SampleBuffer
 from capstand.agora.sdk.codes import AgoraError, Code, Reason
-from capstand.agora.source import CustomAudioSource, Figures
+from capstand.agora.source import CustomAudioSource, SessionFigures
 
-__all__ = ["AgoraError", "Code", "CustomAudioSource", "Figures", "Reason", "SampleBuffer"]
+__all__ = ["AgoraError", "Code", "CustomAudioSource", "Reason", "SampleBuffer", "SessionFigures"]

@@ -42,7 +42,7 @@ class Frame(NamedTuple):
     pts_ms: int
 
 
-class Cutter:
+class Framer:
     """Cuts what is ``put`` into frames of ``rate_hz`` and ``channels`` (1 or 2), S16.
 
     ``held`` counts frames (of the track) that wait for their 10 ms to be full; ``earlier`` those of

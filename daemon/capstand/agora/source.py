@@ -23,11 +23,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from capstand.agora.connection import Condition, Connection
-from capstand.agora.frames import Cutter, Frame, SampleBuffer
-from capstand.agora.life import State
-from capstand.agora.sdk.calls import AREAS, PROFILES, SCENARIOS, Settings, Track
+from capstand.agora.channel_session import ChannelSession, Condition
+from capstand.agora.connection_state import ConnectionState
+from capstand.agora.frames import Frame, Framer, SampleBuffer
 from capstand.agora.sdk.codes import AgoraError, Code
+from capstand.agora.sdk.rtc import AREAS, PROFILES, SCENARIOS, Settings, Track
 from capstand.agora.tokens.sources import Fixed, TokenSource
 from capstand.audio.block import SampleFormat
 
@@ -46,7 +46,7 @@ SOURCES = 8
 MAX_UID = 2**32 - 1
 
 
-class Figures(NamedTuple):
+class SessionFigures(NamedTuple):
     """A connection at one moment. ``depth_ms`` is the estimated content of the SDK's send buffer,
     ``holes`` how often it ran dry while joined, for ``hole_ms`` in all; ``sent_kbps`` is what the
     SDK says it sends.
@@ -76,9 +76,10 @@ class CustomAudioSource:
     """Sound of your own in one Agora channel.
 
     ``folder`` is where the SDK keeps log and data. ``profile`` None takes the one that fits the
-    channels. ``delay_ms`` of sound are collected before sending starts, at most ``buffer_ms`` wait
-    in the SDK; both whole tens. ``app_id``, ``folder``, ``area`` and the first ``scenario`` are the
-    same for every source of a process, because the SDK runs once per process. Raises AgoraError.
+    channels. ``send_delay_ms`` of sound are collected before sending starts, at most ``buffer_ms``
+    wait in the SDK; both whole tens. ``app_id``, ``folder``, ``area`` and the first ``scenario``
+    are the same for every source of a process, because the SDK runs once per process. Raises
+    AgoraError.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class CustomAudioSource:
         profile: str | None = None,
         scenario: str = "default",
         area: str = "global",
-        delay_ms: int = 40,
+        send_delay_ms: int = 40,
         buffer_ms: int = 500,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -103,21 +104,23 @@ class CustomAudioSource:
             if value not in known:
                 words = ", ".join(str(one) for one in known)
                 raise _invalid(name, value, f"one of {words}")
-        if not (0 < delay_ms < buffer_ms <= 5000 and delay_ms % 10 == buffer_ms % 10 == 0):
+        if not (
+            0 < send_delay_ms < buffer_ms <= 5000 and send_delay_ms % 10 == buffer_ms % 10 == 0
+        ):
             raise _invalid(
-                "delay_ms, buffer_ms",
-                f"{delay_ms}, {buffer_ms}",
-                "whole tens with 0 < delay_ms < buffer_ms ≤ 5000",
+                "send_delay_ms, buffer_ms",
+                f"{send_delay_ms}, {buffer_ms}",
+                "whole tens with 0 < send_delay_ms < buffer_ms ≤ 5000",
             )
         self._settings = Settings(app_id, folder, area, scenario)
         self._scenario = scenario
         self._profile = profile
-        self._delay_ms = delay_ms
+        self._delay_ms = send_delay_ms
         self._buffer_ms = buffer_ms
         self._now_ns = now_ns
         self._declared: _Declared | None = None
-        self._connection: Connection | None = None
-        self._cutters: list[Cutter] = []
+        self._connection: ChannelSession | None = None
+        self._framers: list[Framer] = []
         self._mixer: Mixer | None = None
         self._channel, self._uid = "", 0
 
@@ -176,7 +179,7 @@ class CustomAudioSource:
             raise _invalid("uid", uid, f"0 to {MAX_UID}")
         profile = self._profile or ("music_stereo" if declared.channels == 2 else "default")
         self._channel, self._uid = channel, uid
-        self._connection = connection = Connection(
+        self._connection = connection = ChannelSession(
             self._settings,
             Track(profile, self._scenario, self._delay_ms, self._buffer_ms),
             channel,
@@ -185,8 +188,8 @@ class CustomAudioSource:
             publish=declared.publish,
             now_ns=self._now_ns,
         )
-        self._cutters = [
-            Cutter(declared.track_hz, declared.channels) for _ in range(declared.sources)
+        self._framers = [
+            Framer(declared.track_hz, declared.channels) for _ in range(declared.sources)
         ]
         if declared.sources > 1:
             from capstand.agora.mixer import Mixer
@@ -194,11 +197,11 @@ class CustomAudioSource:
             self._mixer = Mixer(declared.sources, self._send)
             self._mixer.start()
         connection.start()
-        return connection.wait(wait_s, State.JOINED)
+        return connection.wait(wait_s, ConnectionState.JOINED)
 
     def wait_joined(self, timeout_s: float) -> bool:
         """Waits until the channel is joined; False when it is not by then."""
-        return self._joined().wait(timeout_s, State.JOINED)
+        return self._joined().wait(timeout_s, ConnectionState.JOINED)
 
     def renew_token(self, token: str) -> None:
         """A newer token, used at once where the channel is joined, else for the next try."""
@@ -212,12 +215,12 @@ class CustomAudioSource:
         if connection is None:
             return True
         until_s = time.monotonic() + timeout_s / 2
-        if connection.state is State.JOINED:
+        if connection.state is ConnectionState.JOINED:
             self._send_rest(connection, until_s)
         if self._mixer is not None:
             self._mixer.stop()
             self._mixer = None
-        if connection.state is State.JOINED:
+        if connection.state is ConnectionState.JOINED:
             left_s = max(0.0, until_s - time.monotonic())
             time.sleep(min(left_s, connection.depth_ms() / 1000))
         if not connection.leave(timeout_s):
@@ -225,15 +228,15 @@ class CustomAudioSource:
         self._connection = None
         return True
 
-    def _send_rest(self, connection: Connection, until_s: float) -> None:
+    def _send_rest(self, connection: ChannelSession, until_s: float) -> None:
         """What waits for its 10 ms to be full, or to be mixed; for room in the buffer it waits."""
         declared = self._need_declared()
         if self._mixer is not None:
-            for number, cutter in enumerate(self._cutters):
-                self._mixer.put(number, cutter.finish())
+            for number, framer in enumerate(self._framers):
+                self._mixer.put(number, framer.finish())
             self._mixer.drain(until_s)
             return
-        for frame in self._cutters[0].finish():
+        for frame in self._framers[0].finish():
             while True:
                 try:
                     _send(connection, declared, frame)
@@ -309,21 +312,21 @@ class CustomAudioSource:
     @property
     def joined(self) -> bool:
         """Whether a push would be taken now."""
-        return self._connection is not None and self._connection.state is State.JOINED
+        return self._connection is not None and self._connection.state is ConnectionState.JOINED
 
-    def inside_ms(self) -> float:
+    def in_flight_ms(self) -> float:
         """The sound that was pushed and has not left the SDK's send buffer: the estimate of its
         depth, and what waits for its 10 ms to be full (of source 0).
         """
         if self._connection is None or self._declared is None:
             return 0.0
-        held_ms = self._cutters[0].held * 1000 / self._declared.track_hz
+        held_ms = self._framers[0].held * 1000 / self._declared.track_hz
         return self._connection.depth_ms() + held_ms
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """The state in one phrase, such as "in studio"."""
         if self._connection is not None:
-            return self._connection.words()
+            return self._connection.summary()
         return f"left {self._channel}" if self._channel else "no channel is joined"
 
     def condition(self) -> Condition:
@@ -332,20 +335,20 @@ class CustomAudioSource:
             return Condition("no channel is joined", None, None, None)
         return self._connection.condition()
 
-    def figures(self, now_ns: int) -> Figures | None:
+    def figures(self, now_ns: int) -> SessionFigures | None:
         """Figures of the connection; None while there is none."""
         connection = self._connection
         if connection is None:
             return None
-        drain = connection.drain
-        return Figures(
+        send_buffer = connection.send_buffer
+        return SessionFigures(
             connection.state.name,
             self._channel,
             self._uid,
             connection.joins,
-            round(drain.depth_ms(now_ns), 1),
-            drain.holes,
-            round(drain.hole_ns / 1e6, 1),
+            round(send_buffer.depth_ms(now_ns), 1),
+            send_buffer.holes,
+            round(send_buffer.hole_ns / 1e6, 1),
             connection.sent_kbps,
             connection.token_ends_s,
             connection.session,
@@ -357,18 +360,19 @@ class CustomAudioSource:
         declared, connection = self._need_declared(), self._joined()
         if not 0 <= source_id < declared.sources:
             raise _invalid("source_id", source_id, f"0 to {declared.sources - 1}")
-        if connection.state is not State.JOINED:
-            raise AgoraError(Code.NOT_READY, connection.words())
-        cutter, mixer, track_hz = self._cutters[source_id], self._mixer, declared.track_hz
-        held = cutter.held
-        inside_ms = held * 1000 / track_hz
-        inside_ms += connection.depth_ms() if mixer is None else 10 * mixer.waiting(source_id)
-        if inside_ms + buffer.frames * 1000 / buffer.rate_hz > self._buffer_ms:
+        if connection.state is not ConnectionState.JOINED:
+            raise AgoraError(Code.NOT_READY, connection.summary())
+        framer, mixer, track_hz = self._framers[source_id], self._mixer, declared.track_hz
+        held = framer.held
+        in_flight_ms = held * 1000 / track_hz
+        in_flight_ms += connection.depth_ms() if mixer is None else 10 * mixer.waiting(source_id)
+        if in_flight_ms + buffer.frames * 1000 / buffer.rate_hz > self._buffer_ms:
             raise AgoraError(
                 Code.TOO_OFTEN,
-                f"{inside_ms:.0f} ms wait in the send buffer of {self._buffer_ms} ms already",
+                f"{in_flight_ms:.0f} ms are already waiting in the send buffer of "
+                f"{self._buffer_ms} ms",
             )
-        frames = cutter.put(buffer)
+        frames = framer.put(buffer)
         if mixer is not None:
             mixer.put(source_id, frames)
             return
@@ -377,11 +381,11 @@ class CustomAudioSource:
                 _send(connection, declared, frame)
             except AgoraError as error:
                 if number == 0:
-                    cutter.take_back(frame, held)
+                    framer.take_back(frame, held)
                 else:
-                    cutter.drop()
-                own = number - cutter.earlier
-                sent = own * track_hz // 100 - (0 if cutter.earlier else held)
+                    framer.drop()
+                own = number - framer.earlier
+                sent = own * track_hz // 100 - (0 if framer.earlier else held)
                 taken = sent * buffer.rate_hz // track_hz
                 error.taken = max(0, min(buffer.frames, taken))
                 raise
@@ -393,7 +397,7 @@ class CustomAudioSource:
             raise AgoraError(Code.NOT_IN_CHANNEL, "the channel was left")
         _send(connection, declared, frame)
 
-    def _joined(self) -> Connection:
+    def _joined(self) -> ChannelSession:
         if self._connection is None:
             raise AgoraError(Code.NOT_IN_CHANNEL, "no channel is joined; call join_channel first")
         return self._connection
@@ -407,7 +411,7 @@ class CustomAudioSource:
         return self._declared
 
 
-def _send(connection: Connection, declared: _Declared, frame: Frame) -> None:
+def _send(connection: ChannelSession, declared: _Declared, frame: Frame) -> None:
     rate_hz, channels = declared.track_hz, declared.channels
     connection.send(frame.samples, rate_hz // 100, channels, rate_hz, frame.pts_ms)
 

@@ -87,7 +87,7 @@ class Pace(Protocol):
     def settled(self) -> bool: ...
 
 
-class Line:
+class LineFit:
     """The straight line of least squares through edges: the earliest of each ``spacing``."""
 
     POINTS = 40
@@ -120,12 +120,12 @@ class Line:
                 frames[at], ns[at] = frame, edge_ns
             return
         if self._count:
-            self._judge()
+            self._fit()
         at = self._count % self.POINTS
         self._first_frame, frames[at], ns[at] = frame, frame, edge_ns
         self._count += 1
 
-    def _judge(self) -> None:
+    def _fit(self) -> None:
         """Sets ``rate`` and, by the lateness seen, the spacing of the points to come."""
         count = min(self._count, self.POINTS)
         newest, oldest = (self._count - 1) % self.POINTS, (self._count - count) % self.POINTS
@@ -167,7 +167,7 @@ class Clock:
         self._anchor_ns = 0
         self._offset_ns = 0.0
         self._rate = 0.0  # relative: the length of a frame is nominal · (1 + rate)
-        self._line = Line(self.nominal_ns)
+        self._line = LineFit(self.nominal_ns)
         self._window_frames = round(WINDOW_S * rate_hz)
         self._longest_step = round(1.05 * period_frames)
         self._last_frame = 0
@@ -216,7 +216,7 @@ class Clock:
         return self.started and self._var_rate < (2e-6) ** 2 and sure
 
     @property
-    def doubtful(self) -> bool:
+    def ambiguous(self) -> bool:
         """Whether the last window did not fit: more looks at the device's edges are welcome."""
         return bool(self._misfits)
 
@@ -237,7 +237,7 @@ class Clock:
         self.started = True
         self._var_offset = 1e12  # the stamp may be 1 ms late
 
-    def go_on(self, frame: int, at_ns: int, ns_per_frame: float) -> None:
+    def continue_from(self, frame: int, at_ns: int, ns_per_frame: float) -> None:
         """Another clock had come to that; before the first observation."""
         self._rate = ns_per_frame / self.nominal_ns - 1.0
         self.started = True
@@ -352,7 +352,7 @@ class Clock:
         self._var_offset += since_ns * since_ns * variance
         return since_ns * since_ns * variance
 
-    def _judge_misfits(self, noise_ns: float) -> None:
+    def _classify_misfits(self, noise_ns: float) -> None:
         """Loss, step or another rate: a straight line through the windows that did not fit tells,
         once it is known well enough. Waits for more of them, up to ``MOST_MISFITS``."""
         if len(self._misfits) < MISFIT_WINDOWS:
@@ -421,7 +421,7 @@ class Clock:
         total += self._slewed(residual_ns, elapsed_ns, total, noise)
         if abs(residual_ns) > 6.0 * math.sqrt(total) + 200_000.0:
             self._misfits = (*self._misfits, (self._unfit_ns, residual_ns))
-            self._judge_misfits(max(math.sqrt(noise), SCATTER * self._scatter_ns))
+            self._classify_misfits(max(math.sqrt(noise), SCATTER * self._scatter_ns))
             return False
         self._misfits = ()
         self._unfit_ns = 0.0

@@ -1,6 +1,6 @@
 """Waking a thread that waits, in any process, by an eventfd.
 
-It is closed when nobody refers to it any more: who still holds it in his hand may write to it.
+It is closed when nobody refers to it any more: whoever still holds it may write to it.
 """
 
 import os

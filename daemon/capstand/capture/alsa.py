@@ -31,10 +31,10 @@ from capstand.audio.block import NS_PER_S, AudioFormat
 from capstand.capture import kernel
 from capstand.capture.pick import Pick
 from capstand.capture.shortfall import PAUSE_MS, Shortfall
-from capstand.capture.source import UNKNOWN, Grant, Reading
+from capstand.capture.source import UNKNOWN, NegotiatedParams, Reading
 from capstand.capture.truerate import FASTEST, SLACK_S, too_fast
 from capstand.config import naming
-from capstand.config.schema import LARGEST_PERIOD, Capture
+from capstand.config.schema import LARGEST_PERIOD, CaptureConfig
 from capstand.devices import holder, identity, libasound, rebind
 from capstand.devices.libasound import refresh_configuration
 from capstand.errors import DeviceError
@@ -79,7 +79,7 @@ class AlsaSource:
     """The device ``name``, by default the best that ``capture`` names, as that asks for it."""
 
     def __init__(
-        self, capture: Capture, name: str | None = None, root: Path = identity.ROOT
+        self, capture: CaptureConfig, name: str | None = None, root: Path = identity.ROOT
     ) -> None:
         self._capture = capture
         self._name = name or capture.devices[0]
@@ -105,7 +105,7 @@ class AlsaSource:
         self._channels = 0  # of the card
         self._pick: Pick | None = None  # where not all of them are taken as they are
         self._drained = False  # less than a period is left: wait before the next look
-        self._looked = False  # a look just now found another period
+        self._fresh_status = False  # a look just now found another period
         self._edge = False  # the device has just woken the reader
         self._rests = 0
         self._shortfall = Shortfall(capture.rate_hz)
@@ -114,23 +114,23 @@ class AlsaSource:
         self._count = -1  # as the device was seen to move last, and when
         self._moved_ns = 0
         self._still_ns = STILL_NS
-        self._place: identity.Place | None = None  # of the card that was opened last
+        self._place: identity.Location | None = None  # of the card that was opened last
         self._successor: str | None = None
         self._denied_ns = 0  # since when it may not be opened
-        self.patience_ms = 0
+        self.batch_ms = 0
         self.wary = False
         self._look_ms = 0  # half a buffer: a look at least so often, so that no turn can hide
 
-    def open(self) -> Grant:
+    def open(self) -> NegotiatedParams:
         self.close()
         try:
-            grant = self._open()
+            params = self._open()
         except DeviceError as error:
-            raise self._patient(error) from None
+            raise self._wait_for_udev(error) from None
         self._denied_ns = 0
-        return grant
+        return params
 
-    def _patient(self, error: DeviceError) -> DeviceError:
+    def _wait_for_udev(self, error: DeviceError) -> DeviceError:
         """A card that was just plugged in may not be opened until udev is done with it: that is
         worth a word about groups only when it lasts."""
         if error.errno != errno.EACCES:
@@ -140,12 +140,12 @@ class AlsaSource:
         self._denied_ns = self._denied_ns or now_ns
         if now_ns - self._denied_ns > UDEV_NS:
             return error
-        return DeviceError(f"waiting for {self._name}: udev makes it ready", errno.EACCES)
+        return DeviceError(f"waiting for {self._name}: udev is setting it up", errno.EACCES)
 
-    def _open(self) -> Grant:
+    def _open(self) -> NegotiatedParams:
         capture = self._capture
         self._device = self._label = self._name
-        libasound.hear()
+        libasound.record_errors()
         place = identity.locate(self._name, self._root)
         if place is None and (fault := naming.fault(self._name)):
             raise DeviceError(f"{self._name} cannot be opened: {fault}", errno.EINVAL, refused=True)
@@ -154,7 +154,7 @@ class AlsaSource:
         device = self._device
         refresh_configuration()
         try:
-            self._knock(device)
+            self._probe_open(device)
             self._channels = capture.card_channels or self._fewest_channels(device)
             self._pick = Pick.of(capture, self._channels)
             if self._bus() == "usb":
@@ -165,13 +165,13 @@ class AlsaSource:
         self._pcm = pcm
         if place != identity.locate(self._name, self._root):
             raise DeviceError(
-                f"{self._label} made way for another card while it was opened; opening it again",
+                f"{self._label} was replaced by another card during open; reopening it",
                 errno.ENODEV,
             )
         try:
             self._check(pcm)
         except alsaaudio.ALSAAudioError as error:
-            raise self._failure(error, "cannot be asked what it grants") from None
+            raise self._failure(error, "cannot be queried") from None
         granted = self._unit = self._period
         most = max(1, self._buffer // (2 * granted))  # periods in half a buffer
         self._period = granted * min(math.ceil(capture.period_frames / granted), most)
@@ -191,7 +191,7 @@ class AlsaSource:
         self._watch(descriptors)
         self._lost = 0
         self._brought_ns = self._empty_ns = 0
-        self._drained = self._looked = False
+        self._drained = self._fresh_status = False
         self._after = 0
         still_ns = STILL_PERIODS * self._period * NS_PER_S / capture.rate_hz
         self._still_ns = max(STILL_NS, round(still_ns))
@@ -201,7 +201,9 @@ class AlsaSource:
             if self._place is not None and (told := place.instead_of(self._place, self._name)):
                 self._successor = told
             self._place = place
-        return Grant(self._label, self._audio, granted, self._buffer, exact, self._successor)
+        return NegotiatedParams(
+            self._label, self._audio, granted, self._buffer, exact, self._successor
+        )
 
     def _configured(self, device: str) -> "alsaaudio.PCM":
         """The device as asked for. Where its period is another one, so is the buffer of so many
@@ -239,7 +241,7 @@ class AlsaSource:
         if not enough:
             raise DeviceError(
                 f"{self._label}: channel {least} is picked and it has {max(offered)}; set pick to "
-                "channels that it has",
+                "existing channels",
                 errno.EINVAL,
                 refused=True,
             )
@@ -260,7 +262,7 @@ class AlsaSource:
         else:
             self._shortfall.forget()
 
-    def _knock(self, device: str) -> None:
+    def _probe_open(self, device: str) -> None:
         """Raises where the kernel would not open a card's own device. pyalsaaudio 0.11 keeps some
         memory of each opening that fails, and a card may be busy or away for months."""
         place = holder.place_of(device) if re.match("(plug)?hw:", device) else None
@@ -282,9 +284,9 @@ class AlsaSource:
             else:
                 self._pcm.drop()
         except (alsaaudio.ALSAAudioError, OSError) as error:
-            raise self._failure(error, "cannot be started again") from None
+            raise self._failure(error, "cannot be restarted") from None
         self._lose(UNKNOWN, Cause.STALLED)
-        self._drained = self._looked = False
+        self._drained = self._fresh_status = False
 
     def advice(self) -> str:
         return rebind.advice(self._device)
@@ -293,7 +295,7 @@ class AlsaSource:
         pcm, known, self._pcm, self._kernel = self._pcm, self._kernel, None, None
         if pcm is not None:
             if known is not None:
-                known.let_go()
+                known.free_hw()
             pcm.close()
 
     def wake(self) -> None:
@@ -323,9 +325,9 @@ class AlsaSource:
             waited = True
         until_ns = time.monotonic_ns() + timeout_ms * 1_000_000
         while True:
-            if not self._looked:
-                self._look(pcm)
-            self._looked = False
+            if not self._fresh_status:
+                self._read_status(pcm)
+            self._fresh_status = False
             if pcm.missed:
                 # Turns that cannot be counted were missed by a device that stood still.
                 stood = pcm.missed == UNKNOWN
@@ -345,18 +347,18 @@ class AlsaSource:
                         return
                     continue
                 first, count = pcm.appl_ptr, pcm.hw_ptr - pcm.avail
-                reading.stamp_ns, reading.ahead = pcm.stamp_ns, pcm.avail
+                reading.stamp_ns, reading.avail = pcm.stamp_ns, pcm.avail
                 reading.edge, self._edge = self._edge, False
                 frames = self._fetch(slot)
                 if not frames:
                     return
-                self._look(pcm)
-                if not pcm.lapped(first) and not pcm.doubtful:
+                self._read_status(pcm)
+                if not pcm.lapped(first) and not pcm.ambiguous:
                     self._drained = pcm.avail < self._period
-                    self._looked = not self._drained
+                    self._fresh_status = not self._drained
                     self._deliver(frames, count)
                     return
-                self._lose(frames, Cause.TORN)
+                self._lose(frames, Cause.OVERWRITTEN)
                 continue
             else:
                 self._empty_ns = time.monotonic_ns()
@@ -366,13 +368,13 @@ class AlsaSource:
             self._wait(min(timeout_ms, still_ms) if pcm.avail else timeout_ms)
             waited = True
 
-    def _look(self, pcm: kernel.KernelPcm) -> None:
+    def _read_status(self, pcm: kernel.KernelPcm) -> None:
         pcm.status()
-        if pcm.state == kernel.RUNNING and not pcm.doubtful:
-            self._see(pcm.stamp_ns, pcm.hw_ptr)
+        if pcm.state == kernel.RUNNING and not pcm.ambiguous:
+            self._observe(pcm.stamp_ns, pcm.hw_ptr)
 
-    def _see(self, stamp_ns: int, count: int) -> None:
-        self._shortfall.see(stamp_ns, count)
+    def _observe(self, stamp_ns: int, count: int) -> None:
+        self._shortfall.observe(stamp_ns, count)
         if count != self._count:
             self._count, self._moved_ns = count, stamp_ns
 
@@ -386,7 +388,7 @@ class AlsaSource:
         if not self._shortfall.suspicious:
             return False
         if avail > ROOM * self._buffer:
-            self._shortfall.hurry()
+            self._shortfall.stop_measuring()
             return False
         return not self._still()
 
@@ -403,7 +405,7 @@ class AlsaSource:
                 avail = pcm.avail()
                 stamp_ns = time.monotonic_ns()
                 if 0 <= avail <= self._buffer:
-                    self._see(stamp_ns, self._taken + avail)
+                    self._observe(stamp_ns, self._taken + avail)
                 # At an edge it takes what is there: who rests until a block is whole sees no other.
                 enough = self._unit if self._edge else self._period
                 if not 0 <= avail <= self._buffer or avail >= enough:
@@ -412,7 +414,7 @@ class AlsaSource:
                             return
                         continue
                     count = self._taken
-                    reading.stamp_ns, reading.ahead = stamp_ns, avail
+                    reading.stamp_ns, reading.avail = stamp_ns, avail
                     reading.edge, self._edge = self._edge, False
                     frames = self._fetch(slot)
                     if frames:
@@ -435,7 +437,7 @@ class AlsaSource:
         """Sound flows and nothing of it is left: the next period, or as many as patience allows;
         now and then the next period all the same, because the clock wants to see the device move.
         """
-        rest_ms = min(self.patience_ms, self._look_ms // 4, timeout_ms)
+        rest_ms = min(self.batch_ms, self._look_ms // 4, timeout_ms)
         self._rests = (self._rests + 1) % RESTS
         if self.wary:
             self._wait(timeout_ms)
@@ -496,7 +498,7 @@ class AlsaSource:
             return False
         if frames >= self._period and self._kernel is None:
             self._refuse_no_card()
-        self._reading.ahead = frames + max(0, self._after)
+        self._reading.avail = frames + max(0, self._after)
         self._reading.stamp_ns, self._reading.edge = time.monotonic_ns(), False
         self._deliver(frames, 0)
         return True
@@ -562,7 +564,7 @@ class AlsaSource:
     def _lose(self, frames: int, cause: Cause) -> None:
         """Books a loss before the next frames; an overrun is not the cause where a device that
         stood still, or was stopped, ended in one."""
-        if not self._lost or self._cause in (Cause.OVERRUN, Cause.TORN):
+        if not self._lost or self._cause in (Cause.OVERRUN, Cause.OVERWRITTEN):
             self._cause = cause
         self._lost = UNKNOWN if UNKNOWN in (frames, self._lost) else self._lost + frames
 
@@ -571,7 +573,7 @@ class AlsaSource:
         reading, shortfall = self._reading, self._shortfall
         if shortfall.found:
             shortfall.found = False
-            reading.stamp_ns, reading.ahead = shortfall.stamp_ns, shortfall.count - count
+            reading.stamp_ns, reading.avail = shortfall.stamp_ns, shortfall.count - count
             reading.short = shortfall.most_frames
         reading.frames, reading.lost, reading.cause = frames, self._lost, self._cause
         self._lost = 0
@@ -591,7 +593,7 @@ class AlsaSource:
             "format": info["format_name"],
         }
         wrong = [
-            f"{key} {asked[key]} was asked for and {granted[key]} granted"
+            f"requested {key} {asked[key]}, the card granted {granted[key]}"
             for key in asked
             if asked[key] != granted[key]
         ]
@@ -611,8 +613,8 @@ class AlsaSource:
             buffer = f" and buffer_ms = {4 * granted_ms:g} or more"
             self.close()
             raise DeviceError(
-                f"{self._label}: period_ms {capture.period_ms:g} was asked for and {granted_ms:g} "
-                f"granted, {self._period} frames; set period_ms = {granted_ms:g}"
+                f"{self._label}: requested period_ms {capture.period_ms:g}, the card granted "
+                f"{granted_ms:g} ({self._period} frames); set period_ms = {granted_ms:g}"
                 + (buffer if capture.buffer_ms < 4 * granted_ms else ""),
                 errno.EINVAL,
                 refused=True,
@@ -627,23 +629,23 @@ class AlsaSource:
         reason = os.strerror(number) if number else text
         match number:
             case errno.ENOENT | errno.ENODEV | errno.ENXIO:
-                advice = "is it plugged in? `capstand devices` lists what is there"
+                advice = "is it plugged in? `capstand devices` lists the devices"
                 if not (self._root / "dev/snd").is_dir():
-                    advice += " (/dev/snd is not there; a container has to be given it)"
+                    advice += " (/dev/snd is missing; pass it to the container)"
             case errno.EACCES:
                 advice = identity.joining()
             case errno.EPERM:
                 advice = (
-                    "the unit or the container keeps it away: DeviceAllow=char-alsa rw, or "
+                    "the unit or the container denies access: DeviceAllow=char-alsa rw, or "
                     "--device-cgroup-rule='c 116:* rw'"
                 )
             case errno.EINVAL:
-                advice = "`capstand devices` lists what it offers"
+                advice = "`capstand devices` lists its capabilities"
             case errno.EIO | errno.ETIMEDOUT:
-                advice = f"opening it again; if that does not help, {self.advice()}"
+                advice = f"reopening it; if that does not help, {self.advice()}"
             case _:
-                advice = "opening it again"
-        if what == "cannot be opened" and _config_at_fault(said := libasound.told()):
+                advice = "reopening it"
+        if what == "cannot be opened" and _config_at_fault(said := libasound.last_errors()):
             files = os.environ.get("ALSA_CONFIG_PATH", "/etc/asound.conf, ~/.asoundrc")
             reason, advice = f"{reason}; ALSA says: {said}", f"see {files}"
         return DeviceError(f"{device} {what}: {reason}; {advice}", number or 0)
@@ -653,14 +655,11 @@ class AlsaSource:
         device, place = self._label, holder.place_of(self._device)
         name = holder.holder_of(*place) if place else None
         if name is None:
-            return f"{device} is in use: another program has it open; waiting until it lets go"
+            return f"{device} is in use: another program has it open; waiting for it"
         advice = "stop it, or share the card through dsnoop"
         if name.startswith(holder.SOUND_SERVERS):
-            advice = "have capstand reserve the card, as a service of that user"
-        return (
-            f"{device} is in use by {name}; waiting until it lets go; {advice} "
-            "(README: Sharing the card)"
-        )
+            advice = "run capstand as that user, so that it can reserve the card"
+        return f"{device} is in use by {name}; waiting for it; {advice}"
 
 
 def _config_at_fault(said: str) -> bool:
@@ -674,10 +673,10 @@ def offers(device: str) -> str:
     try:
         can = libasound.abilities(device)
     except OSError as error:
-        return f"what it offers cannot be asked: {error.strerror}; `capstand devices` lists it"
-    if can.fits:
+        return f"its capabilities cannot be queried: {error.strerror}; `capstand devices` lists it"
+    if can.usable:
         return f"the device offers {can}; set [stream.capture] to one of these"
     return (
-        f"the device offers {can}; a PCM of type plug in /etc/asound.conf converts, take that as "
-        "device"
+        f"the device offers {can}; define a PCM of type plug in /etc/asound.conf, which converts, "
+        "and use it as the device"
     )

@@ -31,7 +31,7 @@ from capstand.audio.block import NS_PER_S
 from capstand.audio.clock import Clock
 from capstand.audio.ring import Ring
 from capstand.capture.release import OPERATOR
-from capstand.capture.source import UNKNOWN, Grant, Reading, Source
+from capstand.capture.source import UNKNOWN, NegotiatedParams, Reading, Source
 from capstand.capture.truerate import TrueRate, too_fast
 from capstand.errors import DeviceError
 from capstand.host.realtime import prepare_thread
@@ -43,7 +43,7 @@ POLL_MS = 200
 HASTY_NS = 1_000_000
 HASTY_PAUSE_S = 0.005
 LEAST_SHORT_S = 0.001
-RETRY_S = (0.05, 0.1, 0.2, 0.5)  # a device that comes or is let go is often a moment late
+REOPEN_PAUSES_S = (0.05, 0.1, 0.2, 0.5)  # a device that comes or is let go is often a moment late
 REFUSED_RETRY_S = 5.0
 REST_S = 1.0
 CATCH_UP_SPEED = 8
@@ -54,7 +54,7 @@ OPEN_S = 30.0
 class Capturer:
     """Moves every period of ``source`` into ``ring`` and keeps the books of the device's side.
 
-    ``grant`` is None while the device is not open, and then ``trouble`` says why.
+    ``params`` is None while the device is not open, and then ``trouble`` says why.
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class Capturer:
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.tally = Tally()
-        self.grant: Grant | None = None
-        self.last_grant: Grant | None = None
+        self.params: NegotiatedParams | None = None
+        self.last_params: NegotiatedParams | None = None
         self.trouble: DeviceError | None = None
         self.refusal: str | None = None
         self.stalls = 0  # how often the device fell silent
         self.restarts = 0
         self.restarted = ""  # why the last time
         self.opens = 0
-        self.patience_ns = round(STALL_S * NS_PER_S)  # so long a silent device is waited for
+        self.stall_timeout_ns = round(STALL_S * NS_PER_S)  # so long a silent device is waited for
         self.last_frame_ns = 0  # when frames last arrived
         self.captured_at_ns = 0  # when the newest block was sampled
         self.seen_ns = now_ns()  # when the thread last showed that it lives
@@ -98,15 +98,15 @@ class Capturer:
         self._failures = 0  # attempts in a row
         self._burst = 0  # blocks read while the device held more
 
-    def go_on(
+    def continue_from(
         self, before: StreamStats, captured: int, next_frame: int, at_ns: int, ns_per_frame: float
     ) -> None:
         """With the frame index, the clock and the counters of another one, whose process ended
         before its time."""
-        self.tally.go_on(before, captured, next_frame)
+        self.tally.continue_from(before, captured, next_frame)
         self.opens, self.restarts = before.opens, before.restarts
         if ns_per_frame:
-            self._clock.go_on(next_frame, at_ns, ns_per_frame)
+            self._clock.continue_from(next_frame, at_ns, ns_per_frame)
             self.captured_at_ns = at_ns - 1
         self._absence = Cause.PROCESS
 
@@ -117,7 +117,7 @@ class Capturer:
             self._stirred.wait(self.attempt())
             self._stirred.clear()
         self._source.close()
-        self.grant = None
+        self.params = None
         self.resting.set()  # for good
 
     def attempt(self) -> float:
@@ -140,7 +140,7 @@ class Capturer:
     def rest(self) -> float:
         """The device is released: leave it closed; returns the pause to make in seconds."""
         self._source.close()
-        self.grant = None
+        self.params = None
         self._absence = Cause.RELEASED
         self.pause_s = REST_S
         self._failures = 0
@@ -150,23 +150,23 @@ class Capturer:
 
     def open(self) -> None:
         self.seen_ns, self.pause_s = self._now_ns(), OPEN_S
-        grant = self._source.open()
+        params = self._source.open()
         self.opens += 1
         self._reopened = True
         self.last_frame_ns = self._now_ns()
         self.pause_s = 0.0
         self._empty = self._failures = 0
-        period_ns = grant.period_frames * NS_PER_S // grant.format.rate_hz
-        self.patience_ns = round(max(STALL_S * NS_PER_S, STALL_PERIODS * period_ns))
-        self.true_rate.opened(grant.buffer_frames, self.last_frame_ns)
-        self.grant = self.last_grant = grant
+        period_ns = params.period_frames * NS_PER_S // params.format.rate_hz
+        self.stall_timeout_ns = round(max(STALL_S * NS_PER_S, STALL_PERIODS * period_ns))
+        self.true_rate.opened(params.buffer_frames, self.last_frame_ns)
+        self.params = self.last_params = params
 
     def fail(self, error: DeviceError) -> float:
         """The device failed: let it go, remember why; returns the pause to make in seconds."""
         self._source.close()
-        self.grant = None
+        self.params = None
         self.trouble = error
-        pause_s = RETRY_S[min(self._failures, len(RETRY_S) - 1)]
+        pause_s = REOPEN_PAUSES_S[min(self._failures, len(REOPEN_PAUSES_S) - 1)]
         self.pause_s = REFUSED_RETRY_S if error.refused else pause_s
         self._failures += 1
         self.seen_ns = self._now_ns()
@@ -186,32 +186,32 @@ class Capturer:
         now_ns = self.seen_ns = self._now_ns()
         if frames == 0:
             self._empty += 1
-            silent = now_ns - self.last_frame_ns > self.patience_ns
+            silent = now_ns - self.last_frame_ns > self.stall_timeout_ns
             if silent and self._empty >= STALL_READS and not self._stopping:
                 self._heal()
             return 0
         tally, clock = self.tally, self._clock
         if self.true_rate.outrun(frames, now_ns):
-            raise too_fast(self.grant.device if self.grant else "the device")
+            raise too_fast(self.params.device if self.params else "the device")
         lost = reading.lost
         if lost or self._reopened:
-            if reading.grant is not None:
-                self.grant = self.last_grant = reading.grant
-                self.opens, reading.grant = self.opens + 1, None
-                self.true_rate.opened(self.grant.buffer_frames, now_ns)
-            self._account(lost, reading.cause, reading.stamp_ns, reading.ahead)
+            if reading.params is not None:
+                self.params = self.last_params = reading.params
+                self.opens, reading.params = self.opens + 1, None
+                self.true_rate.opened(self.params.buffer_frames, now_ns)
+            self._account(lost, reading.cause, reading.stamp_ns, reading.avail)
         stamp_ns = reading.stamp_ns
         if reading.short:
             self._account_short(reading)
         if stamp_ns:
-            at = tally.produced + reading.ahead
+            at = tally.produced + reading.avail
             if at != self._observed:  # several periods of one look are one observation
                 self._observed = at
                 clock.observe(at, stamp_ns, reading.edge)
                 self.true_rate.observe(at, stamp_ns)
                 if clock.missing:
                     self._lose(clock.take_missing(), Cause.DEVICE, exact=False)
-                self._source.wary = clock.doubtful
+                self._source.wary = clock.ambiguous
         elif not clock.started:
             clock.observe(tally.produced + frames, now_ns)
         first = tally.produced
@@ -219,12 +219,12 @@ class Capturer:
         if captured_at_ns <= self.captured_at_ns:
             captured_at_ns = self.captured_at_ns + 1
         self.captured_at_ns = captured_at_ns
-        tally.turn += 1
+        tally.sequence += 1
         tally.produced = first + frames
         tally.captured += frames
-        tally.turn += 1
+        tally.sequence += 1
         ring.publish(first, frames, captured_at_ns, tally.captured - frames, clock)
-        if reading.ahead < 2 * frames:
+        if reading.avail < 2 * frames:
             self._burst = 0
         else:
             self._burst += 1
@@ -239,31 +239,30 @@ class Capturer:
 
     def _heal(self) -> None:
         """The next step against a device that is open and silent; raises to have it reopened."""
-        silent = (
-            f"the device is open but has brought no frame for {self.patience_ns / NS_PER_S:g} s"
-        )
+        silent_s = self.stall_timeout_ns / NS_PER_S
+        silent = f"the device is open but delivered no frame for {silent_s:g} s"
         if self._healing == 0:
             self.stalls += 1
             self._restart(silent)
             return
         self._healing += 1
         if self._healing == 2:
-            raise DeviceError(f"{silent}, nor did starting its stream again help; opening it again")
+            raise DeviceError(f"{silent}, restarting the stream did not help; reopening it")
         raise DeviceError(
-            f"{silent}, nor did opening it again help; it is tried on; {self._source.advice()}"
+            f"{silent}, reopening did not help either; still retrying; {self._source.advice()}"
         )
 
     def _restart(self, why: str) -> None:
         """The mildest step: stops the stream and sets it going again."""
         self._healing = 1
-        self.restarted = f"{why}; starting its stream again"
+        self.restarted = f"{why}; restarting its stream"
         self.trouble = DeviceError(self.restarted)
         self.restarts += 1
         self._source.restart()
         self.last_frame_ns = self._now_ns()
         self._empty = 0
 
-    def _account(self, lost: int, cause: Cause, stamp_ns: int, ahead: int) -> None:
+    def _account(self, lost: int, cause: Cause, stamp_ns: int, avail: int) -> None:
         """Books a gap before the frames just read; after a new start, sets the clock on again."""
         tally, clock = self.tally, self._clock
         exact = lost != UNKNOWN and not self._reopened
@@ -274,13 +273,13 @@ class Capturer:
                 self._absence = Cause.REOPENED
             lost = 0
             if clock.started:
-                first_ns = stamp_ns - round(ahead * clock.ns_per_frame)
+                first_ns = stamp_ns - round(avail * clock.ns_per_frame)
                 lost = max(0, clock.frame_at(first_ns) - tally.produced)
             self._reopened = False
         if lost:
             self._lose(lost, cause, exact, stamp_ns)
         if not exact:
-            clock.restart(tally.produced + ahead, stamp_ns)
+            clock.restart(tally.produced + avail, stamp_ns)
             self.true_rate.restart()
 
     def _account_short(self, reading: Reading) -> None:
@@ -288,7 +287,7 @@ class Capturer:
         clock, rate = self._clock, self.true_rate.rate_hz
         if not clock.started or rate is not None:
             return
-        lost = clock.frame_at(reading.stamp_ns) - self.tally.produced - reading.ahead
+        lost = clock.frame_at(reading.stamp_ns) - self.tally.produced - reading.avail
         lost = min(lost, reading.short)
         if lost >= LEAST_SHORT_S * clock.rate_hz:
             self._lose(lost, Cause.DEVICE, exact=False)
@@ -298,7 +297,7 @@ class Capturer:
         """Books a gap before the next frame."""
         tally, clock = self.tally, self._clock
         at_ns = clock.time_of(tally.produced) if clock.started else stamp_ns
-        tally.turn += 1
+        tally.sequence += 1
         tally.gaps.note(tally.produced, lost, at_ns, cause, exact)
         tally.produced += lost
         if exact:
@@ -307,7 +306,7 @@ class Capturer:
             tally.lost_estimated += lost
         if cause is Cause.DEVICE:
             tally.lost_by_device += lost
-        tally.turn += 1
+        tally.sequence += 1
 
     @property
     def released(self) -> str | None:
@@ -335,7 +334,7 @@ class Capturer:
         self._stirred.set()
         self._source.wake()
 
-    def hasten(self) -> None:
+    def retry_now(self) -> None:
         """There is news of the device: tries at once, and begins again with short pauses. Any
         thread."""
         self._failures = 0

@@ -13,10 +13,10 @@ import soundfile
 from capstand.accounting.stats import Cause
 from capstand.audio.block import NS_PER_S
 from capstand.capture.pick import Pick
-from capstand.capture.source import UNKNOWN, Grant, Reading
+from capstand.capture.source import UNKNOWN, NegotiatedParams, Reading
 from capstand.capture.time import MonotonicTime, Time
 from capstand.capture.types.file import FileConfig
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from capstand.dsp.convert import from_int32
 from capstand.errors import DeviceError
 
@@ -24,10 +24,10 @@ from capstand.errors import DeviceError
 class FileSource:
     """A source as ``capture`` asks for it."""
 
-    patience_ms = 0
+    batch_ms = 0
     wary = False
 
-    def __init__(self, capture: Capture, clock: Time | None = None) -> None:
+    def __init__(self, capture: CaptureConfig, clock: Time | None = None) -> None:
         setup: FileConfig = capture.source
         self._capture = capture
         self._setup = setup
@@ -46,14 +46,14 @@ class FileSource:
         self._stood = False
         self._stopping = False
 
-    def open(self) -> Grant:
+    def open(self) -> NegotiatedParams:
         if self._over:
             raise self._end()
         if self._file is None:
             self._file = self._open()
         self._begin(self._time.now_ns())
         capture = self._capture
-        return Grant(
+        return NegotiatedParams(
             self.name, capture.audio, capture.period_frames, capture.buffer_frames, exact=True
         )
 
@@ -74,7 +74,7 @@ class FileSource:
         elif not file.frames:
             fault = "holds no sound"
         elif not file.seekable():
-            fault = "is no file that can be read anywhere; a FIFO is of the type pipe"
+            fault = "is not a regular file; for a FIFO use the type pipe"
         if fault:
             file.close()
             raise DeviceError(f"{self.name}: {fault}", refused=True)
@@ -115,7 +115,7 @@ class FileSource:
             self._pick.put(slot, samples)
         self._counted += frames
         self._played += frames
-        reading.frames, reading.ahead = frames, frames + late
+        reading.frames, reading.avail = frames, frames + late
         reading.stamp_ns = self._due_ns(late)
         return reading
 

@@ -24,7 +24,7 @@ from capstand.audio.block import NS_PER_S, AudioFormat
 from capstand.capture import wire
 from capstand.capture.source import UNKNOWN, Reading
 from capstand.capture.wire import WireError
-from capstand.host.allowance import Allowance
+from capstand.host.ratelimit import RateLimit
 
 PACED_PERIODS = 2
 """So far ahead of its time one is let that is not live."""
@@ -72,7 +72,7 @@ class Inlet:
         self._index_in = self._index_out = 0  # of the next frame, missing ones counted
         self._stamped = False  # the writer knows the times
         self._time_ns = 0  # the last one that it told
-        self._gaps = Allowance(GAPS_PER_S, GAPS, now_ns / NS_PER_S)
+        self._gaps = RateLimit(GAPS_PER_S, GAPS, now_ns / NS_PER_S)
         self._stamp = (0, 0)  # index, ns
         self._edge = False
         self._stood = False  # the stream was stopped
@@ -224,7 +224,7 @@ class Inlet:
             self._stamp, self._edge = (self._index_out + frames, due_ns), True
         index, reading.stamp_ns = self._stamp
         self._stamp = 0, 0  # each is used once
-        reading.ahead = (index if reading.stamp_ns else self._index_in) - self._index_out
+        reading.avail = (index if reading.stamp_ns else self._index_in) - self._index_out
         reading.edge = self._edge
         reading.lost, reading.cause = lost, Cause.DECLARED
         if self._stood:

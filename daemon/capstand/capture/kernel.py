@@ -8,8 +8,9 @@ numbers are those of 64-bit Linux; elsewhere ``usable`` says no and losses are e
 When the machine itself stops for longer than the buffer (a host that steals its processor), a
 driver that asks the card where it is, modulo the buffer, may miss whole turns of it, and the
 pointer with it: then the stamps have gone on by whole buffers more than the pointer has, and that
-difference is counted too (``turns.py``). A driver that counts the data it gets (``follows_data``)
-misses no turn; what never came is no turn either, and only time can tell of it (``shortfall.py``).
+difference is counted too (``missed_wraps.py``). A driver that counts the data it gets
+(``follows_data``) misses no turn; what never came is no turn either, and only time can tell of it
+(``shortfall.py``).
 
 While this is in use, ``avail()`` and ``htimestamp()`` of libasound must not be called: libasound
 still believes in its own stop_threshold and would force an overrun. Thread: capture.
@@ -22,8 +23,8 @@ import struct
 import time
 from pathlib import Path
 
+from capstand.capture.missed_wraps import MissedWraps
 from capstand.capture.source import UNKNOWN
-from capstand.capture.turns import Turns
 
 SW_PARAMS = 0xC0884113
 STATUS = 0x80984120
@@ -55,7 +56,7 @@ class KernelPcm:
     After ``status``: ``state``, ``stamp_ns`` (time of the last update of the hardware pointer),
     ``hw_ptr`` and ``appl_ptr`` (frames modulo ``boundary``), ``avail``. ``missed`` grows by frames
     that no pointer shows, because the driver missed turns of the buffer, and by those left behind
-    while that is ``doubtful``, or is ``UNKNOWN``; the reader takes it back to 0.
+    while that is ``ambiguous``, or is ``UNKNOWN``; the reader takes it back to 0.
     """
 
     def __init__(
@@ -81,8 +82,8 @@ class KernelPcm:
         self.hw_ptr = 0
         self.avail = 0
         self.missed = 0
-        self.doubtful = False
-        self._turns = None if follows_data else Turns(rate_hz, buffer_frames, boundary)
+        self.ambiguous = False
+        self._wraps = None if follows_data else MissedWraps(rate_hz, buffer_frames, boundary)
         request = bytearray(
             _SW_PARAMS.pack(
                 _TSTAMP_ENABLE,
@@ -109,18 +110,18 @@ class KernelPcm:
             _STATUS.unpack_from(self._status)
         )
         self.stamp_ns = seconds * 1_000_000_000 + nanoseconds
-        if self._turns is not None:
-            self._look_for_turns(self._turns, asked_ns)
+        if self._wraps is not None:
+            self._detect_missed_wraps(self._wraps, asked_ns)
 
-    def _look_for_turns(self, turns: Turns, asked_ns: int) -> None:
+    def _detect_missed_wraps(self, wraps: MissedWraps, asked_ns: int) -> None:
         if self.state == RUNNING:
             now_ns = time.monotonic_ns()
-            missed = turns.see(self.stamp_ns, self.hw_ptr, asked_ns, now_ns)
+            missed = wraps.observe(self.stamp_ns, self.hw_ptr, asked_ns, now_ns)
             self.missed = UNKNOWN if UNKNOWN in (missed, self.missed) else self.missed + missed
         else:
-            turns.forget()
-        self.doubtful = turns.doubtful
-        if self.doubtful:
+            wraps.forget()
+        self.ambiguous = wraps.ambiguous
+        if self.ambiguous:
             left = self.skip(self.avail)
             self.appl_ptr = (self.appl_ptr + left) % self.boundary
             self.avail -= left
@@ -130,7 +131,7 @@ class KernelPcm:
         """Stops the stream and throws away what is there. Raises OSError."""
         fcntl.ioctl(self._descriptor, DROP)
 
-    def let_go(self) -> None:
+    def free_hw(self) -> None:
         """Before libasound closes it: what a card that does not answer keeps waiting for seconds is
         done here, without Python's lock, which pyalsaaudio holds meanwhile."""
         with contextlib.suppress(OSError):

@@ -6,7 +6,7 @@ which C walks through. Thread: capture; it keeps nothing.
 
 from typing import Literal
 
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 
 _VIEWS: dict[int, Literal["B", "H", "I"]] = {1: "B", 2: "H", 4: "I"}
 
@@ -20,7 +20,7 @@ class Pick:
         self._sample_bytes = sample_bytes
 
     @classmethod
-    def of(cls, capture: Capture, channels: int) -> "Pick | None":
+    def of(cls, capture: CaptureConfig, channels: int) -> "Pick | None":
         """None where all channels of the card are taken, in their order."""
         places = tuple(one - 1 for one in capture.pick or ())
         if not places or places == tuple(range(channels)):

@@ -32,13 +32,13 @@ from typing import IO
 
 from capstand.audio.block import NS_PER_S
 from capstand.capture.program import ProgramSource
-from capstand.capture.source import Grant
+from capstand.capture.source import NegotiatedParams
 from capstand.capture.types.pipe import PipeConfig
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
-from capstand.host.allowance import Allowance
 from capstand.host.backoff import Backoff
-from capstand.host.logs import say
+from capstand.host.logs import log_event
+from capstand.host.ratelimit import RateLimit
 from capstand.text import clean
 
 MOST_PIPE_BYTES = 1 << 20
@@ -78,7 +78,7 @@ except OSError as error:
 class FifoSource(ProgramSource):
     """A source as ``capture`` asks for it."""
 
-    def __init__(self, capture: Capture, setup: PipeConfig) -> None:
+    def __init__(self, capture: CaptureConfig, setup: PipeConfig) -> None:
         self._path = Path(setup.path)
         super().__init__(capture, f"pipe:{setup.path}", setup.live)
         self._written = False
@@ -104,7 +104,7 @@ class FifoSource(ProgramSource):
         if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise DeviceError(
-                f"{self.name}: is no FIFO; remove it, or name another path", refused=True
+                f"{self.name}: is not a FIFO; remove it, or name another path", refused=True
             )
         return descriptor
 
@@ -136,7 +136,7 @@ class FifoSource(ProgramSource):
 class CommandSource(ProgramSource):
     """A source as ``capture`` asks for it."""
 
-    def __init__(self, capture: Capture, setup: PipeConfig) -> None:
+    def __init__(self, capture: CaptureConfig, setup: PipeConfig) -> None:
         self._command = setup.words
         self._program = Path(setup.words[0]).name
         super().__init__(capture, f"pipe:{self._program}", setup.live)
@@ -146,7 +146,7 @@ class CommandSource(ProgramSource):
         self._due_at_ns = self._sound_since_ns = 0
         self._outcome = ""  # of the last one
 
-    def open(self) -> Grant:
+    def open(self) -> NegotiatedParams:
         """Waits for the first sound: a child may have to connect somewhere."""
         until_ns = time.monotonic_ns() + BEGIN_MS * 1_000_000
         while True:
@@ -168,8 +168,8 @@ class CommandSource(ProgramSource):
             self._away(f"{self._outcome}; it is started again")
         if shutil.which(self._command[0]) is None:
             raise DeviceError(
-                f"{self.name}: {clean.line(self._command[0], 200)} is no program that can be run; "
-                "look at command in [stream.capture.pipe]",
+                f"{self.name}: {clean.line(self._command[0], 200)} is not a program that can "
+                "be run; look at command in [stream.capture.pipe]",
                 errno.ENOENT,
                 refused=True,
             )
@@ -262,7 +262,7 @@ class _Said:
     def __init__(self, name: str) -> None:
         self.last = ""
         self._name = name
-        self._allowance = Allowance(LINES_PER_S, LINES, time.monotonic())
+        self._allowance = RateLimit(LINES_PER_S, LINES, time.monotonic())
         self._left_out = 0
         self._thread: threading.Thread | None = None
 
@@ -293,7 +293,7 @@ class _Said:
         self._allowance.take()
         more = f" (after {self._left_out} more lines)" if self._left_out else ""
         self._left_out = 0
-        say(logging.WARNING, "%s says: %s%s", self._name, text, more, KIND="child")
+        log_event(logging.WARNING, "%s says: %s%s", self._name, text, more, KIND="child")
 
 
 def _over(pid: int, wait_s: float) -> bool:

@@ -20,9 +20,9 @@ from typing import NoReturn
 from capstand.audio.block import NS_PER_S
 from capstand.capture.inlet import Inlet
 from capstand.capture.pick import Pick
-from capstand.capture.source import Grant, Reading
+from capstand.capture.source import NegotiatedParams, Reading
 from capstand.capture.wire import WireError
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
 
 CHUNK_BYTES = 65_536
@@ -36,10 +36,10 @@ WAIT_MS = 500
 class ProgramSource:
     """What is alike for all ways in. ``name`` is for people, ``live`` is in ``Inlet``."""
 
-    patience_ms = 0  # what comes is handed on at once
+    batch_ms = 0  # what comes is handed on at once
     wary = False
 
-    def __init__(self, capture: Capture, name: str, live: bool) -> None:
+    def __init__(self, capture: CaptureConfig, name: str, live: bool) -> None:
         self.name = name
         self.audio = capture.audio._replace(channels=capture.least_channels)
         self._live = live
@@ -103,7 +103,7 @@ class ProgramSource:
 
     # Source
 
-    def open(self) -> Grant:
+    def open(self) -> NegotiatedParams:
         self._is_away = False
         now_ns = time.monotonic_ns()
         until_ns = now_ns + WAIT_MS * 1_000_000
@@ -117,7 +117,7 @@ class ProgramSource:
                 self._away(self._missing() if self._inlet is None else self._silent(now_ns))
             now_ns = self._wait(until_ns, now_ns, resting=False)
         capture = self._capture
-        return Grant(
+        return NegotiatedParams(
             self.name,
             capture.audio,
             capture.period_frames,

@@ -77,12 +77,12 @@ class Shortfall:
         self._doubt()
         self.measuring = True
 
-    def hurry(self) -> None:
+    def stop_measuring(self) -> None:
         """The buffer is nearly full: what is measured has to do."""
         if self.measuring:
             self.forget()
 
-    def see(self, stamp_ns: int, count: int) -> None:
+    def observe(self, stamp_ns: int, count: int) -> None:
         """At ``stamp_ns`` the device had delivered ``count`` frames."""
         if not self._stamp_ns:
             self._refer(stamp_ns, count)

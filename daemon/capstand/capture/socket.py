@@ -22,7 +22,7 @@ from pathlib import Path
 from capstand.capture import wire
 from capstand.capture.program import ProgramSource
 from capstand.capture.types.socket import SocketConfig, path_of
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
 from capstand.host.control import is_served
 from capstand.host.peer import GROUPS, Peer, ids, peer_of
@@ -35,7 +35,7 @@ BACKLOG = 8
 class SocketSource(ProgramSource):
     """A source as ``capture`` asks for it."""
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: CaptureConfig) -> None:
         setup: SocketConfig = capture.source or SocketConfig()
         self._path = path_of(capture)
         super().__init__(capture, f"socket:{self._path}", setup.live)

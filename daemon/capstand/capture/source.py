@@ -13,7 +13,7 @@ from capstand.audio.block import AudioFormat
 UNKNOWN = -1
 
 
-class Grant(NamedTuple):
+class NegotiatedParams(NamedTuple):
     """What the device agreed to. ``exact``: losses are counted from the device's own pointers.
     ``successor``: another device than before answers to the same name, in words; told until the
     next one does.
@@ -34,24 +34,24 @@ class Reading:
     ``lost``, ``cause``: frames lost right before those in the slot, and why.
     ``short``: the device has also delivered less than its rate there, by at most so many frames;
     the clock tells how many at the stamp, which is that of the look that shows it best.
-    ``stamp_ns``, ``ahead``: at ``stamp_ns`` the device had produced ``ahead`` frames counted from
+    ``stamp_ns``, ``avail``: at ``stamp_ns`` the device had produced ``avail`` frames counted from
     the first one in the slot; ``stamp_ns`` 0 means there was no usable stamp.
     ``edge``: the device had just come to that, and so woke the reader; any other look may be late
     by as much as the device's pointer moves at once.
-    ``grant``: where the frames come from another device than those before, what that one agreed to;
-    then ``lost`` is ``UNKNOWN``, and the reader sets it back to None.
+    ``params``: where the frames come from another device than those before, what that one agreed
+    to; then ``lost`` is ``UNKNOWN``, and the reader sets it back to None.
     """
 
-    __slots__ = ("ahead", "cause", "edge", "frames", "grant", "lost", "short", "stamp_ns")
+    __slots__ = ("avail", "cause", "edge", "frames", "lost", "params", "short", "stamp_ns")
 
     def __init__(self) -> None:
         self.frames = 0
         self.lost = self.short = 0
         self.cause = Cause.OVERRUN
         self.stamp_ns = 0
-        self.ahead = 0
+        self.avail = 0
         self.edge = False
-        self.grant: Grant | None = None
+        self.params: NegotiatedParams | None = None
 
 
 class Source(Protocol):
@@ -60,13 +60,13 @@ class Source(Protocol):
     ``open`` and ``read`` raise DeviceError; after one, only ``close`` and ``open`` may follow.
     """
 
-    patience_ms: int
+    batch_ms: int
     """So long, at most an eighth of its buffer, a device may be left alone while sound flows: where
     no sink is in a hurry, each wake-up costs more than what it does. Any thread."""
     wary: bool
     """The clock is in doubt about the device and wants to see each of its moves; no patience."""
 
-    def open(self) -> Grant:
+    def open(self) -> NegotiatedParams:
         """Opens, configures and checks what was granted; the stream is ready to run."""
 
     def read(self, slot: memoryview, timeout_ms: int) -> Reading:
@@ -82,4 +82,4 @@ class Source(Protocol):
         """Lets the device go; may be called at any time, also twice."""
 
     def wake(self) -> None:
-        """Makes a waiting ``read`` return at once, now and for ever. Any thread."""
+        """Makes a waiting ``read`` return at once, from now on. Any thread."""

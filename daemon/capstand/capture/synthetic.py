@@ -21,10 +21,10 @@ import soundfile
 from capstand.accounting.stats import Cause
 from capstand.audio.block import NS_PER_S, AudioFormat, SampleFormat
 from capstand.capture.pick import Pick
-from capstand.capture.source import UNKNOWN, Grant, Reading
+from capstand.capture.source import UNKNOWN, NegotiatedParams, Reading
 from capstand.capture.time import MonotonicTime, Time
-from capstand.capture.types.synthetic import Fault, Synthetic
-from capstand.config.schema import Capture
+from capstand.capture.types.synthetic import FaultConfig, SyntheticConfig
+from capstand.config.schema import CaptureConfig
 from capstand.dsp.convert import from_float, from_int32
 from capstand.errors import DeviceError
 
@@ -56,9 +56,9 @@ class VirtualTime:
 class SyntheticSource:
     """A card as ``capture`` asks for it; it grants everything."""
 
-    def __init__(self, capture: Capture, clock: Time | None = None) -> None:
+    def __init__(self, capture: CaptureConfig, clock: Time | None = None) -> None:
         self._capture = capture
-        self._setup: Synthetic = capture.source or Synthetic()
+        self._setup: SyntheticConfig = capture.source or SyntheticConfig()
         self._audio = capture.audio
         channels = capture.least_channels
         self._card_audio = self._audio._replace(channels=channels)
@@ -76,7 +76,7 @@ class SyntheticSource:
         self._walked_ns = self._stood_ns = 0  # until when that was added up, and what it came to
         self._read = 0
         self._stopping = False
-        self.patience_ms = 0  # it hands over each period at once
+        self.batch_ms = 0  # it hands over each period at once
         self.wary = False
         self._restarted = False
 
@@ -89,7 +89,7 @@ class SyntheticSource:
         """The card's own count of the next frame to be read."""
         return self._read
 
-    def open(self) -> Grant:
+    def open(self) -> NegotiatedParams:
         now = self._time.now_ns()
         if not self._started_ns:
             self._started_ns = self._walked_ns = now
@@ -100,7 +100,7 @@ class SyntheticSource:
         self._read = self._produced(now)
         self._restarted = False
         capture = self._capture
-        return Grant(
+        return NegotiatedParams(
             "synthetic", self._audio, capture.period_frames, capture.buffer_frames, exact=True
         )
 
@@ -127,7 +127,7 @@ class SyntheticSource:
         while True:
             now = self._time.now_ns()
             if self._setup.faults:
-                now = self._suffer(now, deadline)
+                now = self._apply_faults(now, deadline)
             produced = self._produced(now)
             pending = produced - self._read
             if pending >= period:
@@ -143,7 +143,7 @@ class SyntheticSource:
             self._read += reading.lost
         if self._restarted:
             reading.lost, reading.cause, self._restarted = UNKNOWN, Cause.STALLED, False
-        reading.ahead = produced - self._read
+        reading.avail = produced - self._read
         reading.stamp_ns = now + self._lateness_ns()
         if self._pick is None:
             self._fill(slot, self._read, period)
@@ -165,7 +165,7 @@ class SyntheticSource:
             late += self._random.uniform(*OUTLIER_NS)
         return round(late)
 
-    def _active(self, kind: str, now: int) -> tuple[Fault, int] | None:
+    def _active(self, kind: str, now: int) -> tuple[FaultConfig, int] | None:
         """The fault of that kind now under way, and when it ends."""
         at_s = (now - self._started_ns) / NS_PER_S
         for fault in self._setup.faults:
@@ -201,7 +201,7 @@ class SyntheticSource:
                 next_s = min(next_s, wait_s)
         return now + 1 + round(min(next_s, 1e9) * NS_PER_S)
 
-    def _suffer(self, now: int, deadline: int) -> int:
+    def _apply_faults(self, now: int, deadline: int) -> int:
         """Lives through what the schedule holds for this moment; returns the time afterwards."""
         if self._active("unplug", now):
             raise DeviceError("synthetic: the simulated card was unplugged", errno.ENODEV)
@@ -214,7 +214,7 @@ class SyntheticSource:
         return now
 
 
-def _signal(setup: Synthetic, audio: AudioFormat) -> Callable[[memoryview, int, int], None]:
+def _signal(setup: SyntheticConfig, audio: AudioFormat) -> Callable[[memoryview, int, int], None]:
     """A function that fills a slot with ``count`` frames from frame ``first`` on."""
     if setup.signal == "counter":
         return lambda slot, first, count: _fill_counter(slot, first, count, audio)
@@ -236,8 +236,8 @@ def _signal(setup: Synthetic, audio: AudioFormat) -> Callable[[memoryview, int, 
     return fill
 
 
-def _loop(setup: Synthetic, audio: AudioFormat) -> bytes:
-    """The frames that a signal repeats for ever: one second, or the whole of a file."""
+def _loop(setup: SyntheticConfig, audio: AudioFormat) -> bytes:
+    """The frames that a signal repeats: one second, or the whole of a file."""
     if setup.signal == "file":
         return _file_loop(setup.file, audio)
     amplitude = 10.0 ** (setup.level_dbfs / 20.0)

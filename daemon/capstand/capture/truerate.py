@@ -51,10 +51,10 @@ class TrueRate:
         if self._stamp_ns:
             rate_hz = (frame - self._frame) * NS_PER_S / since_ns
             self._measured = (*self._measured[1 - SPANS :], rate_hz)
-            self._judge()
+            self._evaluate()
         self._frame, self._stamp_ns = frame, stamp_ns
 
-    def _judge(self) -> None:
+    def _evaluate(self) -> None:
         measured, nominal_hz = self._measured, self._nominal_hz
         if len(measured) < SPANS or max(measured) - min(measured) > AGREE * nominal_hz:
             return
@@ -86,21 +86,20 @@ class TrueRate:
 def too_fast(device: str) -> DeviceError:
     """What becomes of a source that ``outrun``s time."""
     return DeviceError(
-        f"{device} brings sound faster than time goes by, as no sound card does; name a card "
+        f"{device} delivers sound faster than real time, so it is not a sound card; name a card "
         "(`capstand devices` lists them)",
         EINVAL,
         refused=True,
     )
 
 
-def in_words(nominal_hz: int, rate_hz: float) -> str:
+def describe_rate(nominal_hz: int, rate_hz: float) -> str:
     """What a person can do about it."""
     near = min(COMMON_RATES, key=lambda one: abs(one - rate_hz))
     if near == nominal_hz or abs(rate_hz / near - 1) > LIMIT / 2:
         return (
             f"the card says {nominal_hz} Hz and delivers about {round(rate_hz, -1):.0f} Hz: it "
-            "loses sound on its way or its clock is wrong; try another rate_hz, port or cable, "
-            "or another card"
+            "loses data on the bus or its clock is wrong; try another rate_hz, port, cable or card"
         )
     return (
         f"the card says {nominal_hz} Hz and delivers {near} Hz: set rate_hz = {near}, if "

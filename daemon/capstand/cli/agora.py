@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def add(commands: "Commands") -> None:
     agora = commands.add_parser(
         "agora",
-        help="what the Agora sink needs",
-        description="What the Agora sink needs beside capstand itself.",
+        help="install what the Agora sink needs",
+        description="Installs what the Agora sink needs.",
     )
     _add_install(agora.add_subparsers(title="commands", metavar="COMMAND", required=True))
 
@@ -26,11 +26,11 @@ def _add_install(commands: "Commands") -> None:
     install = commands.add_parser(
         "install",
         formatter_class=SHAPE,
-        help="fetch Agora's wrapper and native library",
+        help="download Agora's wrapper and native library",
         description="""\
-Fetches what an Agora sink needs: the Python wrapper, by pip, of one version with one checksum, and
+Downloads what an Agora sink needs: the Python wrapper, by pip, pinned by version and checksum, and
 Agora's native library, by the wrapper's own means but with the server's certificate checked. It is
-verified and tried out before it takes the place of what was there. The daemon never fetches it.""",
+verified and tested before it replaces an existing installation. The daemon never downloads it.""",
         epilog="""\
 The native library is Agora's property and comes under Agora's terms.
 
@@ -39,9 +39,9 @@ Where the daemon looks, in this order: $CAPSTAND_AGORA (then nowhere else), /opt
 
 environment:
   https_proxy    the proxy for both downloads
-  SSL_CERT_FILE  the certificates to trust, where a proxy puts its own in place
+  SSL_CERT_FILE  the certificates to trust, if a proxy replaces the server's
   PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX, PIP_CERT, PIP_PROXY,
-  PIP_TRUSTED_HOST  where the wrapper comes from, as pip understands them
+  PIP_TRUSTED_HOST  where to get the wrapper, as for pip
 
 examples:
   sudo capstand agora install                         for the service
@@ -56,7 +56,7 @@ examples:
         " ~/.local/share/capstand/agora)",
     )
     install.add_argument(
-        "--again", action="store_true", help="fetch it even if it is there and right"
+        "--again", action="store_true", help="download it even if it is installed and valid"
     )
     install.set_defaults(act=_install)
 

@@ -15,7 +15,7 @@ def add(commands: "Commands") -> None:
     check = commands.add_parser(
         "check",
         help="check a configuration file",
-        description="Reads a configuration as `run` would and reports every fault at once, each "
+        description="Reads a configuration as `run` would and reports all errors at once, each "
         "with file, line and key; the status is then 78. No device is opened.",
     )
     check.add_argument("file", metavar="FILE", type=Path, help="the configuration")
@@ -27,14 +27,16 @@ def act(chosen: argparse.Namespace) -> int:
 
     setup = config.load(chosen.file)
     streams = ", ".join(f"{one.name} from {one.capture.wanted}" for one in setup.stream)
-    print(clean.line(f"{chosen.file}: right; {len(setup.stream)} stream(s): {streams}"))
+    count = len(setup.stream)
+    counted = "1 stream" if count == 1 else f"{count} streams"
+    print(clean.line(f"{chosen.file}: OK: {counted}: {streams}"))
     for name, line in notes(setup):
         print(clean.line(f"{chosen.file}: note: stream {name}: {line}"))
     return 0
 
 
 def notes(setup: "Config") -> list[tuple[str, str]]:
-    """By stream, what is right in a configuration and will surprise later."""
+    """By stream, what is valid in a configuration and may surprise later."""
     from capstand.config.naming import note
 
     return [

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 def add(commands: "Commands") -> None:
     devices = commands.add_parser(
         "devices",
-        help="list capture devices, what they offer and who holds them",
-        description="Lists every capture device as the line to put into the configuration, by the "
-        "name that lasts longest, with its rates, channels and formats, or the program that holds "
-        "it. Each that is free is opened for a moment.",
+        help="list capture devices, what they support and who uses them",
+        description="Lists every capture device by its most stable name, to paste into the "
+        "configuration, "
+        "with its rates, channels and formats, or the program that uses it. Each free device "
+        "is opened briefly.",
     )
     devices.add_argument("--json", action="store_true", help="as JSON")
     devices.set_defaults(act=act)
@@ -31,7 +32,7 @@ def act(chosen: argparse.Namespace) -> int:
     for one in found:
         print(one)
     if not found:
-        print("no capture card is there; plug one in, or take the simulated card:")
+        print("no capture card found; plug one in, or use the simulated card:")
     device = SOURCES.simulated
     print(f'{device}\n    the simulated card; needs no hardware: device = "{device}"')
     return 0

@@ -11,39 +11,37 @@ from capstand.text import clean
 
 EX_CONFIG = 78
 DESCRIPTION = """\
-Takes sound from ALSA capture devices, gives every frame its true place in time, and feeds it to
-its sinks, unattended, for months. What is lost is counted to the frame."""
+Captures sound from ALSA devices, gives every frame its true time, and delivers it to its
+sinks, unattended, for months. Losses are counted to the frame."""
 EPILOG = """\
 files:
   /etc/capstand/capstand.toml       the configuration; every key is explained in it
-  /run/capstand/control.sock        where `status`, `reload`, `release`, `resume` and `tap`
-                                    ask
-  /run/capstand/push.sock           where `push` brings the sound of a stream of device "socket"
-  /var/lib/capstand/ledger/*.jsonl  the books: every gap with first frame, length, time, cause
-  /var/lib/capstand/spool           sound that waits for its sink, where nothing else is configured
-  /var/lib/capstand/agora/*/*/log   what Agora's SDK says
-  /opt/capstand/agora               Agora's library, by `capstand agora install`
+  /run/capstand/control.sock        the socket of `status`, `reload`, `release`, `resume`, `tap`
+  /run/capstand/push.sock           where `push` delivers the sound of a stream of device "socket"
+  /var/lib/capstand/ledger/*.jsonl  the ledger: every gap with frame, length, time, cause
+  /var/lib/capstand/spool           sound waiting for its sink, unless set otherwise
+  /var/lib/capstand/agora/*/*/log   the log of Agora's SDK
+  /opt/capstand/agora               Agora's library, from `capstand agora install`
 
-  A user's own daemon has its socket in $XDG_RUNTIME_DIR/capstand, ledger and log below
-  ~/.local/state/capstand; so has root's without a configuration. With one, root's takes the rights
+  A user's daemon has its socket in $XDG_RUNTIME_DIR/capstand, its ledger and log below
+  ~/.local/state/capstand; root's does too without a configuration. With one, it takes the rights
   of the user who owns the state directory.
 
 exit status:
-  0   all is well
-  1   it could not be done, nothing was recorded, or the daemon has to start anew; the reason is on
-      stderr
-  2   the command line is wrong
-  78  the configuration is wrong; every fault is on stderr with file, line and key
+  0   success
+  1   failed, nothing was recorded, or the daemon must be restarted; stderr says why
+  2   invalid command line
+  78  invalid configuration; every error is on stderr with file, line and key
 
 examples:
-  capstand devices                             what can be captured from
+  capstand devices                             list the capture devices
   capstand check /etc/capstand/capstand.toml   before a reload
   capstand run --seconds 10                    a first try, without a configuration
-  systemctl enable --now capstand              for good
+  systemctl enable --now capstand              start now and at every boot
   systemctl reload capstand                    after a change of the configuration
-  capstand release mic --for 60                another program has the card for a minute
+  capstand release mic --for 60                lend the card for a minute
   capstand tap mic | aplay                     listen to a stream
-  capstand push --stream mic file.wav          the sound is a file, for a stream from a socket"""
+  capstand push --stream mic file.wav          play a file into a stream of device "socket" """
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,14 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         chosen = _parser().parse_args(arguments)
         if chosen.act is not run.act:
-            signals.let_go()
+            signals.unblock()
         return int(chosen.act(chosen))
     except ConfigError as error:
         for fault in error.faults:
-            console.complain(clean.line(fault))
+            console.print_error(clean.line(fault))
         return EX_CONFIG
     except CapstandError as error:
-        console.complain(f"capstand: {clean.lines(error)}")
+        console.print_error(f"capstand: {clean.lines(error)}")
         return 1
     except BrokenPipeError:
         return 0  # who read it has seen enough
@@ -68,13 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
         elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
             what = f"cannot write to stdout: {error.strerror}"
         elif error.errno == errno.ENOENT:  # of os.getcwd()
-            what = f"the current directory cannot be used ({error.strerror}); go to another one"
+            what = f"the current directory is unusable ({error.strerror}); change to another one"
         else:
             what = str(error.strerror or error)
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             what = f"cannot start: {what}; raise LimitNOFILE= in the unit, "
-            what += "or see what takes the memory of the machine"
-        console.complain(f"capstand: {clean.line(what)}")
+            what += "or check what uses up the memory"
+        console.print_error(f"capstand: {clean.line(what)}")
         return 1
 
 

@@ -26,14 +26,14 @@ class Parser(argparse.ArgumentParser):
         if file is sys.stdout and file is not None:
             file.write(message)
         else:
-            console.complain(message.rstrip())
+            console.print_error(message.rstrip())
 
     def format_help(self) -> str:
         return clean.lines(super().format_help(), 1000) + "\n"
 
 
 def seconds(text: str) -> float:
-    wrong = f"{clean.line(text, 40)!r}: expected a number of seconds, more than 0 and below 1e9"
+    wrong = f"{clean.line(text, 40)!r}: expected a number of seconds above 0 and below 1e9"
     try:
         value = float(text)
     except ValueError:
@@ -48,5 +48,5 @@ def add_runtime(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         metavar="DIR",
         type=Path,
-        help="where the control socket is (default: the service's, or the user's own)",
+        help="directory of the control socket (default: the service's, or the user's own)",
     )

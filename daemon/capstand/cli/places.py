@@ -37,7 +37,7 @@ def socket(chosen: argparse.Namespace) -> Path:
     if chosen.runtime:
         return Path(chosen.runtime) / control.NAME
     service = rights.SYSTEM_RUNTIME / control.NAME
-    own = rights.believe(runtime_directory(service=False)) / control.NAME
+    own = rights.require_ours(runtime_directory(service=False)) / control.NAME
     if "RUNTIME_DIRECTORY" in os.environ:  # a unit's reload asks the unit's own daemon
         return own
     if control.is_served(service) or not own.exists():
@@ -52,6 +52,6 @@ def understood(path: Path) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise CapstandError(
-            f"{path}: what is answered there does not fit version {__version__} of this command "
+            f"{path}: the reply does not match version {__version__} of this command "
             f"({type(error).__name__}: {error}); restart the daemon if it was upgraded"
         ) from None

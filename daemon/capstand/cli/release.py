@@ -16,12 +16,11 @@ def add(commands: "Commands") -> None:
         help="hand a stream's device to another program",
         formatter_class=SHAPE,
         description="""\
-Closes the device of a stream and leaves it closed, with the sinks still connected; returns once it
-is closed. What is missed meanwhile is a gap in the books, "released". Said again, the last counts.
-For root, the daemon's own user, and members of the groups audio and capstand.""",
+Closes the device of a stream and keeps it closed, with the sinks still connected; returns once it
+is closed. What is missed is a gap with cause "released". Repeating it replaces the
+earlier release. For root, the daemon's own user, and members of the groups audio and capstand.""",
         epilog="""\
-A daemon that is started anew has forgotten it and captures; so has a stream that is started anew
-because its capture changed.
+A restart of the daemon ends the release; so does a reload that changes the stream's capture.
 
 example:
   capstand release mic --for 60 && arecord -D hw:CARD=Mic -f S16_LE -r 48000 -d 50 test.wav""",
@@ -32,7 +31,7 @@ example:
         dest="seconds",
         metavar="SECONDS",
         type=seconds,
-        help="take the device back after so long (default: at `capstand resume STREAM`)",
+        help="take the device back after this time (default: at `capstand resume STREAM`)",
     )
     add_runtime(release)
     release.set_defaults(act=_release)
@@ -40,8 +39,9 @@ example:
     resume = commands.add_parser(
         "resume",
         help="take a released device back",
-        description="Ends `capstand release`: the device is opened again, as soon as no other "
-        "program has it. For those who may release it.",
+        description="Ends `capstand release`: the device is opened again as soon as no other "
+        "program uses "
+        "it. For the same users as `release`.",
     )
     resume.add_argument("stream", metavar="STREAM", help="the stream's name")
     add_runtime(resume)
@@ -64,6 +64,6 @@ def _resume(chosen: argparse.Namespace) -> int:
     path = socket(chosen)
     answer = control.ask(path, "resume", stream=chosen.stream)
     with understood(path):
-        told = "taking the device back" if answer["was_released"] else "it is not released"
+        told = "reopening the device" if answer["was_released"] else "not released"
         print(f"{answer['stream']}: {told}")
     return 0

@@ -18,13 +18,14 @@ RELOAD_LOOK_S = 0.1
 def add(commands: "Commands") -> None:
     reload = commands.add_parser(
         "reload",
-        help="make the running daemon read its configuration again",
-        description="Makes the running daemon read its configuration again, waits until that is "
-        "done, and prints what changed. Streams and sinks that are the same go on untouched; other "
-        "sinks take over between two blocks, without a frame lost; a stream whose capture changed "
-        "starts anew. A wrong file changes nothing: every fault is printed, the status is 78. "
-        "`systemctl reload capstand` does the same; so does SIGHUP, without an answer. For root "
-        "and the daemon's own user.",
+        help="make the running daemon reload its configuration",
+        description="Makes the running daemon reload its configuration, waits until that is done, "
+        "and "
+        "prints what changed. Unchanged streams and sinks are not touched; changed sinks are "
+        "replaced between two blocks without losing a frame; a stream whose capture changed "
+        "restarts. An invalid file changes nothing: every error is printed and the exit "
+        "status is 78. `systemctl reload capstand` does the same; so does SIGHUP, but it "
+        "prints nothing. For root and the daemon's own user.",
     )
     add_runtime(reload)
     reload.set_defaults(act=act)
@@ -40,11 +41,11 @@ def act(chosen: argparse.Namespace) -> int:
         while (outcome := control.ask(path, "status")["reload"])["done"] < answer["reload"]:
             if time.monotonic() > deadline:
                 raise CapstandError(
-                    f"{path}: the reload is not done after {RELOAD_S} s; `journalctl -u capstand` "
-                    "and `capstand status` tell more"
+                    f"{path}: the reload timed out after {RELOAD_S} s; see `journalctl -u "
+                    "capstand` and `capstand status`"
                 )
             time.sleep(RELOAD_LOOK_S)
         if outcome["refused"]:
             raise ConfigError(outcome["refused"])
-        print("\n".join(outcome["told"]) or "nothing has changed")
+        print("\n".join(outcome["changes"]) or "nothing changed")
     return 0

@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 def add(commands: "Commands") -> None:
     run = commands.add_parser(
         "run",
-        help="capture until told to stop",
+        help="capture until stopped",
         description="Captures until SIGTERM or Ctrl-C, then drains and closes the files. In a "
-        "terminal it shows a live line: level, drift against the clock of the machine, frames "
-        "lost, files. Without a configuration it takes the first capture card, or the simulated "
-        "one, and records into ./recordings. SIGHUP makes it read its configuration again; in a "
-        "terminal it ends it.",
+        "terminal it "
+        "shows a live line: level, drift against the machine's clock, lost frames, files. "
+        "Without a configuration it uses the first capture card, or the simulated one, and "
+        "records into ./recordings. SIGHUP reloads the configuration; in a terminal it stops.",
     )
     run.add_argument(
         "--config",
         metavar="FILE",
         type=Path,
-        help=f"configuration (default: {CONFIG}, if it is there)",
+        help=f"configuration (default: {CONFIG}, if it exists)",
     )
     run.add_argument(
         "--no-config",
         action="store_true",
-        help=f"without --config: take the first capture card, even where {CONFIG} is there",
+        help=f"without --config: use the first capture card, even if {CONFIG} exists",
     )
     run.add_argument("--seconds", metavar="N", type=seconds, help="stop after N seconds of sound")
     run.add_argument("--quiet", action="store_true", help="no live line")
@@ -47,7 +47,7 @@ def add(commands: "Commands") -> None:
         "--state",
         metavar="DIR",
         type=Path,
-        help="where the ledger is kept (default: /var/lib/capstand for root with a configuration,"
+        help="directory of the ledger (default: /var/lib/capstand for root with a configuration,"
         " else ~/.local/state/capstand)",
     )
     run.set_defaults(act=act)
@@ -55,17 +55,19 @@ def add(commands: "Commands") -> None:
 
 def act(chosen: argparse.Namespace) -> int:
     from capstand.host import rights
-    from capstand.processes import nursery
+    from capstand.processes import forkserver
 
     path = chosen.config or (CONFIG if CONFIG.exists() and not chosen.no_config else None)
     # Root's first try, without a configuration, keeps out of the service's directories.
     state = chosen.state or state_directory(service=path is not None)
     runtime = chosen.runtime or runtime_directory(service=path is not None)
-    rights.believe(runtime, make=True)
+    rights.require_ours(runtime, make=True)
     os.environ["RUNTIME_DIRECTORY"] = str(runtime.absolute())  # for sources that have sockets there
-    if note := rights.settle_into(state, runtime):
-        console.complain(f"capstand: {note}")
-    nursery.shared.begin(["capstand.stream.body"])  # now: what we load from here on is not in it
+    if note := rights.take_rights_of_owner(state, runtime):
+        console.print_error(f"capstand: {note}")
+    forkserver.shared.begin(
+        ["capstand.stream.worker"]
+    )  # now: what we load from here on is not in it
 
     from capstand.config import schema as config
     from capstand.host import logs
@@ -76,26 +78,26 @@ def act(chosen: argparse.Namespace) -> int:
     live = LiveLine(wanted=not chosen.quiet)
     repeats = logs.setup(before=live.clear)
     if state.is_relative_to(rights.temporary()):
-        logs.say(
+        logs.log_event(
             logging.WARNING,
-            "uid %d has no home directory: the ledger is kept in %s, which may be empty after the "
-            "next start of the machine; --state DIR names a better place",
+            "uid %d has no home directory: the ledger is kept in %s, which may be cleared at boot; "
+            "choose a permanent place with --state DIR",
             *(os.geteuid(), state),
         )
     if path and not chosen.config:
-        console.complain(f"capstand: running {path}; --no-config takes the first card")
+        console.print_error(f"capstand: running {path}; --no-config uses the first card")
     try:
         setup = config.load(path) if path else without_configuration()
     except ConfigError as error:
         Notifier().failed(22, f"configuration refused: {error.faults[0]}")
         raise
     if len(setup.stream) > 1:
-        nursery.shared.load(["capstand.stream.preload"])
+        forkserver.shared.load(["capstand.stream.preload"])
     if any(one.process for one in setup.stream):
-        nursery.shared.load(["capstand.processing.run"])
+        forkserver.shared.load(["capstand.processing.run"])
     rights.refuse_the_services(_folders(setup), state)
     for name, line in notes(setup):
-        logs.say(logging.WARNING, "%s: %s", name, line, STREAM=name)
+        logs.log_event(logging.WARNING, "%s: %s", name, line, STREAM=name)
     service = Service(setup, state, runtime, live, repeats, path)
     return service.run(chosen.seconds)
 
@@ -122,24 +124,24 @@ def without_configuration() -> "Config":
         here = Path.cwd()
     except OSError as error:
         raise CapstandError(
-            f"the current directory cannot be used ({error.strerror}), and recordings would go "
-            "there; go to another one, or give a configuration by --config FILE"
+            f"the current directory is unusable ({error.strerror}), and recordings would go there; "
+            "change to another one, or pass --config FILE"
         ) from None
     if not str(here).isprintable():
         raise CapstandError(
             f"the name of the current directory, {clean.line(here)}, contains an invisible "
-            "character, and recordings would go there; go to another directory, or give a "
-            "configuration by --config FILE"
+            "character, and recordings would go there; change to another directory, or pass "
+            "--config FILE"
         )
     found = devices.find()
     text = devices.default_configuration(found, here / "recordings")
     setup = decode(text, "built-in configuration", config.Config)
     told = devices.passed_over(found)
     if SOURCES.of(setup.stream[0].capture.device).simulated:
-        why = "no card can be used" if found else "no capture card is there"
-        told.append(f"{why}: the sound is simulated, a tone and not a microphone")
-    told.append("no configuration given; running this one:\n")
-    console.complain(
+        why = "no card is usable" if found else "no capture card found"
+        told.append(f"{why}: the sound is simulated (a tone, not a microphone)")
+    told.append("no configuration given; using this one:\n")
+    console.print_error(
         "".join(f"capstand: {line}\n" for line in told)
         + "".join(f"    {line}\n" for line in text.splitlines()),
     )

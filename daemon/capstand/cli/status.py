@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def add(commands: "Commands") -> None:
     status = commands.add_parser(
         "status",
-        help="ask the running daemon how it is",
-        description="Asks the running daemon for health, level, drift and books of every stream. "
-        "Anybody may ask.",
+        help="show the state of the running daemon",
+        description="Shows health, level, drift and frame accounting of every stream. Any user "
+        "may ask.",
     )
     status.add_argument("--json", action="store_true", help="as JSON, with more figures")
     add_runtime(status)

@@ -128,7 +128,7 @@ class Raw:
     begin = b""
 
     def __init__(self, audio: AudioFormat) -> None:
-        console.complain(f"capstand: raw samples: {audio}")
+        console.print_error(f"capstand: raw samples: {audio}")
 
     def pack(self, samples: bytes) -> bytes:
         return samples
@@ -269,7 +269,9 @@ class Tapping:
         self._tell(self._told_ns + TELL_NS)
         missed, lost = self._told
         if missed or lost:
-            console.complain(f"capstand: {self._name}: in all {missed} frames missed, {lost} lost")
+            console.print_error(
+                f"capstand: {self._name}: in all {missed} frames missed, {lost} lost"
+            )
         self._write(self._form.end())
 
     def _ask(self) -> tuple[AudioFormat, int]:
@@ -360,7 +362,7 @@ class Tapping:
         self._told, self._told_ns = now, now_ns
 
     def _say(self, words: str) -> None:
-        console.complain(f"capstand: {clean.line(self._name)}: {words}")
+        console.print_error(f"capstand: {clean.line(self._name)}: {words}")
 
 
 def _identity(descriptor: int) -> tuple[int, int]:

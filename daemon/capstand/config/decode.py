@@ -45,26 +45,27 @@ NOTHING = object()
 
 
 class _Fault(ValueError):
-    """What is wrong with one value, in words that begin after the value; ``words`` are those it may
-    have been meant to be, ``hint`` is a mend that is known already.
+    """What is wrong with one value, in words that begin after the value; ``choices`` are those it
+    may have been meant to be, ``hint`` is a mend that is known already.
     """
 
     def __init__(
-        self, value: object, what: str, hint: str = "", words: tuple[str, ...] = ()
+        self, value: object, what: str, hint: str = "", choices: tuple[str, ...] = ()
     ) -> None:
         super().__init__(what)
         self.value = value
         self.what = what
         self.hint = hint
-        self.words = words
+        self.choices = choices
 
-    def told(self, keys: Keys) -> str:
+    def message(self, keys: Keys) -> str:
         """``keys`` are where it is: perhaps where a secret is meant."""
         if self.value is NOTHING:
             return self.what
         shown = _described(self.value) if _hidden(keys, self.value) else _shown(self.value)
-        hint = f"; {self.hint}" if self.hint else _meant(self.value, self.words)
-        return f"{shown} {self.what}{hint}"
+        hint = f"; {self.hint}" if self.hint else _meant(self.value, self.choices)
+        separator = ":" if self.what.startswith("expected ") else ""
+        return f"{shown}{separator} {self.what}{hint}"
 
 
 # Rules
@@ -87,7 +88,7 @@ class Whole(NamedTuple):
             hint += f": {meant[0]}" if meant else ""
         else:
             hint = f"did you mean {meant[0]}?" if meant else ""
-        raise _Fault(value, f"is no whole number from {self.low} to {self.high}", hint)
+        raise _Fault(value, f"expected an integer from {self.low} to {self.high}", hint)
 
 
 class Flag(NamedTuple):
@@ -99,7 +100,7 @@ class Flag(NamedTuple):
         hint = ""
         if isinstance(value, str) and value.lower() in ("true", "false"):
             hint = f"write {value.lower()} without quotation marks"
-        raise _Fault(value, "is neither true nor false", hint)
+        raise _Fault(value, "expected true or false", hint)
 
 
 class Number(NamedTuple):
@@ -113,18 +114,18 @@ class Number(NamedTuple):
             return float(value)  # type: ignore[arg-type]
         quoted = isinstance(value, str) and _number_in(value) is not None
         hint = "write the number without quotation marks" if quoted else ""
-        raise _Fault(value, f"is no number from {self.low:g} to {self.high:g}", hint)
+        raise _Fault(value, f"expected a number from {self.low:g} to {self.high:g}", hint)
 
 
 class Choice(NamedTuple):
     """One of some words."""
 
-    words: tuple[str, ...]
+    choices: tuple[str, ...]
 
     def check(self, value: object) -> str:
-        if isinstance(value, str) and value in self.words:
+        if isinstance(value, str) and value in self.choices:
             return value
-        raise _Fault(value, f"is not one of {_listed(self.words)}", words=self.words)
+        raise _Fault(value, f"expected one of {_listed(self.choices)}", choices=self.choices)
 
 
 class Text(NamedTuple):
@@ -137,7 +138,7 @@ class Text(NamedTuple):
         right = isinstance(value, str) and re.fullmatch(self.pattern, value)
         if right and not invisible(str(value)):
             return str(value)
-        raise _Fault(value, f"is not {self.shape}", _mend_of(value))
+        raise _Fault(value, f"expected {self.shape}", _mend_of(value))
 
 
 class FlagOr(NamedTuple):
@@ -158,7 +159,7 @@ class Prefixed(NamedTuple):
     def check(self, value: object) -> str:
         word = value.lower() if isinstance(value, str) else ""
         if type(value) is int and 0 <= value < MOST_CARDS:
-            raise _Fault(value, f"is not {self.other.shape}", f'did you mean "hw:{value}"?')
+            raise _Fault(value, f"expected {self.other.shape}", f'did you mean "hw:{value}"?')
         rule = next((rule for start, rule in self.shapes.items() if word.startswith(start)), None)
         return (rule or self.other).check(value)
 
@@ -173,7 +174,7 @@ class OneOrSome(NamedTuple):
         if not isinstance(value, list):
             return self.rule.check(value)
         if not 1 <= len(value) <= self.most:
-            raise _Fault(NOTHING, f"{len(value)} values are not 1 to {self.most}")
+            raise _Fault(NOTHING, f"{len(value)} values; expected 1 to {self.most}")
         return tuple(self.rule.check(one) for one in value)
 
 
@@ -186,9 +187,9 @@ class Some(NamedTuple):
 
     def check(self, value: object) -> tuple[int, ...]:
         if not isinstance(value, list):
-            raise _Fault(value, f"is no array; write such as {self.like}")
+            raise _Fault(value, f"expected an array such as {self.like}")
         if not 1 <= len(value) <= self.most:
-            raise _Fault(NOTHING, f"{len(value)} values are not 1 to {self.most}")
+            raise _Fault(NOTHING, f"{len(value)} values; expected 1 to {self.most}")
         made = tuple(self.rule.check(one) for one in value)
         for one in made:
             if made.count(one) > 1:
@@ -206,9 +207,11 @@ class Rows(NamedTuple):
 
     def check(self, value: object) -> tuple[tuple[float, ...], ...]:
         if not isinstance(value, list) or not all(isinstance(one, list) for one in value):
-            raise _Fault(value, f"is no array of rows; write such as {self.like}")
+            raise _Fault(value, f"expected an array of rows such as {self.like}")
         lengths = {len(one) for one in value}
-        if not 1 <= len(value) <= self.most or not all(1 <= one <= self.most for one in lengths):
+        if not 1 <= len(value) <= self.most or not all(
+            1 <= length <= self.most for length in lengths
+        ):
             raise _Fault(NOTHING, f"expected 1 to {self.most} rows of 1 to {self.most} numbers")
         if len(lengths) > 1:
             raise _Fault(NOTHING, "the rows have different lengths; write such as " + self.like)
@@ -232,7 +235,7 @@ class Tagged:
         self._kinds = kinds
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def choices(self) -> tuple[str, ...]:
         return tuple(self._kinds)
 
     def known(self) -> Iterable[Any]:
@@ -241,7 +244,7 @@ class Tagged:
 
     def find(self, word: object) -> Any:
         """The kind of that name. Raises Unusable."""
-        return self._kinds[Choice(self.words).check(word)]
+        return self._kinds[Choice(self.choices).check(word)]
 
 
 class Named:
@@ -285,17 +288,17 @@ def decode(text: str, path: str, kind: type[T]) -> T:
     found = [(_line_of(keys, lines), keys, what) for keys, what in walk.found]
     found.sort(key=lambda one: one[0])
     faults = [
-        clean.line(f"{path}:{line}: {_spoken(keys, document)}: {_in_words(what, keys)}")
+        clean.line(f"{path}:{line}: {_spoken(keys, document)}: {_message(what, keys)}")
         for line, keys, what in found[:MOST_FAULTS]
     ]
     if more := len(found) - MOST_FAULTS:
         line = found[MOST_FAULTS][0] if more > 0 else 0
-        faults += [f"{path}:{line}: and {more} more; mend these first"] if more > 0 else []
+        faults += [f"{path}:{line}: and {more} more; fix these first"] if more > 0 else []
     raise ConfigError(faults)
 
 
-def _in_words(what: "str | _Fault", keys: Keys) -> str:
-    return what if isinstance(what, str) else what.told(keys)
+def _message(what: "str | _Fault", keys: Keys) -> str:
+    return what if isinstance(what, str) else what.message(keys)
 
 
 def _has_deep_keys(text: str) -> bool:
@@ -333,7 +336,7 @@ class _Walk:
         if get_origin(kind) is tuple:
             return self.array(value, get_args(kind)[0], keys)
         if not isinstance(kind, type):  # a table that may be absent: T | None
-            (kind,) = (one for one in get_args(kind) if one is not NoneType)
+            (kind,) = (get_arg for get_arg in get_args(kind) if get_arg is not NoneType)
             return self.value(value, kind, keys)
         return self.table(value, kind, keys)
 
@@ -344,13 +347,15 @@ class _Walk:
             return self.wrong(keys, fault)
 
     def array(self, value: object, kind: Any, keys: Keys) -> Any:
-        name = ".".join(str(one) for one in keys if isinstance(one, str))
+        name = ".".join(str(key) for key in keys if isinstance(key, str))
         if isinstance(value, dict):
-            self.wrong(keys, f"a table is no array of tables; write [[{name}]] instead of [{name}]")
+            self.wrong(
+                keys, f"a table is not an array of tables; write [[{name}]] instead of [{name}]"
+            )
             self.value(value, kind, keys)  # what else is wrong in it
             return _WRONG
         if not isinstance(value, list):
-            return self.wrong(keys, _Fault(value, f"is no array of tables; write [[{name}]]"))
+            return self.wrong(keys, _Fault(value, f"is not an array of tables; write [[{name}]]"))
         if len(value) > MOST_TABLES:
             return self.wrong(keys, f"{len(value)} tables are more than {MOST_TABLES}")
         made = tuple(self.value(one, kind, (*keys, at)) for at, one in enumerate(value))
@@ -360,7 +365,7 @@ class _Walk:
         if not isinstance(value, dict):
             return self.wrong(keys, _no_table(value, keys))
         if rule.key not in value:
-            expected = f"expected one of {_listed(rule.words)}"
+            expected = f"expected one of {_listed(rule.choices)}"
             return self.wrong(keys, f"the key {rule.key} is missing; {expected}")
         word = value[rule.key]
         try:
@@ -378,7 +383,7 @@ class _Walk:
             if is_ours(kind):
                 raise
             broken = f"its schema failed ({type(error).__name__}: {error})"
-            return self.wrong(keys, f"{broken}; mend or uninstall what brings {kind.__module__}")
+            return self.wrong(keys, f"{broken}; fix or uninstall what brings {kind.__module__}")
 
     def _table(self, value: object, kind: Any, keys: Keys) -> Any:
         if not isinstance(value, dict):
@@ -426,7 +431,7 @@ class _Walk:
         for name in [one for one in right if one not in fields]:
             ((field, _),) = _named(kind)
             if field in fields:
-                self.wrong((*keys, name), "there is another table of its kind; delete one of them")
+                self.wrong((*keys, name), "there is another table of this kind; delete one of them")
             fields[field] = right[name]
         return fields
 
@@ -439,16 +444,16 @@ class _UnknownKey(_Fault):
     """A key that no table here has, or only another table."""
 
     def __init__(self, key: str, kind: Any) -> None:
-        super().__init__(key, "unknown key", words=tuple(_fields(kind)))
+        super().__init__(key, "unknown key", choices=tuple(_fields(kind)))
         self._kind = kind
 
-    def told(self, keys: Keys) -> str:
+    def message(self, keys: Keys) -> str:
         if sign := odd_sign(str(self.value)):
             return f"{self.what}; it has {sign}"
         if place := _elsewhere(str(self.value), self._kind):
-            table = ".".join([*(one for one in keys[:-1] if isinstance(one, str)), place])
-            return f"{self.what}; it belongs below [{table}]"
-        return f"{self.what}{_meant(self.value, self.words) or _known(self.words)}"
+            table = ".".join([*(key for key in keys[:-1] if isinstance(key, str)), place])
+            return f"{self.what}; it belongs in [{table}]"
+        return f"{self.what}{_meant(self.value, self.choices) or _known(self.choices)}"
 
 
 @cache
@@ -480,8 +485,8 @@ def _kinds_in(kind: Any) -> Iterator[Any]:
     elif isinstance(kind, type) and hasattr(kind, "_fields"):
         yield kind
     else:
-        for one in get_args(kind):
-            yield from _kinds_in(one)
+        for get_arg in get_args(kind):
+            yield from _kinds_in(get_arg)
 
 
 def _vocabulary(kind: Any) -> frozenset[str]:
@@ -506,12 +511,12 @@ def _elsewhere(key: str, kind: Any) -> str | None:
 
 
 def _no_table(value: object, keys: Keys) -> str:
-    name = ".".join(one for one in keys if isinstance(one, str))
+    name = ".".join(key for key in keys if isinstance(key, str))
     if keys and isinstance(keys[-1], int):
-        return f"{_kind(value)} is no table"
+        return f"{_kind(value)} is not a table"
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        return f"an array is no table; write [{name}] instead of [[{name}]]"
-    return f"{_kind(value)} is no table; write [{name}] and its keys below it"
+        return f"an array is not a table; write [{name}] instead of [[{name}]]"
+    return f"{_kind(value)} is not a table; write [{name}] and its keys below it"
 
 
 def _number_in(value: object) -> float | None:
@@ -561,7 +566,7 @@ SECRETIVE = re.compile(
 def _hidden(keys: Keys, value: object) -> bool:
     """Whether a secret is meant to be here, or may be by mistake: no text beside a token's keys is
     shown, but for a plain word as its ``source`` or ``method``."""
-    names = [one for one in keys if isinstance(one, str)]
+    names = [key for key in keys if isinstance(key, str)]
     if (
         names[-1:] in (["source"], ["method"])
         and isinstance(value, str)
@@ -573,7 +578,7 @@ def _hidden(keys: Keys, value: object) -> bool:
 
 
 def _near_secret(names: list[str]) -> bool:
-    return any(SECRET_WORDS.search(one) for one in names)
+    return any(SECRET_WORDS.search(name) for name in names)
 
 
 def secretive(text: str) -> bool:
@@ -612,27 +617,27 @@ def _kind(value: object) -> str:
     return "a text" if isinstance(value, str) else _shown(value)
 
 
-def _listed(words: tuple[str, ...]) -> str:
-    return ", ".join(f'"{word}"' for word in words)
+def _listed(choices: tuple[str, ...]) -> str:
+    return ", ".join(f'"{word}"' for word in choices)
 
 
-def _known(words: tuple[str, ...]) -> str:
-    return "; known here: " + ", ".join(words)
+def _known(choices: tuple[str, ...]) -> str:
+    return "; known here: " + ", ".join(choices)
 
 
-def _meant(value: object, words: tuple[str, ...]) -> str:
-    """A word of ``words`` that is near: the same but for case and signs, in it, or alike."""
+def _meant(value: object, choices: tuple[str, ...]) -> str:
+    """A word of ``choices`` that is near: the same but for case and signs, in it, or alike."""
     import difflib  # only where something is wrong
 
-    if not words or not isinstance(value, str | int) or isinstance(value, bool):
+    if not choices or not isinstance(value, str | int) or isinstance(value, bool):
         return ""
     text = str(value)[:100]
-    plain = {re.sub(r"[^a-z0-9]", "", word.lower()): word for word in words}
+    plain = {re.sub(r"[^a-z0-9]", "", word.lower()): word for word in choices}
     bare = re.sub(r"[^a-z0-9]", "", text.lower())
     near = [plain[bare]] if bare in plain else []
     near = near or [word for one, word in plain.items() if bare and len(one) > 4 and one in bare]
     near = near or [word for one, word in plain.items() if _digits(bare) == _digits(one) != ""][:1]
-    near = near or difflib.get_close_matches(text, words, 1, 0.6)
+    near = near or difflib.get_close_matches(text, choices, 1, 0.6)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -716,7 +721,7 @@ def _line_of(keys: Keys, lines: dict[Keys, int]) -> int:
 
 def _spoken(keys: Keys, document: dict[str, Any]) -> str:
     """A path for people: elements of an array go by their name, where they have one."""
-    words: list[str] = []
+    choices: list[str] = []
     value: Any = document
     for key in keys:
         try:
@@ -726,9 +731,9 @@ def _spoken(keys: Keys, document: dict[str, Any]) -> str:
         if isinstance(key, int):
             name = value.get("name") if isinstance(value, dict) else None
             shown = isinstance(name, str) and name and name.isprintable() and not secretive(name)
-            words.append(clean.line(name, LONGEST_WORD) if shown else str(key + 1))
-        elif secretive(key) or (_near_secret(words) and not PLAIN.fullmatch(key)):
-            words.append("a key that is not shown")
+            choices.append(clean.line(name, LONGEST_WORD) if shown else str(key + 1))
+        elif secretive(key) or (_near_secret(choices) and not PLAIN.fullmatch(key)):
+            choices.append("a key that is not shown")
         else:
-            words.append(clean.line(key, LONGEST_WORD))
-    return ".".join(words) or "file"
+            choices.append(clean.line(key, LONGEST_WORD))
+    return ".".join(choices) or "file"

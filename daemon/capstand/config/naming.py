@@ -98,7 +98,7 @@ _WRITTEN_ELSEWHERE: tuple[tuple[str, str], ...] = (
 )
 
 
-class Wanted(NamedTuple):
+class DeviceSpec(NamedTuple):
     """What a name asks for; None is what it leaves open. ``bus_port`` is a port by the number of
     its bus, which means another port after a reboot.
     """
@@ -113,7 +113,7 @@ class Wanted(NamedTuple):
     device: int | None = None
 
 
-def parse(name: str) -> Wanted | None:
+def parse(name: str) -> DeviceSpec | None:
     """What ``name`` asks for; None where that is ALSA's to know."""
     for prefix, (pattern, _) in SHAPES.items():
         found = re.fullmatch(pattern, name)
@@ -123,14 +123,14 @@ def parse(name: str) -> Wanted | None:
         device = None if number is None else int(number)
         match prefix:
             case "usb:":
-                return Wanted(usb=what[0].lower(), serial=what[1], device=device)
+                return DeviceSpec(usb=what[0].lower(), serial=what[1], device=device)
             case "usb-port:":
                 port, interface, bus_port = what
-                return Wanted(port=port, interface=interface, bus_port=bus_port, device=device)
+                return DeviceSpec(port=port, interface=interface, bus_port=bus_port, device=device)
             case "card:":
-                return Wanted(card_id=what[0], device=device)
+                return DeviceSpec(card_id=what[0], device=device)
             case _:
-                return Wanted(link=what[0], device=device)
+                return DeviceSpec(link=what[0], device=device)
     return None
 
 
@@ -143,20 +143,20 @@ def fault(name: str) -> str | None:
     shown = f'"{name}"' if len(name) <= 60 else f'"{name[:57]}..."'
     for prefix, (_, words) in SHAPES.items():
         if name.lower().startswith(prefix):
-            return f"{shown} is not {words}"
+            return f"{shown}: expected {words}"
     if re.search(r"\b(file|tee)\s*:|\|", name):
         return (
             f"{shown}: ALSA would run a command or write a file for this name; name a card, or a "
-            "PCM of your own in /etc/asound.conf"
+            "PCM defined in /etc/asound.conf"
         )
     if _is_alsas(name):
         return None
     meant = _meant(name)
     hint = f'; did you mean "{meant}"?' if meant else ""
     return (
-        f"{shown} is not the name of a device{hint}; expected what `capstand devices` prints, a "
-        "card as ALSA names it, such as hw:CARD=Mic,DEV=0, or the plain name of a PCM of your own "
-        "in /etc/asound.conf (anything with quotes, braces, other arguments or plug-ins goes there)"
+        f"{shown}: not a device name{hint}; expected what `capstand devices` prints, a "
+        "card as ALSA names it, such as hw:CARD=Mic,DEV=0, or the plain name of a PCM defined in "
+        "/etc/asound.conf (anything with quotes, braces, other arguments or plug-ins goes there)"
     )
 
 
@@ -166,8 +166,8 @@ def note(name: str) -> str | None:
     if numbered is None:
         return None
     return (
-        f"{name} is whichever card has the number {numbered[1]}, and numbers change when cards are "
-        "plugged in or the machine starts; `capstand devices` prints the name that lasts"
+        f"{name} is whichever card has number {numbered[1]} now; numbers change at a replug or "
+        "reboot; `capstand devices` prints a stable name"
     )
 
 
@@ -189,15 +189,19 @@ def _meant(name: str) -> str | None:
         if found := re.fullmatch(pattern, bare, re.ASCII):
             candidates.append(found.expand(written_so))
     return next(
-        (one for one in candidates if one != name and (parse(one) is not None or _is_alsas(one))),
+        (
+            candidate
+            for candidate in candidates
+            if candidate != name and (parse(candidate) is not None or _is_alsas(candidate))
+        ),
         None,
     )
 
 
 def _is_alsas(name: str) -> bool:
-    return any(re.fullmatch(one, name, re.ASCII) for one in ALSA_SHAPES)
+    return any(re.fullmatch(alsa_shape, name, re.ASCII) for alsa_shape in ALSA_SHAPES)
 
 
-def written(serial: str) -> str | None:
+def normalise_serial(serial: str) -> str | None:
     """A serial number as names write it; None where there is nothing to write."""
     return re.sub(r"[^\w.-]", "_", serial.strip(), flags=re.ASCII) or None

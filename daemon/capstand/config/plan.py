@@ -10,40 +10,40 @@ and begins again as the new file says.
 from typing import NamedTuple
 
 from capstand.config.registry import SINKS
-from capstand.config.schema import Config, Sink, Stream
+from capstand.config.schema import Config, SinkConfig, StreamConfig
 
 
-class Plan(NamedTuple):
+class ReloadPlan(NamedTuple):
     """``stop`` names streams that end; ``start`` are those that begin, ``exchange`` those that get
     other sinks. A stream whose capture changed is in both of the first two.
     """
 
     stop: tuple[str, ...] = ()
-    start: tuple[Stream, ...] = ()
-    exchange: tuple[Stream, ...] = ()
+    start: tuple[StreamConfig, ...] = ()
+    exchange: tuple[StreamConfig, ...] = ()
 
 
 class SinkPlan(NamedTuple):
     """The sinks of one stream whose capture goes on; a changed sink is removed and added."""
 
-    kept: tuple[Sink, ...]
-    removed: tuple[Sink, ...]
-    added: tuple[Sink, ...]
+    kept: tuple[SinkConfig, ...]
+    removed: tuple[SinkConfig, ...]
+    added: tuple[SinkConfig, ...]
 
-    def before(self, sink: Sink) -> list[Sink]:
+    def before(self, sink: SinkConfig) -> list[SinkConfig]:
         """The removed sinks that have to be closed before the added ``sink`` may open."""
-        taken = _places(sink)
-        return [one for one in self.removed if _places(one) & taken]
+        taken = _resources(sink)
+        return [one for one in self.removed if _resources(one) & taken]
 
 
-def plan(old: Config, new: Config) -> Plan:
+def plan(old: Config, new: Config) -> ReloadPlan:
     before = {one.name: one for one in old.stream}
     after = {one.name: one for one in new.stream}
 
     def goes_on(name: str) -> bool:
         return name in before and name in after and before[name].capture == after[name].capture
 
-    return Plan(
+    return ReloadPlan(
         stop=tuple(name for name in before if not goes_on(name)),
         start=tuple(one for one in new.stream if not goes_on(one.name)),
         exchange=tuple(
@@ -55,7 +55,7 @@ def plan(old: Config, new: Config) -> Plan:
     )
 
 
-def sink_plan(old: Stream, new: Stream) -> SinkPlan:
+def sink_plan(old: StreamConfig, new: StreamConfig) -> SinkPlan:
     before = [(one, old.input_of(one), old.heard_by(one)) for one in old.sink]
     after = [(one, new.input_of(one), new.heard_by(one)) for one in new.sink]
     return SinkPlan(
@@ -65,12 +65,12 @@ def sink_plan(old: Stream, new: Stream) -> SinkPlan:
     )
 
 
-def same_chain(old: Stream, new: Stream) -> bool:
+def same_chain(old: StreamConfig, new: StreamConfig) -> bool:
     """Whether the chain goes on, perhaps with other settings."""
     return bool(old.process and new.process) and old.processed == new.processed
 
 
-def words(old: Config, new: Config) -> list[str]:
+def describe(old: Config, new: Config) -> list[str]:
     """What the plan does, a line for each stream that it touches."""
     todo = plan(old, new)
     before = {one.name: one for one in old.stream}
@@ -78,7 +78,7 @@ def words(old: Config, new: Config) -> list[str]:
     lines = [f"{name}: removed" for name in todo.stop if name not in after]
     for stream in new.stream:
         if stream in todo.start:
-            anew = "started anew, because its capture changed"
+            anew = "restarted, because its capture changed"
             lines.append(f"{stream.name}: {anew if stream.name in before else 'new'}")
         elif stream in todo.exchange:
             sinks = sink_plan(before[stream.name], stream)
@@ -96,6 +96,6 @@ def words(old: Config, new: Config) -> list[str]:
     return lines
 
 
-def _places(sink: Sink) -> set[tuple[object, ...]]:
+def _resources(sink: SinkConfig) -> set[tuple[object, ...]]:
     """What only one sink of a stream can have at a time."""
     return {one.where for one in SINKS[sink.type].held(sink)}

@@ -31,13 +31,13 @@ from capstand.text import clean
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from capstand.config.schema import Capture, Sink, Stream
+    from capstand.config.schema import CaptureConfig, SinkConfig, StreamConfig
 
 NAME = r"[a-z][a-z0-9_-]{0,31}"
 LONGEST_REASON = 200
 
 
-class Place(NamedTuple):
+class Resource(NamedTuple):
     """What only one sink can have at a time, in its stream or ``anywhere``: one that takes it over
     waits until the other has closed. ``key`` of the sink's table and ``taken`` are for a
     configuration that gives it to two; ``taken`` gets the number of the first. Where two names
@@ -49,12 +49,12 @@ class Place(NamedTuple):
     anywhere: bool = False
 
 
-class Surroundings(NamedTuple):
+class SinkContext(NamedTuple):
     """Where a sink is to work: its stream, the directory for what has to be kept, the real-time
     priority of its threads, the directory for sockets."""
 
     stream: str
-    capture: "Capture"
+    capture: "CaptureConfig"
     state: Path
     priority: int
     runtime: Path
@@ -75,9 +75,9 @@ class SinkType(NamedTuple):
     where the sink is not live also ``queue_ms``, and there it may have a ``spool``.
     ``page``: where it is explained, a file in docs/ or an address.
     ``live``: only the present is of use to it; it reads the ring in a process of its own.
-    ``make``: of a value of ``schema`` and its Surroundings a ``sinks.sink.Sink``; where it is live
-    a ``sinks.live.Plan`` of one, because the daemon itself does not load it.
-    ``places``: what only one such sink can have at a time.
+    ``make``: of a value of ``schema`` and its SinkContext a ``sinks.sink.Sink``; where it is live
+    a ``sinks.live.SinkFactory`` of one, because the daemon itself does not load it.
+    ``resources``: what only one such sink can have at a time.
     ``problems``: what is wrong between it and the rest of its Stream, by the key of its table;
     "capture.…" is one of the stream's.
     ``loads``: modules of capstand that are loaded before a process that needs them is forked.
@@ -86,9 +86,9 @@ class SinkType(NamedTuple):
     schema: Any
     page: str
     live: bool
-    make: Callable[[Any, Surroundings], Any]
-    places: Callable[[Any], Iterable[Place]] = _nothing
-    problems: Callable[[Any, "Stream"], Iterable[tuple[str, str]]] = _nothing
+    make: Callable[[Any, SinkContext], Any]
+    resources: Callable[[Any], Iterable[Resource]] = _nothing
+    problems: Callable[[Any, "StreamConfig"], Iterable[tuple[str, str]]] = _nothing
     loads: tuple[str, ...] = ()
 
     @property
@@ -99,20 +99,23 @@ class SinkType(NamedTuple):
             return f"its schema has no key {min(missing)}"
         return _unreadable(self.schema)
 
-    def held(self, sink: "Sink") -> list[Place]:
+    def held(self, sink: "SinkConfig") -> list[Resource]:
         """The places of a sink, told from those of other types; none where that fails."""
         try:
-            return [one._replace(where=(sink.type, *one.where)) for one in self.places(sink)]
+            return [
+                resource._replace(where=(sink.type, *resource.where))
+                for resource in self.resources(sink)
+            ]
         except Exception:
             if is_ours(self.make):
                 raise
             return []
 
-    def faults_in(self, sink: "Sink", stream: "Stream") -> list[tuple[str, str]]:
+    def faults_in(self, sink: "SinkConfig", stream: "StreamConfig") -> list[tuple[str, str]]:
         """What is wrong with a sink in its stream; so is a type whose own code fails."""
 
         def asked() -> Iterable[tuple[str, str]]:
-            list(self.places(sink))
+            list(self.resources(sink))
             return self.problems(sink, stream)
 
         return _told(self, "type", asked)
@@ -130,20 +133,20 @@ class SourceType(NamedTuple):
     ``problems``: what is wrong with a Capture, by key.
     ``rest``: every device is of this type that is of no other.
     ``simulated``: the sound comes from no card.
-    ``place``: what else only one stream can have: the key in [stream.capture] and its value.
+    ``resource``: what else only one stream can have: the key in [stream.capture] and its value.
     ``entrance``: the path of the socket at which programs bring the sound, if that is its way.
     ``loads``: modules of capstand that are loaded before a process that needs them is forked.
     """
 
     schema: Any
     page: str
-    make: Callable[["Capture"], Any]
+    make: Callable[["CaptureConfig"], Any]
     alone: bool = True
-    problems: Callable[["Capture"], Iterable[tuple[str, str]]] = _nothing
+    problems: Callable[["CaptureConfig"], Iterable[tuple[str, str]]] = _nothing
     rest: bool = False
     simulated: bool = False
-    place: Callable[["Capture"], tuple[str, str] | None] = _nowhere
-    entrance: Callable[["Capture"], Path | None] = _nowhere
+    resource: Callable[["CaptureConfig"], tuple[str, str] | None] = _nowhere
+    entrance: Callable[["CaptureConfig"], Path | None] = _nowhere
     loads: tuple[str, ...] = ()
 
     @property
@@ -152,10 +155,10 @@ class SourceType(NamedTuple):
         if self.schema is None:
             return None
         if not hasattr(self.schema, "_field_defaults"):
-            return "its schema is no named tuple"
+            return "its schema is not a named tuple"
         return _unreadable(self.schema)
 
-    def faults_in(self, capture: "Capture") -> list[tuple[str, str]]:
+    def faults_in(self, capture: "CaptureConfig") -> list[tuple[str, str]]:
         """What is wrong with a Capture; so is a type whose own code fails."""
         return _told(self, "device", lambda: self.problems(capture))
 
@@ -202,12 +205,12 @@ class ProcessorType(NamedTuple):
         return _told(self, "type", asked)
 
 
-def blamed(kind: SinkType | SourceType | ProcessorType, error: Exception) -> str:
+def describe_failure(kind: SinkType | SourceType | ProcessorType, error: Exception) -> str:
     """What to do about something that the code of a type raised; a bug of ours is raised again."""
     if is_ours(kind.make):
         raise error
     module = kind.make.__module__
-    return f"its type failed ({_reason(error)}); mend or uninstall what brings {module}"
+    return f"its type failed ({_reason(error)}); fix or uninstall what brings {module}"
 
 
 def _told(
@@ -218,7 +221,7 @@ def _told(
     try:
         return [(str(at), str(what)) for at, what in asked()]
     except Exception as error:  # noqa: BLE001
-        return [(key, blamed(kind, error))]
+        return [(key, describe_failure(kind, error))]
 
 
 def _unreadable(schema: Any) -> str | None:
@@ -286,7 +289,11 @@ class Registry(Generic[T]):
 
     def foreign_names(self) -> list[str]:
         try:
-            names = {one.name for one in self._entry_points() if re.fullmatch(NAME, one.name)}
+            names = {
+                entry_point.name
+                for entry_point in self._entry_points()
+                if re.fullmatch(NAME, entry_point.name)
+            }
         except Unusable:
             return []
         return sorted(names - self.built_in().keys())
@@ -299,14 +306,14 @@ class Registry(Generic[T]):
         return found
 
     def _foreign(self, name: str) -> T | None:
-        points = [one for one in self._entry_points() if one.name == name]
+        points = [entry_point for entry_point in self._entry_points() if entry_point.name == name]
         if not points:
             return None
         if len(points) > 1:
             brought = " and ".join(sorted(map(_origin, points)))
             raise Unusable(f"is brought by {brought}; uninstall all but one of them")
         (point,) = points
-        mend = f"mend or uninstall {_origin(point)}"
+        mend = f"fix or uninstall {_origin(point)}"
         try:
             found = point.load()
         except (Exception, SystemExit) as error:  # noqa: BLE001
@@ -332,17 +339,17 @@ class Registry(Generic[T]):
         except Exception as error:  # noqa: BLE001  a file that anybody installed
             raise Unusable(
                 f"is not built in, and what is installed cannot be read ({_reason(error)}); "
-                "mend the Python environment, or take another type"
+                "fix the Python environment, or take another type"
             ) from None
 
 
 def _origin(point: "EntryPoint") -> str:
     """The distribution that brings it."""
     try:
-        words = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+        choices = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
     except Exception:  # noqa: BLE001  its metadata are what others wrote
-        words = point.value
-    return clean.line(words, 100)
+        choices = point.value
+    return clean.line(choices, 100)
 
 
 class Sources(Registry[SourceType]):
@@ -401,7 +408,7 @@ class OfSinks(Tagged):
         super().__init__("type", {})
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def choices(self) -> tuple[str, ...]:
         """What stays on this machine first, what others bring last."""
         built_in = SINKS.built_in()
         ours = sorted(built_in, key=lambda name: (built_in[name].live, name))
@@ -412,7 +419,7 @@ class OfSinks(Tagged):
 
     def find(self, word: object) -> Any:
         found = SINKS.find(word) if isinstance(word, str) else None
-        return found.schema if found else Choice(self.words).check(word)
+        return found.schema if found else Choice(self.choices).check(word)
 
 
 class OfSources(Named):
@@ -434,7 +441,7 @@ class OfProcessors(Tagged):
         super().__init__("type", {})
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def choices(self) -> tuple[str, ...]:
         return (*PROCESSORS.built_in(), *PROCESSORS.foreign_names())
 
     def known(self) -> Iterable[Any]:
@@ -442,4 +449,4 @@ class OfProcessors(Tagged):
 
     def find(self, word: object) -> Any:
         found = PROCESSORS.find(word) if isinstance(word, str) else None
-        return found.schema if found else Choice(self.words).check(word)
+        return found.schema if found else Choice(self.choices).check(word)

@@ -35,7 +35,7 @@ from capstand.config.registry import (
     OfProcessors,
     OfSinks,
     OfSources,
-    Place,
+    Resource,
 )
 from capstand.config.unreadable import unreadable
 from capstand.errors import ConfigError
@@ -67,7 +67,7 @@ MOST_RING_BYTES = MOST_QUEUE_BYTES = 256_000_000
 """The ring's memory, and what may wait for a sink; most streams need a hundredth of it."""
 
 
-class Capture(NamedTuple):
+class CaptureConfig(NamedTuple):
     """What to ask of the device."""
 
     device: Annotated[str | tuple[str, ...], OneOrSome(DEVICE_NAME, MOST_DEVICES)]
@@ -79,7 +79,7 @@ class Capture(NamedTuple):
     format: Annotated[str, Choice(FORMATS)] = "S16_LE"
     period_ms: Annotated[float, Number(1, 1000)] = 10.0
     buffer_ms: Annotated[float, Number(20, 10_000)] = 500.0
-    priority: Annotated[int, Whole(0, 80)] = 70
+    rt_priority: Annotated[int, Whole(0, 80)] = 70
     silence_warn_s: Annotated[float, Number(0, 86_400)] = 60.0
     dead_warn_s: Annotated[float, Number(0, 86_400)] = 60.0
     dc_warn_dbfs: Annotated[float, Number(-60, 0)] = -26.0
@@ -150,15 +150,15 @@ class Capture(NamedTuple):
             return None
         return (
             f"sink {name}: queue_ms is {queue_ms}, and {kept_ms} ms of so much sound are "
-            f"{MOST_QUEUE_BYTES // 1_000_000} MB; no more is kept in memory"
+            f"{MOST_QUEUE_BYTES // 1_000_000} MB; memory is limited to that"
         )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.pick and self.channels and max(self.pick) > self.channels:
             yield (
                 "pick",
-                f"{max(self.pick)} is more than channels, {self.channels}, which the card is "
-                f"opened with; set channels to {max(self.pick)} or more, or leave it out",
+                f"{max(self.pick)} is greater than channels ({self.channels}), which the card is "
+                f"opened with; set channels to {max(self.pick)} or more, or omit it",
             )
         if self.buffer_ms < 4 * self.period_ms:
             yield (
@@ -187,20 +187,20 @@ class Capture(NamedTuple):
                 what = "the simulated card" if kinds[alone].simulated else "such a source"
                 yield "device", f'"{self.device[alone]}" is in a list; {what} is always there alone'
             elif len(set(self.device)) < len(self.device):
-                yield "device", "a name stands in the list twice"
+                yield "device", "a name is in the list twice"
         yield from kind.faults_in(self)
 
 
-class Spool(NamedTuple):
+class SpoolConfig(NamedTuple):
     """Where sound waits while its sink is away, how much, how long; and how fast it follows."""
 
     path: AbsolutePath = "/var/lib/capstand/spool"
     max_mb: Annotated[int, Whole(10, 10_000_000)] = 1000
     max_age_s: Annotated[float, Number(60, 1e8)] = 86_400.0
-    speed: Annotated[float, Number(1.1, 1000)] = 4.0
+    catch_up_speed: Annotated[float, Number(1.1, 1000)] = 4.0
 
 
-class Sink(Protocol):
+class SinkConfig(Protocol):
     """What all types of sinks have in their configuration."""
 
     @property
@@ -209,7 +209,7 @@ class Sink(Protocol):
     def name(self) -> str: ...
 
 
-class Queued(Sink, Protocol):
+class QueuedSinkConfig(SinkConfig, Protocol):
     """What those have that are not live."""
 
     @property
@@ -227,12 +227,12 @@ MOST_SINKS = 100
 """Of a stream: their descriptors go to its process in one message, which holds 253 of them."""
 
 
-class Stream(NamedTuple):
+class StreamConfig(NamedTuple):
     """One device and everything fed by it."""
 
     name: Name
-    capture: Capture
-    sink: tuple[Annotated[Sink, OfSinks()], ...] = ()
+    capture: CaptureConfig
+    sink: tuple[Annotated[SinkConfig, OfSinks()], ...] = ()
     process: tuple[Annotated[Processing, OfProcessors()], ...] = ()
 
     @property
@@ -254,7 +254,7 @@ class Stream(NamedTuple):
         shape = self.processed
         return AudioFormat(shape.rate_hz, shape.channels, self.capture.audio.sample)
 
-    def input_of(self, sink: Sink) -> str:
+    def input_of(self, sink: SinkConfig) -> str:
         """Which sound a sink gets: "captured" or "processed"."""
         return getattr(sink, "input", None) or self.usual_input
 
@@ -263,28 +263,28 @@ class Stream(NamedTuple):
         """What is heard where nothing else is said."""
         return "processed" if self.process else "captured"
 
-    def heard_by(self, sink: Sink) -> Capture:
+    def heard_by(self, sink: SinkConfig) -> CaptureConfig:
         """The capture as it is for a sink: with the channels of the sound that it gets."""
         if self.input_of(sink) == "captured":
             return self.capture
         return self.capture._replace(channels=self.processed.channels, pick=None)
 
-    def on(self, input_: str) -> "Stream":
+    def on(self, input_: str) -> "StreamConfig":
         """With the sinks alone that get this sound."""
         return self._replace(sink=tuple(one for one in self.sink if self.input_of(one) == input_))
 
     @property
-    def queued(self) -> list[Queued]:
+    def queued(self) -> list[QueuedSinkConfig]:
         """The sinks that are not live."""
-        return [cast(Queued, one) for one in self.sink if not SINKS[one.type].live]
+        return [cast(QueuedSinkConfig, one) for one in self.sink if not SINKS[one.type].live]
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.sink:
-            yield "sink", "there is no [[stream.sink]]; the sound would go nowhere"
+            yield "sink", "there is no [[stream.sink]]; the sound would not be used"
         if len(self.sink) > MOST_SINKS:
             yield "sink", f"there are {len(self.sink)}; expected at most {MOST_SINKS}"
         yield from _twice("sink", "name", [one.name for one in self.sink])
-        yield from _same_place(self.places(anywhere=False))
+        yield from _same_resource(self.resources(anywhere=False))
         chain = list(self._chain_problems())
         for number, sink in enumerate(self.sink):
             kind = SINKS[sink.type]
@@ -326,12 +326,12 @@ class Stream(NamedTuple):
                 "sinks do not take yet; delete what resamples, or set capture.rate_hz",
             )
 
-    def places(self, anywhere: bool) -> Iterator[tuple[int, str, Place]]:
+    def resources(self, anywhere: bool) -> Iterator[tuple[int, str, Resource]]:
         """The number of each sink, how its keys begin, and what it has for itself alone."""
         for number, sink in enumerate(self.sink):
-            for place in SINKS[sink.type].held(sink):
-                if place.anywhere is anywhere:
-                    yield number + 1, f"sink.{number}", place
+            for resource in SINKS[sink.type].held(sink):
+                if resource.anywhere is anywhere:
+                    yield number + 1, f"sink.{number}", resource
 
 
 class LedgerConfig(NamedTuple):
@@ -344,7 +344,7 @@ class LedgerConfig(NamedTuple):
 class Config(NamedTuple):
     """The whole file."""
 
-    stream: tuple[Stream, ...] = ()
+    stream: tuple[StreamConfig, ...] = ()
     ledger: LedgerConfig = LedgerConfig()
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -359,41 +359,41 @@ class Config(NamedTuple):
                 for one in self.stream
             ],
         )
-        places = [SOURCES.of(one.capture.device).place(one.capture) for one in self.stream]
-        for key in {one[0] for one in places if one}:
-            values = [one[1] if one and one[0] == key else None for one in places]
+        resources = [SOURCES.of(one.capture.device).resource(one.capture) for one in self.stream]
+        for key in {one[0] for one in resources if one}:
+            values = [one[1] if one and one[0] == key else None for one in resources]
             yield from _twice("stream", f"capture.{key}", values)
-        yield from _same_place(
-            (number, f"stream.{at}.{keys}", place)
+        yield from _same_resource(
+            (number, f"stream.{at}.{keys}", resource)
             for at, stream in enumerate(self.stream)
-            for number, keys, place in stream.places(anywhere=True)
+            for number, keys, resource in stream.resources(anywhere=True)
         )
 
 
-def spool_of(sink: Sink) -> Spool | None:
+def spool_of(sink: SinkConfig) -> SpoolConfig | None:
     """Where its sound waits while it is away, if there is such a place."""
     spool = getattr(sink, "spool", None)
-    return spool if isinstance(spool, Spool) else None
+    return spool if isinstance(spool, SpoolConfig) else None
 
 
-def _same_place(places: Iterable[tuple[int, str, Place]]) -> Iterator[tuple[str, str]]:
+def _same_resource(resources: Iterable[tuple[int, str, Resource]]) -> Iterator[tuple[str, str]]:
     first: dict[tuple[object, ...], tuple[int, str]] = {}
-    for number, keys, place in places:
-        holder = first.setdefault(place.where, (number, keys))
-        if holder[1] != keys and place.taken is not None:
-            yield f"{keys}.{place.key}", place.taken(holder[0])
+    for number, keys, resource in resources:
+        holder = first.setdefault(resource.where, (number, keys))
+        if holder[1] != keys and resource.taken is not None:
+            yield f"{keys}.{resource.key}", resource.taken(holder[0])
 
 
 def _twice(table: str, key: str, values: Sequence[str | None]) -> Iterator[tuple[str, str]]:
-    places: dict[str, int] = {}
+    resources: dict[str, int] = {}
     for number, value in enumerate(values):
         if value is None:
             continue
-        first = places.setdefault(value, number + 1)
+        first = resources.setdefault(value, number + 1)
         if first <= number:
             yield (
                 f"{table}.{number}.{key}",
-                f'"{value}" is taken by {table} {first} already; each {table} needs its own',
+                f'"{value}" is already used by {table} {first}; each {table} needs its own',
             )
 
 
@@ -410,19 +410,19 @@ def load(path: str | Path) -> Config:
         raise ConfigError([f"{path}: is larger than {MAX_BYTES} bytes; expected a short TOML file"])
     if raw and not raw.strip(b"\0"):
         raise ConfigError(
-            [f"{path}:1: holds nothing but zero bytes, as after a power cut; put a copy back"]
+            [f"{path}:1: contains only zero bytes, as after a power cut; restore a copy"]
         )
     utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0\0\0\0" in (raw[:8:2], raw[1:8:2])
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        what = f"byte 0x{raw[error.start]:02x} is no UTF-8"
+        what = f"byte 0x{raw[error.start]:02x} is not UTF-8"
         if utf16:
-            line, what = 1, "is UTF-16 and not UTF-8"
+            line, what = 1, "is UTF-16, not UTF-8"
         raise ConfigError([f"{path}:{line}: {what}; save the file as UTF-8"]) from None
     if utf16:
-        raise ConfigError([f"{path}:1: is UTF-16 and not UTF-8; save the file as UTF-8"])
+        raise ConfigError([f"{path}:1: is UTF-16, not UTF-8; save the file as UTF-8"])
     return decode(text, str(path), Config)
 
 

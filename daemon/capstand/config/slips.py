@@ -18,7 +18,7 @@ QUOTES = (
 PLAIN = "write the plain letter or digit"
 MINUS = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d"
 WIDE = {"\uff1d": "=", "\uff3b": "[", "\uff3d": "]", "\uff0c": ",", "\uff1a": ":", "\uff03": "#"}
-WORDS = {
+BARE_WORDS = {
     **dict.fromkeys(("true", "yes", "on", "enabled"), "write true"),
     **dict.fromkeys(("false", "no", "off", "disabled"), "write false"),
     **dict.fromkeys(("none", "null", "nil", "undefined"), "delete the line to leave the key out"),
@@ -30,9 +30,9 @@ class Slip(NamedTuple):
     what: str
 
 
-def explain(text: str, line: int, column: int, said: str, known: Collection[str]) -> Slip:
-    """The slip behind the parser's error at ``line`` and ``column``, both from 1; ``said`` is its
-    message, ``known`` are the words that may be repeated.
+def explain(text: str, line: int, column: int, parser_message: str, known: Collection[str]) -> Slip:
+    """The slip behind the parser's error at ``line`` and ``column``, both from 1;
+    ``parser_message`` is its message, ``known`` are the words that may be repeated.
     """
     if "\r" in text.replace("\r\n", ""):
         at = text.replace("\r\n", "\n").partition("\r")[0].count("\n") + 1
@@ -41,13 +41,13 @@ def explain(text: str, line: int, column: int, said: str, known: Collection[str]
     here = lines[line - 1] if line <= len(lines) else ""
     if odd := _odd_sign(here, column):
         return Slip(line, odd)
-    if re.match(r"Unclosed|Unterminated|Expected \"'", said):
+    if re.match(r"Unclosed|Unterminated|Expected \"'", parser_message):
         return _not_closed(lines, line, known)
     if begun := re.match(r"(<{7}|={7}|>{7})( |$)", here):
-        return Slip(line, f"{begun[1]} is what a merge leaves behind; choose one of the two sides")
+        return Slip(line, f"{begun[1]} is left over from a merge; keep one of the two sides")
     if here.lstrip().startswith("["):
-        return _header(lines, line, said, known)
-    return Slip(line, _statement(lines, line, said, known))
+        return _header(lines, line, parser_message, known)
+    return Slip(line, _statement(lines, line, parser_message, known))
 
 
 def odd_sign(text: str) -> str | None:
@@ -122,7 +122,7 @@ def _called(one: str) -> str:
 # Tables
 
 
-def _header(lines: list[str], line: int, said: str, known: Collection[str]) -> Slip:
+def _header(lines: list[str], line: int, parser_message: str, known: Collection[str]) -> Slip:
     here = lines[line - 1].strip()
     double = here.startswith("[[")
     match = re.match(r"\[{1,2}([^\[\]#]*)(\]{0,2})\s*(.*)", here)
@@ -134,7 +134,7 @@ def _header(lines: list[str], line: int, said: str, known: Collection[str]) -> S
     if rest and not rest.startswith("#"):
         return Slip(line, "something follows the name of a table; begin a new line after it")
     path = _name(parts, known)
-    if not all(re.fullmatch(r"[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*'", one) for one in parts):
+    if not all(re.fullmatch(r"[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*'", part) for part in parts):
         return Slip(line, "a table's name is words with a . between them, such as [stream.capture]")
     for number, other in enumerate(lines[: line - 1], 1):
         if found := re.match(r"\s*(\[{1,2})([^\[\]#]+)\]", other):
@@ -149,14 +149,14 @@ def _header(lines: list[str], line: int, said: str, known: Collection[str]) -> S
                     f"write {wanted} each time",
                 )
     first = _first(lines, line, parts)
-    if re.match(r"Cannot", said) and first:
+    if re.match(r"Cannot", parser_message) and first:
         again = "" if "stream" not in parts else ", or begin another [[stream]] before it"
         return Slip(
             line,
             f"the table [{path}] is there already, from line {first} on; "
             f"put the keys of both into one{again}",
         )
-    if re.match(r"Cannot", said):
+    if re.match(r"Cannot", parser_message):
         inside = next(
             (
                 one
@@ -184,7 +184,7 @@ def _first(lines: list[str], line: int, parts: list[str]) -> int | None:
 # Keys and values
 
 
-def _statement(lines: list[str], line: int, said: str, known: Collection[str]) -> str:
+def _statement(lines: list[str], line: int, parser_message: str, known: Collection[str]) -> str:
     here = lines[line - 1].strip()
     if here.startswith((";", "//", "--", "/*")):
         return "a comment begins with #"
@@ -203,11 +203,11 @@ def _statement(lines: list[str], line: int, said: str, known: Collection[str]) -
     if re.search(r"[A-Za-z0-9_-]\s+[A-Za-z0-9_-]", key):
         return "a key is one word; join the words before = by _ or delete what is too much"
     named = _name([one.strip() for one in key.split(".")], known)
-    if said.startswith("Cannot"):
+    if parser_message.startswith("Cannot"):
         return _twice(lines, line, key, named)
     if named == "mode" and re.match("0?[0-7]{3}$", value.partition("#")[0].strip()):
         return 'a mode stands in quotation marks; write mode = "0640"'
-    return _value(value, said, named)
+    return _value(value, parser_message, named)
 
 
 def _no_equals(here: str, known: Collection[str]) -> str:
@@ -232,14 +232,14 @@ def _twice(lines: list[str], line: int, key: str, named: str) -> str:
     return f"{named} is there already; delete one of the two"
 
 
-def _value(value: str, said: str, named: str) -> str:
+def _value(value: str, parser_message: str, named: str) -> str:
     bare = re.split(r"\s#|^#", value)[0].strip()
     if not bare:
         return f"the value of {named} is missing"
-    if mend := WORDS.get(bare.rstrip(",;").lower()):
-        return f"a word without quotation marks is no value; {mend}"
+    if mend := BARE_WORDS.get(bare.rstrip(",;").lower()):
+        return f"a word without quotation marks is not a value; {mend}"
     if bare[0] in "\"'":
-        return _quoted(bare, said)
+        return _quoted(bare, parser_message)
     if bare[-1] in ",;":
         return f"nothing follows a value; delete the {bare[-1]} at the end of the line"
     if re.fullmatch(r"[+-]?\d+,\d+", bare):
@@ -258,10 +258,14 @@ def _value(value: str, said: str, named: str) -> str:
     return f'put the text in quotation marks; write {named} = "…"'
 
 
-def _quoted(value: str, said: str) -> str:
+def _quoted(value: str, parser_message: str) -> str:
     mark = value[0]
     end = value.find(mark, 1)
-    if "\\" in value and mark == '"' and re.search("escape|hex|Unescaped|unicode", said, re.I):
+    if (
+        "\\" in value
+        and mark == '"'
+        and re.search("escape|hex|Unescaped|unicode", parser_message, re.I)
+    ):
         return (
             "a \\ in quotation marks begins an escape; write '…' instead of \"…\", or \\\\ for each"
         )
@@ -272,7 +276,7 @@ def _quoted(value: str, said: str) -> str:
         return f"nothing follows a value; delete the {rest[0]} at the end of the line"
     if rest.startswith(("//", "--", ";")):
         return "a comment begins with #"
-    if said.startswith("Illegal character"):
+    if parser_message.startswith("Illegal character"):
         return "the text contains an invisible character; delete it"
     return "something follows after the closing quotation mark; delete it, or begin a new line"
 
@@ -304,4 +308,4 @@ def _not_closed(lines: list[str], line: int, known: Collection[str]) -> Slip:
 
 def _name(parts: list[str], known: Collection[str]) -> str:
     """A key in words: itself if all of it are words of ours."""
-    return ".".join(parts) if all(one in known for one in parts) else "this key"
+    return ".".join(parts) if all(part in known for part in parts) else "this key"

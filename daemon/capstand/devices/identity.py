@@ -2,9 +2,9 @@
 
 Card numbers, and the ids of cards of one kind (``Device``, ``Device_1``), follow the order of
 appearance, so they mean something else after a replug. A name (``config/naming.py``) is therefore
-resolved at every open, to ``hw:N,D``, and again after it: a ``Place`` includes the card's directory
-in sysfs with its inode, which no later card under the same number has. If both places are the same,
-that card was there all the while, so it is the one that was opened.
+resolved at every open, to ``hw:N,D``, and again after it: a ``Location`` includes the card's
+directory in sysfs with its inode, which no later card under the same number has. If both places are
+the same, that card was there all the while, so it is the one that was opened.
 
 What is there is what /sys/class/sound shows, which a container has too, and what can be opened is
 what /dev/snd has: these may differ there. Without sysfs the nodes tell of a card's number and id.
@@ -26,7 +26,7 @@ from errno import EACCES, ENODEV, ENOENT
 from pathlib import Path
 from typing import NamedTuple
 
-from capstand.config.naming import Wanted, parse, written
+from capstand.config.naming import DeviceSpec, normalise_serial, parse
 from capstand.devices.node import card_names
 from capstand.errors import DeviceError
 
@@ -34,9 +34,10 @@ ROOT = Path("/")
 
 
 class Card(NamedTuple):
-    """A card that is there. ``captures``: the numbers of its PCM devices that capture; ``birth``:
-    its place in sysfs and the inode of that. ``port`` is the USB port as the kernel numbers it,
-    ``ports`` are its lasting names, ``interface`` is which one of the USB device the card is.
+    """A card that is there. ``captures``: the numbers of its PCM devices that capture;
+    ``sysfs_id``: its place in sysfs and the inode of that. ``port`` is the USB port as the kernel
+    numbers it, ``ports`` are its lasting names, ``interface`` is which one of the USB device the
+    card is.
     """
 
     number: int
@@ -45,11 +46,11 @@ class Card(NamedTuple):
     serial: str | None
     port: str | None
     captures: tuple[int, ...]
-    birth: tuple[str, int]
+    sysfs_id: tuple[str, int]
     ports: tuple[str, ...] = ()
     interface: str | None = None
 
-    def fits(self, wanted: Wanted) -> bool:
+    def matches(self, wanted: DeviceSpec) -> bool:
         return (
             wanted.usb in (None, self.usb)
             and wanted.serial in (None, self.serial)
@@ -63,27 +64,29 @@ class Card(NamedTuple):
         return f"card {self.number} ({self.id})"
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where a named device is: ``device`` is what ALSA calls it now; ``port`` and ``serial`` are
     those of a USB card.
     """
 
     device: str
-    birth: tuple[str, int]
+    sysfs_id: tuple[str, int]
     port: str | None = None
     serial: str | None = None
 
-    def instead_of(self, before: "Place", name: str) -> str | None:
+    def instead_of(self, before: "Location", name: str) -> str | None:
         """In words, that ``name`` means another device than before, as far as can be seen: cards
         of one kind without serial numbers differ by their ports alone."""
         if (self.port, self.serial) == (before.port, before.serial):
             return None
         now, then = self._seen_as(), before._seen_as()
         if self.serial is not None and self.serial == before.serial:
-            return f"{name} is plugged in elsewhere: {now}; before {then}"
+            return f"{name} is plugged in elsewhere: {now}; previously {then}"
         if self.serial is None and before.serial is None:
-            return f"{name} is another one of its kind, or was moved: {now}; before {then}"
-        return f"{name} is another one now: {now}; before {then}"
+            return (
+                f"{name} is another card of the same model, or was moved: {now}; previously {then}"
+            )
+        return f"{name} is another card now: {now}; previously {then}"
 
     def _seen_as(self) -> str:
         serial = f", serial number {self.serial}" if self.serial else ""
@@ -124,7 +127,7 @@ def cards(root: Path = ROOT) -> list[Card]:
     return found
 
 
-def locate(name: str, root: Path = ROOT) -> Place | None:
+def locate(name: str, root: Path = ROOT) -> Location | None:
     """Where the device of that name is; None for a name of ALSA's own.
 
     Raises DeviceError where it is not there, where the name fits two, or where its nodes cannot be
@@ -134,27 +137,27 @@ def locate(name: str, root: Path = ROOT) -> Place | None:
     if wanted is None:
         return None
     there = cards(root)
-    fitting = _fitting(wanted, there, root)
+    matching = _matching(wanted, there, root)
     if wanted.bus_port is not None:
-        now = "".join(f"; {name_of(one, there)[0]} is plugged in there now" for one in fitting[:1])
+        now = "".join(f"; {name_of(one, there)[0]} is plugged in there now" for one in matching[:1])
         raise DeviceError(
-            f"{name} goes by the number of a USB bus, which is another one after a reboot{now}; "
-            "write the port as `capstand devices` prints it",
+            f"{name} uses a USB bus number, which changes at a reboot{now}; write the port as "
+            "`capstand devices` prints it",
             refused=True,
         )
-    if not fitting:
+    if not matching:
         raise _away(name, wanted, there, root)
-    if len(fitting) > 1:
+    if len(matching) > 1:
         raise DeviceError(
-            f"{name} fits {' and '.join(str(one) for one in fitting)}; name the one that is meant: "
-            + " or ".join(name_of(one, there)[0] for one in fitting),
+            f"{name} fits {' and '.join(map(str, matching))}; use the name of one: "
+            + " or ".join(name_of(one, there)[0] for one in matching),
             refused=True,
         )
-    (card,) = fitting
+    (card,) = matching
     number = wanted.device if wanted.device is not None else min(card.captures, default=None)
     reach(name, card, number, root)
     port = next(iter(card.ports), card.port)
-    return Place(f"hw:{card.number},{number}", card.birth, port, card.serial)
+    return Location(f"hw:{card.number},{number}", card.sysfs_id, port, card.serial)
 
 
 def reach(name: str, card: Card, number: int | None, root: Path = ROOT) -> None:
@@ -170,8 +173,8 @@ def reach(name: str, card: Card, number: int | None, root: Path = ROOT) -> None:
             mode = path.stat()
         except FileNotFoundError:
             raise DeviceError(
-                f"waiting for {name}: the kernel has the card, and {path} is missing; udev makes "
-                "it in a moment, but a container keeps the nodes that it was started with: give it "
+                f"waiting for {name}: the kernel has the card, but {path} is missing; udev "
+                "creates it in a moment, but a container keeps the nodes it started with: pass it "
                 "the whole directory (--volume /dev/snd:/dev/snd)",
                 ENOENT,
             ) from None
@@ -179,7 +182,9 @@ def reach(name: str, card: Card, number: int | None, root: Path = ROOT) -> None:
             raise DeviceError(f"waiting for {name}: {path}: {error.strerror}", EACCES) from None
         if not os.access(path, os.R_OK | os.W_OK):
             raise DeviceError(
-                f"waiting for {name}: {path} may not be opened; {joining(mode.st_gid)}", EACCES
+                f"waiting for {name}: {path} cannot be opened (permission denied); "
+                f"{joining(mode.st_gid)}",
+                EACCES,
             )
 
 
@@ -193,16 +198,16 @@ def joining(gid: int | None = None) -> str:
         except (KeyError, OSError):
             group = str(gid)
     if gid == 0:
-        return "give it to the group audio (udev does; in a container do it on the host)"
+        return "change its group to audio (udev does that; for a container, on the host)"
     return (
-        f"put the user into the group {group} and log in again (in a container: --group-add "
+        f"add the user to the group {group} and log in again (in a container: --group-add "
         f"{gid if gid is not None else group})"
     )
 
 
 def card_called(called: str, root: Path = ROOT) -> Card | None:
     """The card that has this number or id now."""
-    return next((one for one in cards(root) if called in (str(one.number), one.id)), None)
+    return next((card for card in cards(root) if called in (str(card.number), card.id)), None)
 
 
 def bus_of(number: int, root: Path = ROOT) -> str:
@@ -218,8 +223,8 @@ def card_of(name: str, root: Path = ROOT) -> int | None:
     wanted = parse(name)
     if wanted is None or wanted.bus_port is not None:
         return None
-    fitting = _fitting(wanted, cards(root), root)
-    return fitting[0].number if len(fitting) == 1 else None
+    matching = _matching(wanted, cards(root), root)
+    return matching[0].number if len(matching) == 1 else None
 
 
 def name_of(card: Card, there: list[Card]) -> tuple[str, str | None]:
@@ -228,32 +233,32 @@ def name_of(card: Card, there: list[Card]) -> tuple[str, str | None]:
     if card.usb is not None and card.serial is not None:
         if _only(name := f"usb:{card.usb}:{card.serial}", others):
             return name, None
-        why = f"another {card.usb} has its serial number, {card.serial}, too"
+        why = f"another {card.usb} has the same serial number, {card.serial}"
     else:
-        why = "it has no serial number"
+        why = "no serial number"
     for port in card.ports:
         for name in (f"usb-port:{port}", f"usb-port:{port}:{card.interface}"):
             if _only(name, others):
-                return name, f"{why}: this names the port, leave it plugged in there"
+                return name, f"{why}: this names the port, so keep it plugged in there"
     stem = re.sub(r"_\d+$", "", card.id)
-    twins = any(re.sub(r"_\d+$", "", one.id) == stem for one in others)
-    why = "cards of one kind get such ids in the order they appear" if twins else ""
+    twins = any(re.sub(r"_\d+$", "", other.id) == stem for other in others)
+    why = "cards of one model get such ids in order of appearance" if twins else ""
     return f"card:{card.id}", why or None
 
 
 def _only(name: str, others: list[Card]) -> bool:
     wanted = parse(name)
-    return wanted is not None and not any(one.fits(wanted) for one in others)
+    return wanted is not None and not any(other.matches(wanted) for other in others)
 
 
-def _fitting(wanted: Wanted, there: list[Card], root: Path) -> list[Card]:
+def _matching(wanted: DeviceSpec, there: list[Card], root: Path) -> list[Card]:
     if wanted.link is None:
-        return [one for one in there if one.fits(wanted)]
+        return [one for one in there if one.matches(wanted)]
     try:
         target = (root / "dev/snd" / wanted.link).readlink().name
     except OSError:  # without udev: its names for USB are known
         port = parse(f"usb-port:{wanted.link.removeprefix('by-path/')}")
-        return [one for one in there if port is not None and one.fits(port)]
+        return [one for one in there if port is not None and one.matches(port)]
     found = [one for one in there if target == f"controlC{one.number}"]
     # udev gives a link that two devices of one kind want to either of them.
     twins = [one for one in there for card in found if _twins(one, card)]
@@ -267,19 +272,19 @@ def _twins(one: Card, other: Card) -> bool:
     )
 
 
-def _away(name: str, wanted: Wanted, there: list[Card], root: Path) -> DeviceError:
+def _away(name: str, wanted: DeviceSpec, there: list[Card], root: Path) -> DeviceError:
     known = " or ".join(name_of(one, there)[0] for one in there)
     instead = f", or take {known}" if known else ""
     if wanted.card_id is None and not (root / "sys/class").is_dir():
         return DeviceError(
-            f"waiting for {name}: without {root / 'sys'} cards are known by number and id only; "
-            f"mount it (a container may have it read-only){instead}",
+            f"waiting for {name}: without {root / 'sys'} cards are only known by number and id; "
+            f"mount it (read-only is enough){instead}",
             ENODEV,
         )
     if wanted.link is not None and not (root / "dev/snd" / wanted.link).parent.is_dir():
         folder = (root / "dev/snd" / wanted.link).parent
         return DeviceError(
-            f"waiting for {name}: {folder} is not there; udev makes it, a container may not have "
+            f"waiting for {name}: {folder} is missing; udev creates it, a container may lack "
             f"it{instead}",
             ENODEV,
         )
@@ -299,13 +304,13 @@ def _card(folder: Path, number: int, captures: tuple[int, ...]) -> Card:
     """Raises OSError where the card has gone."""
     place = (folder / f"card{number}").resolve(strict=True)
     identity = _read(place / "id") or str(number)
-    birth = (str(place), place.stat().st_ino)
+    sysfs_id = (str(place), place.stat().st_ino)
     for above in place.parents:  # card1, sound, the interface, the device
         if above == folder.parent.parent:
             break
         vendor, product = _read(above / "idVendor"), _read(above / "idProduct")
         if vendor and product:
-            serial = written(_read(above / "serial") or "")
+            serial = normalise_serial(_read(above / "serial") or "")
             return Card(
                 number,
                 identity,
@@ -313,19 +318,19 @@ def _card(folder: Path, number: int, captures: tuple[int, ...]) -> Card:
                 serial,
                 above.name,
                 captures,
-                birth,
+                sysfs_id,
                 tuple(dict.fromkeys(_ports(above))),
                 _interface(place.relative_to(above).parts[0], above.name),
             )
-    return Card(number, identity, None, None, None, captures, birth)
+    return Card(number, identity, None, None, None, captures, sysfs_id)
 
 
 def _card_of_nodes(folder: Path, number: int, captures: tuple[int, ...]) -> Card:
     """The same where there is no sysfs. Raises OSError where the card has gone."""
     control = folder / f"controlC{number}"
     names = card_names(control)
-    birth = (str(control), control.stat().st_ino)
-    return Card(number, names.id if names else str(number), None, None, None, captures, birth)
+    sysfs_id = (str(control), control.stat().st_ino)
+    return Card(number, names.id if names else str(number), None, None, None, captures, sysfs_id)
 
 
 # Ports
@@ -337,7 +342,9 @@ def _ports(device: Path) -> Iterator[str]:
     controller's PCI address alone, of which there is one.
     """
     ports = device.name.partition("-")[2]
-    hub = next((one for one in device.parents if re.fullmatch(r"usb\d+", one.name, re.A)), None)
+    hub = next(
+        (parent for parent in device.parents if re.fullmatch(r"usb\d+", parent.name, re.A)), None
+    )
     if hub is None or not ports:
         return
     better, plain = _controllers(hub.parent)

@@ -4,7 +4,7 @@ libasound tells a fault of its configuration (a brace that is missing, a PCM tha
 plug-in that is not installed) only to an error handler, by printf's means; what is returned is a
 bare errno. A handler per thread gets the arguments as a va_list, which C's own vsnprintf reads.
 The global handler, which would get them unreadable, is left alone, and then prints to stderr: so
-each thread calls ``hear`` before it calls anything of libasound.
+each thread calls ``record_errors`` before it calls anything of libasound.
 
 What a device can do is the whole of its configuration space, which only one that has not been
 configured tells: pyalsaaudio always asks one that it has just set to its own defaults, and
@@ -20,7 +20,7 @@ import threading
 from typing import NamedTuple, get_type_hints
 
 from capstand.audio.block import SampleFormat
-from capstand.config.schema import MOST_CHANNELS, Capture
+from capstand.config.schema import MOST_CHANNELS, CaptureConfig
 from capstand.text import clean
 
 MOST_LINES = 16
@@ -30,7 +30,7 @@ RATES_HZ = (
 )
 """Rates that are asked for one by one where a device has some and not all between two bounds."""
 
-_RULES = get_type_hints(Capture, include_extras=True)
+_RULES = get_type_hints(CaptureConfig, include_extras=True)
 ASKABLE_HZ = _RULES["rate_hz"].__metadata__[0][:2]
 ASKABLE_CHANNELS = (1, MOST_CHANNELS)
 """The bounds of what a configuration may ask for."""
@@ -64,17 +64,22 @@ def _note(
 _keep = _HANDLER(_note)
 
 
-def hear() -> None:
-    """From now on what libasound has to say in this thread is kept for ``told``, not printed."""
+def record_errors() -> None:
+    """From now on what libasound has to say in this thread is kept for ``last_errors``, not
+    printed."""
     _heard.lines = []
     _asound.snd_lib_error_set_local(_keep)
 
 
-def told() -> str:
-    """What libasound said since ``hear``: the first thing, which is the cause, the file that it
-    would have to do with, and the last thing, in one line."""
+def last_errors() -> str:
+    """What libasound said since ``record_errors``: the first thing, which is the cause, the file
+    that it would have to do with, and the last thing, in one line."""
     lines: list[str] = getattr(_heard, "lines", [])
-    chosen = [*lines[:1], *(one for one in lines if "may be old or corrupted" in one), *lines[-1:]]
+    chosen = [
+        *lines[:1],
+        *(line for line in lines if "may be old or corrupted" in line),
+        *lines[-1:],
+    ]
     return "; ".join(dict.fromkeys(chosen))
 
 
@@ -107,7 +112,7 @@ class Abilities(NamedTuple):
     @property
     def askable_channels(self) -> tuple[int, ...]:
         low, high = ASKABLE_CHANNELS
-        return tuple(one for one in self.channels if low <= one <= high)
+        return tuple(channel for channel in self.channels if low <= channel <= high)
 
     def __str__(self) -> str:
         """ "44100, 48000 Hz; 1 to 2 channels; S16_LE", and what of it cannot be asked for."""
@@ -130,7 +135,7 @@ class Abilities(NamedTuple):
         )
 
     @property
-    def fits(self) -> bool:
+    def usable(self) -> bool:
         """Whether there is anything that a configuration may ask for."""
         return bool(self.askable_hz and self.askable_channels and self.formats)
 
@@ -138,11 +143,11 @@ class Abilities(NamedTuple):
 def _span(numbers: tuple[int, ...]) -> str:
     """ "1, 2, 4 to 8"."""
     runs: list[list[int]] = []
-    for one in numbers:
-        if runs and one == runs[-1][-1] + 1:
-            runs[-1].append(one)
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
         else:
-            runs.append([one])
+            runs.append([number])
     return ", ".join(
         ", ".join(map(str, run)) if len(run) < 3 else f"{run[0]} to {run[-1]}" for run in runs
     )
@@ -193,7 +198,7 @@ def try_out(device: str, rate_hz: int, channels: int, sample: SampleFormat) -> N
             _checked(result)
     finally:
         _asound.snd_pcm_close(pcm)
-        hear()
+        record_errors()
 
 
 def _asked(pcm: ctypes.c_void_p) -> Abilities:
@@ -219,7 +224,7 @@ def _asked(pcm: ctypes.c_void_p) -> Abilities:
     return Abilities(
         rates_hz=(low, high) if continuous else tuple(dict.fromkeys(some)),
         continuous=continuous,
-        channels=tuple(one for one in channels if can("channels", one)),
+        channels=tuple(channel for channel in channels if can("channels", channel)),
         formats=tuple(one for one in known if one in formats),
         others=tuple(one for one in formats if one not in known),
     )

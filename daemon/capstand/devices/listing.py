@@ -56,10 +56,10 @@ class Device(NamedTuple):
     def unusable(self) -> str | None:
         """Why it cannot be taken now; None where it can."""
         if self.holder:
-            return f"held by {self.holder}"
+            return f"in use by {self.holder}"
         if self.trouble or self.can is None:
-            return self.trouble or "offers nothing"
-        return None if self.can.fits else f"offers {self.can}"
+            return self.trouble or "reports no capabilities"
+        return None if self.can.usable else f"offers {self.can}"
 
     def __str__(self) -> str:
         words = str(self.can) if self.can and not self.holder else self.unusable
@@ -69,12 +69,12 @@ class Device(NamedTuple):
 
 def find(root: Path = Path("/")) -> list[Device]:
     """Every capture device of every card, by sysfs or the nodes; opens each for a moment."""
-    libasound.hear()
+    libasound.record_errors()
     libasound.refresh_configuration()
     there = identity.cards(root)
     pcms = _pcm_names(root)
     return [
-        _clean(_look(root, there, card, number, pcms.get((card.number, number))))
+        _clean(_examine(root, there, card, number, pcms.get((card.number, number))))
         for card in there
         for number in card.captures
     ]
@@ -95,7 +95,7 @@ def _pcm_names(root: Path) -> dict[tuple[int, int], str]:
     return {(int(card), int(number)): clean.line(name.strip()) for card, number, name in lines}
 
 
-def _look(
+def _examine(
     root: Path, there: list[identity.Card], card: identity.Card, number: int, pcm_name: str | None
 ) -> Device:
     named, note = identity.name_of(card, there)
@@ -135,8 +135,8 @@ def _trouble(error: OSError) -> str:
     if error.errno == errno.EBUSY:
         return "in use by another program"
     if error.errno == errno.EPERM:
-        return f"cannot be opened: {error.strerror}; the unit or the container keeps it away"
-    said = libasound.told()
+        return f"cannot be opened: {error.strerror}; the unit or the container denies access"
+    said = libasound.last_errors()
     return f"cannot be opened: {error.strerror}" + (f"; ALSA says: {said}" if said else "")
 
 
@@ -169,7 +169,7 @@ def default_configuration(found: list[Device], folder: Path) -> str:
 def passed_over(found: list[Device]) -> list[str]:
     """Which devices the first configuration does not take, and why: those before the one taken."""
     return [
-        f"{one.device} ({one.name}) is not taken: {one.unusable}"
+        f"{one.device} ({one.name}) skipped: {one.unusable}"
         for one in found[: next((at for at, one in enumerate(found) if not one.unusable), None)]
     ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from capstand.text import clean
 
-FALLBACK = "unplug the device and plug it in again; if a sound server is behind it, restart that"
+FALLBACK = "replug the device; if it belongs to a sound server, restart that"
 
 
 def advice(device: str, root: Path = Path("/")) -> str:
@@ -32,10 +32,7 @@ def advice(device: str, root: Path = Path("/")) -> str:
     except OSError:
         return FALLBACK
     name = place.name
-    return (
-        f"unplug {what} and plug it in again, or as root: "
-        f"echo {name} > {driver}/unbind; echo {name} > {driver}/bind"
-    )
+    return f"replug {what}, or as root: echo {name} > {driver}/unbind; echo {name} > {driver}/bind"
 
 
 def _place(card: str, root: Path) -> Path | None:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capstand.audio.block import AudioFormat
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 
 LOOK_S = 2.0
 SPAN_S = 5.0
@@ -41,12 +41,12 @@ class Limits(NamedTuple):
     clipped_per_s: float
 
     @classmethod
-    def of(cls, capture: Capture) -> "Limits":
+    def of(cls, capture: CaptureConfig) -> "Limits":
         dc_dbfs, clips = capture.dc_warn_dbfs, capture.clip_warn_per_s
         return cls(10 ** (dc_dbfs / 20) if dc_dbfs else math.inf, clips or math.inf)
 
 
-class Figures(NamedTuple):
+class ChannelFigures(NamedTuple):
     """One channel. ``peak`` and ``dc`` are shares of full scale; ``constant_s``: for how long every
     sample has been ``value``. None before the first span is over.
     """
@@ -68,7 +68,7 @@ class _Hold:
         self._count = 0
         self._spans_to_end = spans_to_end
 
-    def judge(self, value: float, limit: float) -> None:
+    def update(self, value: float, limit: float) -> None:
         changes = value < limit / 2 if self.on else value >= limit
         self._count = self._count + 1 if changes else 0
         if self._count >= (self._spans_to_end if self.on else SPANS_TO_BEGIN):
@@ -79,7 +79,7 @@ class Defects:
     """``figures`` of each channel; None before the first look."""
 
     def __init__(self, audio: AudioFormat, limits: Limits) -> None:
-        self.figures: tuple[Figures, ...] | None = None
+        self.figures: tuple[ChannelFigures, ...] | None = None
         channels, bits = audio.channels, min(audio.sample.bits, FINEST_BITS)
         self._limits = limits
         self._rate_hz = audio.rate_hz
@@ -108,11 +108,11 @@ class Defects:
         clipped = peak >= self.full_scale
         if clipped or self._close or self._unseen >= LOOK_S * self._rate_hz:
             self._unseen = 0
-            self._look(values, full, clipped)
+            self._examine(values, full, clipped)
         if self._span >= SPAN_S * self._rate_hz:
-            self._judge()
+            self._evaluate()
 
-    def _look(self, values: npt.NDArray[np.float32], full: float, clipped: bool) -> None:
+    def _examine(self, values: npt.NDArray[np.float32], full: float, clipped: bool) -> None:
         frames, channels = values.shape
         apart = values if channels == 1 else np.ascontiguousarray(values.T)
         apart = apart.reshape(channels, frames)
@@ -136,7 +136,7 @@ class Defects:
         self._close = close
         before = self.figures or (None,) * channels
         self.figures = tuple(
-            Figures(
+            ChannelFigures(
                 max(high, -low),
                 self._constant[at] / self._rate_hz,
                 self._value[at],
@@ -151,15 +151,15 @@ class Defects:
         turns = np.flatnonzero(np.diff(there))
         return int(np.count_nonzero(turns[1::2] - turns[::2] >= self._run))
 
-    def _judge(self) -> None:
+    def _evaluate(self) -> None:
         span_s = self._span / self._rate_hz
         if self.figures is not None and self._seen:
             dc = (self._sums / self._seen).tolist()
             per_s = [count / span_s for count in self._runs]
             figures = []
             for at, one in enumerate(self.figures):
-                self._offset[at].judge(abs(dc[at]), self._limits.dc)
-                self._clipping[at].judge(per_s[at], self._limits.clipped_per_s)
+                self._offset[at].update(abs(dc[at]), self._limits.dc)
+                self._clipping[at].update(per_s[at], self._limits.clipped_per_s)
                 figures.append(
                     one._replace(
                         dc=dc[at],

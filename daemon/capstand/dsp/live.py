@@ -60,7 +60,7 @@ class LiveTrack:
         """
         loop, pace, frames = self.loop, self._pace, block.frames
         samples, captured_at_ns = block.samples, block.captured_at_ns
-        first_ns = captured_at_ns - round(loop.inside_s * NS_PER_S)
+        first_ns = captured_at_ns - round(loop.held_s * NS_PER_S)
         if self._unpacked is not None:
             samples = self._unpacked(samples)
         if self._fade_in:

@@ -104,7 +104,7 @@ class RateLoop:
         self.ratio_ppm = moved * 1e6
         ratio = self._nominal * (1.0 + moved)
         if self._behind_s or self._faster:
-            ratio *= 1.0 + self._hurry(span_s)
+            ratio *= 1.0 + self._speed_up(span_s)
         self._ratio = ratio
         self._out_s += frames / ratio / self._to_hz
         self._steady_s = self._steady_s + span_s if abs(error) < LOCKED_S else 0.0
@@ -116,11 +116,11 @@ class RateLoop:
         self._behind_s = behind_s
 
     @property
-    def hurries(self) -> bool:
+    def catching_up(self) -> bool:
         """Whether it is catching up."""
         return self._behind_s > 0 or self._faster > 0
 
-    def _hurry(self, span_s: float) -> float:
+    def _speed_up(self, span_s: float) -> float:
         """How much faster the next block is played; the timeline is moved as much."""
         ends_s = self._faster / FASTER_PER_S  # slowing down takes so long, at half the speed
         wanted = FASTEST if self._behind_s > self._faster * ends_s / 2 else 0.0
@@ -146,7 +146,7 @@ class RateLoop:
             self._out_s -= (lead_s - self._lead_s) * span_s / LEAK_S
 
     @property
-    def inside_s(self) -> float:
+    def held_s(self) -> float:
         """What the resampler holds of the sound put in so far."""
         return self._out_s - self._true_s
 

@@ -164,10 +164,7 @@ def _libsoxr() -> _Libsoxr:
         soxr.process.restype = c_char_p
         soxr.delete.argtypes, soxr.delete.restype = (c_void_p,), None
         return soxr
-    raise SinkError(
-        "libsoxr is missing: neither python-soxr nor this system has it; install python-soxr "
-        "(pip install soxr) or libsoxr0"
-    )
+    raise SinkError("libsoxr is missing; install python-soxr (pip install soxr) or libsoxr0")
 
 
 def _places() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""How long to wait before the next try: longer each time, never for ever, never in step."""
+"""How long to wait before the next try: longer each time, bounded, never in step."""
 
 import random
 

@@ -13,7 +13,7 @@ _told: set[tuple[str, str, int | None]] = set()
 _log = logging.getLogger("capstand")
 
 
-def tell(where: str, error: BaseException, **fields: object) -> str:
+def log_unexpected(where: str, error: BaseException, **fields: object) -> str:
     """Logs the error with its traceback, unless it came from the same line before; returns it in
     one line.
     """

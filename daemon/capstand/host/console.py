@@ -51,10 +51,10 @@ def _open_on_null(number: int) -> None:
 
 def _tell_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What nobody foresaw, in clean lines; Python would print names and texts as they are."""
-    complain(clean.lines("".join(traceback.format_exception(kind, error, trace)).rstrip()))
+    print_error(clean.lines("".join(traceback.format_exception(kind, error, trace)).rstrip()))
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """A line on stderr, for as long as that takes any."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr)
@@ -66,7 +66,7 @@ def finish(status: int) -> int:
     failed = _flush(1)
     if failed is not None:
         status = status or 1
-        complain(f"capstand: cannot write to stdout: {failed}")
+        print_error(f"capstand: cannot write to stdout: {failed}")
     _flush(2)
     return status
 

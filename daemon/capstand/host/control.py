@@ -40,8 +40,8 @@ from typing import Any, NamedTuple
 
 from capstand.errors import CapstandError
 from capstand.host import bug
-from capstand.host.allowance import Allowance, Allowances
 from capstand.host.peer import Peer, peer_of
+from capstand.host.ratelimit import RateLimit, RateLimits
 from capstand.host.realtime import prepare_thread
 from capstand.text import clean
 
@@ -67,17 +67,17 @@ MOST_BYTES = 32_000_000
 NAME = "control.sock"
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-Answer = dict[str, Any]
+Response = dict[str, Any]
 
 
 class Handed(NamedTuple):
     """An answer that brings a descriptor, which now belongs to the server."""
 
-    answer: Answer
+    answer: Response
     descriptor: int
 
 
-Order = Callable[[Mapping[str, Any], Peer], Answer | Handed | Callable[[], Answer | None]]
+Order = Callable[[Mapping[str, Any], Peer], Response | Handed | Callable[[], Response | None]]
 
 
 class _Client:
@@ -107,7 +107,7 @@ class ControlServer:
         self,
         path: Path,
         selector: selectors.BaseSelector,
-        answers: dict[str, Callable[[], Answer]],
+        answers: dict[str, Callable[[], Response]],
         orders: dict[str, Order] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -118,8 +118,8 @@ class ControlServer:
         path.parent.mkdir(parents=True, exist_ok=True)
         if is_served(path):
             raise CapstandError(
-                f"{path}: another capstand answers there; stop it (systemctl stop capstand) "
-                "or give this one its own --runtime directory"
+                f"{path}: another capstand is running there; stop it (systemctl stop capstand) or "
+                "give this one its own --runtime directory"
             )
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
@@ -136,18 +136,18 @@ class ControlServer:
 
         # Main's
         self._main = selector
-        self._waiting: dict[_Client, tuple[Callable[[], Answer | None], float]] = {}
+        self._waiting: dict[_Client, tuple[Callable[[], Response | None], float]] = {}
         # Between the two
         self._asked: queue.SimpleQueue[_Client] = queue.SimpleQueue()
-        self._answered: queue.SimpleQueue[tuple[_Client, Answer | Handed]] = queue.SimpleQueue()
+        self._answered: queue.SimpleQueue[tuple[_Client, Response | Handed]] = queue.SimpleQueue()
         self._to_main = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._to_control = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         # The thread's
         self._spare: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._clients: dict[_Client, None] = {}  # in the order they came
-        self._allowed = Allowances(RATE, BURST)  # by uid
-        self._connections = Allowance(CONNECT_RATE, CONNECT_BURST, now())
+        self._allowed = RateLimits(RATE, BURST)  # by uid
+        self._connections = RateLimit(CONNECT_RATE, CONNECT_BURST, now())
         self._listening = True
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ, self._accept)
@@ -175,7 +175,7 @@ class ControlServer:
             else:
                 self._tell(client, answer)
 
-    def _answer(self, client: _Client) -> Answer | Handed | Callable[[], Answer | None]:
+    def _answer(self, client: _Client) -> Response | Handed | Callable[[], Response | None]:
         assert client.request is not None
         question = client.request["ask"]
         try:
@@ -185,9 +185,9 @@ class ControlServer:
         except (CapstandError, OSError) as error:
             return {"error": str(error)}
         except Exception as error:  # noqa: BLE001  a question is not worth the sound
-            return {"error": f"unexpected {bug.tell(f'control: {question}', error)}"}
+            return {"error": f"unexpected {bug.log_unexpected(f'control: {question}', error)}"}
 
-    def _tell(self, client: _Client, answer: Answer | Handed) -> None:
+    def _tell(self, client: _Client, answer: Response | Handed) -> None:
         self._answered.put((client, answer))
         os.eventfd_write(self._to_control, 1)
 
@@ -199,7 +199,7 @@ class ControlServer:
             if answer is None and now_s <= deadline_s:
                 continue
             del self._waiting[client]
-            late = {"error": f"not done after {ORDER_S:g} s; ask for the status"}
+            late = {"error": f"not done after {ORDER_S:g} s; see `capstand status`"}
             self._tell(client, answer or late)
 
     def close(self) -> None:
@@ -229,7 +229,7 @@ class ControlServer:
             try:
                 self.turn(TURN_S)
             except Exception as error:  # noqa: BLE001  who asks must not end what captures
-                bug.tell("control socket", error)
+                bug.log_unexpected("control socket", error)
                 for client in list(self._clients):
                     self._drop(client)
                 time.sleep(TURN_S)
@@ -250,7 +250,7 @@ class ControlServer:
                 self._drop_once_taken(client)
         self._listen(self._connections.wait_s(now_s) == 0 and self._has_room())
 
-    def _all_answered(self) -> Iterator[tuple[_Client, Answer | Handed]]:
+    def _all_answered(self) -> Iterator[tuple[_Client, Response | Handed]]:
         with contextlib.suppress(queue.Empty):
             while True:
                 yield self._answered.get_nowait()
@@ -266,7 +266,7 @@ class ControlServer:
 
     def _has_room(self) -> bool:
         """Whether a descriptor for the next client is there, be it the spare one."""
-        if self._spare is None and not any(one.spare for one in self._clients):
+        if self._spare is None and not any(client.spare for client in self._clients):
             with contextlib.suppress(OSError):
                 self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         return self._spare is not None
@@ -306,7 +306,7 @@ class ControlServer:
         client = _Client(link, peer, self._now() + CLIENT_S, spare)
         if not self._has_place(client):
             with contextlib.suppress(OSError):
-                link.send(_line({"error": f"too many questions of uid {peer.uid}", "busy": True}))
+                link.send(_line({"error": f"too many requests from uid {peer.uid}", "busy": True}))
             link.close()
             return
         self._clients[client] = None
@@ -375,7 +375,7 @@ class ControlServer:
         if handed:
             os.eventfd_write(self._to_main, 1)
 
-    def _send(self, client: _Client, answer: Answer | Handed) -> None:
+    def _send(self, client: _Client, answer: Response | Handed) -> None:
         client.asked = True
         if isinstance(answer, Handed):
             answer, client.descriptor = answer
@@ -470,17 +470,17 @@ def _answered(
         while True:
             answer = clean.tree(clean.parsed(_asked(path, request, deadline_s, descriptors)))
             if not isinstance(answer, dict):
-                raise ValueError("the answer is no table")
+                raise ValueError("the reply is not an object")
             if not answer.get("busy") or time.monotonic() + BUSY_S > deadline_s:
                 break
             time.sleep(BUSY_S)
     except (OSError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         if isinstance(error, TimeoutError | BlockingIOError):
-            reason = f"no whole answer within {timeout_s:g} s"
+            reason = f"no complete reply within {timeout_s:g} s"
         raise CapstandError(
-            f"{path}: cannot reach the daemon ({clean.line(reason)}); is it running? "
-            "`systemctl status capstand` tells; --runtime names another directory"
+            f"{path}: cannot reach the daemon ({clean.line(reason)}); is it running (`systemctl "
+            "status capstand`)? --runtime selects another directory"
         ) from None
     if "error" in answer:
         raise CapstandError(str(answer["error"]))
@@ -503,7 +503,7 @@ def _asked(path: Path, request: bytes, deadline_s: float, descriptors: list[int]
         while chunk := _received(client, bool(got), descriptors):
             got += chunk
             if len(got) > MOST_BYTES:
-                raise ValueError(f"an answer of more than {MOST_BYTES} bytes")
+                raise ValueError(f"a reply of more than {MOST_BYTES} bytes")
             if descriptors and got.endswith(b"\n"):
                 break
             client.settimeout(_left_s(deadline_s))

@@ -44,7 +44,7 @@ _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERRO
 log = logging.getLogger("capstand")
 
 
-def setup(before: Callable[[], None] = lambda: None, journal: bool | None = None) -> "Repeats":
+def setup(before: Callable[[], None] = lambda: None, journal: bool | None = None) -> "RepeatFilter":
     """Sends the log where the process was started from: journal under systemd, else stderr.
 
     ``before`` is called ahead of each plain line (to clear a live line).
@@ -54,7 +54,7 @@ def setup(before: Callable[[], None] = lambda: None, journal: bool | None = None
         handler = JournalHandler()
     else:
         handler = PlainHandler(before)
-    repeats = Repeats()
+    repeats = RepeatFilter()
     handler.addFilter(repeats)
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
@@ -62,7 +62,7 @@ def setup(before: Callable[[], None] = lambda: None, journal: bool | None = None
     return repeats
 
 
-def say(level: int, message: str, *args: object, **fields: object) -> None:
+def log_event(level: int, message: str, *args: object, **fields: object) -> None:
     """One line; ``message`` is a template, and with STREAM, SINK, CHANNEL and KIND the key for
     repeats.
     """
@@ -106,7 +106,7 @@ class _Kept:
             record.args, record.msg = (), f"{_text(record)} (and {more} more like it)"
 
 
-class Repeats(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Lets a message through once per ``REPEAT_S`` and counts the others."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -172,7 +172,7 @@ class Repeats(logging.Filter):
         fields: dict[str, Any] = getattr(record, "fields", {})
         kind = (_shape(record.msg), *(str(fields.get(name)) for name in KIND_FIELDS))
         args = record.args if isinstance(record.args, tuple) else ()
-        texts = tuple(_shape(one) for one in args if not isinstance(one, int | float))
+        texts = tuple(_shape(arg) for arg in args if not isinstance(arg, int | float))
         if (kind, texts) in self._said:
             return kind, texts
         others = sum(one[0] == kind and self._fresh(one, now) for one in self._said)
@@ -211,7 +211,7 @@ def tell_held_back(**fields: object) -> None:
     """Says now what is held back of lines with these fields: before the last line of a stream."""
     for handler in log.handlers:
         for one in handler.filters:
-            if isinstance(one, Repeats):
+            if isinstance(one, RepeatFilter):
                 one.tell(all_now=True, **fields)
 
 

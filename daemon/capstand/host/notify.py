@@ -60,7 +60,7 @@ def _notify(*fields: str) -> bool:
     try:
         if not _takes():
             return False
-        notify("\n".join(clean.field(one, MAX_BYTES) for one in fields))
+        notify("\n".join(clean.field(field, MAX_BYTES) for field in fields))
     except (OSError, ValueError):
         return False
     return True

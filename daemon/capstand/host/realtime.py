@@ -42,7 +42,7 @@ def prepare_process() -> str | None:
         return None
     return (
         f"memory is not locked: {os.strerror(ctypes.get_errno())}; a swapping machine may lose "
-        "frames; grant it with LimitMEMLOCK=infinity in the unit, or run as root"
+        "frames; allow it with LimitMEMLOCK=infinity in the unit, or run as root"
     )
 
 
@@ -54,27 +54,27 @@ def in_one_line(memory: str | None, priority: str | None) -> str | None:
     if memory is None:
         return priority
     return (
-        "no real-time priority and memory is not locked: a busy or swapping machine may lose"
-        " frames; grant both with LimitRTPRIO=80 and LimitMEMLOCK=infinity in the unit, or to a"
+        "no real-time priority and memory is not locked: a busy or swapping machine may lose "
+        "frames; allow both with LimitRTPRIO=80 and LimitMEMLOCK=infinity in the unit, or to a"
         " user with rtprio and memlock in /etc/security/limits.d"
     )
 
 
-def below(priority: int, steps: int) -> int:
+def lower_priority(priority: int, steps: int) -> int:
     """A real-time priority so far below another; ordinary stays ordinary."""
     return max(LOWEST, priority - steps) if priority else 0
 
 
-def share_lock(streams: int, hurry: bool) -> None:
+def set_switch_interval(streams: int, low_latency: bool) -> None:
     """Sets after how long a thread that computes gives Python's lock to one that waits for it:
     soon where a sink is in a hurry, later the more streams there are.
     """
     shortest, longest = SWITCH_INTERVAL_S
-    sys.setswitchinterval(min(longest, shortest * streams) if hurry else longest)
+    sys.setswitchinterval(min(longest, shortest * streams) if low_latency else longest)
 
 
 def freeze_heap() -> None:
-    """After start-up: what lives now lives for ever, the collector need not look at it again."""
+    """After start-up: what lives now is permanent, the collector need not look at it again."""
     gc.collect()
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)
@@ -82,15 +82,15 @@ def freeze_heap() -> None:
 
 def prepare_thread(name: str, priority: int) -> str | None:
     """Names the calling thread for ``ps -L``, blocks its signals and gives it ``priority`` (see
-    ``be_real_time``). Returns what was refused, or None.
+    ``set_fifo``). Returns what was refused, or None.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     with contextlib.suppress(OSError):  # a thread without a name captures as well
         Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name[:15])
-    return be_real_time(name, priority)
+    return set_fifo(name, priority)
 
 
-def be_real_time(name: str, priority: int) -> str | None:
+def set_fifo(name: str, priority: int) -> str | None:
     """Gives the calling thread SCHED_FIFO, which nothing that it starts inherits.
 
     Every thread of ours that takes Python's lock often has it: an ordinary one that holds the lock
@@ -105,6 +105,6 @@ def be_real_time(name: str, priority: int) -> str | None:
     except OSError as error:
         return (
             f"thread {name} has no real-time priority {priority}: {error.strerror}; a busy "
-            "machine may delay it; grant it with LimitRTPRIO=80 in the unit, or run as root"
+            "machine may delay it; allow it with LimitRTPRIO=80 in the unit, or run as root"
         )
     return None

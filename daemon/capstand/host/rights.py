@@ -44,7 +44,7 @@ def user(uid: int, gid: int = NOBODY) -> User:
     return User(uid, entry.pw_gid, entry.pw_name)
 
 
-def harmless_user() -> User:
+def unprivileged_user() -> User:
     """Who tries out foreign code for root: the service's user, or where there is none, nobody."""
     with contextlib.suppress(KeyError):
         entry = pwd.getpwnam(SERVICE_USER)
@@ -69,7 +69,7 @@ def other_owner(path: Path) -> User | None:
     return None
 
 
-def become(whom: User) -> None:
+def switch_to(whom: User) -> None:
     """Gives up root's rights for those of ``whom``, for good; but what capture needs to be on time
     stays granted. Raises OSError."""
     for limit, value in (
@@ -94,7 +94,7 @@ def _groups(whom: User) -> list[int]:
     return [whom.gid]
 
 
-def settle_into(state: Path, runtime: Path) -> str | None:
+def take_rights_of_owner(state: Path, runtime: Path) -> str | None:
     """As root: takes the rights of the user to whom ``state`` belongs, where that is not root, and
     gives them ``runtime``. Returns a line that says so, or None; raises CapstandError.
     """
@@ -102,19 +102,20 @@ def settle_into(state: Path, runtime: Path) -> str | None:
         return None
     try:
         _hand_over(runtime, owner)
-        become(owner)
+        switch_to(owner)
     except OSError as error:
         raise CapstandError(
-            f"{state} belongs to {owner.name}, and taking that user's rights failed"
-            f" ({error.strerror}); run it as {owner.name}, or with --state DIR for a directory of"
-            " root's"
+            f"{state} belongs to {owner.name}, and switching to that user failed"
+            f" ({error.strerror}); run it as {owner.name}, or use --state DIR for a directory "
+            "owned by root"
         ) from None
     if not os.access(sys.executable, os.X_OK):
         raise CapstandError(
-            f"{state} belongs to {owner.name}, who may not use this Python, {sys.executable};"
-            " use the capstand that scripts/install made, or --state DIR for a directory of root's"
+            f"{state} belongs to {owner.name}, who cannot run this Python, {sys.executable};"
+            " use the capstand that scripts/install made, or --state DIR for a directory owned by "
+            "root"
         )
-    return f"{state} belongs to {owner.name}: running with that user's rights, not root's"
+    return f"{state} belongs to {owner.name}: running as that user, not as root"
 
 
 def _hand_over(runtime: Path, owner: User) -> None:
@@ -139,8 +140,8 @@ def refuse_the_services(folders: Iterable[Path], state: Path) -> None:
         owner = other_owner(folder)
         if owner is not None and owner.name == SERVICE_USER:
             raise CapstandError(
-                f"{folder} belongs to the service's user {owner.name}, {state} to root: files of"
-                f" root's would be in the service's way; run: systemctl start capstand, or sudo -u"
+                f"{folder} belongs to the service's user {owner.name}, {state} to root: files "
+                "owned by root would block the service; run: systemctl start capstand, or sudo -u"
                 f" {owner.name} capstand run"
             )
 
@@ -149,8 +150,8 @@ def refuse_others(folder: Path, what: str) -> None:
     """As root: raises CapstandError where another user decides what lies at ``folder``."""
     if os.geteuid() == 0 and (owner := other_owner(folder)) is not None:
         raise CapstandError(
-            f"{folder} belongs to {owner.name}, who could lead root elsewhere; run {what} as"
-            f" {owner.name}, or choose a folder of root's"
+            f"{folder} belongs to {owner.name}, who could redirect root's writes; run {what} as"
+            f" {owner.name}, or choose a folder owned by root"
         )
 
 
@@ -193,7 +194,7 @@ def own_state() -> Path:
     with contextlib.suppress(RuntimeError):  # no HOME and no entry in the table of users
         if (home := Path.home()).is_absolute():
             return home / ".local/state/capstand"
-    return believe(temporary(), make=True) / "state"
+    return require_ours(temporary(), make=True) / "state"
 
 
 def _absolute(variable: str) -> Path | None:
@@ -208,7 +209,7 @@ def temporary() -> Path:
     return Path(f"/tmp/capstand-{os.geteuid()}")
 
 
-def believe(runtime: Path, *, make: bool = False) -> Path:
+def require_ours(runtime: Path, *, make: bool = False) -> Path:
     """``runtime``; raises CapstandError where it lies in /tmp and is not ours."""
     if runtime.parent == Path("/tmp"):
         if make:
@@ -216,7 +217,7 @@ def believe(runtime: Path, *, make: bool = False) -> Path:
                 runtime.mkdir(mode=0o700)
         if os.path.lexists(runtime) and not is_ours(runtime):
             raise CapstandError(
-                f"{runtime} is not yours: expected a directory of your own that nobody else may"
-                " write to; remove it, or name another with --runtime"
+                f"{runtime} is not yours: expected your own directory that nobody else can write "
+                "to; remove it, or choose another with --runtime"
             )
     return runtime

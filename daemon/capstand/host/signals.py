@@ -33,7 +33,7 @@ def hold() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
 
 
-def let_go() -> None:
+def unblock() -> None:
     """For commands that are no daemon: a signal ends them, as it does other programs."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
 

@@ -9,6 +9,6 @@ def waited_for_cpu_ns(process: int | str | None = "self") -> int:
     not count that."""
     try:
         tasks = list(Path(f"/proc/{process}/task").iterdir())
-        return sum(int((one / "schedstat").read_text().split()[1]) for one in tasks)
+        return sum(int((task / "schedstat").read_text().split()[1]) for task in tasks)
     except (OSError, IndexError, ValueError):
         return 0

@@ -1,4 +1,4 @@
-"""The inside of a process that another one looks after; the nursery has just forked it.
+"""The inside of a process that another one looks after; the forkserver has just forked it.
 
 It is given a socket to the daemon, its Page, and the descriptors of its work. The first message
 says what it is for (``Task``). What it raises unforeseen is told, and ends the process: the daemon
@@ -57,10 +57,10 @@ class Task(NamedTuple):
     priority: int
 
 
-class Line:
+class DaemonLink:
     """What connects a process with the daemon: messages, and its Page."""
 
-    def __init__(self, channel: socket.socket, page: Page, repeats: logs.Repeats) -> None:
+    def __init__(self, channel: socket.socket, page: Page, repeats: logs.RepeatFilter) -> None:
         channel.setblocking(False)
         self.page = page
         self.repeats = repeats
@@ -130,16 +130,16 @@ def main(given: Sequence[int]) -> NoReturn:
     threading.Thread(target=_end_with_parent, args=(channel,), name="parent", daemon=True).start()
     threading.excepthook = _thread_died
     sys.unraisablehook = _unraisable
-    line, status = Line(channel, page, repeats), 0
+    link, status = DaemonLink(channel, page, repeats), 0
     try:
         realtime.prepare_thread(task.thread, task.priority)
         module, _, function = task.work.partition(":")
         with contextlib.suppress(EOFError, ConnectionError):
             work = getattr(importlib.import_module(module), function)
-            status = work(line, tuple(given[2:]), *task.arguments)
+            status = work(link, tuple(given[2:]), *task.arguments)
         atexit._run_exitfuncs()  # what the libraries want
     except BaseException as error:  # noqa: BLE001  told, and the process ends
-        line.tell(trouble=f"{bug.tell('the process ended', error)}; the log has more")
+        link.tell(trouble=f"{bug.log_unexpected('the process ended', error)}; the log has more")
         status = FAILED
     finally:
         repeats.tell(all_now=True)
@@ -148,13 +148,15 @@ def main(given: Sequence[int]) -> NoReturn:
 
 def _thread_died(died: threading.ExceptHookArgs) -> None:
     if died.exc_value is not None:
-        bug.tell(f"thread {died.thread.name if died.thread else 'unknown'} ended", died.exc_value)
+        bug.log_unexpected(
+            f"thread {died.thread.name if died.thread else 'unknown'} crashed", died.exc_value
+        )
 
 
 def _unraisable(raised: "sys.UnraisableHookArgs") -> None:
     """Of a function that C calls, such as the SDK: Python would print it as it is."""
     if raised.exc_value is not None:
-        bug.tell("in a callback", raised.exc_value)
+        bug.log_unexpected("in a callback", raised.exc_value)
 
 
 def _end(status: int) -> NoReturn:

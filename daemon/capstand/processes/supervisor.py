@@ -8,10 +8,10 @@ A process that is at something for longer than its limit hangs and is killed; on
 to do shows itself every second. One that dies is told by name. All this is a SinkError to nobody:
 the process' own stream goes on without it, and is told in words (``trouble``).
 
-It is forked from a clean parent (``nursery.py``), with no descriptor but its own. It ends with the
-daemon, and by the daemon's order only (``child.py``).
+It is forked from a clean parent (``forkserver.py``), with no descriptor but its own. It ends with
+the daemon, and by the daemon's order only (``child.py``).
 
-Thread: main, whose turn ``look`` is; nothing here waits, but ``join``.
+Thread: main, whose turn ``poll`` is; nothing here waits, but ``join``.
 """
 
 import pickle
@@ -25,9 +25,9 @@ from enum import Enum, auto
 
 from capstand.audio.block import NS_PER_S
 from capstand.host.backoff import Backoff
-from capstand.processes import nursery
+from capstand.processes import forkserver
 from capstand.processes.child import FAILED, LONGEST, MOST_VALUES, Task
-from capstand.processes.nursery import NEVER, Process
+from capstand.processes.forkserver import NEVER, Process
 from capstand.processes.page import Doing, Page
 from capstand.text import clean
 
@@ -39,12 +39,12 @@ LIMITS_S = {
     Doing.FLUSHING: 10.0,
     Doing.CLOSING: 3.0,
 }
-RETRY_S = (0.5, 30.0)
+BACKOFF_S = (0.5, 30.0)
 MOST_MESSAGES = 16
 """Of one look."""
 
 
-class State(Enum):
+class ProcessState(Enum):
     ABSENT = auto()
     RUNNING = auto()
     ENDING = auto()
@@ -68,7 +68,7 @@ class Supervisor:
         modules: Sequence[str] = (),
         hear: Callable[[bytes], None] | None = None,
     ) -> None:
-        self.state = State.ABSENT
+        self.state = ProcessState.ABSENT
         self.page = Page()
         self.trouble: str | None = None
         self.detail = "not started yet"
@@ -80,7 +80,7 @@ class Supervisor:
         self._heard = hear or self._learn
         self._modules = tuple(modules)
         self._limits_ns = {doing: round(s * NS_PER_S) for doing, s in limits_s.items()}
-        self._backoff = backoff or Backoff(*RETRY_S)
+        self._backoff = backoff or Backoff(*BACKOFF_S)
         self._due_ns = 0
         self._process: Process | None = None
         self._channel: socket.socket | None = None
@@ -97,15 +97,15 @@ class Supervisor:
         """It does what it is for: the next pause is a short one again."""
         self._backoff.reset()
 
-    def look(self, now_ns: int) -> None:
+    def poll(self, now_ns: int) -> None:
         """Starts it when it is time, hears what it says, ends what hangs."""
-        nursery.shared.look()
-        if self.state is State.ABSENT and now_ns >= self._due_ns:
+        forkserver.shared.poll()
+        if self.state is ProcessState.ABSENT and now_ns >= self._due_ns:
             self._start(now_ns)
         if self._process is None:
             return
         if not self._hear():
-            self.kill(now_ns, "its process answered nonsense and was killed")
+            self.kill(now_ns, "its process sent an invalid reply and was killed")
             return
         if self._process.poll() is not None:
             self._hear()
@@ -114,49 +114,49 @@ class Supervisor:
         try:
             doing, since_ns = self.page.doing
         except ValueError:
-            self.kill(now_ns, "its process answered nonsense and was killed")
+            self.kill(now_ns, "its process sent an invalid reply and was killed")
             return
         limit_ns = self._limits_ns[doing]
         if now_ns - since_ns > limit_ns:
             limit_s = limit_ns / NS_PER_S
             done = (
-                "showed no sign of life for"
+                "did not respond for"
                 if doing is Doing.WAITING
-                else (f"did not come back from {doing.name.lower()} within")
+                else (f"did not return from {doing.name.lower()} within")
             )
             self.kill(now_ns, f"its process {done} {limit_s:g} s and was killed")
 
     def _died(self, now_ns: int) -> None:
         assert self._process is not None
         status = self._process.returncode
-        if status == 0 and self.state is State.ENDING:
+        if status == 0 and self.state is ProcessState.ENDING:
             self._end()
-            self.state = State.ENDED
+            self.state = ProcessState.ENDED
         elif status == FAILED and self.trouble is not None:  # it has said why
             self.fail(now_ns, None)
         elif status == NEVER:
-            self.fail(now_ns, f"its process cannot be made: {self._process.error}")
+            self.fail(now_ns, f"its process cannot be started: {self._process.error}")
         else:
-            self.fail(now_ns, f"its process {self._words()}; a new one is started")
+            self.fail(now_ns, f"its process {self._words()}; a new one is starting")
 
     def kill(self, now_ns: int, why: str) -> None:
         """Ends it by force, for a reason that is told; another one is started."""
         assert self._process is not None
         if self._process.pid is None:
-            nursery.shared.end()  # it is that which hangs
+            forkserver.shared.end()  # it is that which hangs
         self._process.kill()
-        self.fail(now_ns, f"{why}; a new one is started")
+        self.fail(now_ns, f"{why}; a new one is starting")
 
     def fail(self, now_ns: int, why: str | None) -> None:
         """It is gone, or as good as gone; ``why`` where it did not say so itself."""
         self._end()
         self.deaths += 1
         self.trouble = why or self.trouble
-        if self.state is State.RUNNING:
-            self.state = State.ABSENT
+        if self.state is ProcessState.RUNNING:
+            self.state = ProcessState.ABSENT
             self._due_ns = now_ns + round(self._backoff.next_s() * NS_PER_S)
         else:
-            self.state = State.ENDED
+            self.state = ProcessState.ENDED
 
     def order(self, message: object, descriptors: Sequence[int] = ()) -> bool:
         """Tells it something; whether that could be sent."""
@@ -171,9 +171,9 @@ class Supervisor:
     def stop(self, message: object = None) -> None:
         """Tells it to end; ``message`` says more."""
         if self._process is None:
-            self.state = State.ENDED
+            self.state = ProcessState.ENDED
             return
-        self.state = State.ENDING
+        self.state = ProcessState.ENDING
         self.order(message)
 
     def wait(self, timeout_s: float) -> None:
@@ -188,7 +188,7 @@ class Supervisor:
         if self._process is not None:
             if not self._process.wait(max(0.0, deadline - time.monotonic())):
                 return False
-            self.look(time.monotonic_ns())
+            self.poll(time.monotonic_ns())
         return True
 
     def abandon(self) -> None:
@@ -197,7 +197,7 @@ class Supervisor:
             self._process.kill()
             self._hear()
             self._end()
-        self.state = State.ENDED
+        self.state = ProcessState.ENDED
 
     def close(self) -> None:
         """Gives back what it took of the system; it has ended."""
@@ -208,16 +208,16 @@ class Supervisor:
     def _start(self, now_ns: int) -> None:
         self.detail, self.concern, self.figures = "starting", None, {}
         self.page.does(Doing.STARTING, now_ns)
-        self.state = State.RUNNING
+        self.state = ProcessState.RUNNING
         try:
             self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._channel.setblocking(False)
             with its:
                 self._channel.send(pickle.dumps(self.task))
                 given = its.fileno(), self.page.descriptor, *self.descriptors
-                self._process = nursery.shared.make(self._modules, given)
+                self._process = forkserver.shared.make(self._modules, given)
         except OSError as error:
-            why = f"{sys.executable} cannot be started: {error.strerror}; is memory short?"
+            why = f"{sys.executable} cannot be started: {error.strerror}; out of memory?"
             self.fail(now_ns, why)
 
     def _hear(self) -> bool:
@@ -269,14 +269,14 @@ class Supervisor:
         process, channel = self._process, self._channel
         self._process = self._channel = None
         self.concern, self.figures = None, {}
-        if self.state is not State.ENDING:
+        if self.state is not ProcessState.ENDING:
             self.detail = "not running"
         if channel is not None:
             channel.close()
         if process is not None and process.poll() is None:
             process.kill()
             _ghosts.append(process)
-        _ghosts[:] = [one for one in _ghosts if one.poll() is None]
+        _ghosts[:] = [ghost for ghost in _ghosts if ghost.poll() is None]
 
 
 _ghosts: list[Process] = []

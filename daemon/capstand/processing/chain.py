@@ -29,8 +29,8 @@ from capstand.processing.stage import EDGE_MS, FADE_MS, LISTEN_MS, Stage, Tell, 
 def shapes(settings: Sequence[Any], shape: Shape) -> list[Shape]:
     """What comes into each, and out of the last."""
     found = [shape]
-    for one in settings:
-        found.append(PROCESSORS[one.type].out(one, found[-1]))
+    for setting in settings:
+        found.append(PROCESSORS[setting.type].out(setting, found[-1]))
     return found
 
 
@@ -55,7 +55,7 @@ class Chain:
     @property
     def delay_ns(self) -> int:
         """How much later the sound is when it comes out."""
-        delays = [one.delay_frames / one.out.rate_hz for one in self._stages]
+        delays = [stage.delay_frames / stage.out.rate_hz for stage in self._stages]
         return round(sum(delays) * NS_PER_S)
 
     @property
@@ -102,7 +102,7 @@ class Chain:
 
     def figures(self) -> list[dict[str, object]]:
         """For each processor in its order."""
-        return [each for one in self._stages for each in one.figures()]
+        return [each for stage in self._stages for each in stage.figures()]
 
     def _begin_change(self) -> None:
         """What is the same at the beginning and at the end runs on."""
@@ -143,9 +143,9 @@ class Chain:
         changed = self._change.new if self._change else []
         self._stages = [*self._before, *changed, *self._behind]
         number = 1
-        for one in self._stages:
-            one.number = number
-            number += len(one)
+        for stage in self._stages:
+            stage.number = number
+            number += len(stage)
 
     def _all(self) -> list[Stage]:
         return [*self._stages, *(self._change.old if self._change else ())]
@@ -193,8 +193,8 @@ class _Change:
 def _stages(settings: Sequence[Any], shape: Shape, tell: Tell) -> list[Stage]:
     """Neighbours that can be are joined."""
     stages: list[Stage] = []
-    for one in settings:
-        stage = Stage(one, shape, tell)
+    for setting in settings:
+        stage = Stage(setting, shape, tell)
         shape = stage.out
         if not (stages and stages[-1].joins(stage)):
             stages.append(stage)
@@ -204,8 +204,8 @@ def _stages(settings: Sequence[Any], shape: Shape, tell: Tell) -> list[Stage]:
 
 
 def _run(stages: list[Stage], block: Samples, now_ns: int) -> Samples:
-    for one in stages:
-        block = one.run(block, now_ns)
+    for stage in stages:
+        block = stage.run(block, now_ns)
     return block
 
 

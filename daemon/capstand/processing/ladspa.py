@@ -196,7 +196,7 @@ def _descriptor(file: Path, label: str) -> _Descriptor:
     try:
         entry = ctypes.CDLL(str(file)).ladspa_descriptor
     except (OSError, AttributeError) as error:
-        raise PluginError(f"{file} is no LADSPA plugin: {clean.line(str(error))}") from None
+        raise PluginError(f"{file} is not a LADSPA plugin: {clean.line(str(error))}") from None
     entry.argtypes, entry.restype = (c_ulong,), POINTER(_Descriptor)
     labels = []
     for number in range(MOST_LABELS):

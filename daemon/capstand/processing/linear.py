@@ -195,7 +195,7 @@ class _Rows:
         self.powers[0] = np.eye(order)
         for number in range(length):
             self.powers[number + 1] = self.powers[number] @ system.a
-        self.inner = np.stack([system.b @ one for one in self.powers[length - 1 :: -1]])
+        self.inner = np.stack([system.b @ power for power in self.powers[length - 1 :: -1]])
         rung = (self.powers[:length] @ system.c).T  # (order, length): what a state rings on with
         response = np.concatenate([[system.d], system.b @ rung[:, :-1]])
         lag = np.arange(length) - np.arange(length)[:, None]

@@ -30,8 +30,8 @@ from capstand.audio.block import NS_PER_S, Shape
 from capstand.audio.ring import Ring
 from capstand.audio.wake import WakeUp
 from capstand.host import bug, realtime
-from capstand.host.logs import say
-from capstand.processes.child import FAILED, Line
+from capstand.host.logs import log_event
+from capstand.processes.child import FAILED, DaemonLink
 from capstand.processes.page import Doing
 from capstand.processing.chain import Chain, shapes
 from capstand.processing.orders import Finish, Set, Word, Work
@@ -50,12 +50,12 @@ OOM_SCORE = "500"
 HANGS = "did not return within 50 ms"
 
 
-def run(line: Line, descriptors: tuple[int, ...], work: Work) -> int:
+def run(line: DaemonLink, descriptors: tuple[int, ...], work: Work) -> int:
     """Does the work of a Task; returns the process' status. ``descriptors``: the captured ring, the
     processed one, the eventfd that the captured one sets; then those of a Set."""
     captured, processed, wake, *readers = descriptors
     _bound_memory()
-    realtime.share_lock(1, True)
+    realtime.set_switch_interval(1, True)
     ring = Ring(work.slots, work.slot_bytes, processed)
     shape = Shape(work.audio.rate_hz, work.audio.channels)
     channels = shapes(work.settings, shape)[-1].channels
@@ -82,7 +82,7 @@ def _bound_memory() -> None:
 class Minder:
     """Keeps a pump running, with a chain where that works."""
 
-    def __init__(self, line: Line, rings: Rings, wake: WakeUp, work: Work) -> None:
+    def __init__(self, line: DaemonLink, rings: Rings, wake: WakeUp, work: Work) -> None:
         self._line = line
         self._words = line.page.words
         self._rings = rings
@@ -217,11 +217,11 @@ class Minder:
                 self._failed = "a processor has not returned; its process is made anew"
 
     def _say(self, words: str) -> None:
-        say(logging.WARNING, "%s", words, KIND="process")
+        log_event(logging.WARNING, "%s", words, KIND="process")
 
     def _tell(self, now_ns: int, at_last: bool = False) -> None:
         stages = self._stages()
-        bypassed = [one for one in stages if one["bypassed"]]
+        bypassed = [stage for stage in stages if stage["bypassed"]]
         concern = self._fault and f"all processors are bypassed: {self._fault}"
         if concern is None and bypassed:
             number = stages.index(bypassed[0]) + 1
@@ -246,13 +246,13 @@ class Minder:
         stages: list[dict[str, Any]] = (
             [
                 {
-                    "type": one.type,
+                    "type": setting.type,
                     "bypassed": True,
                     "faults": 0,
                     "fault": self._fault,
                     "delay_frames": 0,
                 }
-                for one in self._settings
+                for setting in self._settings
             ]
             if chain is None
             else chain.figures()
@@ -264,7 +264,9 @@ class Minder:
     def _thread_died(self, died: threading.ExceptHookArgs) -> None:
         """A pump that ends of an error: another process goes on. In the thread that dies."""
         if died.exc_value is not None and died.exc_type is not Abandoned:
-            self._failed = f"starting again: {bug.tell('thread chain ended', died.exc_value)}"
+            self._failed = (
+                f"starting again: {bug.log_unexpected('thread chain ended', died.exc_value)}"
+            )
 
     def _does(self, doing: Doing) -> int:
         now_ns = time.monotonic_ns()

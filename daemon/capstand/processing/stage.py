@@ -50,10 +50,10 @@ def make(settings: Sequence[Any], shape: Shape) -> tuple[Processor | None, str]:
     """One processor for all of them, or why there is none."""
     try:
         made: Processor | None = None
-        for one in settings:
-            kind = PROCESSORS[one.type]
-            next_made = kind.make(one, shape)
-            shape = kind.out(one, shape)
+        for setting in settings:
+            kind = PROCESSORS[setting.type]
+            next_made = kind.make(setting, shape)
+            shape = kind.out(setting, shape)
             made = next_made if made is None else made.then(next_made)  # type: ignore[attr-defined]
         assert made is not None
         if not 0 <= int(made.delay_frames) <= 60 * shape.rate_hz:
@@ -193,7 +193,7 @@ class Stage:
             common |= {str(key): value for key, value in own.items() if _is_plain(value)}
         except (Exception, SystemExit):  # noqa: BLE001
             pass
-        return [{"type": one.type, **common} for one in self.settings]
+        return [{"type": setting.type, **common} for setting in self.settings]
 
     def _processed(self, block: Samples, now_ns: int) -> Samples | None:
         """What the processor makes of the block; None where that is no sound."""

@@ -13,7 +13,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 def status_line(streams: list[StreamStats]) -> str:
     """One line for a tired person: trouble first, then rate, level, drift, loss and sinks."""
-    return " | ".join(_stream_line(one) for one in streams)
+    return " | ".join(_stream_line(stream) for stream in streams)
 
 
 def _stream_line(one: StreamStats) -> str:
@@ -28,7 +28,7 @@ def _stream_line(one: StreamStats) -> str:
     for sink in one.sinks:
         parts.append(f"; {sink.name}: {sink.detail}")
         if sink.dropped_frames:
-            parts.append(f", missed {sink.dropped_frames}")
+            parts.append(f", dropped {sink.dropped_frames}")
     if one.simulated:
         parts.append(f"; {SIMULATED}")
     return "".join(parts)
@@ -70,10 +70,10 @@ class LiveLine:
         if not self.active:
             return
         text = "  ".join(
-            f"{one.name} {'SIMULATED ' if one.simulated else ''}▕{meter(one.level_dbfs)}▏ "
-            f"{level_words(one)}  {drift_words(one)}  "
-            f"{lost_words(one)}  " + ", ".join(f"→ {sink.detail}" for sink in one.sinks)
-            for one in streams
+            f"{stream.name} {'SIMULATED ' if stream.simulated else ''}▕{meter(stream.level_dbfs)}▏ "
+            f"{level_words(stream)}  {drift_words(stream)}  "
+            f"{lost_words(stream)}  " + ", ".join(f"→ {sink.detail}" for sink in stream.sinks)
+            for stream in streams
         )
         width = max(1, shutil.get_terminal_size().columns - 1)
         shown = clean.in_encoding(clean.line(text), sys.stderr.encoding)
@@ -99,7 +99,7 @@ def status_table(answer: list[dict[str, object]]) -> str:
     for one in answer:
         level = one["level_dbfs"]
         drift = f"{one['drift_ppm']:+.1f} ppm" if one["drift_settled"] else "settling"
-        counted = "counted to the frame" if one["lost_exact"] else "partly estimated from time"
+        counted = "counted exactly" if one["lost_exact"] else "partly estimated from time"
         lines += [
             f"{one['name']}  {one['health']}  {one['device']}  "
             f"{one['rate_hz']} Hz, {one['channels']} ch, {one['format']}",
@@ -113,22 +113,22 @@ def status_table(answer: list[dict[str, object]]) -> str:
             lines.append(f"  bus       {ms} ms not delivered by the card in the last hour")
         if one.get("ring_dropped_frames"):
             lines.append(
-                f"  dropped   {one['ring_dropped_frames']} frames were captured and did not reach "
-                "the sinks: the push thread was held up"
+                f"  dropped   {one['ring_dropped_frames']} frames were captured but did not reach "
+                "the sinks: the push thread was delayed"
             )
         if one.get("notice"):
             lines.append(f"  notice    {one['notice']}")
         if one["restarts"]:
             lines.append(
-                f"  healed    stream started again {one['restarts']} times, "
-                f"device opened {one['opens']} times"
+                f"  recovered stream restarted {one['restarts']} times, device opened "
+                f"{one['opens']} times"
             )
         sinks = one["sinks"]
         assert isinstance(sinks, list)
         lines += [
             f"  → {sink['name']:<7} {sink['state']}; {sink['delivered_frames']} delivered, "
-            f"{sink['dropped_frames']} dropped, {sink['inside_frames']} inside; {sink['detail']}"
-            + (f"\n    trouble: {sink['trouble']}" if sink["trouble"] else "")
+            f"{sink['dropped_frames']} dropped, {sink['in_flight_frames']} in flight; "
+            f"{sink['detail']}" + (f"\n    trouble: {sink['trouble']}" if sink["trouble"] else "")
             for sink in sinks
         ]
     return "\n".join(lines)

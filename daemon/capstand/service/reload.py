@@ -1,7 +1,7 @@
 """`systemctl reload`: the configuration is read again, and what differs is put into force.
 
 The file is read and checked as a whole first; a wrong one changes nothing. What has to end is then
-only told to: its last sound goes on to its disk or channel while main does its turns, and `look`
+only told to: its last sound goes on to its disk or channel while main does its turns, and `poll`
 sees when it is over, or gives it up. New streams begin when those that end have let go of their
 devices; new sinks begin at once (``Stream.exchange``). Requests that come meanwhile are one
 request for when it is done.
@@ -19,11 +19,10 @@ from pathlib import Path
 from capstand.accounting.ledger import Ledger, keep
 from capstand.config import plan
 from capstand.config import schema as config
-from capstand.config.schema import Config
-from capstand.config.schema import Stream as StreamConfig
+from capstand.config.schema import Config, StreamConfig
 from capstand.errors import CapstandError, ConfigError
 from capstand.host import bug, realtime
-from capstand.host.logs import say
+from capstand.host.logs import log_event
 from capstand.host.notify import Notifier
 from capstand.service.reporter import Reporter
 from capstand.service.running import Running
@@ -59,7 +58,7 @@ class Reload:
         self.asked = 0
         self.done = 0
         self.refused: list[str] = []
-        self.told: list[str] = []
+        self.changes: list[str] = []
         self._path = path
         self._running = running
         self._streams = streams
@@ -85,7 +84,7 @@ class Reload:
         return self.done != self.asked
 
     @property
-    def words(self) -> str:
+    def status_prefix(self) -> str:
         """For the front of the status line: that the next start would fail is said until the file
         is right again."""
         if self.busy:
@@ -100,10 +99,10 @@ class Reload:
             "asked": self.asked,
             "done": self.done,
             "refused": self.refused,
-            "told": self.told,
+            "changes": self.changes,
         }
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """One turn; True when it has brought a request to its end."""
         if not self.busy:
             return False
@@ -123,17 +122,19 @@ class Reload:
         return True
 
     def _start_reading(self) -> None:
-        self.told = []
+        self.changes = []
         if self._path is None:
             self._refuse(
-                ["capstand runs without a configuration file; give it one by --config FILE"]
+                ["capstand runs without a configuration file; start it with --config FILE"]
             )
             return
         if self._late is not None and self._late.is_alive():
-            self._refuse([f"{self._path}: cannot be read: an earlier reload still waits for it"])
+            self._refuse(
+                [f"{self._path}: cannot be read: an earlier reload is still waiting for it"]
+            )
             return
         try:
-            real_time = any(one.capture.priority for one in self._running.stream)
+            real_time = any(one.capture.rt_priority for one in self._running.stream)
             self._reading = _Reading(self._path, realtime.LOWEST if real_time else 0)
         except RuntimeError:
             self._refuse([f"{self._path}: cannot be read: no thread can be started"])
@@ -148,11 +149,11 @@ class Reload:
             self._refuse(error.faults)
             return
         except (OSError, CapstandError) as error:
-            self._refuse([f"what is new cannot be made: {error}"])
+            self._refuse([f"the new configuration cannot be applied: {error}"])
             return
         self.refused = []
-        self.told = plan.words(self._running, wanted)
-        say(logging.INFO, "reload: %s", "; ".join(self.told) or "nothing has changed")
+        self.changes = plan.describe(self._running, wanted)
+        log_event(logging.INFO, "reload: %s", "; ".join(self.changes) or "nothing changed")
         self._running = wanted
         self._ledger.kept = keep(wanted.ledger)
         for name in todo.stop:
@@ -168,15 +169,15 @@ class Reload:
     def _refuse(self, faults: list[str]) -> None:
         self.refused = faults
         for number, fault in enumerate(faults, 1):  # each is told, however alike they are
-            say(logging.ERROR, "reload refused: %s", fault, KIND=f"fault {number}")
+            log_event(logging.ERROR, "reload refused: %s", fault, KIND=f"fault {number}")
 
     def _over(self, deadline: float | None = None) -> bool:
         """Looks after what ends; whether all of it has ended and what is new has begun."""
-        self._see_sinks_off(deadline)
+        self._reap_sinks(deadline)
         for one in list(self._ending):
             if one.over(deadline):
                 self._ending.remove(one)
-                self.told += one.report()
+                self.changes += one.report()
         if self._ending:
             return False
         fresh, self._to_start = self._to_start, []
@@ -192,11 +193,11 @@ class Reload:
             stream.start()
         return not any(one.leaving for one in self._streams)
 
-    def _see_sinks_off(self, deadline: float | None) -> None:
+    def _reap_sinks(self, deadline: float | None) -> None:
         for stream in self._streams:
-            self.told += [
-                f"{stream.name}: sink {name} did not end in time and was given up"
-                for name in stream.see_off(deadline)
+            self.changes += [
+                f"{stream.name}: sink {name} did not stop in time and was abandoned"
+                for name in stream.reap_removed(deadline)
             ]
 
     def close(self, deadline: float) -> None:
@@ -225,7 +226,7 @@ class _Reading:
         except ConfigError as error:
             self._outcome = error.faults
         except Exception as error:  # noqa: BLE001  a file is no reason to end
-            self._outcome = [f"{self._path}: {bug.tell('reading', error)}"]
+            self._outcome = [f"{self._path}: {bug.log_unexpected('reading', error)}"]
 
     def over(self) -> bool:
         return not self.thread.is_alive() or time.monotonic() > self._deadline
@@ -267,4 +268,4 @@ class _Ending:
         if not self._hung:
             self._stream.dispose()
             return []
-        return [f"{self._stream.name}: did not end in time: {', '.join(self._hung)}"]
+        return [f"{self._stream.name}: did not stop in time: {', '.join(self._hung)}"]

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from capstand.accounting.ledger import Ledger, wall_time
 from capstand.accounting.stats import SIMULATED, Gap, SinkStats, StreamStats
-from capstand.config.schema import Stream as StreamConfig
+from capstand.config.schema import StreamConfig
 from capstand.host import realtime
-from capstand.host.logs import say, tell_held_back
+from capstand.host.logs import log_event, tell_held_back
 from capstand.stream.chaining import PROCESSING
 from capstand.stream.defect import Defect
 from capstand.stream.health import Health
-from capstand.stream.report import Granted, Left, Report, SinkEvent
+from capstand.stream.report import Granted, LastReport, Report, SinkEvent
 
 TOTAL_S = 300.0
 GAP_TOTAL_S = 60.0
@@ -25,7 +25,7 @@ DROP_S = 10.0
 """A sink that is away misses sound all the time; the books get a line so often."""
 
 
-class _Told:
+class _Reported:
     """What has been told of one sink."""
 
     def __init__(self) -> None:
@@ -54,9 +54,9 @@ class Reporter:
         self._defects: dict[str, Defect] = {}
         self._health = Health.STARTING.value
         self._trouble: str | None = None
-        self._told: dict[str, _Told] = defaultdict(_Told)
+        self._reported: dict[str, _Reported] = defaultdict(_Reported)
         self._released: str | None = None
-        self._parted: dict[str, _Told] = {}  # of sinks that leave; others may have their names
+        self._parted: dict[str, _Reported] = {}  # of sinks that leave; others may have their names
         self._refusals: list[str] = []
         self._gap_total_due = 0.0
         self._total_due = time.monotonic() + TOTAL_S
@@ -71,19 +71,19 @@ class Reporter:
     def begin(self) -> None:
         self._write("start", device=self._capture.wanted, format=str(self._capture.audio))
 
-    def look(self, report: Report) -> None:
+    def update(self, report: Report) -> None:
         stats, granted = report.stats, report.granted
         for text in report.refusals:
             if text not in self._refusals:
                 self._refusals.append(text)
                 if "priority" not in realtime.announced:
-                    say(logging.WARNING, "%s", text, KIND="refusal", **self._fields)
+                    log_event(logging.WARNING, "%s", text, KIND="refusal", **self._fields)
         if stats.opens > self._opens and granted is not None:
             self._opens = stats.opens
             self._tell_granted(report, granted)
         if None not in (self._pid, stats.pid) and stats.pid != self._pid:
-            for told in self._told.values():
-                told.replaced = True
+            for reported in self._reported.values():
+                reported.replaced = True
         self._pid = stats.pid or self._pid
         for one in report.left:
             self._leave(one, stats)
@@ -102,25 +102,25 @@ class Reporter:
         """A device was opened."""
         name, rate_hz = self._name, granted.rate_hz
         self._fields["DEVICE"] = granted.device
-        counted = "to the frame" if granted.exact else "by estimate from time"
-        say(
+        counted = "exactly" if granted.exact else "by estimate"
+        log_event(
             logging.INFO,
-            "%s: capturing from %s, %s, period %g ms, buffer %g ms, losses are counted %s",
+            "%s: capturing from %s, %s, period %g ms, buffer %g ms, losses counted %s",
             *(name, granted.device, granted.format, granted.period_frames * 1000 / rate_hz),
             *(granted.buffer_frames * 1000 / rate_hz, counted),
             **self._fields,
         )
         if report.short_buffer is not None:
-            say(logging.WARNING, "%s: %s", name, report.short_buffer, **self._fields)
+            log_event(logging.WARNING, "%s: %s", name, report.short_buffer, **self._fields)
         changed = granted.successor != self._successor
         if granted.successor is not None and changed:
             fields = {"KIND": "successor", **self._fields}
-            say(logging.WARNING, "%s: %s", name, granted.successor, **fields)
+            log_event(logging.WARNING, "%s: %s", name, granted.successor, **fields)
         self._successor = granted.successor
         if report.stats.simulated:
-            say(logging.WARNING, "%s: %s", name, SIMULATED, **self._fields)
+            log_event(logging.WARNING, "%s: %s", name, SIMULATED, **self._fields)
         said = {"successor": granted.successor} if changed and granted.successor else {}
-        self._write("grant", device=granted.device, exact=granted.exact, **said)
+        self._write("opened", device=granted.device, exact=granted.exact, **said)
 
     def _tell_gaps(self, report: Report) -> None:
         stats, seen = report.stats, report.gaps
@@ -138,11 +138,11 @@ class Reporter:
                 exact=gap.exact,
             )
             milliseconds = gap.frames * 1000 / stats.rate_hz
-            say(
+            log_event(
                 logging.WARNING,
                 "%s: %s %d frames (%.0f ms) at frame %d: %s",
                 *(stats.name, "lost" if gap.exact else "lost about", gap.frames, milliseconds),
-                *(gap.first_frame, gap.cause.words),
+                *(gap.first_frame, gap.cause.description),
                 LOST_FRAMES=gap.frames,
                 FIRST_FRAME=gap.first_frame,
                 CAUSE=gap.cause.name,
@@ -161,9 +161,9 @@ class Reporter:
             frames = max(0, lost - self._gap_frames - sum(one.frames for one in seen))
             self._gap_frames += frames
             self._write("gap", frames=frames, cause="unknown", exact=False, count=missed)
-            say(
+            log_event(
                 logging.WARNING,
-                "%s: %d frames are missing in %d more gaps, which came too fast to be told apart",
+                "%s: %d frames were lost in %d more gaps, too fast to list separately",
                 *(self._name, frames, missed),
                 LOST_FRAMES=frames,
                 **self._fields,
@@ -174,15 +174,15 @@ class Reporter:
         """Only to the journal: the books are told by those who release and resume."""
         if stats.released != self._released:
             self._released = stats.released
-            text = stats.released or "taking the device back"
-            say(logging.INFO, "%s: %s", stats.name, text, KIND="released", **self._fields)
+            text = stats.released or "reopening the device"
+            log_event(logging.INFO, "%s: %s", stats.name, text, KIND="released", **self._fields)
 
     def _tell_trouble(self, report: Report) -> None:
         stats, text = report.stats, report.trouble
         if stats.restarts > self._restarts:  # it may have helped before anybody looked
             self._restarts, self._trouble = stats.restarts, report.restarted
             fields = {"KIND": "restart", **self._fields}
-            say(logging.WARNING, "%s: %s", stats.name, self._trouble, **fields)
+            log_event(logging.WARNING, "%s: %s", stats.name, self._trouble, **fields)
         self._tell_zeros(report.only_zeros)
         self._tell_rate(report.wrong_rate)
         self._tell_defects(report.defects)
@@ -190,32 +190,32 @@ class Reporter:
         if text != self._trouble:
             self._trouble = text
             if text is None:
-                say(logging.INFO, "%s: sound is back", stats.name, **self._fields)
+                log_event(logging.INFO, "%s: sound recovered", stats.name, **self._fields)
             else:
-                say(logging.ERROR, "%s: %s", stats.name, text, KIND="device", **self._fields)
+                log_event(logging.ERROR, "%s: %s", stats.name, text, KIND="device", **self._fields)
         if stats.health == Health.STALLED.value != self._health:
             fields = {"KIND": "stalled", **self._fields}
-            say(logging.ERROR, "%s: %s", stats.name, stats.trouble, **fields)
+            log_event(logging.ERROR, "%s: %s", stats.name, stats.trouble, **fields)
         self._health = stats.health
         for sink in stats.sinks:
-            told = self._told[sink.name]
-            self._tell_join(sink, told)
-            self._tell_drops(stats, sink, told)
-            self._tell_inserts(sink, told)
-            before = told.trouble
+            reported = self._reported[sink.name]
+            self._tell_join(sink, reported)
+            self._tell_drops(stats, sink, reported)
+            self._tell_inserts(sink, reported)
+            before = reported.trouble
             if sink.trouble == before:
                 continue
-            told.trouble = sink.trouble
+            reported.trouble = sink.trouble
             if sink.trouble is None:
-                say(
+                log_event(
                     logging.INFO,
-                    "%s: sink %s works again",
+                    "%s: sink %s recovered",
                     *(stats.name, sink.name),
                     SINK=sink.name,
                     **self._fields,
                 )
             elif before is None:
-                say(
+                log_event(
                     logging.ERROR,
                     "%s: sink %s: %s",
                     *(stats.name, sink.name, sink.trouble),
@@ -228,21 +228,21 @@ class Reporter:
         """The beginning and the end of a sound that is nothing but zeros."""
         name = self._name
         if zeros is not None and not self._zeros:
-            say(logging.WARNING, "%s: %s", name, zeros, KIND="zeros", **self._fields)
+            log_event(logging.WARNING, "%s: %s", name, zeros, KIND="zeros", **self._fields)
         elif zeros is None and self._zeros:
-            say(logging.INFO, "%s: there is sound again, not only zeros", name, **self._fields)
+            log_event(logging.INFO, "%s: the signal is no longer all zeros", name, **self._fields)
         self._zeros = zeros is not None
 
     def _tell_defects(self, defects: Sequence[Defect]) -> None:
         """The beginning of a channel's defect, that further channels have it too, and its end."""
         name, before = self._name, self._defects
-        self._defects = {one.kind: one for one in defects}
+        self._defects = {defect.kind: defect for defect in defects}
         for kind, one in self._defects.items():
             if kind not in before or not set(one.channels) <= set(before[kind].channels):
-                say(logging.WARNING, "%s: %s", name, one.words, KIND=kind, **self._fields)
+                log_event(logging.WARNING, "%s: %s", name, one.message, KIND=kind, **self._fields)
         for kind, one in before.items():
             if kind not in self._defects:
-                say(logging.INFO, "%s: %s", name, one.over, KIND=kind, **self._fields)
+                log_event(logging.INFO, "%s: %s", name, one.cleared, KIND=kind, **self._fields)
 
     def _tell_processing(self, words: str | None) -> None:
         """That the chain's process ended, and that another one works. What a processor does wrong
@@ -251,57 +251,59 @@ class Reporter:
         before, self._processing = self._processing, ended
         if ended is not None and ended != before:
             fields = {"KIND": "processing", **self._fields}
-            say(logging.WARNING, "%s: %s", self._name, ended, **fields)
+            log_event(logging.WARNING, "%s: %s", self._name, ended, **fields)
         elif ended is None and before is not None:
-            say(logging.INFO, "%s: its processing runs again", self._name, **self._fields)
+            log_event(logging.INFO, "%s: its processing runs again", self._name, **self._fields)
 
     def _tell_rate(self, rate: str | None) -> None:
         """The beginning and the end of a rate that is not the card's nominal one."""
         name = self._name
         if rate is not None and not self._wrong_rate:
-            say(logging.WARNING, "%s: %s", name, rate, **self._fields)
+            log_event(logging.WARNING, "%s: %s", name, rate, **self._fields)
         elif rate is None and self._wrong_rate:
-            say(logging.INFO, "%s: the card runs at its nominal rate again", name, **self._fields)
+            log_event(
+                logging.INFO, "%s: the card is back at its nominal rate", name, **self._fields
+            )
         self._wrong_rate = rate is not None
 
-    def _tell_join(self, sink: SinkStats, told: _Told) -> None:
+    def _tell_join(self, sink: SinkStats, reported: _Reported) -> None:
         """A sink that came while sound flowed, and its first frame."""
-        if sink.since_frame and not told.joined:
-            told.joined = True
-            self._write("join", sink=sink.name, first_frame=sink.since_frame)
+        if sink.since_frame and not reported.joined:
+            reported.joined = True
+            self._write("sink_added", sink=sink.name, first_frame=sink.since_frame)
 
     def _tell_drops(
-        self, stats: StreamStats, sink: SinkStats, told: _Told, finally_: bool = False
+        self, stats: StreamStats, sink: SinkStats, reported: _Reported, finally_: bool = False
     ) -> None:
         """Sound that a sink missed since it was last told, because it failed or was too slow."""
-        missed, now = sink.dropped_frames - told.dropped, time.monotonic()
-        if not missed or (now < told.drops_due and not finally_):
+        missed, now = sink.dropped_frames - reported.dropped, time.monotonic()
+        if not missed or (now < reported.drops_due and not finally_):
             return
-        told.dropped, told.drops_due = sink.dropped_frames, now + DROP_S
+        reported.dropped, reported.drops_due = sink.dropped_frames, now + DROP_S
         slow = "too slow" if sink.state == "open" else sink.state
-        reason = sink.trouble or ("its stream's process ended" if told.replaced else slow)
-        told.replaced = False
+        reason = sink.trouble or ("the stream's process died" if reported.replaced else slow)
+        reported.replaced = False
         self._write("drop", sink=sink.name, frames=missed, reason=reason)
-        say(
+        log_event(
             logging.WARNING,
-            "%s: sink %s missed %d frames (%.0f ms)",
+            "%s: sink %s dropped %d frames (%.0f ms)",
             *(stats.name, sink.name, missed, missed * 1000 / stats.rate_hz),
             SINK=sink.name,
             **self._fields,
         )
 
-    def _tell_inserts(self, sink: SinkStats, told: _Told) -> None:
+    def _tell_inserts(self, sink: SinkStats, reported: _Reported) -> None:
         """Silence that a live sink put in place of what is missing."""
-        inserted = sink.inserted_frames - told.inserted
+        inserted = sink.inserted_frames - reported.inserted
         if inserted:
-            told.inserted = sink.inserted_frames
+            reported.inserted = sink.inserted_frames
             self._write("insert", sink=sink.name, frames=inserted)
 
     def _tell_sinks_own(self, events: Iterable[SinkEvent]) -> None:
         for sink, event, what in events:
             self._write(event, sink=sink, **what)
             if event == "note":
-                say(
+                log_event(
                     logging.WARNING,
                     "%s: sink %s: %s",
                     *(self._name, sink, what["reason"]),
@@ -312,13 +314,13 @@ class Reporter:
     def _tell_concerns(self, concerns: Mapping[str, str | None]) -> None:
         """What ails a sink although it takes what comes: its begin and its end."""
         for name, concern in concerns.items():
-            told = self._told[name]
-            if (concern is None) != (told.concern is None):
+            reported = self._reported[name]
+            if (concern is None) != (reported.concern is None):
                 level = logging.INFO if concern is None else logging.WARNING
-                words = concern or "all is well again"
+                words = concern or "recovered"
                 fields = {"KIND": "concern", "SINK": name, **self._fields}
-                say(level, "%s: sink %s: %s", self._name, name, words, **fields)
-            told.concern = concern
+                log_event(level, "%s: sink %s: %s", self._name, name, words, **fields)
+            reported.concern = concern
 
     def _write_total(self, event: str, stats: StreamStats, **what: object) -> None:
         now = time.monotonic()
@@ -340,33 +342,33 @@ class Reporter:
 
     def part(self, sink: str) -> None:
         """The sink is about to leave; from now on another may have its name."""
-        self._parted[sink] = self._told.pop(sink, _Told())
+        self._parted[sink] = self._reported.pop(sink, _Reported())
 
-    def _leave(self, left: Left, stats: StreamStats) -> None:
+    def _leave(self, left: LastReport, stats: StreamStats) -> None:
         """The last figures of a sink that has left."""
-        sink, told = left.sink, self._parted.pop(left.sink.name)
-        self._tell_join(sink, told)
-        self._tell_drops(stats, sink, told, finally_=True)
-        self._tell_inserts(sink, told)
+        sink, reported = left.sink, self._parted.pop(left.sink.name)
+        self._tell_join(sink, reported)
+        self._tell_drops(stats, sink, reported, finally_=True)
+        self._tell_inserts(sink, reported)
         self._tell_sinks_own(left.events)
         self._write(
-            "leave",
+            "sink_removed",
             sink=sink.name,
             end_frame=left.end_frame,
             **_figures(sink),
             balanced=sink.balanced,
         )
         if left.hung:
-            say(
+            log_event(
                 logging.ERROR,
-                "%s: sink %s did not end in time and is given up",
+                "%s: sink %s did not stop in time and was abandoned",
                 *(stats.name, sink.name),
                 SINK=sink.name,
                 **self._fields,
             )
-        say(
+        log_event(
             logging.INFO,
-            "%s: sink %s was taken out: %d frames delivered, %d dropped (%s)",
+            "%s: sink %s was removed: %d frames delivered, %d dropped (%s)",
             *(stats.name, sink.name, sink.delivered_frames, sink.dropped_frames, sink.detail),
             SINK=sink.name,
             **self._fields,
@@ -378,21 +380,23 @@ class Reporter:
             self._leave(one, stats)
         self._tell_gaps(report)
         for sink in stats.sinks:
-            self._tell_drops(stats, sink, self._told[sink.name], finally_=True)
-            self._tell_inserts(sink, self._told[sink.name])
+            self._tell_drops(stats, sink, self._reported[sink.name], finally_=True)
+            self._tell_inserts(sink, self._reported[sink.name])
         self._tell_sinks_own(report.events)
         self._write_total("stop", stats)
         tell_held_back(STREAM=stats.name)
         if hung:
             hanging = ", ".join(hung)
-            say(logging.ERROR, "%s: did not end in time: %s", stats.name, hanging, **self._fields)
-        say(
+            log_event(
+                logging.ERROR, "%s: did not stop in time: %s", stats.name, hanging, **self._fields
+            )
+        log_event(
             logging.INFO,
             "%s: %d frames produced = %d captured + %d lost; %s",
             *(stats.name, stats.produced_frames, stats.captured_frames, stats.lost_frames),
             "; ".join(
                 f"{one.name}: {one.delivered_frames} delivered, {one.dropped_frames} dropped, "
-                f"{one.inside_frames} inside ({one.detail})"
+                f"{one.in_flight_frames} in flight ({one.detail})"
                 for one in stats.sinks
             ),
             LOST_FRAMES=stats.lost_frames,
@@ -411,6 +415,6 @@ def _figures(sink: SinkStats) -> dict[str, object]:
         "captured_frames": sink.captured_frames,
         "delivered_frames": sink.delivered_frames,
         "dropped_frames": sink.dropped_frames,
-        "inside_frames": sink.inside_frames,
+        "in_flight_frames": sink.in_flight_frames,
         "inserted_frames": sink.inserted_frames,
     }

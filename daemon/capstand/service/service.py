@@ -22,22 +22,21 @@ from capstand import __version__
 from capstand.accounting.ledger import Ledger, keep
 from capstand.accounting.stats import StreamStats
 from capstand.config.registry import SOURCES
-from capstand.config.schema import Config
-from capstand.config.schema import Stream as StreamConfig
+from capstand.config.schema import Config, StreamConfig
 from capstand.devices.hotplug import Hotplug
 from capstand.errors import CapstandError
 from capstand.host import bug, realtime, signals, walltime
 from capstand.host.control import NAME, ControlServer
-from capstand.host.logs import Repeats, say
+from capstand.host.logs import RepeatFilter, log_event
 from capstand.host.notify import Notifier
 from capstand.host.peer import Peer
 from capstand.service.display import LiveLine, status_line
 from capstand.service.reload import BUSY_S, Reload
 from capstand.service.reporter import Reporter
 from capstand.service.running import Running
-from capstand.sharing.lending import Lending
+from capstand.sharing.device_release import DeviceRelease
 from capstand.sharing.order import named
-from capstand.sharing.reserve import Reserver, session_address
+from capstand.sharing.reservation_manager import ReservationManager, session_address
 from capstand.sharing.tapping import tap
 from capstand.stream.health import Health
 from capstand.stream.stream import Stream
@@ -60,17 +59,23 @@ class Service:
         state: Path,
         runtime: Path,
         live: LiveLine,
-        repeats: Repeats,
+        repeats: RepeatFilter,
         path: Path | None = None,
         make: Callable[[StreamConfig, Path, Path], Running] = Stream,
     ) -> None:
         self._streams = [make(one, state, runtime) for one in config.stream]
         self._ledger = Ledger(state / "ledger", keep(config.ledger), walltime.clock_sure)
         self._ledger_trouble: str | None = None
-        self._reporters = {one.name: Reporter(one.config, self._ledger) for one in self._streams}
+        self._reporters = {
+            stream.name: Reporter(stream.config, self._ledger) for stream in self._streams
+        }
         self._reserved = tuple(self._streams)
-        self._reserver = Reserver(lambda: self._reserved, self._ledger, session_address)
-        self._lending = Lending(lambda: self._streams, self._ledger, self._reserver.wake)
+        self._reservations = ReservationManager(
+            lambda: self._reserved, self._ledger, session_address
+        )
+        self._device_release = DeviceRelease(
+            lambda: self._streams, self._ledger, self._reservations.wake
+        )
         self._runtime = runtime
         self._live = live
         self._repeats = repeats
@@ -106,8 +111,8 @@ class Service:
                 {"status": self.answer_status},
                 {
                     "reload": self.answer_reload,
-                    "release": self._lending.release,
-                    "resume": self._lending.resume,
+                    "release": self._device_release.release,
+                    "resume": self._device_release.resume,
                     "push": self.answer_push,
                     "tap": lambda request, peer: tap(request, peer, self._streams),
                 },
@@ -118,10 +123,10 @@ class Service:
             return self._cannot_start(
                 error.errno or EADDRINUSE,
                 f"{self._runtime}: {error.strerror or error}; "
-                "--runtime names a directory it may write to",
+                "choose a writable directory with --runtime",
             )
         threading.excepthook = self._thread_died
-        self._reserver.start()
+        self._reservations.start()
         hotplug = self._listen()
         try:
             self._control.start()
@@ -130,7 +135,7 @@ class Service:
                 stream.start()
             # Until sound is captured nothing is in a hurry, and other services start too.
             if refusal := realtime.in_one_line(refused, self._keep_up()):
-                say(logging.WARNING, "%s", refusal, KIND="refusal")
+                log_event(logging.WARNING, "%s", refusal, KIND="refusal")
             realtime.freeze_heap()
             self._watch(seconds)
         except Exception as error:  # noqa: BLE001  files and books are closed even then
@@ -145,15 +150,15 @@ class Service:
 
     def _keep_up(self, name: str = "main") -> str | None:
         """The calling thread has a priority where a stream has one; returns what was refused."""
-        wanted = any(one.config.capture.priority for one in tuple(self._streams))
-        return realtime.be_real_time(name, realtime.LOWEST) if wanted else None
+        wanted = any(stream.config.capture.rt_priority for stream in tuple(self._streams))
+        return realtime.set_fifo(name, realtime.LOWEST) if wanted else None
 
     def _begins(self, fresh: Sequence[Running]) -> None:
         """Streams of a new configuration are about to start. Until now the cards of those that
         ended were kept, so that nobody took them in between."""
         self._reserved = tuple(self._streams)
         if fresh:
-            self._reserver.hold(fresh)
+            self._reservations.hold(fresh)
 
     def _listen(self) -> Hotplug | None:
         """Where udev's word cannot be had, each stream's own poll finds a device a little later."""
@@ -161,26 +166,26 @@ class Service:
             hotplug = Hotplug()
         except OSError as error:
             why = error.strerror
-            say(logging.INFO, "no word from udev (%s); devices are looked for", why)
+            log_event(logging.INFO, "udev unavailable (%s); polling for devices", why)
             return None
 
         def hear() -> None:
             try:
                 heard = hotplug.heard()
             except OSError as error:
-                say(logging.WARNING, "no more word from udev: %s; devices are looked for", error)
+                log_event(logging.WARNING, "udev failed: %s; polling for devices", error)
                 self._selector.unregister(hotplug)
                 hotplug.close()
                 return
             if heard:
                 for stream in self._streams:
-                    stream.hasten()
+                    stream.retry_now()
 
         self._selector.register(hotplug, selectors.EVENT_READ, hear)
         return hotplug
 
     def _cannot_start(self, errno: int, why: str) -> int:
-        say(logging.ERROR, "cannot start: %s", why)
+        log_event(logging.ERROR, "cannot start: %s", why)
         self._notifier.failed(errno, f"cannot start: {why}")
         return 1
 
@@ -194,9 +199,9 @@ class Service:
             self._end_of(name, died.exc_value)
 
     def _end_of(self, thread: str, error: BaseException) -> None:
-        line = bug.tell(f"thread {thread} ended", error)
+        line = bug.log_unexpected(f"thread {thread} crashed", error)
         self._failed = True
-        self._stopping = f"starting again: thread {thread} ended of {line}"
+        self._stopping = f"restarting: thread {thread} crashed: {line}"
 
     def _watch(self, seconds: float | None) -> None:
         """Until told to stop: look, tell, feed the watchdog. ``seconds`` count from when all
@@ -210,52 +215,52 @@ class Service:
                 wait_s = min(wait_s, BUSY_S)
             for key, _ in self._selector.select(wait_s):
                 key.data()
-            if not self._stopping and self._reload.look():
+            if not self._stopping and self._reload.poll():
                 self._notify_due_ns = 0
                 self._keep_up()
             now = time.monotonic()
             if self._begun:
                 begun = min(begun, self._begun)
             if seconds is not None and now >= begun + seconds:
-                self._stopping = "the time asked for is over"
+                self._stopping = "--seconds elapsed"
             if now >= due:
                 due = now + tick_s
                 self._tick()
 
     def _tick(self) -> None:
         now_ns = time.monotonic_ns()
-        self._lending.look(now_ns)
+        self._device_release.poll(now_ns)
         all_stats = []
         alive = True
         for stream in self._streams:
             report = stream.report(now_ns)
             stats = report.stats
             all_stats.append(stats)
-            self._reporters[stream.name].look(report)
+            self._reporters[stream.name].update(report)
             alive = alive and stats.health != Health.STALLED.value
-        if all_stats and all(one.health != Health.STARTING.value for one in all_stats):
+        if all_stats and all(all_stat.health != Health.STARTING.value for all_stat in all_stats):
             self._notifier.ready()
             self._begun = self._begun or time.monotonic()
-        how = [(one.health, one.trouble) for one in all_stats]
+        how = [(all_stat.health, all_stat.trouble) for all_stat in all_stats]
         if now_ns >= self._notify_due_ns or how != self._told:
             self._notify_due_ns, self._told = now_ns + NOTIFY_NS, how
             trouble = self._ledger.trouble
             ledger = f" | ledger: {trouble}" if trouble else ""
-            self._notifier.status(self._reload.words + status_line(all_stats) + ledger)
+            self._notifier.status(self._reload.status_prefix + status_line(all_stats) + ledger)
             if alive:
                 self._notifier.alive()
         self._live.draw(all_stats)
         self._repeats.tell()
         if self._ledger.trouble != self._ledger_trouble:
             self._ledger_trouble = self._ledger.trouble
-            say(logging.WARNING, "ledger: %s", self._ledger_trouble or "is written again")
+            log_event(logging.WARNING, "ledger: %s", self._ledger_trouble or "writable again")
         if self._control is not None:
             self._control.expire()
 
     def _stop(self) -> None:
         self._notifier.stopping()
         self._live.clear()
-        say(logging.INFO, "stopping: %s", self._stopping)
+        log_event(logging.INFO, "stopping: %s", self._stopping)
         deadline = time.monotonic() + STOP_S
         # With a supervisor a stop is no failure, whatever was there to record.
         at_hand = "NOTIFY_SOCKET" not in os.environ and not self._failed
@@ -269,11 +274,11 @@ class Service:
             stats = report.stats
             self._reporters[stream.name].end(report, hung[stream.name])
             if at_hand and not any(
-                one.delivered_frames or one.inside_frames for one in stats.sinks
+                sink.delivered_frames or sink.in_flight_frames for sink in stats.sinks
             ):
-                say(logging.ERROR, "%s: nothing was recorded: %s", stream.name, _why(stats))
+                log_event(logging.ERROR, "%s: nothing was recorded: %s", stream.name, _why(stats))
                 self._failed = True
-        self._reserver.stop()
+        self._reservations.stop()
         self._ledger.close(LEDGER_S)
         self._repeats.tell(all_now=True)
 
@@ -283,13 +288,13 @@ class Service:
             "version": __version__,
             "pid": os.getpid(),
             "reload": self._reload.answer(),
-            "streams": [one.stats(now_ns).as_json() for one in self._streams],
+            "streams": [stream.stats(now_ns).as_json() for stream in self._streams],
         }
 
     def answer_reload(self, request: Mapping[str, Any], peer: Peer) -> dict[str, object]:
         """The number of the request; `status` says when it is done, and what came of it."""
         if peer.uid not in (0, os.geteuid()):
-            raise CapstandError("reload is for root and for the daemon's own user; try sudo")
+            raise CapstandError("reload needs root or the daemon's own user; try sudo")
         return {"reload": self._reload.ask()}
 
     def answer_push(self, request: Mapping[str, Any], peer: Peer) -> dict[str, object]:
@@ -336,5 +341,5 @@ class Service:
 
 
 def _why(stats: StreamStats) -> str:
-    troubles = (stats.trouble, *(one.trouble for one in stats.sinks))
-    return next(filter(None, troubles), f"it was {stats.health} when it was stopped")
+    troubles = (stats.trouble, *(sink.trouble for sink in stats.sinks))
+    return next(filter(None, troubles), f"it was {stats.health} when stopped")

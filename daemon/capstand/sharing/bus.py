@@ -26,7 +26,7 @@ from jeepney.low_level import HeaderFields, Message, MessageFlag, MessageType, c
 from jeepney.wrappers import DBusAddress, new_error, new_method_call, new_method_return
 
 from capstand.errors import CapstandError
-from capstand.host.allowance import Allowance
+from capstand.host.ratelimit import RateLimit
 
 CALL_S = 2.0
 AT_ONCE = 16384
@@ -69,7 +69,7 @@ class Bus:
         self._serial = count(1)
         self._received = bytearray()
         self._to_skip = 0
-        self._allowed = Allowance(RATE, BURST, time.monotonic())
+        self._allowed = RateLimit(RATE, BURST, time.monotonic())
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)

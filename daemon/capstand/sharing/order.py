@@ -24,7 +24,7 @@ def allowed(peer: Peer, order: str) -> None:
     if peer.may():
         return
     raise CapstandError(
-        f"uid {peer.uid} may not {order} a stream; root may, capstand's own user, and members of "
+        f"uid {peer.uid} may not {order} a stream; only root, capstand's own user and members of "
         f"the groups {' and '.join(GROUPS)}; try sudo"
     )
 
@@ -35,7 +35,7 @@ def named(request: Mapping[str, Any], among: Sequence[Of]) -> Of:
     streams = {one.name: one for one in among}
     if type(name) is not str or name not in streams:
         raise CapstandError(
-            f"{shown(name)} is no stream of this daemon; it has {', '.join(streams)}"
+            f"{shown(name)} is not a stream of this daemon; it has {', '.join(streams)}"
         )
     return streams[name]
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from capstand.audio.ring import Ring
-from capstand.config.schema import Stream as StreamConfig
+from capstand.config.schema import StreamConfig
 from capstand.errors import CapstandError
 from capstand.host.control import Handed
 from capstand.host.peer import Peer

@@ -1,9 +1,9 @@
 """A stream in an Agora channel, as a custom audio source.
 
 The channel is live: what cannot be sent now (while it is joined, lost, or its send buffer is full)
-is dropped and counted, and the connection looks after itself (``agora/connection.py``). With the
-rate lock on, sound keeps pace with the channel's clock (``dsp/live.py``); off, samples go out as
-they were captured, converted only where the channel takes another rate, format or number of
+is dropped and counted, and the connection looks after itself (``agora/channel_session.py``). With
+the rate lock on, sound keeps pace with the channel's clock (``dsp/live.py``); off, samples go out
+as they were captured, converted only where the channel takes another rate, format or number of
 channels. Either way they go out as exact 10 ms frames that carry the time at which their first
 sample was captured.
 
@@ -33,15 +33,19 @@ from capstand.agora.tokens.sources import (
     TokenFile,
     TokenServer,
     TokenSource,
-    loose,
+    world_accessible,
 )
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.audio.clock import Pace
 from capstand.dsp.catchup import FADE_MS, CatchUp, power
 from capstand.errors import SinkBusy, SinkError
 from capstand.sinks.sink import Sink
-from capstand.sinks.types.agora import AgoraSink as AgoraSetup
-from capstand.sinks.types.agora import FileToken, LocalToken, ServerToken
+from capstand.sinks.types.agora import (
+    AgoraSinkConfig,
+    LocalTokenConfig,
+    TokenFileConfig,
+    TokenServerConfig,
+)
 
 if TYPE_CHECKING:
     from capstand.dsp.live import LiveTrack
@@ -65,7 +69,7 @@ class AgoraChannel(Sink):
 
     def __init__(
         self,
-        setup: AgoraSetup,
+        setup: AgoraSinkConfig,
         audio: AudioFormat,
         folder: Path,
         pace: Pace,
@@ -84,7 +88,7 @@ class AgoraChannel(Sink):
             profile=None if setup.profile == "auto" else setup.profile,
             scenario=setup.scenario,
             area=setup.area,
-            delay_ms=setup.delay_ms,
+            send_delay_ms=setup.send_delay_ms,
             buffer_ms=setup.send_buffer_ms,
             now_ns=now_ns,
         )
@@ -92,22 +96,22 @@ class AgoraChannel(Sink):
         self._next_frame = -1
         self._broken = True  # the block before this one did not reach the channel
         self._behind = False
-        self._late = CatchUp(setup.delay_ms, FADE_MS if setup.rate_lock else 0.0)
+        self._late = CatchUp(setup.send_delay_ms, FADE_MS if setup.rate_lock else 0.0)
         self._end_ns = 0  # when the newest sound that was sent had ended
         self._latency_ms = 0.0
 
     @property
     def detail(self) -> str:
         figures = self._source.figures(self._now_ns())
-        words = self._source.words()
+        words = self._source.summary()
         if figures is None or figures.state != "JOINED":
             return words
         sent = "" if figures.sent_kbps is None else f", {figures.sent_kbps} kbit/s sent"
         return f"{words}{sent}, queue {figures.depth_ms:.0f} ms{self._lock_words()}"
 
     def open(self) -> None:
-        for place in self._secrets():
-            if warning := loose(place):
+        for location in self._secrets():
+            if warning := world_accessible(location):
                 log.warning("%s", warning)
         self._source.leave_channel()
         self._source.set_external_audio_source(True, self._track_hz, self._channels)
@@ -126,7 +130,7 @@ class AgoraChannel(Sink):
         if not source.joined:
             self._broken = True
             self._late.restart()
-            raise SinkBusy(source.words())
+            raise SinkBusy(source.summary())
         self._keep_live(block)
         if self._late.excess_ms:
             self._catch_up(block)
@@ -139,31 +143,31 @@ class AgoraChannel(Sink):
         except AgoraError as error:
             self._broken = True
             away = error.code == Code.NOT_READY
-            raise SinkBusy(source.words() if away else str(error), error.taken) from None
+            raise SinkBusy(source.summary() if away else str(error), error.taken) from None
         self._broken = False
-        self._look_at_depth(live, block.frames / self._audio.rate_hz)
+        self._check_depth(live, block.frames / self._audio.rate_hz)
 
-    def _look_at_depth(self, live: "LiveTrack | None", span_s: float) -> None:
+    def _check_depth(self, live: "LiveTrack | None", span_s: float) -> None:
         """Just after a push, of so long a block."""
-        setup, depth_ms = self._setup, self._source.inside_ms()
+        setup, depth_ms = self._setup, self._source.in_flight_ms()
         if live is not None:
-            live.loop.steer(depth_ms / 1000, setup.delay_ms / 1000, span_s)
-        if setup.catch_up != "never" and not (live and live.loop.hurries):
+            live.loop.steer(depth_ms / 1000, setup.send_delay_ms / 1000, span_s)
+        if setup.catch_up != "never" and not (live and live.loop.catching_up):
             self._late.saw(depth_ms, self._now_ns())
 
     def _keep_live(self, block: Block) -> None:
         """Raises SinkBusy for a block that is to be dropped, because sound has fallen behind."""
         end_ns = block.captured_at_ns + block.frames * NS_PER_S // self._audio.rate_hz
         late_ms = max(0.0, (self._now_ns() - end_ns) / 1e6)
-        self._latency_ms = latency_ms = late_ms + self._source.inside_ms()
+        self._latency_ms = latency_ms = late_ms + self._source.in_flight_ms()
         if latency_ms > self._setup.max_latency_ms:
             self._behind = True
-        elif latency_ms <= self._setup.delay_ms + LIVE_MS:
+        elif latency_ms <= self._setup.send_delay_ms + LIVE_MS:
             self._behind = False
         if self._behind:
             self._broken = True
             self._late.restart()
-            raise SinkBusy(f"{latency_ms:.0f} ms behind; sound is dropped until it is live again")
+            raise SinkBusy(f"{latency_ms:.0f} ms behind; dropping sound until it is live again")
 
     def _catch_up(self, block: Block) -> None:
         """Raises SinkBusy for a block that is to be dropped, because the queue is too long."""
@@ -183,7 +187,7 @@ class AgoraChannel(Sink):
 
     def _dropped(self, excess_ms: float) -> NoReturn:
         self._broken = True
-        raise SinkBusy(f"{excess_ms:.0f} ms late; some sound is dropped to be on time again")
+        raise SinkBusy(f"{excess_ms:.0f} ms late; dropping some sound to catch up")
 
     def _push_as_it_is(self, block: Block, gap: bool) -> None:
         audio = self._audio
@@ -205,14 +209,14 @@ class AgoraChannel(Sink):
         if gap_frames or self._broken:
             missing_ms = 0.0
             if setup.gaps == "conceal" and not self._broken:
-                short_ms = setup.delay_ms - source.inside_ms() - span_s * 1000
+                short_ms = setup.send_delay_ms - source.in_flight_ms() - span_s * 1000
                 missing_ms = min(short_ms, gap_frames * 1000 / audio.rate_hz)
-            inside_ns = round(live.loop.inside_s * NS_PER_S)
+            held_ns = round(live.loop.held_s * NS_PER_S)
             silence = live.bridge(missing_ms)
             silence_ns = self._frames(silence) * NS_PER_S // self._track_hz
             begin_ns = block.captured_at_ns - silence_ns if self._broken else self._end_ns
             try:
-                self._push(silence, begin_ns - inside_ns)
+                self._push(silence, begin_ns - held_ns)
             except AgoraError as error:
                 error.taken = 0  # silence, none of the block
                 raise
@@ -240,14 +244,14 @@ class AgoraChannel(Sink):
     def flush(self) -> None:
         """Raises SinkError for what only a new process can heal."""
         found = self._source.condition()
-        if reason := found.hung or found.spent:
+        if reason := found.hung or found.needs_new_process:
             raise SinkError(reason)
 
     def close(self) -> None:
         if self._live is not None and not self._broken:
-            inside_ns = round(self._live.loop.inside_s * NS_PER_S)
+            held_ns = round(self._live.loop.held_s * NS_PER_S)
             with contextlib.suppress(AgoraError):  # sound ends without a click
-                self._push(self._live.bridge(END_MS), self._end_ns - inside_ns)
+                self._push(self._live.bridge(END_MS), self._end_ns - held_ns)
         self._broken = True
         self._source.leave_channel(LEAVE_S)
 
@@ -271,15 +275,15 @@ class AgoraChannel(Sink):
         if self._live is None:
             return ""
         loop = self._live.loop
-        return f", locked at {loop.ratio_ppm:+.1f} ppm" if loop.locked else ", acquiring the rate"
+        return f", locked at {loop.ratio_ppm:+.1f} ppm" if loop.locked else ", acquiring rate lock"
 
     def _secrets(self) -> list[str]:
         """The places of secrets, which nobody else should be able to read."""
         match self._setup.token:
-            case FileToken(path=place) | LocalToken(certificate=place):
-                return [place]
-            case ServerToken(credential=str(place)):
-                return [place]
+            case TokenFileConfig(path=location) | LocalTokenConfig(certificate=location):
+                return [location]
+            case TokenServerConfig(credential=str(location)):
+                return [location]
             case _:
                 return []
 
@@ -288,7 +292,7 @@ class AgoraChannel(Sink):
         match token:
             case None:
                 return Fixed("")
-            case ServerToken():
+            case TokenServerConfig():
                 return TokenServer(
                     token.url,
                     token.credential,
@@ -296,14 +300,14 @@ class AgoraChannel(Sink):
                     app_id=setup.app_id,
                     channel=setup.channel,
                     uid=setup.uid,
-                    life_s=token.life_s,
+                    lifetime_s=token.lifetime_s,
                     method=token.method,
                     body=token.body,
                     token_path=token.token_path,
                 )
-            case LocalToken():
+            case LocalTokenConfig():
                 return LocalTokens(
-                    setup.app_id, token.certificate, setup.channel, setup.uid, token.life_s
+                    setup.app_id, token.certificate, setup.channel, setup.uid, token.lifetime_s
                 )
-            case FileToken():
+            case TokenFileConfig():
                 return TokenFile(token.path)

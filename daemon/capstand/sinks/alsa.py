@@ -1,13 +1,13 @@
 """A stream played into an ALSA device, on time: a snd-aloop, from which every other program records
 the same microphone, or a loudspeaker.
 
-What is held is the latency, ``delay_ms`` from the capture of a block's end to when the device plays
-that end: how late a block comes plus what the device's buffer holds with it. A late wake-up makes
-the one larger by what it makes the other smaller, so it does not show. The device's clock is not
-the card's. Either the rate lock resamples so that the latency stays (``dsp/live.py``); or, without
-it, samples go out to the bit until the latency is half of ``delay_ms`` off, and then it is put
-right at once, by silence or by dropping blocks. Both are in the books: what the device got is what
-was delivered plus what was inserted.
+What is held is the latency, ``latency_ms`` from the capture of a block's end to when the device
+plays that end: how late a block comes plus what the device's buffer holds with it. A late wake-up
+makes the one larger by what it makes the other smaller, so it does not show. The device's clock is
+not the card's. Either the rate lock resamples so that the latency stays (``dsp/live.py``); or,
+without it, samples go out to the bit until the latency is half of ``latency_ms`` off, and then
+it is put right at once, by silence or by dropping blocks. Both are in the books: what the device
+got is what was delivered plus what was inserted.
 
 A gap is played as silence of its length. A device that ran dry (an underrun) begins anew, with as
 much silence as makes the latency right. Sound that comes too late for it is dropped.
@@ -90,7 +90,7 @@ class AlsaPlayback(Sink):
 
     def open(self) -> None:
         device = self._setup.device
-        libasound.hear()
+        libasound.record_errors()
         try:
             can = libasound.abilities(device, playback=True)
             out = suited(self._audio, can, resampling=self._setup.rate_lock)
@@ -107,10 +107,10 @@ class AlsaPlayback(Sink):
                 f"{granted[2]}; it offers {can}"
             )
         self._buffer = int(info["buffer_size"])
-        if self._ms(self._buffer) < self._setup.delay_ms + 2 * PERIOD_MS:
+        if self._ms(self._buffer) < self._setup.latency_ms + 2 * PERIOD_MS:
             raise SinkError(
-                f"{device}: its buffer holds {self._ms(self._buffer):.0f} ms and delay_ms is "
-                f"{self._setup.delay_ms}; set delay_ms to "
+                f"{device}: its buffer holds {self._ms(self._buffer):.0f} ms and latency_ms is "
+                f"{self._setup.latency_ms}; set latency_ms to "
                 f"{math.floor(self._ms(self._buffer) - 2 * PERIOD_MS)} or less"
             )
         if self._setup.rate_lock:
@@ -123,8 +123,8 @@ class AlsaPlayback(Sink):
     def _opened(self, out: AudioFormat) -> "alsaaudio.PCM":
         """With a buffer in which the latency may be half of itself too long."""
         self._out = out
-        period = round(min(PERIOD_MS, self._setup.delay_ms / 4) * out.rate_hz / 1000)
-        wanted = math.ceil((2 * self._setup.delay_ms + 4 * PERIOD_MS) * out.rate_hz / 1000)
+        period = round(min(PERIOD_MS, self._setup.latency_ms / 4) * out.rate_hz / 1000)
+        wanted = math.ceil((2 * self._setup.latency_ms + 4 * PERIOD_MS) * out.rate_hz / 1000)
         return alsaaudio.PCM(
             type=alsaaudio.PCM_PLAYBACK,
             mode=alsaaudio.PCM_NONBLOCK,
@@ -147,9 +147,9 @@ class AlsaPlayback(Sink):
             self._ran_dry(sounds=gap == 0)
         end_ns = block.captured_at_ns + block.frames * NS_PER_S // self._audio.rate_hz
         late_ms = max(0.0, (self._now_ns() - end_ns) / 1e6)
-        after_ms = late_ms + self._ms(held) + block.frames * frame_ms - self._setup.delay_ms
+        after_ms = late_ms + self._ms(held) + block.frames * frame_ms - self._setup.latency_ms
         self._keep_live(after_ms, running)
-        slack_ms = self._setup.delay_ms / 2
+        slack_ms = self._setup.latency_ms / 2
         if not running or after_ms < -slack_ms:
             missing_ms = max(0.0, -after_ms)
         else:
@@ -163,7 +163,7 @@ class AlsaPlayback(Sink):
         self._latency_ms = late_ms + self._ms(held)
         if self._live is not None:
             span_s = block.frames / self._audio.rate_hz
-            target_s = self._setup.delay_ms / 1000
+            target_s = self._setup.latency_ms / 1000
             self._live.loop.steer(self._latency_ms / 1000, target_s, span_s)
 
     def _look(self) -> tuple[bool, int]:
@@ -209,8 +209,8 @@ class AlsaPlayback(Sink):
     def _keep_live(self, after_ms: float, running: bool) -> None:
         """Raises SinkBusy for a block that is to be dropped, because it would be played too late:
         by half of the delay, and from then on until it is on time again."""
-        room_ms = self._ms(self._buffer) - self._setup.delay_ms - PERIOD_MS
-        if after_ms > min(self._setup.delay_ms / 2, room_ms):
+        room_ms = self._ms(self._buffer) - self._setup.latency_ms - PERIOD_MS
+        if after_ms > min(self._setup.latency_ms / 2, room_ms):
             self._behind = True
         elif after_ms <= 0:
             self._behind = False
@@ -237,7 +237,7 @@ class AlsaPlayback(Sink):
         if taken < 0:  # it ran dry since it was looked at
             self._ran_dry(sounds=True)
             running, held = self._look()
-            silence = self._silence(self._frames(self._setup.delay_ms)) + silence
+            silence = self._silence(self._frames(self._setup.latency_ms)) + silence
             taken = max(0, self._put(silence + samples))
         before = min(taken, len(silence) // self._out.frame_bytes)
         self.inserted_frames += before * self._audio.rate_hz // self._out.rate_hz
@@ -374,7 +374,11 @@ class AlsaPlayback(Sink):
                 advice = identity.joining()
             case _:
                 advice = "opening it again"
-        if what == "cannot be opened" and (said := libasound.told()) and number != errno.EACCES:
+        if (
+            what == "cannot be opened"
+            and (said := libasound.last_errors())
+            and number != errno.EACCES
+        ):
             reason = f"{reason}; ALSA says: {said}"
         return SinkError(f"{device} {what}: {reason}; {advice}")
 

@@ -27,24 +27,25 @@ _CANNOT = {
     errno.ENOLCK,
 }
 _ADVICE = {
-    errno.EROFS: "the disk is read-only: look at dmesg, then mount -o remount,rw",
-    errno.EIO: "the disk is failing: look at dmesg, then replace it",
+    errno.EROFS: "the disk is read-only: check dmesg, then mount -o remount,rw",
+    errno.EIO: "the disk is failing: check dmesg, then replace it",
     errno.EDQUOT: "the user's quota is used up: delete something or raise it",
-    errno.EFBIG: "no file may grow further (LimitFSIZE=, or the file system): lower segment_s",
-    errno.EMFILE: "no descriptor is free: raise LimitNOFILE= in the unit",
-    errno.ENFILE: "the machine has no descriptor left: raise fs.file-max",
-    errno.ENOMEM: "memory is short: look at what takes it",
+    errno.EFBIG: "the file reached its size limit (LimitFSIZE=, or the file system): lower "
+    "segment_s",
+    errno.EMFILE: "out of file descriptors: raise LimitNOFILE= in the unit",
+    errno.ENFILE: "the machine is out of file descriptors: raise fs.file-max",
+    errno.ENOMEM: "out of memory: find what uses it",
     errno.ESTALE: "the server no longer knows the directory: unmount it and mount it again",
-    errno.ENOTCONN: "the program behind the mount has ended: unmount it and mount it again",
+    errno.ENOTCONN: "the program behind the mount has exited: unmount it and mount it again",
     errno.ENXIO: "the disk is gone: plug it in and mount it again",
     errno.ENODEV: "the disk is gone: plug it in and mount it again",
-    errno.ETIMEDOUT: "the server does not answer: look at the network",
-    errno.EHOSTDOWN: "the server does not answer: look at the network",
+    errno.ETIMEDOUT: "the server does not respond: check the network",
+    errno.EHOSTDOWN: "the server does not respond: check the network",
     errno.EPERM: "the file system, its mount options or an attribute (lsattr) forbid it",
-    errno.ESPIPE: "mount it with a cache (rclone: --vfs-cache-mode writes), or take another "
+    errno.ESPIPE: "mount it with a cache (rclone: --vfs-cache-mode writes), or use another "
     "directory",
 }
-_GENERAL = "check that the directory exists, is writable and has room"
+_GENERAL = "check that the directory exists, is writable and has space"
 _LOCAL = re.compile(
     "ext[234]|xfs|btrfs|bcachefs|f2fs|zfs|jfs|reiserfs|nilfs2|ubifs|jffs2|vfat|msdos|exfat|ntfs3?|"
     "fuseblk|udf|hfs(plus)?|tmpfs|ramfs|overlay|aufs|ecryptfs"
@@ -167,7 +168,7 @@ def advice(error: Exception) -> str:
 def explain(error: Exception, folder: Path) -> tuple[str, str]:
     """What is the matter, and what to do about it."""
     if not isinstance(error, OSError):
-        return str(error) or "the disk took only a part", advice(error)
+        return str(error) or "the disk accepted only part of it", advice(error)
     reason = error.strerror or str(error)
     if error.errno == errno.ENOSPC:
         with contextlib.suppress(OSError):
@@ -181,6 +182,6 @@ def explain(error: Exception, folder: Path) -> tuple[str, str]:
             if disk.f_blocks and free_mb > 1:
                 return (
                     reason,
-                    f"{free_mb} MB are free, so look for a quota, a full directory or snapshots",
+                    f"{free_mb} MB are free; check for a quota, a full directory or snapshots",
                 )
     return reason, advice(error)

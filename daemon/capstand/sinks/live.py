@@ -12,21 +12,21 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from capstand.accounting.stats import Mark, SinkCounters
+from capstand.accounting.stats import SinkCounters, StreamPosition
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
 from capstand.processes.child import Task
 from capstand.processes.page import Doing
-from capstand.processes.supervisor import LIMITS_S, State, Supervisor
-from capstand.sinks.outlet import Joined
-from capstand.sinks.push import Word
+from capstand.processes.supervisor import LIMITS_S, ProcessState, Supervisor
+from capstand.sinks.push import SinkWord
 from capstand.sinks.sink import Event
+from capstand.sinks.sink_queue import Joinable
 
-JOINED = (Word.JOINED_FRAME, Word.JOINED_CAPTURED)
-COUNTERS = (Word.DELIVERED, Word.DROPPED, Word.MISSED, Word.INSERTED)
+JOINED = (SinkWord.JOINED_FRAME, SinkWord.JOINED_CAPTURED)
+COUNTERS = (SinkWord.DELIVERED, SinkWord.DROPPED, SinkWord.MISSED, SinkWord.INSERTED)
 
 
-class Plan(NamedTuple):
+class SinkFactory(NamedTuple):
     """How a sink is made in its process: its class, "module:class", and its arguments; and so many
     frames it wants at once."""
 
@@ -44,7 +44,7 @@ class LiveSink:
         self,
         stream: str,
         name: str,
-        plan: Plan,
+        plan: SinkFactory,
         ring: Ring,
         frame_bytes: int,
         priority: int,
@@ -60,13 +60,15 @@ class LiveSink:
         given = self._memory, self.wake.fileno()
         self.process = Supervisor(task, given, limits_s, modules=("capstand.sinks.push",))
         self._words = self.process.page.words
-        self._words[Word.JOINED_FRAME] = -1
-        self._books = dict.fromkeys(Word, 0) | {Word.JOINED_FRAME: -1}  # as they were believed last
+        self._words[SinkWord.JOINED_FRAME] = -1
+        self._books = dict.fromkeys(SinkWord, 0) | {
+            SinkWord.JOINED_FRAME: -1
+        }  # as they were believed last
         self._looked = 0  # what had been captured then
         self._deaths = 0
-        self._after: Sequence[Joined] = ()
+        self._after: Sequence[Joinable] = ()
         self._after_s = 0.0
-        self.until: Mark | None = None
+        self.until: StreamPosition | None = None
         self._closed = False
 
     # What a person sees
@@ -75,12 +77,12 @@ class LiveSink:
     def state(self) -> str:
         """ "opening", "open", "waiting" (for the next try) or "closed"."""
         match self.process.state:
-            case State.ENDED:
+            case ProcessState.ENDED:
                 return "closed"
-            case State.ABSENT:
+            case ProcessState.ABSENT:
                 return "waiting" if self.process.deaths else "opening"
             case _:
-                return "open" if self._words[Word.TAKES] else "opening"
+                return "open" if self._words[SinkWord.TAKES] else "opening"
 
     @property
     def trouble(self) -> str | None:
@@ -103,34 +105,34 @@ class LiveSink:
 
     @property
     def inserted_frames(self) -> int:
-        return self._books[Word.INSERTED]
+        return self._books[SinkWord.INSERTED]
 
     def events(self) -> Iterable[Event]:
         return ()
 
     # Its life
 
-    def start(self, stream: str, after: Sequence[Joined] = (), wait_s: float = 0.0) -> None:
+    def start(self, stream: str, after: Sequence[Joinable] = (), wait_s: float = 0.0) -> None:
         """From now on it is looked after; it begins when those ``after`` which it comes have ended,
         or have had ``wait_s`` to do so."""
         self._after, self._after_s = after, time.monotonic() + wait_s
 
-    def look(self, now_ns: int) -> None:
+    def poll(self, now_ns: int) -> None:
         now_s = time.monotonic()
         if now_s < self._after_s and not all(one.join(now_s) for one in self._after):
             return
         self._after = ()
         process = self.process
-        process.look(now_ns)
+        process.poll(now_ns)
         if process.deaths != self._deaths:
             self._deaths = process.deaths
-            self._words[Word.TAKES] = 0
+            self._words[SinkWord.TAKES] = 0
         self._check(now_ns)
 
     def finish(self) -> None:
         """Nothing follows what is in the ring now: it delivers that and ends."""
         self._present.join()
-        self.until = Mark(self._present.next_frame, self._present.captured)
+        self.until = StreamPosition(self._present.next_frame, self._present.captured)
         self.process.stop(self._present.number)
         self.wake.set()
 
@@ -139,14 +141,14 @@ class LiveSink:
         if self._closed:
             return True  # who comes after it may ask later than main, which let go of it
         ended = self.process.join(deadline)
-        self.look(time.monotonic_ns())
+        self.poll(time.monotonic_ns())
         return ended
 
-    def let_go(self) -> None:
-        """It did not end in time: it is ended, and what it had counts as dropped."""
+    def force_close(self) -> None:
+        """It did not stop in time: it is ended, and what it had counts as dropped."""
         self.process.abandon()
-        self._words[Word.TAKES] = 0
-        self.look(time.monotonic_ns())
+        self._words[SinkWord.TAKES] = 0
+        self.poll(time.monotonic_ns())
 
     def abandon(self) -> None:
         """Nothing of it is left."""
@@ -161,32 +163,32 @@ class LiveSink:
 
     @property
     def taken(self) -> int:
-        return self._books[Word.DELIVERED] + self._books[Word.DROPPED]
+        return self._books[SinkWord.DELIVERED] + self._books[SinkWord.DROPPED]
 
     @property
     def slow(self) -> int:
         """Frames that it lost because it was too slow."""
-        return self._books[Word.MISSED]
+        return self._books[SinkWord.MISSED]
 
     @property
     def queued(self) -> int:
         """Frames in the ring that it has not yet delivered."""
         books = self._books
-        if not books[Word.TAKES]:
+        if not books[SinkWord.TAKES]:
             return 0
-        done = books[Word.JOINED_CAPTURED] + books[Word.DELIVERED] + books[Word.DROPPED]
+        done = books[SinkWord.JOINED_CAPTURED] + books[SinkWord.DELIVERED] + books[SinkWord.DROPPED]
         return max(0, self._looked - done)
 
     def counters(self) -> SinkCounters:
         """As of the last look. A sink that takes nothing has nothing inside: what was captured
         before the look is dropped."""
         books = self._books
-        if books[Word.JOINED_FRAME] < 0:
+        if books[SinkWord.JOINED_FRAME] < 0:
             return SinkCounters(None, self.until, 0, 0, 0)
-        since = Mark(books[Word.JOINED_FRAME], books[Word.JOINED_CAPTURED])
-        delivered, dropped = books[Word.DELIVERED], books[Word.DROPPED]
-        counters = SinkCounters(since, self.until, delivered, dropped, books[Word.INSERTED])
-        if books[Word.TAKES]:
+        since = StreamPosition(books[SinkWord.JOINED_FRAME], books[SinkWord.JOINED_CAPTURED])
+        delivered, dropped = books[SinkWord.DELIVERED], books[SinkWord.DROPPED]
+        counters = SinkCounters(since, self.until, delivered, dropped, books[SinkWord.INSERTED])
+        if books[SinkWord.TAKES]:
             return counters
         return counters._replace(dropped=max(dropped, counters.captured(self._looked) - delivered))
 
@@ -195,22 +197,24 @@ class LiveSink:
         present, words, before = self._present, self._words, self._books
         present.join()
         self._looked = present.captured  # before the look: what came later is not judged
-        said = {word: words[word] for word in Word}
+        said = {word: words[word] for word in SinkWord}
         present.join()
-        joined = before[Word.JOINED_FRAME] < 0 or all(said[one] == before[one] for one in JOINED)
+        joined = before[SinkWord.JOINED_FRAME] < 0 or all(
+            said[one] == before[one] for one in JOINED
+        )
         grown = all(said[word] >= before[word] for word in COUNTERS)
-        done = said[Word.DELIVERED] + said[Word.DROPPED]
-        if said[Word.JOINED_FRAME] >= 0:
-            done += said[Word.JOINED_CAPTURED]
-        possible = done <= present.captured and said[Word.JOINED_FRAME] <= present.next_frame
-        if joined and grown and possible and said[Word.TAKES] in (0, 1):
+        done = said[SinkWord.DELIVERED] + said[SinkWord.DROPPED]
+        if said[SinkWord.JOINED_FRAME] >= 0:
+            done += said[SinkWord.JOINED_CAPTURED]
+        possible = done <= present.captured and said[SinkWord.JOINED_FRAME] <= present.next_frame
+        if joined and grown and possible and said[SinkWord.TAKES] in (0, 1):
             self._books = said
-            if said[Word.DELIVERED] > before[Word.DELIVERED]:
+            if said[SinkWord.DELIVERED] > before[SinkWord.DELIVERED]:
                 self.process.well()
             return
         if self.process.running:
-            self.process.kill(now_ns, "its books make no sense, and it was killed")
+            self.process.kill(now_ns, "its counters are inconsistent, and it was killed")
             self._deaths = self.process.deaths
         for word, value in before.items():
             words[word] = value
-        words[Word.TAKES] = before[Word.TAKES] = 0
+        words[SinkWord.TAKES] = before[SinkWord.TAKES] = 0

@@ -27,7 +27,7 @@ from capstand.audio.block import NS_PER_S, Block
 from capstand.audio.ring import Reader
 from capstand.errors import SinkBusy, SinkError
 from capstand.host import realtime
-from capstand.processes.child import FAILED, Line
+from capstand.processes.child import FAILED, DaemonLink
 from capstand.processes.page import Doing
 from capstand.sinks.sink import Sink
 from capstand.text import clean
@@ -37,7 +37,7 @@ TELL_NS = NS_PER_S // 5
 """Troubles that come and go are told so often at most."""
 
 
-class Word(IntEnum):
+class SinkWord(IntEnum):
     """The books of a live sink in its Page; frames of the stream."""
 
     TAKES = 1  # 1 from when the sink has joined until it is closed
@@ -50,7 +50,7 @@ class Word(IntEnum):
 
 
 def run(
-    line: Line,
+    link: DaemonLink,
     descriptors: tuple[int, int],
     frame_bytes: int,
     gather_frames: int,
@@ -70,22 +70,22 @@ def run(
         sink: Sink = getattr(importlib.import_module(module), name)(*arguments, reader)
         return sink
 
-    return Push(line, reader, wake, gather_frames).run(make)
+    return Push(link, reader, wake, gather_frames).run(make)
 
 
 class Push:
     """Opens the sink and feeds it from ``reader`` until told to stop or it fails."""
 
-    def __init__(self, line: Line, reader: Reader, wake: int, gather_frames: int) -> None:
-        self._line = line
-        self._words = line.page.words
+    def __init__(self, link: DaemonLink, reader: Reader, wake: int, gather_frames: int) -> None:
+        self._link = link
+        self._words = link.page.words
         self._reader = reader
         self._wake = wake
         self._gather = gather_frames
         self._gathered: list[Block] = []
         self._gathered_frames = 0
         self._missed = 0
-        self._inserted_before = self._words[Word.INSERTED]
+        self._inserted_before = self._words[SinkWord.INSERTED]
         self._trouble: str | None = None
         self._told: str | None = None
         self._told_ns = 0
@@ -104,7 +104,7 @@ class Push:
             self._feed(sink)
         except SinkError as error:
             self._trouble = clean.line(error)
-        self._words[Word.TAKES] = 0
+        self._words[SinkWord.TAKES] = 0
         try:
             self._close()
         except SinkError as error:
@@ -117,12 +117,12 @@ class Push:
         with suppress(BlockingIOError):  # a process before this one may have left it full
             os.eventfd_read(self._wake)
         reader.join()
-        if words[Word.JOINED_FRAME] < 0:
-            words[Word.JOINED_FRAME] = reader.next_frame
-            words[Word.JOINED_CAPTURED] = reader.captured
-        before = reader.captured - words[Word.JOINED_CAPTURED]
-        words[Word.DROPPED] = before - words[Word.DELIVERED]
-        words[Word.TAKES] = 1
+        if words[SinkWord.JOINED_FRAME] < 0:
+            words[SinkWord.JOINED_FRAME] = reader.next_frame
+            words[SinkWord.JOINED_CAPTURED] = reader.captured
+        before = reader.captured - words[SinkWord.JOINED_CAPTURED]
+        words[SinkWord.DROPPED] = before - words[SinkWord.DELIVERED]
+        words[SinkWord.TAKES] = 1
 
     def _feed(self, sink: Sink) -> None:
         """Until told to stop."""
@@ -130,7 +130,7 @@ class Push:
         reader, wake = self._reader, self._wake
         with select.epoll() as poll:
             poll.register(wake, select.EPOLLIN | select.EPOLLET)  # each time it is set; not read
-            poll.register(self._line, select.EPOLLIN)
+            poll.register(self._link, select.EPOLLIN)
             while self._until is None or reader.number < self._until:
                 now_ns = self._does(Doing.WAITING)
                 for ready, _ in poll.poll(max(0, flush_ns - now_ns) / NS_PER_S, 2):
@@ -140,12 +140,12 @@ class Push:
                 if time.monotonic_ns() >= flush_ns:
                     flush_ns = self._does(Doing.FLUSHING) + FLUSH_NS
                     sink.flush()
-                    self._line.repeats.tell()
+                    self._link.repeats.tell()
                     self._tell()
         self._pass_on(sink)
 
     def _hear(self) -> None:
-        message = self._line.receive()
+        message = self._link.receive()
         if message is not None:
             self._until = message
 
@@ -158,8 +158,8 @@ class Push:
                 return
             if reader.missed != self._missed:
                 missed, self._missed = reader.missed - self._missed, reader.missed
-                self._words[Word.MISSED] += missed
-                self._words[Word.DROPPED] += missed
+                self._words[SinkWord.MISSED] += missed
+                self._words[SinkWord.DROPPED] += missed
             if not block.frames:
                 continue
             if self._gather:
@@ -193,13 +193,13 @@ class Push:
         try:
             sink.write(block)
         except SinkBusy as busy:
-            words[Word.DELIVERED] += busy.taken
-            words[Word.DROPPED] += block.frames - busy.taken
+            words[SinkWord.DELIVERED] += busy.taken
+            words[SinkWord.DROPPED] += block.frames - busy.taken
             self._trouble = clean.line(busy)
         else:
-            words[Word.DELIVERED] += block.frames
+            words[SinkWord.DELIVERED] += block.frames
             self._trouble = None
-        words[Word.INSERTED] = self._inserted_before + sink.inserted_frames
+        words[SinkWord.INSERTED] = self._inserted_before + sink.inserted_frames
         if self._trouble is not self._told:
             self._tell_soon()
 
@@ -216,7 +216,7 @@ class Push:
         if sink is not None:
             said |= {"detail": sink.detail, "concern": sink.concern}
             said["figures"] = sink.figures(now_ns)
-        if self._line.tell(**said):
+        if self._link.tell(**said):
             self._told, self._told_ns = self._trouble, now_ns
 
     def _close(self) -> None:
@@ -224,9 +224,9 @@ class Push:
         self._does(Doing.CLOSING)
         if sink is not None:
             sink.close()
-            self._words[Word.INSERTED] = self._inserted_before + sink.inserted_frames
+            self._words[SinkWord.INSERTED] = self._inserted_before + sink.inserted_frames
 
     def _does(self, doing: Doing) -> int:
         now_ns = time.monotonic_ns()
-        self._line.page.does(doing, now_ns)
+        self._link.page.does(doing, now_ns)
         return now_ns

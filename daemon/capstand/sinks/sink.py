@@ -1,6 +1,6 @@
-"""Where blocks go: the protocol between an outlet and a peer (a disk, a channel, a server).
+"""Where blocks go: the protocol between a sink queue and a peer (a disk, a channel, a server).
 
-All calls come from one thread but where it says so: the outlet's; behind a spool
+All calls come from one thread but where it says so: the sink queue's; behind a spool
 (``spool/forwarder.py``) the forwarder's; in a process of its own (``push.py``) always that process'
 main thread. A sink may block for as long as its peer does, in a process of its own for 10 s; it
 sees every gap as a jump of ``first_frame``.
@@ -13,13 +13,13 @@ from capstand.audio.block import Block
 from capstand.errors import SinkError
 
 
-class Mark(NamedTuple):
+class Checkpoint(NamedTuple):
     """How much of what a sink was given since ``open`` is safe with the peer, in frames of blocks;
-    ``place`` is the sink's own word for where that is.
+    ``cursor`` is the sink's own word for where that is.
     """
 
     safe_frames: int
-    place: str
+    cursor: str
 
 
 class Account(NamedTuple):
@@ -71,20 +71,20 @@ class Sink(Protocol):
         """The daemon ends and has waited long enough: what hangs is let go of. Main thread."""
         return None
 
-    def mark(self) -> Mark | None:
+    def checkpoint(self) -> Checkpoint | None:
         """After any call that did not raise. None: what is written is delivered, and the sink
         cannot take anything back.
         """
         return None
 
     def prepare(self, block: Block) -> None:
-        """Gets to where the block will go, such as a new file; ``mark`` then says where.
+        """Gets to where the block will go, such as a new file; ``checkpoint`` then says where.
 
         May be left out before a ``write``. Raises SinkError.
         """
         return
 
-    def rewind(self, place: str) -> None:
+    def rewind(self, cursor: str) -> None:
         """Before ``open``: takes back what was written after a mark, since it will come again; also
         in a new process. Raises SinkError.
         """
@@ -103,7 +103,7 @@ class Sink(Protocol):
         return {}
 
 
-class Unmade(Sink):
+class BrokenSink(Sink):
     """Stands for one whose type, from another distribution, could not make it."""
 
     detail = ""

@@ -211,7 +211,7 @@ class StreamSocket(Sink):
 
     @property
     def concern(self) -> str | None:
-        slow = [one for one in self._readers if one.slow]
+        slow = [reader for reader in self._readers if reader.slow]
         if not slow:
             return None
         told = ", ".join(f"pid {one.peer.pid} lost {one.lost_frames} frames" for one in slow)
@@ -220,8 +220,8 @@ class StreamSocket(Sink):
     def figures(self, now_ns: int) -> dict[str, object]:
         return {
             "path": str(self._path),
-            "readers": [one.figures() for one in self._readers],
-            "lost_frames": self._lost_frames + sum(one.lost_frames for one in self._readers),
+            "readers": [reader.figures() for reader in self._readers],
+            "lost_frames": self._lost_frames + sum(reader.lost_frames for reader in self._readers),
             "refused": self._refused,
             "turned_away": self._turned_away,
         }

@@ -17,14 +17,13 @@ from capstand.audio.block import NS_PER_S
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
 from capstand.config.registry import SINKS
-from capstand.config.schema import LARGEST_PERIOD, MOST_RING_BYTES, RING_S
-from capstand.config.schema import Stream as StreamConfig
+from capstand.config.schema import LARGEST_PERIOD, MOST_RING_BYTES, RING_S, StreamConfig
 from capstand.host import realtime
 from capstand.host.backoff import Backoff
 from capstand.host.starved import waited_for_cpu_ns
 from capstand.processes.child import Task
 from capstand.processes.page import DOING, Doing
-from capstand.processes.supervisor import LIMITS_S, State, Supervisor
+from capstand.processes.supervisor import LIMITS_S, ProcessState, Supervisor
 from capstand.processing.orders import Finish, Set, Word, Work
 
 GATHER_MS, LIVE_GATHER_MS = 40, 20
@@ -63,12 +62,12 @@ class Chaining:
         self._present = Reader(self.memory, self.audio.frame_bytes)
         self._settings = config.process
         self._gather_frames = _gather_frames(config)
-        priority = realtime.below(capture.priority, 10)
+        priority = realtime.lower_priority(capture.rt_priority, 10)
         work = Work(
             *(config.process, capture.audio, self.ring.slots, slot_bytes),
             *(self._gather_frames, priority),
         )
-        minder = realtime.below(capture.priority, 9)
+        minder = realtime.lower_priority(capture.rt_priority, 9)
         fields = {"STREAM": config.name}
         task = Task("capstand.processing.run:run", (work,), fields, f"chain:{config.name}", minder)
         self.process = Supervisor(task, (), LIMITS_S, Backoff(*RESTART_S), MODULES)
@@ -90,8 +89,8 @@ class Chaining:
         self.wakes(live)
         self.process.order(Set(self._settings, self._gather_frames), self._readers(live))
 
-    def look(self, now_ns: int) -> None:
-        self.process.look(now_ns)
+    def poll(self, now_ns: int) -> None:
+        self.process.poll(now_ns)
         self._present.join()
         if self._present.captured != self._moved:
             self._moved = self._present.captured
@@ -164,7 +163,7 @@ class Chaining:
 
     def close(self) -> None:
         """Gives back what it took of the system; its process has ended."""
-        if self.process.state is not State.ENDED:
+        if self.process.state is not ProcessState.ENDED:
             self.process.abandon()
         self.process.close()
         self._present.close()

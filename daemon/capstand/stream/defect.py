@@ -5,22 +5,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from capstand.accounting.stats import span
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 
 if TYPE_CHECKING:
-    from capstand.dsp.defects import Figures
+    from capstand.dsp.defects import ChannelFigures
 
 
 class Defect(NamedTuple):
-    """``channels`` are the card's numbers; ``words`` tell its beginning, ``over`` its end."""
+    """``channels`` are the card's numbers; ``message`` tell its beginning, ``cleared`` its end."""
 
     kind: str
     channels: tuple[int, ...]
-    words: str
-    over: str
+    message: str
+    cleared: str
 
 
-def find(figures: Sequence["Figures"], capture: Capture) -> list[Defect]:
+def find(figures: Sequence["ChannelFigures"], capture: CaptureConfig) -> list[Defect]:
     """The defects of a stream's channels, the gravest first. That all are nothing but zeros is told
     elsewhere."""
     numbers = [capture.card_channel(at) for at in range(len(figures))]
@@ -36,8 +36,8 @@ def find(figures: Sequence["Figures"], capture: Capture) -> list[Defect]:
             Defect(
                 "clipping",
                 tuple(number for number, _ in clipping),
-                f"{names} {verb}: {per_s:.0f} peaks a second are cut off; lower the gain",
-                "no channel clips any more",
+                f"{names} {verb}: {per_s:.0f} clipped peaks per second; lower the gain",
+                "clipping ended",
             )
         )
     offset = [(number, one) for number, one in sound if one.is_offset]
@@ -51,27 +51,27 @@ def find(figures: Sequence["Figures"], capture: Capture) -> list[Defect]:
                 f"{names} {verb} a DC offset of {most:+.3f} of full scale "
                 f"({20 * math.log10(abs(most) or 1e-6):.1f} dBFS): is the input or the format "
                 "wrong?",
-                "no channel has a DC offset any more",
+                "the DC offset is gone",
             )
         )
     return [one for one in found if one is not None]
 
 
-def _stuck(figures: Sequence["Figures"], limit_s: float) -> Defect | None:
+def _stuck(figures: Sequence["ChannelFigures"], limit_s: float) -> Defect | None:
     """All channels have brought one value each, and not only zeros."""
-    for_s = min(one.constant_s for one in figures)
-    if not limit_s or for_s < limit_s or not any(one.value for one in figures):
+    for_s = min(figure.constant_s for figure in figures)
+    if not limit_s or for_s < limit_s or not any(figure.value for figure in figures):
         return None
     return Defect(
         "stuck",
         (),
         f"every sample has had the same value ({_values(figures)} of full scale) for "
-        f"{span(for_s)}: is the microphone off, the cable in?",
-        "the samples change again",
+        f"{span(for_s)}: is the microphone off, or the cable unplugged?",
+        "the signal changes again",
     )
 
 
-def _dead(figures: Sequence["Figures"], numbers: list[int], limit_s: float) -> list[Defect]:
+def _dead(figures: Sequence["ChannelFigures"], numbers: list[int], limit_s: float) -> list[Defect]:
     """Channels that have brought one value while another sounds."""
     if not limit_s:
         return []
@@ -95,14 +95,14 @@ def _dead(figures: Sequence["Figures"], numbers: list[int], limit_s: float) -> l
                 tuple(number for number, _ in those),
                 f"{names} {verb} {kind}: {what} for {for_s} while {others} {sound}: is the cable "
                 f"mono? pick = {alive} leaves {'it' if len(those) == 1 else 'them'} out",
-                f"no channel is {kind} any more",
+                f"no channel is {kind} now",
             )
         )
     return found
 
 
-def _values(figures: Sequence["Figures"]) -> str:
-    return ", ".join(dict.fromkeys(f"{one.value:+.4f}" for one in figures[:4]))
+def _values(figures: Sequence["ChannelFigures"]) -> str:
+    return ", ".join(dict.fromkeys(f"{figure.value:+.4f}" for figure in figures[:4]))
 
 
 def _names(numbers: list[int], one: str, several: str) -> tuple[str, str]:

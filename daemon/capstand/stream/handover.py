@@ -2,18 +2,18 @@
 
 A sink may join and leave while sound flows. Its books then count what the stream captured
 meanwhile, from the frame at which it joined to the one at which it was taken out. One that has left
-delivers what it has, closes, and is looked at until then, but not for ever. Thread: main.
+delivers what it has, closes, and is looked at until then, but for a bounded time. Thread: main.
 """
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from capstand.accounting.stats import Mark, SinkCounters, SinkStats
-from capstand.sinks.outlet import Joined
+from capstand.accounting.stats import SinkCounters, SinkStats, StreamPosition
 from capstand.sinks.sink import Event
+from capstand.sinks.sink_queue import Joinable
 from capstand.stream.health import SinkView
-from capstand.stream.report import Left, SinkEvent
+from capstand.stream.report import LastReport, SinkEvent
 
 LEAVE_S = 3.0
 """So long a sink that was taken out, or another that takes its place, waits for its closing."""
@@ -21,13 +21,13 @@ ABANDON_S = 0.5
 """So long one that was let go of may take to end after all."""
 
 
-class Feed(Joined, Protocol):
-    """What brings a stream's blocks to one sink: an Outlet in the daemon, or a LiveSink."""
+class Feed(Joinable, Protocol):
+    """What brings a stream's blocks to one sink: a SinkQueue in the daemon, or a LiveSink."""
 
     name: str
 
     @property
-    def until(self) -> Mark | None: ...
+    def until(self) -> StreamPosition | None: ...
     @property
     def state(self) -> str: ...
     @property
@@ -55,14 +55,14 @@ class Feed(Joined, Protocol):
     def figures(self, now_ns: int) -> dict[str, object]: ...
     def events(self) -> Iterable[Event]: ...
     def counters(self) -> SinkCounters: ...
-    def start(self, stream: str, after: Sequence[Joined] = (), wait_s: float = 0.0) -> None: ...
-    def look(self, now_ns: int) -> None: ...
-    def let_go(self) -> None: ...
+    def start(self, stream: str, after: Sequence[Joinable] = (), wait_s: float = 0.0) -> None: ...
+    def poll(self, now_ns: int) -> None: ...
+    def force_close(self) -> None: ...
     def abandon(self) -> None: ...
     def close(self) -> None: ...
 
 
-class Side(NamedTuple):
+class SinkSnapshot(NamedTuple):
     """A sink's counters as of one moment, to be read before the device's."""
 
     feed: Feed
@@ -72,7 +72,7 @@ class Side(NamedTuple):
     trouble: str | None
 
     @classmethod
-    def of(cls, feed: Feed) -> "Side":
+    def of(cls, feed: Feed) -> "SinkSnapshot":
         return cls(feed, feed.counters(), feed.queued, feed.state, feed.trouble)
 
     def stats(self, captured: int, rate_hz: int, now_ns: int) -> SinkStats:
@@ -88,14 +88,14 @@ class Side(NamedTuple):
             captured_frames=meant,
             delivered_frames=counters.delivered,
             dropped_frames=counters.dropped,
-            inside_frames=meant - counters.delivered - counters.dropped,
+            in_flight_frames=meant - counters.delivered - counters.dropped,
             inserted_frames=counters.inserted,
             queue_ms=round(self.queued * 1000 / rate_hz, 1),
             figures=feed.figures(now_ns),
         )
 
 
-class Moves:
+class ProgressTracker:
     """For how long counters have stood still, and how long ago they moved."""
 
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ def events_of(feeds: Iterable[Feed]) -> Iterator[SinkEvent]:
             yield SinkEvent(feed.name, event, what)
 
 
-class Leaving:
+class RemovedSink:
     """A sink that its stream was told to let go."""
 
     def __init__(self, feed: Feed) -> None:
@@ -153,7 +153,7 @@ class Leaving:
             return False
         if not self.hung:
             self.hung = True
-            feed.let_go()
+            feed.force_close()
             self._deadline = time.monotonic() + ABANDON_S
             if deadline is None:
                 return False
@@ -161,11 +161,11 @@ class Leaving:
             feed.abandon()
         return True
 
-    def last_word(self, captured: int, rate_hz: int) -> Left:
+    def last_word(self, captured: int, rate_hz: int) -> LastReport:
         """Its books, when so many frames of the stream were ``captured``; it is closed for good."""
         feed = self.feed
-        stats = Side.of(feed).stats(captured, rate_hz, time.monotonic_ns())
+        stats = SinkSnapshot.of(feed).stats(captured, rate_hz, time.monotonic_ns())
         end_frame = None if feed.until is None else feed.until.frame
-        left = Left(stats, end_frame, tuple(events_of([feed])), self.hung)
+        left = LastReport(stats, end_frame, tuple(events_of([feed])), self.hung)
         feed.close()
         return left

@@ -32,8 +32,8 @@ class View(NamedTuple):
 
     ``silent_ns`` counts from the last frame, ``unseen_ns`` from the capture thread's last sign of
     life beyond the pause it announced, ``push_still_ns`` from the last block taken while some wait.
-    ``patience_ns`` is how long the capture thread lets an open device be silent; ``concern`` is
-    what seems wrong with the sound itself, which no restart mends.
+    ``stall_timeout_ns`` is how long the capture thread lets an open device be silent; ``concern``
+    is what seems wrong with the sound itself, which no restart mends.
     ``released``: the device is left to another on purpose.
     """
 
@@ -46,7 +46,7 @@ class View(NamedTuple):
     push_still_ns: int
     loss_age_ns: int | None
     sinks: tuple["SinkView", ...]
-    patience_ns: int = 2 * NS_PER_S
+    stall_timeout_ns: int = 2 * NS_PER_S
     concern: str | None = None
     released: str | None = None
 
@@ -63,7 +63,7 @@ class SinkView(NamedTuple):
     concern: str | None = None
 
 
-class Verdict(NamedTuple):
+class Assessment(NamedTuple):
     """``reason`` is for a person, None when all is well. ``alive``: the watchdog may be fed."""
 
     health: Health
@@ -71,48 +71,48 @@ class Verdict(NamedTuple):
     alive: bool
 
 
-def judge(view: View) -> Verdict:
+def assess(view: View) -> Assessment:
     """The first line that applies."""
     if view.unseen_ns > HUNG_NS:
-        return _stalled(f"the capture thread has stood still for {_s(view.unseen_ns)} s")
+        return _stalled(f"the capture thread has been stuck for {_s(view.unseen_ns)} s")
     if view.push_still_ns > HUNG_NS:
-        return _stalled(f"the push thread has stood still for {_s(view.push_still_ns)} s")
-    if view.open and view.silent_ns > view.patience_ns + SILENT_NS:
+        return _stalled(f"the push thread has been stuck for {_s(view.push_still_ns)} s")
+    if view.open and view.silent_ns > view.stall_timeout_ns + SILENT_NS:
         return _stalled(f"no frame for {_s(view.silent_ns)} s from an open device")
     if view.released is not None:
         return _degraded(view.released)
     if view.refused:
-        return Verdict(Health.FAILED, view.trouble, True)
+        return Assessment(Health.FAILED, view.trouble, True)
     if view.trouble is not None:
-        return Verdict(Health.DEGRADED, view.trouble, True)
+        return Assessment(Health.DEGRADED, view.trouble, True)
     if view.frames == 0:
-        return Verdict(Health.STARTING, None, True)
+        return Assessment(Health.STARTING, None, True)
     for sink in view.sinks:
         if sink.trouble is not None:
             return _degraded(f"sink {sink.name}: {sink.trouble}")
         if sink.still_ns > SINK_HUNG_NS:
-            return _degraded(f"sink {sink.name} has taken nothing for {_s(sink.still_ns)} s")
+            return _degraded(f"sink {sink.name} has accepted no data for {_s(sink.still_ns)} s")
         if sink.concern is not None:
             return _degraded(f"sink {sink.name}: {sink.concern}")
         if _recent(sink.drop_age_ns):
-            return _degraded(f"sink {sink.name} was too slow and missed sound just now")
+            return _degraded(f"sink {sink.name} is too slow and just dropped sound")
     if view.concern is not None:
         return _degraded(view.concern)
     if _recent(view.loss_age_ns):
-        return _degraded("frames were lost just now")
-    return Verdict(Health.OK, None, True)
+        return _degraded("frames were just lost")
+    return Assessment(Health.OK, None, True)
 
 
 def _recent(age_ns: int | None) -> bool:
     return age_ns is not None and age_ns < RECENT_NS
 
 
-def _stalled(reason: str) -> Verdict:
-    return Verdict(Health.STALLED, reason, False)
+def _stalled(reason: str) -> Assessment:
+    return Assessment(Health.STALLED, reason, False)
 
 
-def _degraded(reason: str) -> Verdict:
-    return Verdict(Health.DEGRADED, reason, True)
+def _degraded(reason: str) -> Assessment:
+    return Assessment(Health.DEGRADED, reason, True)
 
 
 def _s(ns: int) -> int:

@@ -1,16 +1,16 @@
 """The intake of a stream: one capture device and what is recorded of it, in a process of its own.
 
-    source → Capturer → Ring ─┬→ Pusher → Outlet → a recording, maybe with a spool in front of it
+    source → Capturer → Ring ─┬→ Pusher → SinkQueue → a recording, maybe with a spool in front of it
                               ├→ live sinks, which read the ring in processes of their own
                               └→ chain of processors, in a process of its own
-                                   └→ processed ring → a second Pusher → Outlet → …
+                                   └→ processed ring → a second Pusher → SinkQueue → …
 
 ``start`` goes from the sinks to the device, ``drain`` and ``close`` from the device to the sinks,
 so that nothing captured is left without a way on. ``exchange`` gives it other sinks while sound
-flows: the device, the clock and the frame index go on. They also go on from the ``Past`` of a
-process that ended before its time.
+flows: the device, the clock and the frame index go on. They also go on from the ``ResumePoint`` of
+a process that ended before its time.
 
-Thread: main of its process (``body.py``); but ``start_meter`` is called by one that loads the
+Thread: main of its process (``worker.py``); but ``start_meter`` is called by one that loads the
 meter and ends.
 """
 
@@ -24,30 +24,50 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from capstand.accounting.stats import Mark, StreamStats, span
+from capstand.accounting.stats import StreamPosition, StreamStats, span
 from capstand.audio.block import NS_PER_S, AudioFormat
 from capstand.audio.clock import Clock
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
 from capstand.capture.capturer import Capturer
-from capstand.capture.preference import Preference
-from capstand.capture.source import Grant, Source
-from capstand.capture.truerate import in_words
+from capstand.capture.failover import Failover
+from capstand.capture.source import NegotiatedParams, Source
+from capstand.capture.truerate import describe_rate
 from capstand.config.plan import same_chain, sink_plan
-from capstand.config.registry import SINKS, SOURCES, Surroundings, blamed
-from capstand.config.schema import Capture, Queued, spool_of
-from capstand.config.schema import Sink as SinkConfig
-from capstand.config.schema import Stream as StreamConfig
+from capstand.config.registry import SINKS, SOURCES, SinkContext, describe_failure
+from capstand.config.schema import (
+    CaptureConfig,
+    QueuedSinkConfig,
+    SinkConfig,
+    StreamConfig,
+    spool_of,
+)
 from capstand.errors import CapstandError
 from capstand.host import realtime
-from capstand.sinks.outlet import Outlet
-from capstand.sinks.sink import Sink, Unmade
+from capstand.sinks.sink import BrokenSink, Sink
+from capstand.sinks.sink_queue import SinkQueue
 from capstand.stream import defect
 from capstand.stream.defect import Defect
-from capstand.stream.handover import ABANDON_S, LEAVE_S, Leaving, Moves, Side, events_of
-from capstand.stream.health import Verdict, View, judge
+from capstand.stream.handover import (
+    ABANDON_S,
+    LEAVE_S,
+    ProgressTracker,
+    RemovedSink,
+    SinkSnapshot,
+    events_of,
+)
+from capstand.stream.health import Assessment, View, assess
 from capstand.stream.pusher import Pusher
-from capstand.stream.report import DISK_S, RUNTIME, STATE, Granted, Left, Past, Report, Word
+from capstand.stream.report import (
+    DISK_S,
+    RUNTIME,
+    STATE,
+    Granted,
+    LastReport,
+    Report,
+    ResumePoint,
+    StreamWord,
+)
 
 if TYPE_CHECKING:
     from capstand.dsp.defects import Defects
@@ -55,7 +75,7 @@ if TYPE_CHECKING:
 JOIN_S = 1.0
 GATHER_MS = 200
 BATCH_MS = 200
-CAPTURE_PATIENCE_MS = 50
+CAPTURE_BATCH_MS = 50
 WINDOW_MS = 5000
 """A sink that is slower than that is spooled: what is in memory, a crash takes along."""
 MINUTE_NS = 60 * NS_PER_S
@@ -69,13 +89,13 @@ AWAY_NS = 2 * NS_PER_S
 
 class Chained(NamedTuple):
     """The chain of a stream, seen from here: descriptors of the ``memory`` of the processed ring,
-    and of eventfds: ``wake`` is set for each captured block; ``push`` and ``told`` are those of
-    this stream's pusher."""
+    and of eventfds: ``wake`` is set for each captured block; ``push`` and ``quarter_full`` are
+    those of this stream's pusher."""
 
     memory: int
     wake: int
     push: int
-    told: int
+    quarter_full: int
 
 
 class Intake:
@@ -91,27 +111,27 @@ class Intake:
         state: Path = STATE,
         runtime: Path = RUNTIME,
         ring: Ring | None = None,
-        past: Past | None = None,
+        past: ResumePoint | None = None,
         words: memoryview | None = None,
         chained: Chained | None = None,
     ) -> None:
         capture, audio = config.capture, config.capture.audio
         self.config = config
         self.name = config.name
-        self._leaving: list[Leaving] = []
+        self._leaving: list[RemovedSink] = []
         self._folders = state, runtime
         self.clock = Clock(audio.rate_hz, capture.period_frames)
         self.ring = ring or Ring(capture.ring_slots, capture.slot_bytes)
         self.source = make_source(capture)
-        self.capturer = Capturer(self.source, self.clock, self.ring, capture.priority)
-        self.outlets = [_outlet(config, one, self._folders) for one in config.queued]
+        self.capturer = Capturer(self.source, self.clock, self.ring, capture.rt_priority)
+        self.sink_queues = [_make_queue(config, one, self._folders) for one in config.queued]
         self._live: tuple[WakeUp, ...] = ()
         memory = self.ring.open_for_reading()
         self.pusher = Pusher(
             Reader(memory, audio.frame_bytes, keep=None),
             None,
             self._outlets_on("captured"),
-            capture.priority,
+            capture.rt_priority,
             _batch_ms(config.on("captured")),
         )
         os.close(memory)
@@ -123,39 +143,45 @@ class Intake:
         self.wakes()
         self.watch: Defects | None = None
         self._threads: dict[str, threading.Thread] = {}
-        self._moves = Moves()
+        self._progress = ProgressTracker()
         self._looked_ns = self._back_ns = 0
         self._bus_losses: deque[tuple[int, int]] = deque()  # of an hour: minute, frames
         self._bus_lost = 0
         self._successor: tuple[str | None, int] = None, 0  # of whom was told, and since when
         self._gaps_told = 0
-        self._left: list[Left] = []
+        self._left: list[LastReport] = []
         self._words = words
         self._places: dict[str, int] = {}  # of the words, by sink
         if past is not None:
-            self._go_on(past)
+            self._continue_from(past)
         self._show()
 
-    def _go_on(self, past: Past) -> None:
+    def _continue_from(self, past: ResumePoint) -> None:
         """Where a process before this one ended, with its books."""
         stats = past.stats
-        self.capturer.go_on(*past)
+        self.capturer.continue_from(*past)
         self._gaps_told = stats.gaps
         before = {one.name: one for one in stats.sinks}
         processed = self._outlets_on("processed")
-        for outlet in self.outlets:
-            outlet.since = place = Mark(past.next_frame, past.captured)
-            if self.second is not None and outlet in processed:
-                outlet.since = place = self.second.place
-            sink = before.get(outlet.name)
+        for sink_queue in self.sink_queues:
+            sink_queue.since = place = StreamPosition(past.next_frame, past.captured)
+            if self.second is not None and sink_queue in processed:
+                sink_queue.since = place = self.second.place
+            sink = before.get(sink_queue.name)
             if sink is not None and sink.since_frame is not None:
-                since = Mark(sink.since_frame, stats.captured_frames - sink.captured_frames)
-                outlet.go_on(sink, since, place.captured)
+                since = StreamPosition(
+                    sink.since_frame, stats.captured_frames - sink.captured_frames
+                )
+                sink_queue.continue_from(sink, since, place.captured)
 
-    def _outlets_on(self, input_: str) -> list[Outlet]:
+    def _outlets_on(self, input_: str) -> list[SinkQueue]:
         processed = {one.name for one in self.config.on("processed").sink}
         wanted = input_ == "processed"
-        return [one for one in self.outlets if (one.name in processed) == wanted]
+        return [
+            sink_queue
+            for sink_queue in self.sink_queues
+            if (sink_queue.name in processed) == wanted
+        ]
 
     def _follow(self, chained: Chained) -> None:
         """A new chain: its ring gets a pusher."""
@@ -165,10 +191,10 @@ class Intake:
             Reader(chained.memory, frame_bytes, keep=None),
             None,
             self._outlets_on("processed"),
-            config.capture.priority,
+            config.capture.rt_priority,
             _batch_ms(config.on("processed")),
             WakeUp(chained.push),
-            WakeUp(chained.told),
+            WakeUp(chained.quarter_full),
         )
         os.close(chained.memory)
 
@@ -177,23 +203,23 @@ class Intake:
         chain, the card is asked for each block as soon as it is there."""
         self._live = live
         chain = () if self._chain_wake is None else (self._chain_wake,)
-        self.ring.wakes(*chain, *live, self.pusher.wake, rests=(self.pusher.told,))
+        self.ring.wakes(*chain, *live, self.pusher.wake, rests=(self.pusher.quarter_full,))
         in_a_hurry = any(SINKS[one.type].live for one in self.config.sink)
-        self.source.patience_ms = 0 if live or in_a_hurry else CAPTURE_PATIENCE_MS
+        self.source.batch_ms = 0 if live or in_a_hurry else CAPTURE_BATCH_MS
 
     def start(self) -> None:
-        for one in self.outlets:
-            one.start(self.name)
+        for sink_queue in self.sink_queues:
+            sink_queue.start(self.name)
         self._spawn("push", self.pusher.run)
         if self.second is not None:
             self._spawn("push2", self.second.run)
         self._spawn("capture", self.capturer.run)
 
-    def hasten(self) -> None:
+    def retry_now(self) -> None:
         """A sound device came or went: what waits for one tries again at once."""
-        if isinstance(self.source, Preference):
-            self.source.hasten()
-        self.capturer.hasten()
+        if isinstance(self.source, Failover):
+            self.source.retry_now()
+        self.capturer.retry_now()
 
     def release(self, who: str, words: str) -> None:
         """``who`` gets the device, which is closed once ``rests``. Any thread."""
@@ -230,13 +256,13 @@ class Intake:
         words = self._words
         if words is None:
             return
-        names = [one.name for one in self.outlets]
+        names = [sink_queue.name for sink_queue in self.sink_queues]
         kept = {name: at for name, at in self._places.items() if name in names}
-        free = iter(sorted(set(range(Word.FIRST, len(words))) - set(kept.values())))
+        free = iter(sorted(set(range(StreamWord.FIRST, len(words))) - set(kept.values())))
         self._places = {name: kept.get(name) or next(free) for name in names}
-        for one in self.outlets:
-            one.tells = partial(words.__setitem__, self._places[one.name])
-            one.tells(one.counters().delivered)
+        for sink_queue in self.sink_queues:
+            sink_queue.tells = partial(words.__setitem__, self._places[sink_queue.name])
+            sink_queue.tells(sink_queue.counters().delivered)
 
     def exchange(self, config: StreamConfig, chained: Chained | None = None) -> None:
         """Other sinks for the same capture, from the next block on. What a removed sink was given
@@ -246,15 +272,17 @@ class Intake:
         assert config.capture == self.config.capture
         change = sink_plan(_only_queued(self.config), _only_queued(config))
         before = self.config
-        running: dict[SinkConfig, Outlet] = dict(zip(self.config.queued, self.outlets, strict=True))
-        leaving = {sink: Leaving(running[sink]) for sink in change.removed}
+        running: dict[SinkConfig, SinkQueue] = dict(
+            zip(self.config.queued, self.sink_queues, strict=True)
+        )
+        leaving = {sink: RemovedSink(running[sink]) for sink in change.removed}
         for sink in change.added:
-            running[sink] = _outlet(config, cast(Queued, sink), self._folders)
+            running[sink] = _make_queue(config, cast(QueuedSinkConfig, sink), self._folders)
             running[sink].since = None
         for sink in change.removed:
-            self._moves.forget(sink.name)
+            self._progress.forget(sink.name)
         self.config = config
-        self.outlets = [running[sink] for sink in config.queued]
+        self.sink_queues = [running[sink] for sink in config.queued]
         self._leaving += leaving.values()
         self._show()
         self.pusher.exchange(self._outlets_on("captured"), _batch_ms(config.on("captured")))
@@ -266,8 +294,8 @@ class Intake:
     def _exchange_chain(self, before: StreamConfig, chained: Chained | None) -> None:
         config, second = self.config, self.second
         if second is not None and same_chain(before, config):
-            outlets = self._outlets_on("processed")
-            second.exchange(outlets, _batch_ms(config.on("processed")))
+            sink_queues = self._outlets_on("processed")
+            second.exchange(sink_queues, _batch_ms(config.on("processed")))
             return
         if second is not None:
             second.exchange((), BATCH_MS)
@@ -276,8 +304,8 @@ class Intake:
         if chained is not None:
             self._follow(chained)
             assert self.second is not None
-            for outlet in self._outlets_on("processed"):
-                outlet.since = self.second.place
+            for sink_queue in self._outlets_on("processed"):
+                sink_queue.since = self.second.place
             self._spawn("push2", self.second.run)
 
     @property
@@ -285,7 +313,7 @@ class Intake:
         """The sinks that were taken out and have not ended."""
         return [one.name for one in self._leaving]
 
-    def see_off(self, deadline: float | None = None) -> list[str]:
+    def reap_removed(self, deadline: float | None = None) -> list[str]:
         """The removed sinks that have ended, or are given up, are in the next report; names those
         that were given up."""
         over = [one for one in self._leaving if one.over(deadline)]
@@ -327,14 +355,14 @@ class Intake:
     def close(self, deadline: float) -> list[str]:
         """Waits for the sinks to take what they have and to close, for a disk ``DISK_S`` longer;
         names those that hung."""
-        disks = [one for one in self.outlets if one.on_disk]
-        others = [one for one in self.outlets if one not in disks]
-        return self._see_off(others, deadline) + self._see_off(disks, deadline + DISK_S)
+        disks = [sink_queue for sink_queue in self.sink_queues if sink_queue.on_disk]
+        others = [sink_queue for sink_queue in self.sink_queues if sink_queue not in disks]
+        return self._join_all(others, deadline) + self._join_all(disks, deadline + DISK_S)
 
-    def _see_off(self, feeds: Sequence[Outlet], deadline: float) -> list[str]:
-        hung = [one for one in feeds if not one.join(deadline)]
+    def _join_all(self, feeds: Sequence[SinkQueue], deadline: float) -> list[str]:
+        hung = [feed for feed in feeds if not feed.join(deadline)]
         for one in hung:
-            one.let_go()
+            one.force_close()
         for one in hung:  # one time for all: systemd kills the daemon after TimeoutStopSec
             if not one.join(deadline + ABANDON_S):
                 one.abandon()
@@ -342,29 +370,29 @@ class Intake:
 
     def dispose(self) -> None:
         """Gives back what it took of the system; none of its threads may have hung."""
-        for one in self.outlets:
-            one.close()
+        for sink_queue in self.sink_queues:
+            sink_queue.close()
         self.ring.close()
 
     def stats(self, now_ns: int) -> StreamStats:
         """The books at this moment; the sinks' side is read before the device's."""
-        sides = [Side.of(one) for one in self.outlets]
+        sides = [SinkSnapshot.of(sink_queue) for sink_queue in self.sink_queues]
         capturer, clock, audio = self.capturer, self.clock, self.config.capture.audio
         count = capturer.tally.count()
-        verdict, meter = self.verdict(now_ns), self.pusher.meter
-        grant = capturer.last_grant
+        assessment, meter = self.assessment(now_ns), self.pusher.meter
+        params = capturer.last_params
         return StreamStats(
             name=self.name,
-            health=verdict.health.value,
-            trouble=verdict.reason,
-            device=grant.device if grant and capturer.grant else self.config.capture.wanted,
+            health=assessment.health.value,
+            trouble=assessment.reason,
+            device=params.device if params and capturer.params else self.config.capture.wanted,
             format=audio.sample.alsa_name,
             rate_hz=audio.rate_hz,
             channels=audio.channels,
             produced_frames=count.produced,
             captured_frames=count.captured,
             lost_frames=count.lost_exact + count.lost_estimated,
-            lost_exact=bool(grant and grant.exact) and count.lost_estimated == 0,
+            lost_exact=bool(params and params.exact) and count.lost_estimated == 0,
             lost_estimated_frames=count.lost_estimated,
             gaps=count.gaps,
             restarts=capturer.restarts,
@@ -375,7 +403,7 @@ class Intake:
             level_dbfs=meter.level_dbfs if meter else None,
             peak_dbfs=meter.peak_dbfs if meter else None,
             captured_at_ns=capturer.captured_at_ns,
-            sinks=tuple(one.stats(count.captured, audio.rate_hz, now_ns) for one in sides),
+            sinks=tuple(side.stats(count.captured, audio.rate_hz, now_ns) for side in sides),
             released=capturer.released,
             ring_dropped_frames=self.pusher.missed,
             notice=self.notice(now_ns),
@@ -392,7 +420,7 @@ class Intake:
         left, self._left = self._left, []
         return Report(
             stats=stats,
-            granted=_granted(capturer.last_grant),
+            granted=_granted(capturer.last_params),
             trouble=str(capturer.trouble) if capturer.trouble else None,
             restarted=capturer.restarted,
             refusals=tuple(self.refusals()),
@@ -400,9 +428,9 @@ class Intake:
             only_zeros=self.only_zeros(),
             wrong_rate=self.wrong_rate(),
             defects=tuple(self.defects()),
-            concerns={one.name: one.concern for one in self.outlets},
+            concerns={sink_queue.name: sink_queue.concern for sink_queue in self.sink_queues},
             gaps=tuple(table.since(before, stats.gaps)) if stats.gaps != before else (),
-            events=tuple(events_of(self.outlets)),
+            events=tuple(events_of(self.sink_queues)),
             left=tuple(left),
             view=self.view(now_ns),
             words=self._places,
@@ -411,28 +439,28 @@ class Intake:
     def notice(self, now_ns: int) -> str | None:
         """What a person should know of the open card: what its grant lacks, and for a minute that
         it is another one than before."""
-        grant = self.capturer.grant
-        if grant is None:
+        params = self.capturer.params
+        if params is None:
             return None
-        if grant.successor != self._successor[0]:
-            self._successor = grant.successor, now_ns
+        if params.successor != self._successor[0]:
+            self._successor = params.successor, now_ns
         successor, since_ns = self._successor
         new = successor if now_ns - since_ns < MINUTE_NS else None
         return "; ".join(filter(None, (self.short_buffer(), new))) or None
 
     def short_buffer(self) -> str | None:
         """What it means that the open card granted a shorter buffer."""
-        grant, capture = self.capturer.grant, self.config.capture
-        if grant is None or 2 * grant.buffer_frames >= capture.buffer_frames:
+        params, capture = self.capturer.params, self.config.capture
+        if params is None or 2 * params.buffer_frames >= capture.buffer_frames:
             return None
-        granted_ms = grant.buffer_frames * 1000 / capture.rate_hz
+        granted_ms = params.buffer_frames * 1000 / capture.rate_hz
         return (
-            f"the card's buffer is {granted_ms:.3g} ms, not {capture.buffer_ms:g}; "
-            "a busy machine loses sound sooner"
+            f"the card's buffer is {granted_ms:.3g} ms, not {capture.buffer_ms:g}; a busy machine "
+            "loses frames sooner"
         )
 
-    def verdict(self, now_ns: int) -> Verdict:
-        return judge(self.view(now_ns))
+    def assessment(self, now_ns: int) -> Assessment:
+        return assess(self.view(now_ns))
 
     def view(self, now_ns: int) -> View:
         """What its health is judged by."""
@@ -444,9 +472,9 @@ class Intake:
             self._back_ns = now_ns
         self._looked_ns = now_ns
         here_ns = now_ns - self._back_ns
-        defects = "; ".join(one.words for one in self.defects()) or None
+        defects = "; ".join(one.message for one in self.defects()) or None
         return View(
-            open=capturer.grant is not None,
+            open=capturer.params is not None,
             trouble=str(trouble) if trouble else None,
             refused=bool(trouble and trouble.refused),
             frames=count.captured,
@@ -455,17 +483,17 @@ class Intake:
             push_still_ns=min(
                 here_ns,
                 max(
-                    self._moves.still("push", self.pusher.captured, waiting > 0, now_ns),
+                    self._progress.still("push", self.pusher.captured, waiting > 0, now_ns),
                     self._second_still_ns(now_ns),
                 ),
             ),
-            loss_age_ns=self._moves.age(
+            loss_age_ns=self._progress.age(
                 "loss",
-                count.lost_exact + count.lost_estimated + sum(one.missed for one in pushers),
+                count.lost_exact + count.lost_estimated + sum(pusher.missed for pusher in pushers),
                 now_ns,
             ),
-            sinks=tuple(self._moves.view(one, now_ns) for one in self.outlets),
-            patience_ns=capturer.patience_ns,
+            sinks=tuple(self._progress.view(sink_queue, now_ns) for sink_queue in self.sink_queues),
+            stall_timeout_ns=capturer.stall_timeout_ns,
             concern=self.wrong_rate() or self.bad_bus(now_ns) or self.only_zeros() or defects,
             released=capturer.released,
         )
@@ -474,7 +502,7 @@ class Intake:
         second = self.second
         if second is None:
             return 0
-        return self._moves.still("push2", second.captured, second.waiting > 0, now_ns)
+        return self._progress.still("push2", second.captured, second.waiting > 0, now_ns)
 
     def lost_on_bus(self, now_ns: int) -> tuple[float, int]:
         """What the device did not deliver in the last hour, in ms, and in how many minutes."""
@@ -504,7 +532,7 @@ class Intake:
     def wrong_rate(self) -> str | None:
         """What to do about a card that runs at another rate than it says."""
         rate_hz = self.capturer.true_rate.rate_hz
-        return None if rate_hz is None else in_words(self.config.capture.rate_hz, rate_hz)
+        return None if rate_hz is None else describe_rate(self.config.capture.rate_hz, rate_hz)
 
     def defects(self) -> list[Defect]:
         """What is wrong with the sound of single channels."""
@@ -533,7 +561,10 @@ class Intake:
         limit_s, meter = self.config.capture.silence_warn_s, self.pusher.meter
         if not limit_s or meter is None or meter.zeros_s < limit_s:
             return None
-        return f"only zeros for {span(meter.zeros_s)}: is the microphone muted, the cable in?"
+        return (
+            f"only zeros for {span(meter.zeros_s)}: is the microphone muted, or the cable "
+            "unplugged?"
+        )
 
     def refusals(self) -> list[str]:
         return [text for text in (self.capturer.refusal, self.pusher.refusal) if text]
@@ -551,11 +582,13 @@ class Intake:
         return not thread.is_alive()
 
 
-def _granted(grant: Grant | None) -> Granted | None:
-    if grant is None:
+def _granted(params: NegotiatedParams | None) -> Granted | None:
+    if params is None:
         return None
-    audio, lengths = grant.format, (grant.period_frames, grant.buffer_frames)
-    return Granted(grant.device, str(audio), audio.rate_hz, *lengths, grant.exact, grant.successor)
+    audio, lengths = params.format, (params.period_frames, params.buffer_frames)
+    return Granted(
+        params.device, str(audio), audio.rate_hz, *lengths, params.exact, params.successor
+    )
 
 
 def _only_queued(config: StreamConfig) -> StreamConfig:
@@ -567,26 +600,30 @@ def _batch_ms(config: StreamConfig) -> int:
     return min(BATCH_MS, *(one.queue_ms // 4 for one in config.queued), BATCH_MS)
 
 
-def _outlet(config: StreamConfig, sink: Queued, folders: tuple[Path, Path]) -> Outlet:
+def _make_queue(
+    config: StreamConfig, sink: QueuedSinkConfig, folders: tuple[Path, Path]
+) -> SinkQueue:
     try:
         return _made(config.name, sink, config.heard_by(sink), *folders)
     except Exception as error:  # noqa: BLE001
-        words = f"{blamed(SINKS[sink.type], error)}, then start capstand anew"
-        return Outlet(sink.name, Unmade(words), 0)
+        words = f"{describe_failure(SINKS[sink.type], error)}, then restart capstand"
+        return SinkQueue(sink.name, BrokenSink(words), 0)
 
 
-def _made(stream: str, sink: Queued, capture: Capture, state: Path, runtime: Path) -> Outlet:
+def _made(
+    stream: str, sink: QueuedSinkConfig, capture: CaptureConfig, state: Path, runtime: Path
+) -> SinkQueue:
     audio = capture.audio
     gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
-    priority = realtime.below(capture.priority, capture.priority)
-    around = Surroundings(stream, capture, state, priority, runtime)
+    priority = realtime.lower_priority(capture.rt_priority, capture.rt_priority)
+    around = SinkContext(stream, capture, state, priority, runtime)
     made: Sink = SINKS[sink.type].make(sink, around)
     if Sink not in type(made).__mro__:
         raise TypeError(f"{type(made).__name__} is no {Sink.__module__}.{Sink.__name__}")
     window_frames = capture.queue_frames(min(WINDOW_MS, sink.queue_ms))
     kept = _spooled(stream, made, sink, audio, priority, window_frames)
     queue_frames = capture.queue_frames(sink.queue_ms)
-    return Outlet(sink.name, kept, queue_frames, gather_frames, priority=priority)
+    return SinkQueue(sink.name, kept, queue_frames, gather_frames, priority=priority)
 
 
 def _spooled(
@@ -611,17 +648,17 @@ def _spooled(
         sink,
         spool,
         rate_hz=audio.rate_hz,
-        speed=waits.speed,
+        catch_up_speed=waits.catch_up_speed,
         window_frames=window_frames,
         priority=priority,
     )
 
 
-def make_source(capture: Capture) -> Source:
+def make_source(capture: CaptureConfig) -> Source:
     """Raises CapstandError where its type, from another distribution, fails."""
     kind = SOURCES.of(capture.device)
     try:
         source: Source = kind.make(capture)
     except Exception as error:  # noqa: BLE001
-        raise CapstandError(f"{capture.wanted}: {blamed(kind, error)}") from None
+        raise CapstandError(f"{capture.wanted}: {describe_failure(kind, error)}") from None
     return source

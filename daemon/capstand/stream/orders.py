@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from capstand.config.schema import Stream as StreamConfig
+from capstand.config.schema import StreamConfig
 
 
 class Exchange(NamedTuple):
@@ -21,7 +21,7 @@ class Resume(NamedTuple):
     who: str
 
 
-class Hasten(NamedTuple):
+class RetryNow(NamedTuple):
     pass
 
 

@@ -13,11 +13,11 @@ import select
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from capstand.accounting.stats import Mark
+from capstand.accounting.stats import StreamPosition
 from capstand.audio.ring import Reader
 from capstand.audio.wake import WakeUp
-from capstand.host.realtime import below, prepare_thread
-from capstand.sinks.outlet import Outlet
+from capstand.host.realtime import lower_priority, prepare_thread
+from capstand.sinks.sink_queue import SinkQueue
 
 if TYPE_CHECKING:
     from capstand.dsp.level import Meter
@@ -26,7 +26,7 @@ FIRST_REST_MS = 10
 
 
 class Pusher:
-    """Moves blocks from the ``reader`` of a ring to ``outlets``, up to ``batch_ms`` at a time;
+    """Moves blocks from the ``reader`` of a ring to ``sink_queues``, up to ``batch_ms`` at a time;
     blocks may be short, so it rests no longer than half of the ring takes.
 
     ``captured`` is how far it has come in the frames that the stream captured; of these, the ones
@@ -38,20 +38,22 @@ class Pusher:
         self,
         reader: Reader,
         meter: "Meter | None",
-        outlets: Sequence[Outlet],
+        sink_queues: Sequence[SinkQueue],
         priority: int,
         batch_ms: int,
         wake: WakeUp | None = None,
-        told: WakeUp | None = None,
+        quarter_full: WakeUp | None = None,
     ) -> None:
         self.meter = meter
         self.refusal: str | None = None
         self.batch_ms = batch_ms
         self.wake = wake or WakeUp()  # by the ring, for each block
-        self.told = told or WakeUp()  # for each quarter of it, and by those who want something
+        self.quarter_full = (
+            quarter_full or WakeUp()
+        )  # for each quarter of it, and by those who want something
         self._reader = reader
-        self._outlets = outlets
-        self._wanted = outlets  # written by main, taken over between two blocks
+        self._sink_queues = sink_queues
+        self._wanted = sink_queues  # written by main, taken over between two blocks
         self._missed = 0
         self._priority = priority
         self._stopping = False
@@ -70,23 +72,23 @@ class Pusher:
         return self._reader.waiting
 
     @property
-    def place(self) -> Mark:
+    def place(self) -> StreamPosition:
         """Before the next block; not while ``run`` runs."""
-        return Mark(self._reader.next_frame, self._reader.captured)
+        return StreamPosition(self._reader.next_frame, self._reader.captured)
 
     def run(self) -> None:
         """The thread's body; after ``stop`` it empties the ring and ends."""
-        self.refusal = prepare_thread("push", below(self._priority, 10))
+        self.refusal = prepare_thread("push", lower_priority(self._priority, 10))
         wait = select.poll()
         wait.register(self.wake, select.POLLIN)
-        wait.register(self.told, select.POLLIN)
+        wait.register(self.quarter_full, select.POLLIN)
         rest = select.poll()
-        rest.register(self.told, select.POLLIN)
+        rest.register(self.quarter_full, select.POLLIN)
         stopping, rest_ms = False, FIRST_REST_MS
         while not stopping:
             wait.poll()
             self.wake.clear()
-            self.told.clear()
+            self.quarter_full.clear()
             stopping = self._stopping
             quarters = 4 * self.step() // self._reader.slots
             if not stopping:
@@ -101,42 +103,42 @@ class Pusher:
 
     def step(self) -> int:
         """Passes on all that is in the ring; returns the number of blocks."""
-        if self._wanted is not self._outlets:
+        if self._wanted is not self._sink_queues:
             self._exchange(self._wanted)
-        reader, outlets, count = self._reader, self._outlets, 0
+        reader, sink_queues, count = self._reader, self._sink_queues, 0
         while (block := reader.read()) is not None:
             count += 1
             if reader.missed != self._missed:
-                for outlet in outlets:
-                    outlet.missed += reader.missed - self._missed
+                for sink_queue in sink_queues:
+                    sink_queue.missed += reader.missed - self._missed
                 self._missed = reader.missed
             if not block.frames:
                 continue
-            for outlet in outlets:
-                outlet.put(block)
+            for sink_queue in sink_queues:
+                sink_queue.put(block)
             if self.meter is not None:
                 self.meter.update(block.samples)
         return count
 
-    def _exchange(self, wanted: Sequence[Outlet]) -> None:
+    def _exchange(self, wanted: Sequence[SinkQueue]) -> None:
         mark = self.place
-        before, self._outlets = self._outlets, wanted
-        for outlet in wanted:
-            if outlet not in before:
-                outlet.since = mark
-        for outlet in before:
-            if outlet not in wanted:
-                outlet.until = mark
-                outlet.finish()
+        before, self._sink_queues = self._sink_queues, wanted
+        for sink_queue in wanted:
+            if sink_queue not in before:
+                sink_queue.since = mark
+        for sink_queue in before:
+            if sink_queue not in wanted:
+                sink_queue.until = mark
+                sink_queue.finish()
 
-    def exchange(self, outlets: Sequence[Outlet], batch_ms: int) -> None:
-        """From the next block on ``outlets`` instead of those before; the ones that are no longer
-        among them are finished. Any thread."""
+    def exchange(self, sink_queues: Sequence[SinkQueue], batch_ms: int) -> None:
+        """From the next block on ``sink_queues`` instead of those before; the ones that are no
+        longer among them are finished. Any thread."""
         self.batch_ms = batch_ms
-        self._wanted = tuple(outlets)
-        self.told.set()
+        self._wanted = tuple(sink_queues)
+        self.quarter_full.set()
 
     def stop(self) -> None:
         """Makes ``run`` end once the ring is empty; the capturer must have ended. Any thread."""
         self._stopping = True
-        self.told.set()
+        self.quarter_full.set()

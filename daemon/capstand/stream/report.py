@@ -38,7 +38,7 @@ class SinkEvent(NamedTuple):
     what: dict[str, Any]
 
 
-class Left(NamedTuple):
+class LastReport(NamedTuple):
     """The last word on a sink that was taken out: its books, the frame at which it was, what it had
     for the ledger, and whether it was given up."""
 
@@ -48,7 +48,7 @@ class Left(NamedTuple):
     hung: bool
 
 
-class Word(IntEnum):
+class StreamWord(IntEnum):
     """The words of a stream's Page."""
 
     RESTS = 1  # the number of the newest order, where the device is closed since it was released
@@ -61,7 +61,7 @@ class Phase(IntEnum):
     ENDED = 2
 
 
-class Past(NamedTuple):
+class ResumePoint(NamedTuple):
     """Where a stream's process ended before its time: its last figures; and what the ring says,
     which is newer: how much had been ``captured``, the index of the ``next_frame``, when that was
     due, and the pace."""
@@ -92,7 +92,7 @@ class Report(NamedTuple):
     concerns: dict[str, str | None]
     gaps: tuple[Gap, ...]
     events: tuple[SinkEvent, ...]
-    left: tuple[Left, ...]
+    left: tuple[LastReport, ...]
     view: View
     words: dict[str, int]
     phase: Phase = Phase.RUNNING

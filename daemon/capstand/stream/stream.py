@@ -23,30 +23,36 @@ from capstand.audio.block import NS_PER_S
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
 from capstand.config.plan import same_chain, sink_plan
-from capstand.config.registry import SINKS, SOURCES, Surroundings, blamed
-from capstand.config.schema import Sink as SinkConfig
-from capstand.config.schema import Stream as StreamConfig
+from capstand.config.registry import SINKS, SOURCES, SinkContext, describe_failure
+from capstand.config.schema import SinkConfig, StreamConfig
 from capstand.host import realtime
 from capstand.host.backoff import Backoff
 from capstand.processes.child import Task
 from capstand.processes.page import DOING, Doing
-from capstand.processes.supervisor import LIMITS_S, State, Supervisor
-from capstand.sinks.live import LiveSink, Plan
+from capstand.processes.supervisor import LIMITS_S, ProcessState, Supervisor
+from capstand.sinks.live import LiveSink, SinkFactory
 from capstand.stream.chaining import Chaining
-from capstand.stream.handover import ABANDON_S, LEAVE_S, Leaving, Moves, Side, events_of
-from capstand.stream.health import Health, Verdict, View, judge
-from capstand.stream.orders import End, Exchange, Hasten, Processed, Release, Resume, Stop
+from capstand.stream.handover import (
+    ABANDON_S,
+    LEAVE_S,
+    ProgressTracker,
+    RemovedSink,
+    SinkSnapshot,
+    events_of,
+)
+from capstand.stream.health import Assessment, Health, View, assess
+from capstand.stream.orders import End, Exchange, Processed, Release, Resume, RetryNow, Stop
 from capstand.stream.report import (
     CAN_BE_OPENED,
     DISK_S,
     RUNTIME,
     STATE,
-    Left,
-    Past,
+    LastReport,
     Phase,
     Report,
+    ResumePoint,
     SinkEvent,
-    Word,
+    StreamWord,
 )
 from capstand.text import clean, typed
 
@@ -60,7 +66,7 @@ TRY_AFTER_NS = 2 * NS_PER_S
 """So long may opening keep the whole process from showing itself before another one tries it."""
 TRY_LIMITS = LIMITS_S | {Doing.OPENING: 2.0}
 TRY_AGAIN_S = (0.2, 0.5)
-MODULES = ("capstand.stream.body",)
+MODULES = ("capstand.stream.worker",)
 
 
 class Stream:
@@ -78,19 +84,19 @@ class Stream:
         self._chain = Chaining(config, self.ring) if config.process else None
         self._former: list[Chaining] = []  # that are to end
         self._live = {one: self._live_sink(one) for one in config.sink if _is_live(one)}
-        self._leaving: list[Leaving] = []  # live ones
+        self._leaving: list[RemovedSink] = []  # live ones
         self._parting: dict[str, None] = {}  # the others, by name
         self._given_up: list[str] = []
         self._released: dict[str, str] = {}
         self._ordered = 0
-        self._past: Past | None = None
+        self._past: ResumePoint | None = None
         self._deaths = 0
         self._attempt: Supervisor | None = None  # to open what hangs
-        self._moves = Moves()
+        self._progress = ProgressTracker()
         self._report: Report | None = None
         self._gaps: list[Gap] = []
         self._events: list[SinkEvent] = []
-        self._left: list[Left] = []
+        self._left: list[LastReport] = []
         modules = _modules(config)
         again = Backoff(*AGAIN_S)
         self.process = Supervisor(self._task(), (), LIMITS, again, modules, self._hear)
@@ -109,23 +115,26 @@ class Stream:
     def start(self) -> None:
         for one in self._live.values():
             one.start(self.name)
-        self._look(time.monotonic_ns())
+        self._poll(time.monotonic_ns())
 
-    def _look(self, now_ns: int) -> None:
+    def _poll(self, now_ns: int) -> None:
         process = self.process
-        process.look(now_ns)
-        if process.state is State.RUNNING and self._verdict(now_ns).health is Health.STALLED:
-            process.kill(now_ns, f"{self._verdict(now_ns).reason}; its process was ended")
-        self._look_for_hung_open(now_ns)
+        process.poll(now_ns)
+        if (
+            process.state is ProcessState.RUNNING
+            and self._assessment(now_ns).health is Health.STALLED
+        ):
+            process.kill(now_ns, f"{self._assessment(now_ns).reason}; its process was ended")
+        self._detect_hung_open(now_ns)
         if process.deaths != self._deaths:
             self._deaths = process.deaths
             self._died()
         for one in self._live.values():
-            one.look(now_ns)
+            one.poll(now_ns)
         if self._chain is not None:
-            self._chain.look(now_ns)
+            self._chain.poll(now_ns)
         for former in self._former:
-            former.look(now_ns)
+            former.poll(now_ns)
         self._let_chains_go()
 
     def _let_chains_go(self) -> None:
@@ -133,8 +142,8 @@ class Stream:
             self._former.remove(one)
             one.close()
 
-    def _look_for_hung_open(self, now_ns: int) -> None:
-        """A library may hang in an open for ever, with Python's lock in its hand, when the device
+    def _detect_hung_open(self, now_ns: int) -> None:
+        """A library may hang in an open indefinitely and hold Python's lock, when the device
         has long been well: so another process tries it, and where that succeeds, this one goes."""
         process, attempt = self.process, self._attempt
         silent_ns = now_ns - (process.page.words[DOING] >> 3)
@@ -145,17 +154,17 @@ class Stream:
                 attempt.close()
                 self._attempt = None
         elif attempt is None:
-            task = Task("capstand.stream.body:try_open", (self.config,), {}, "try", 0)
+            task = Task("capstand.stream.worker:try_open", (self.config,), {}, "try", 0)
             backoff = Backoff(*TRY_AGAIN_S)
             self._attempt = Supervisor(task, (), TRY_LIMITS, backoff, _modules(self.config))
         else:
-            attempt.look(now_ns)
+            attempt.poll(now_ns)
             if attempt.detail == CAN_BE_OPENED:
-                process.kill(now_ns, "its process hung while it opened the device")
+                process.kill(now_ns, "its process hung while opening the device")
 
-    def hasten(self) -> None:
+    def retry_now(self) -> None:
         """A sound device came or went: what waits for one tries again at once."""
-        self._order(Hasten())
+        self._order(RetryNow())
 
     def release(self, who: str, words: str) -> None:
         """``who`` gets the device, which is closed once it ``rests``. Any thread."""
@@ -177,7 +186,7 @@ class Stream:
         """Whether the device is closed because it was released."""
         if not self.process.running:
             return True
-        return self.process.page.words[Word.RESTS] == self._ordered
+        return self.process.page.words[StreamWord.RESTS] == self._ordered
 
     def exchange(self, config: StreamConfig) -> None:
         """Other sinks for the same capture, while sound flows: the device, the clock and the frame
@@ -193,10 +202,10 @@ class Stream:
             self._chain = Chaining(config, self.ring) if config.process else None
         added = {one: self._live_sink(one) for one in change.added if _is_live(one)}
         self._live = {one: (self._live | added)[one] for one in config.sink if _is_live(one)}
-        self._leaving += map(Leaving, parted.values())
+        self._leaving += map(RemovedSink, parted.values())
         self._parting |= {one.name: None for one in change.removed if not _is_live(one)}
         for one in change.removed:
-            self._moves.forget(one.name)
+            self._progress.forget(one.name)
         self._give()
         self._order(Exchange(config), [*self._chained(), *self._wakes("captured")])
         if self._chain is not None:
@@ -212,7 +221,7 @@ class Stream:
         """The sinks that were taken out and have not ended."""
         return [one.name for one in self._leaving] + list(self._parting)
 
-    def see_off(self, deadline: float | None = None) -> list[str]:
+    def reap_removed(self, deadline: float | None = None) -> list[str]:
         """The removed sinks that have ended, or are given up, are in the next report; names those
         that were given up."""
         over = [one for one in self._leaving if one.over(deadline)]
@@ -249,7 +258,7 @@ class Stream:
         live = list(self._live.values())
         hung = [one for one in live if not one.join(deadline)]
         for one in hung:
-            one.let_go()
+            one.force_close()
         names = [f"sink {one.name}" for one in hung]
         self._wait(Phase.ENDED, deadline + DISK_S + 2 * ABANDON_S)
         if self.process.join(time.monotonic() + ABANDON_S):
@@ -277,7 +286,7 @@ class Stream:
     def report(self, now_ns: int) -> Report:
         """Main's turn: looks after the processes; the books, how all is, and what has happened
         since the last report."""
-        self._look(now_ns)
+        self._poll(now_ns)
         stats, last = self.stats(now_ns), self._last
         gaps, self._gaps = self._gaps, []
         events, self._events = self._events, []
@@ -296,20 +305,20 @@ class Stream:
     def stats(self, now_ns: int) -> StreamStats:
         """The books at this moment; the live sinks' side is read before the ring's, which is newer
         than what the stream's process told last."""
-        sides = {one.name: Side.of(one) for one in self._live.values()}
+        sides = {one.name: SinkSnapshot.of(one) for one in self._live.values()}
         present, base = self._present, self._last.stats
         present.join()
         captured, produced = present.captured, present.next_frame
         if produced < base.produced_frames:  # frames that were lost and followed by none yet
             captured, produced = base.captured_frames, base.produced_frames
         rate_hz = self.config.capture.rate_hz
-        verdict = self._verdict(now_ns)
+        assessment = self._assessment(now_ns)
         since = captured - base.captured_frames
-        sinks = {one.name: _with(one, since) for one in base.sinks}
+        sinks = {sink.name: _with(sink, since) for sink in base.sinks}
         sinks |= {name: one.stats(captured, rate_hz, now_ns) for name, one in sides.items()}
         return base._replace(
-            health=verdict.health.value,
-            trouble=verdict.reason,
+            health=assessment.health.value,
+            trouble=assessment.reason,
             produced_frames=produced,
             captured_frames=captured,
             lost_frames=produced - captured,
@@ -323,15 +332,15 @@ class Stream:
     def _trouble(self) -> str | None:
         return self.process.trouble or self._last.trouble
 
-    def _verdict(self, now_ns: int) -> Verdict:
+    def _assessment(self, now_ns: int) -> Assessment:
         view = self._last.view
-        live = tuple(self._moves.view(one, now_ns) for one in self._live.values())
+        live = tuple(self._progress.view(one, now_ns) for one in self._live.values())
         names = {one.name for one in self.config.sink}
-        kept = tuple(one for one in view.sinks if one.name in names)
+        kept = tuple(sink for sink in view.sinks if sink.name in names)
         if self.process.trouble:
             view = BLANK._replace(frames=view.frames, trouble=self.process.trouble)
         chain = self._chain.concern if self._chain else None
-        return judge(view._replace(sinks=kept + live, concern=view.concern or chain))
+        return assess(view._replace(sinks=kept + live, concern=view.concern or chain))
 
     # Inside
 
@@ -344,7 +353,7 @@ class Stream:
             self._ordered += 1
 
     def _wakes(self, input_: str) -> list[int]:
-        return [one.fileno() for one in self._live_wakes(input_)]
+        return [live_wake.fileno() for live_wake in self._live_wakes(input_)]
 
     def _live_wakes(self, input_: str) -> list[WakeUp]:
         """Of the live sinks that get this sound, and of those that leave, as it may be theirs."""
@@ -363,7 +372,7 @@ class Stream:
         folders = self._state, self._runtime
         arguments = self.config, *folders, self._past, dict(self._released)
         name = f"stream:{self.name}"
-        return Task("capstand.stream.body:run", arguments, {"STREAM": self.name}, name, 0)
+        return Task("capstand.stream.worker:run", arguments, {"STREAM": self.name}, name, 0)
 
     def _give(self) -> None:
         """What the next process is to do."""
@@ -394,20 +403,20 @@ class Stream:
         """Another one goes on from here."""
         present, self._ordered = self._present, 0
         present.join()
-        self.process.page.words[Word.RESTS] = 0
+        self.process.page.words[StreamWord.RESTS] = 0
         place = present.captured, present.next_frame, present.due_ns, present.ns_per_frame
         if self._report is not None:
             self._report = self._report._replace(phase=Phase.RUNNING)
         stats = self._last.stats
-        sinks = tuple(self._shown(one, present.captured) for one in stats.sinks)
-        self._past = Past(stats._replace(sinks=sinks), *place)
+        sinks = tuple(self._shown(sink, present.captured) for sink in stats.sinks)
+        self._past = ResumePoint(stats._replace(sinks=sinks), *place)
         self._give()
 
     def _shown(self, sink: SinkStats, captured: int) -> SinkStats:
         """With what it had delivered at the end by the page, where that can be."""
         words, at = self.process.page.words, self._last.words.get(sink.name, 0)
         before = self._last.stats.captured_frames - sink.captured_frames
-        if Word.FIRST <= at < len(words) and (
+        if StreamWord.FIRST <= at < len(words) and (
             sink.delivered_frames <= words[at] <= captured - before - sink.dropped_frames
         ):
             return sink._replace(delivered_frames=words[at])
@@ -417,22 +426,22 @@ class Stream:
         """Until it is so far, or has ended."""
         while self.process.running and time.monotonic() < deadline:
             self.process.wait(min(0.1, deadline - time.monotonic()))
-            self.process.look(time.monotonic_ns())
+            self.process.poll(time.monotonic_ns())
             if self._report is not None and self._report.phase >= phase:
                 return
 
     def _live_sink(self, sink: SinkConfig) -> LiveSink:
         capture = self.config.heard_by(sink)
-        kind, priority = SINKS[sink.type], realtime.below(capture.priority, 10)
+        kind, priority = SINKS[sink.type], realtime.lower_priority(capture.rt_priority, 10)
         try:
-            around = Surroundings(self.name, capture, self._state, priority, self._runtime)
-            plan: Plan = kind.make(sink, around)
+            around = SinkContext(self.name, capture, self._state, priority, self._runtime)
+            plan: SinkFactory = kind.make(sink, around)
             if capture.period_ms < LIVE_GATHER_MS:
                 gather_frames = LIVE_GATHER_MS * capture.rate_hz // 1000
                 plan = plan._replace(gather_frames=gather_frames)
         except Exception as error:  # noqa: BLE001
-            words = f"{blamed(kind, error)}, then start capstand anew"
-            plan = Plan("capstand.sinks.sink:Unmade", (words,))
+            words = f"{describe_failure(kind, error)}, then restart capstand"
+            plan = SinkFactory("capstand.sinks.sink:BrokenSink", (words,))
         ring = self.ring_of(self.config.input_of(sink))
         return LiveSink(self.name, sink.name, plan, ring, capture.audio.frame_bytes, priority)
 
@@ -486,8 +495,8 @@ def _with(sink: SinkStats, frames: int) -> SinkStats:
     """With so many more that are under way to it."""
     if sink.since_frame is None:
         return sink
-    captured, inside = sink.captured_frames + frames, sink.inside_frames + frames
-    return sink._replace(captured_frames=captured, inside_frames=inside)
+    captured, in_flight = sink.captured_frames + frames, sink.in_flight_frames + frames
+    return sink._replace(captured_frames=captured, in_flight_frames=in_flight)
 
 
 def _not_yet(sink: str) -> SinkStats:

@@ -27,9 +27,12 @@ def _converter(kind: Any) -> Callable[[Any], Any]:
         return lambda value: value
     if kind is float:
         return lambda value: float(_checked(value, (float, int)))
-    origin, inner = get_origin(kind), [_converter(one) for one in get_args(kind) if one is not ...]
+    origin, inner = (
+        get_origin(kind),
+        [_converter(get_arg) for get_arg in get_args(kind) if get_arg is not ...],
+    )
     if origin in (Union, types.UnionType):  # with None
-        (some,) = [one for one in get_args(kind) if one is not type(None)]
+        (some,) = [get_arg for get_arg in get_args(kind) if get_arg is not type(None)]
         of_some = _converter(some)
         return lambda value: None if value is None else of_some(value)
     if origin is tuple and get_args(kind)[-1] is ...:
@@ -41,7 +44,7 @@ def _converter(kind: Any) -> Callable[[Any], Any]:
     if origin is dict:
         return lambda value: {key: inner[1](one) for key, one in _checked(value, (dict,)).items()}
     if issubclass(kind, tuple):
-        fields = [_converter(one) for one in get_type_hints(kind).values()]
+        fields = [_converter(get_type_hint) for get_type_hint in get_type_hints(kind).values()]
         return lambda value: kind(*_zipped(fields, value))
     if issubclass(kind, Enum):
         return cast(Callable[[Any], Any], kind)  # which raises ValueError itself

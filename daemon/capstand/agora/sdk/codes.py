@@ -71,16 +71,16 @@ _MEANINGS = {
 }
 
 
-def code_words(number: int) -> str:
+def describe_code(number: int) -> str:
     """A result in words, for numbers without a name too: "−12 TOO_OFTEN: too often ..."."""
     try:
         code = Code(number)
     except ValueError:
-        return f"{number}, which Agora's headers do not name"
+        return f"{number}, unknown to Agora's headers"
     return f"{number} {code.name}: {code.meaning}"
 
 
-class Verdict(IntEnum):
+class Remedy(IntEnum):
     """What a reason for the end of a connection asks for."""
 
     AGAIN = 0
@@ -88,7 +88,7 @@ class Verdict(IntEnum):
     NEW_TOKEN = 1
     """Join again with a new token."""
     PERSON = 2
-    """A person must change something; joining again soon does not help."""
+    """A person must change something; rejoining soon does not help."""
 
 
 class Reason(IntEnum):
@@ -118,10 +118,10 @@ class Reason(IntEnum):
     LICENSE_VALIDATION_FAILURE = 21
 
     @property
-    def verdict(self) -> Verdict:
+    def remedy(self) -> Remedy:
         if self in (Reason.INVALID_TOKEN, Reason.TOKEN_EXPIRED):
-            return Verdict.NEW_TOKEN
-        return Verdict.PERSON if self in _ADVICE else Verdict.AGAIN
+            return Remedy.NEW_TOKEN
+        return Remedy.PERSON if self in _ADVICE else Remedy.AGAIN
 
 
 _ADVICE = {
@@ -132,15 +132,15 @@ _ADVICE = {
     "project disabled?",
     Reason.SAME_UID_LOGIN: "another client joined with the same uid; give each its own uid",
     Reason.TOO_MANY_BROADCASTERS: "the channel has too many broadcasters",
-    Reason.LICENSE_VALIDATION_FAILURE: "Agora's licence was not accepted; see Agora's console",
+    Reason.LICENSE_VALIDATION_FAILURE: "Agora's licence was rejected; see Agora's console",
 }
 _WORDS = {
     Reason.INTERRUPTED: "the network is interrupted",
-    Reason.JOIN_FAILED: "joining failed; is the network there?",
+    Reason.JOIN_FAILED: "joining failed; is the network up?",
     Reason.INVALID_TOKEN: "the token is invalid for this app id, channel and uid",
     Reason.TOKEN_EXPIRED: "the token has expired",
-    Reason.KEEP_ALIVE_TIMEOUT: "the server does not answer",
-    Reason.LOST: "the connection is lost",
+    Reason.KEEP_ALIVE_TIMEOUT: "the server does not respond",
+    Reason.LOST: "connection lost",
 }
 
 
@@ -152,11 +152,11 @@ def reason_of(number: int) -> Reason | None:
         return None
 
 
-def reason_words(number: int) -> str:
+def describe_reason(number: int) -> str:
     """A reason in words, with what to do where a person must act."""
     reason = reason_of(number)
     if reason is None:
-        return f"reason {number}, which Agora's headers do not name"
+        return f"reason {number}, unknown to Agora's headers"
     named = _ADVICE.get(reason) or _WORDS.get(reason) or reason.name.lower().replace("_", " ")
     return f"{named} (reason {number} {reason.name})"
 
@@ -169,7 +169,7 @@ class AgoraError(SinkError):
     """
 
     def __init__(self, code: int, text: str) -> None:
-        super().__init__(f"{text} ({code_words(code)})")
+        super().__init__(f"{text} ({describe_code(code)})")
         self.code = code
         self.taken = 0
 

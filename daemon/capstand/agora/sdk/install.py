@@ -95,9 +95,9 @@ def install(folder: Path, tell: Tell, *, again: bool = False) -> None:
         if not again and (folder / native.RECORD).is_file():
             fault = _fault(folder)
             if fault is None:
-                tell(f"already installed and right: {_summary(folder)}")
+                tell(f"already installed and valid: {_summary(folder)}")
                 return
-            tell(f"{folder} has to be made again: {fault}")
+            tell(f"{folder} must be reinstalled: {fault}")
         _make_parents(folder)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
             tree = _build(Path(work), tell)
@@ -106,19 +106,19 @@ def install(folder: Path, tell: Tell, *, again: bool = False) -> None:
     except PermissionError as error:
         raise InstallError(
             f"{folder} cannot be written: {error.strerror}; run: sudo capstand agora install, or"
-            " choose a folder of your own with --into"
+            " choose your own folder with --into"
         ) from error
     except OSError as error:
         raise InstallError(f"{error.filename or folder}: {error.strerror or error}") from error
     except KeyboardInterrupt:
-        raise InstallError("interrupted; nothing has been changed") from None
+        raise InstallError("interrupted; nothing was changed") from None
     tell(f"installed: {_summary(folder)}")
     if folder == native.SYSTEM:
         tell("next: sudo systemctl restart capstand")
     elif folder not in native.folders():
         tell(f"next: start capstand with CAPSTAND_AGORA={folder} in its environment")
     else:
-        tell("next: start capstand again")
+        tell("next: restart capstand")
 
 
 def _build(work: Path, tell: Tell) -> Path:
@@ -139,7 +139,7 @@ def _build(work: Path, tell: Tell) -> Path:
         path.chmod(0o755 if path.is_dir() else 0o644)  # for the service's user, whatever the umask
     _own_process(work, tell, "load", tree)
     library = tree / "agora/agora_sdk" / native.NEEDED[-1]
-    promised = native.promise(tree)
+    promised = native.expected_build(tree)
     expected = promised.md5 if promised else ""
     found = _sum(library, hashlib.md5(usedforsecurity=False))
     if expected and found != expected:
@@ -192,7 +192,7 @@ def _sdist(work: Path) -> Path:
         raise InstallError(_pip_said(done.stderr))
     (path,) = (work / "sdist").iterdir()
     if (found := _sum(path, hashlib.sha256())) != SDIST_SHA256:
-        raise InstallError(f"{path.name} is not the one known: SHA-256 {found}")
+        raise InstallError(f"{path.name} has an unexpected checksum: SHA-256 {found}")
     return path
 
 
@@ -216,16 +216,16 @@ def _pip_options() -> list[str]:
 def _pip_said(text: str) -> str:
     """pip's errors as one line for a person."""
     if "No module named pip" in text:
-        return f"{sys.executable} has no pip, which fetches the wrapper; make one with ensurepip"
+        return f"{sys.executable} has no pip to download the wrapper; run ensurepip"
     if "DO NOT MATCH THE HASHES" in text:
         found = [line.split()[-1] for line in text.splitlines() if line.split()[:1] == ["Got"]]
         return (
-            f"{WRAPPER} {VERSION} is not the one known and was not opened:"
+            f"{WRAPPER} {VERSION} has an unexpected checksum and was not opened:"
             f" SHA-256 {' '.join(found)}, expected {SDIST_SHA256}"
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.lower().startswith("error")] or lines[-1:]
-    return f"pip could not fetch {WRAPPER} {VERSION} (is there a network?): {' '.join(errors)}"
+    return f"pip could not fetch {WRAPPER} {VERSION} (is the network up?): {' '.join(errors)}"
 
 
 def _unpack(sdist: Path, tree: Path) -> None:
@@ -270,7 +270,7 @@ def _own_process(work: Path, tell: Tell, *arguments: object) -> None:
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
         raise InstallError(f"Agora's library crashes when it is loaded ({name})")
-    raise InstallError(said[-1] if said else f"exit status {process.returncode} without a word")
+    raise InstallError(said[-1] if said else f"exit status {process.returncode}, no message")
 
 
 def _load(tree: Path) -> None:
@@ -282,7 +282,7 @@ def _load(tree: Path) -> None:
     if os.geteuid() == 0:
         _preload(tree)
         opened = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
-        rights.become(rights.harmless_user())
+        rights.switch_to(rights.unprivileged_user())
         tree = Path(f"/proc/self/fd/{opened}")
     os.environ["CAPSTAND_AGORA"] = str(tree)
     try:
@@ -300,7 +300,7 @@ def _preload(tree: Path) -> None:
         except (SyntaxError, ValueError):
             continue  # loading it will tell
         names = [one.name for node in nodes if isinstance(node, ast.Import) for one in node.names]
-        names += [one.module or "" for one in nodes if isinstance(one, ast.ImportFrom)]
+        names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
         for name in names:
             if name.partition(".")[0] in sys.stdlib_module_names:
                 with contextlib.suppress(ImportError):
@@ -332,7 +332,7 @@ def _fetch(tree: Path, report: Path) -> None:
         if not (tree / "agora/version.txt").is_file():
             raise InstallError(f"the wrapper could not fetch its library: {error}") from error
     if not report.is_file():
-        raise InstallError("the wrapper has fetched nothing")
+        raise InstallError("the wrapper downloaded nothing")
 
 
 class _StayOnHttps(urllib.request.HTTPRedirectHandler):
@@ -345,7 +345,7 @@ class _StayOnHttps(urllib.request.HTTPRedirectHandler):
 
 def _need_https(url: str) -> None:
     if not url.startswith("https://"):
-        raise InstallError(f"{url} is not HTTPS; nothing was fetched from there")
+        raise InstallError(f"{url} is not HTTPS; nothing was downloaded from it")
 
 
 def _download(url: str, target: Path, tell: Tell) -> dict[str, object]:
@@ -379,10 +379,10 @@ def _download(url: str, target: Path, tell: Tell) -> dict[str, object]:
                 " was fetched. Behind a proxy that replaces certificates, SSL_CERT_FILE names the"
                 " file with the right ones"
             ) from error
-        when = f"broke off after {done / _MB:.1f} MB" if done else "cannot be reached"
+        when = f"disconnected after {done / _MB:.1f} MB" if done else "is unreachable"
         raise InstallError(f"{host} {when}: {reason or type(error).__name__}") from error
     if size and done != size:
-        raise InstallError(f"{host} broke off after {done} of {size} bytes; try again")
+        raise InstallError(f"{host} disconnected after {done} of {size} bytes; try again")
     return {
         "native": native.build(url),
         "native_url": url,
@@ -401,19 +401,19 @@ def _look_into(archive: Path, package: Path) -> None:
                 link = stat.S_ISLNK(member.external_attr >> 16)
                 target = inside.read(member).decode(errors="replace") if link else ""
                 paths = (name, PurePosixPath(target))
-                if any(one.is_absolute() or ".." in one.parts for one in paths):
+                if any(path.is_absolute() or ".." in path.parts for path in paths):
                     raise InstallError(
                         f"Agora's archive holds {name}, which leads out of its folder"
                     )
                 if not member.is_dir() and (package / name).exists():
                     raise InstallError(f"Agora's archive would replace the wrapper's own {name}")
     except zipfile.BadZipFile as error:
-        raise InstallError(f"what came is no whole archive: {error}") from error
+        raise InstallError(f"the download is not a valid archive: {error}") from error
     need = sum(member.file_size for member in members)
     free = shutil.disk_usage(package).free
     if need > free:
         raise InstallError(
-            f"unpacked the library takes {need / _MB:.0f} MB, and {free / _MB:.0f} MB are free"
+            f"the unpacked library takes {need / _MB:.0f} MB, and {free / _MB:.0f} MB are free"
         )
 
 
@@ -428,12 +428,11 @@ def _old(folder: Path) -> Path:
     old = folder.with_name(f"{folder.name}.old") if folder.name else folder
     for one in (folder, old):
         if one.exists() and not one.is_dir():
-            raise InstallError(f"{one} is no folder")
+            raise InstallError(f"{one} is not a folder")
         strange = {path.name for path in one.iterdir()} if one.exists() else set()
         if strange := strange - {"agora", native.RECORD}:
             raise InstallError(
-                f"{one} holds something else, {min(strange)}; choose an empty folder, or one that"
-                " is not there yet"
+                f"{one} contains something else, {min(strange)}; choose an empty or a new folder"
             )
     if old.exists():
         if folder.exists():
@@ -469,7 +468,7 @@ def _fault(folder: Path) -> str | None:
             return f"the wrapper is {record['wrapper']}, this capstand wants {VERSION}"
         native.check(folder)
         if record["contents_sha256"] != _contents(folder):
-            return "its files are not those that were installed"
+            return "its files were changed after the installation"
         with tempfile.TemporaryDirectory() as work:
             _own_process(Path(work), lambda line: None, "load", folder)
     except native.NativeUnavailable as error:

@@ -14,8 +14,8 @@ is the wrapper there, is the library there and for this machine, does ``version.
 that this wrapper's source names. Only then the wrapper is imported, and inside :func:`guard`:
 ``os.system`` and ``urlretrieve`` raise, and whatever the wrapper has changed is put back. Where the
 wrapper would wipe and fetch, ``os.system`` comes first, so nothing is touched even if its source
-can no longer be read by :func:`promise`. The guard works on names of the whole process for about a
-tenth of a second; call :func:`load` before other threads use HTTPS or ``os.system``.
+can no longer be read by :func:`expected_build`. The guard works on names of the whole process for
+about a tenth of a second; call :func:`load` before other threads use HTTPS or ``os.system``.
 
 Whatever goes wrong is one :class:`NativeUnavailable`. A failure is remembered until one of the
 files changes; then, as Python's half-made modules are forgotten, the next :func:`load` works as in
@@ -97,7 +97,7 @@ class Native(NamedTuple):
     build: str  # the native library's, as Agora names its archive
 
 
-class Promise(NamedTuple):
+class ExpectedBuild(NamedTuple):
     """What a wrapper's source says about its native library for this machine."""
 
     url: str
@@ -180,7 +180,7 @@ def _load(places: list[Path]) -> Native:
         )
     folder = there[0]
     check(folder)
-    forget()
+    unload()
     sys.path.insert(0, str(folder))
     try:
         with guard():
@@ -209,13 +209,13 @@ def _load(places: list[Path]) -> Native:
                 build(_url(folder)),
             )
     except FAULTS as error:
-        forget()
+        unload()
         raise _explained(folder, error) from error
     finally:
         sys.path.remove(str(folder))
 
 
-def forget() -> None:
+def unload() -> None:
     """Takes the package out of Python's memory, half made or not."""
     for name in list(sys.modules):
         if name == "agora" or name.startswith("agora."):
@@ -311,10 +311,8 @@ def check(folder: Path) -> None:
                     _fix(folder),
                 )
             if not _whole(path):
-                raise NativeUnavailable(
-                    f"Agora's library is damaged, its end is missing: {path}", _fix(folder)
-                )
-        wanted, present = promise(folder), _url(folder)
+                raise NativeUnavailable(f"Agora's library is truncated: {path}", _fix(folder))
+        wanted, present = expected_build(folder), _url(folder)
     except OSError as error:
         raise NativeUnavailable(
             f"Agora's library cannot be read: {error.filename}: {error.strerror}", _fix(folder)
@@ -322,13 +320,13 @@ def check(folder: Path) -> None:
     # The wrapper compares like this, and would wipe and fetch.
     if wanted is not None and wanted.url != present:
         raise NativeUnavailable(
-            f"Agora's library is not the build that the wrapper wants: {package / 'version.txt'}"
+            f"Agora's library is not the build that the wrapper expects: {package / 'version.txt'}"
             f" names {build(present) or 'none'}, the wrapper {build(wanted.url)}",
             _fix(folder),
         )
 
 
-def promise(folder: Path) -> Promise | None:
+def expected_build(folder: Path) -> ExpectedBuild | None:
     """What the wrapper's source names for this machine, found by reading, not by running it.
 
     None where it is written in a way not foreseen here; raises OSError.
@@ -353,7 +351,7 @@ def promise(folder: Path) -> Promise | None:
         """None where the test is about something else than this machine."""
         match test:
             case ast.BoolOp(op=ast.And(), values=values):
-                parts = [holds(one) for one in values]
+                parts = [holds(value) for value in values]
                 return None if None in parts else all(parts)
             case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
                 one, other = text(left), text(right)
@@ -379,7 +377,7 @@ def promise(folder: Path) -> Promise | None:
         if isinstance(node, ast.FunctionDef) and "download" in node.name:
             follow(node.body)
             if known.get("url", "").startswith("http"):
-                return Promise(known["url"], known.get("rtc_md5", ""))
+                return ExpectedBuild(known["url"], known.get("rtc_md5", ""))
     return None
 
 
@@ -417,7 +415,7 @@ def _elf(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(20)
     if len(head) < 20 or head[:4] != b"\x7fELF":
-        return "no machine at all (it is no ELF file)"
+        return "no machine (it is not an ELF file)"
     (number,) = struct.unpack_from("<H" if head[5] == 1 else ">H", head, 18)
     return _ELF.get((head[4], number), f"another machine (ELF machine {number})")
 
@@ -449,7 +447,7 @@ def _explained(folder: Path, error: BaseException) -> NativeUnavailable:
         )
     if lacking := re.search(r"undefined symbol: (\w+)", text):
         return NativeUnavailable(
-            f"Agora's library lacks {lacking[1]}, so it is of another version than the wrapper:"
+            f"Agora's library lacks {lacking[1]}, so its version does not match the wrapper:"
             f" {folder / 'agora/agora_sdk'}",
             f"{_fix(folder)}, then restart capstand",
         )

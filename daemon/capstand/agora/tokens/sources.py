@@ -4,7 +4,7 @@ A device never holds the App Certificate, so a token is made elsewhere and ends 
 source fetches the next one. What it hands out, and what it shows to get it (the device credential),
 are secrets: they are in no error and in no phrase of status.
 
-Threads: ``fetch`` may block and belongs in a thread of its own; ``stamp`` is for the control
+Threads: ``fetch`` may block and belongs in a thread of its own; ``fingerprint`` is for the control
 thread. A request to a server runs in a further thread, because neither a name server nor a server
 that sends a byte now and then can be waited for with an end in sight otherwise.
 """
@@ -41,76 +41,76 @@ _NOT_TRUSTED = (18, 19, 20, 21)
 class TokenSource(Protocol):
     """Hands out tokens, the newest it can get."""
 
-    words: str
+    label: str
     """One phrase for status, such as "token file /etc/capstand/token"; never a secret."""
 
     def fetch(self) -> str:
         """The text of a token; "" where none is needed. May block. Raises TokenError."""
 
-    def stamp(self) -> object:
+    def fingerprint(self) -> object:
         """Differs from the one before when there may be something new. Cheap, never raises."""
 
 
 class Fixed:
     """A token given by a program; "" for a project without App Certificate."""
 
-    __slots__ = ("_text", "words")
+    __slots__ = ("_text", "label")
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self.words = "a token given by the program" if text else "no token"
+        self.label = "a token given by the program" if text else "no token"
 
     def fetch(self) -> str:
         return self._text
 
-    def stamp(self) -> object:
+    def fingerprint(self) -> object:
         return None
 
 
 class TokenFile:
-    """A file that something else renews; ``place`` as for ``read_secret``."""
+    """A file that something else renews; ``location`` as for ``read_secret``."""
 
-    __slots__ = ("_place", "words")
+    __slots__ = ("_location", "label")
 
-    def __init__(self, place: str) -> None:
-        self._place = place
-        self.words = f"token {_place_words(place)}"
+    def __init__(self, location: str) -> None:
+        self._location = location
+        self.label = f"token {_describe(location)}"
 
     def fetch(self) -> str:
-        return read_secret(self._place)
+        return read_secret(self._location)
 
-    def stamp(self) -> object:
-        return _stamp(self._place)
+    def fingerprint(self) -> object:
+        return _fingerprint(self._location)
 
 
 class LocalTokens:
     """Tokens made here from the App Certificate: for development only.
 
-    Whoever has the certificate can join any channel of the project as anybody. ``life_s`` is in
-    seconds; ``certificate_place`` as for ``read_secret``.
+    Whoever has the certificate can join any channel of the project as anybody. ``lifetime_s`` is in
+    seconds; ``certificate_location`` as for ``read_secret``.
     """
 
-    __slots__ = ("_app_id", "_channel", "_life_s", "_place", "_uid", "words")
+    __slots__ = ("_app_id", "_channel", "_lifetime_s", "_location", "_uid", "label")
 
     def __init__(
-        self, app_id: str, certificate_place: str, channel: str, uid: int, life_s: int
+        self, app_id: str, certificate_location: str, channel: str, uid: int, lifetime_s: int
     ) -> None:
         self._app_id = app_id
-        self._place = certificate_place
+        self._location = certificate_location
         self._channel = channel
         self._uid = uid
-        self._life_s = life_s
-        self.words = f"tokens made here (development only), {_place_words(certificate_place)}"
+        self._lifetime_s = lifetime_s
+        self.label = f"tokens made here (development only), {_describe(certificate_location)}"
 
     def fetch(self) -> str:
-        certificate = read_secret(self._place)
-        life_s, now_s = self._life_s, time.time()
+        certificate = read_secret(self._location)
+        lifetime_s, now_s = self._lifetime_s, time.time()
         return secret.learn(
-            token.build(self._app_id, certificate, self._channel, self._uid, life_s, now_s)
+            token.build(self._app_id, certificate, self._channel, self._uid, lifetime_s, now_s)
         )
 
-    def stamp(self) -> object:
-        return _stamp(self._place)
+    def fingerprint(self) -> object:
+        return _fingerprint(self._location)
 
 
 class TokenServer:
@@ -118,12 +118,11 @@ class TokenServer:
 
     In ``url``, and in the ``body`` of a POST, {app_id}, {channel}, {uid} and {expiry} (the life
     wanted, in seconds) are replaced. ``token_path`` is where in the JSON the token is, such as
-    "data.token"; without it the usual keys are looked for.
-    The secret at ``credential_place`` goes along as ``Authorization: Bearer``. Only authorities in
-    ``ca_file`` are trusted, or the system's where it is None; nobody can switch that off. Redirects
-    are refused, since they would carry the credential elsewhere; proxies are taken from the
-    environment. A fetch takes no longer than ``timeout_s`` seconds in all. Raises TokenError for a
-    ``url`` that cannot be right.
+    "data.token"; without it the usual keys are looked for. The secret at ``credential_location``
+    goes along as ``Authorization: Bearer``. Only authorities in ``ca_file`` are trusted, or the
+    system's where it is None; nobody can switch that off. Redirects are refused, since they would
+    carry the credential elsewhere; proxies are taken from the environment. A fetch takes no longer
+    than ``timeout_s`` seconds in all. Raises TokenError for a ``url`` that cannot be right.
     """
 
     __slots__ = (
@@ -137,40 +136,40 @@ class TokenServer:
         "_templates",
         "_timeout_s",
         "_token_path",
-        "words",
+        "label",
     )
 
     def __init__(
         self,
         url: str,
-        credential_place: str | None,
+        credential_location: str | None,
         ca_file: str | None,
         app_id: str,
         channel: str,
         uid: int,
-        life_s: int,
+        lifetime_s: int,
         timeout_s: float = TIMEOUT_S,
         method: str = "GET",
         body: str | None = None,
         token_path: str | None = None,
     ) -> None:
-        values = {"app_id": app_id, "channel": channel, "uid": str(uid), "expiry": str(life_s)}
+        values = {"app_id": app_id, "channel": channel, "uid": str(uid), "expiry": str(lifetime_s)}
         self._host, self._port, self._path = _split(_filled(url, values))
         self._templates = url.removeprefix("https://").partition("/")[2], body or ""
         self._method = method
         self._body = None if body is None else fill_body(body, values)
         self._token_path = token_path
-        self._credential = credential_place
+        self._credential = credential_location
         self._ca_file = ca_file
         self._timeout_s = timeout_s
         port = "" if self._port == 443 else f":{self._port}"
-        self.words = f"token server https://{self._host}{port}"
+        self.label = f"token server https://{self._host}{port}"
         self._learn()
 
     def _learn(self) -> None:
         """What is in the address or the body may be a key, but for what is filled in."""
-        for one in self._templates:
-            _learn_parts(one)
+        for template in self._templates:
+            _learn_parts(template)
 
     def fetch(self) -> str:
         self._learn()
@@ -186,11 +185,11 @@ class TokenServer:
             status, answer = _ask(connection, request, self._timeout_s)
             return secret.learn(_token_in(status, answer, self._token_path))
         except (OSError, TokenError) as error:
-            raise TokenError(f"{self.words}: {_why(error, self._ca_file)}") from None
+            raise TokenError(f"{self.label}: {_why(error, self._ca_file)}") from None
 
-    def stamp(self) -> object:
-        places = (self._credential, self._ca_file)
-        return tuple(None if place is None else _stamp(place) for place in places)
+    def fingerprint(self) -> object:
+        locations = (self._credential, self._ca_file)
+        return tuple(None if location is None else _fingerprint(location) for location in locations)
 
     def _connection(self, context: "ssl.SSLContext") -> "HTTPSConnection":
         from http.client import HTTPSConnection
@@ -205,13 +204,13 @@ class TokenServer:
         return connection
 
 
-def read_secret(place: str) -> str:
-    """The secret at ``place``: an absolute path, or the name of a systemd credential.
+def read_secret(location: str) -> str:
+    """The secret at ``location``: an absolute path, or the name of a systemd credential.
 
     White space around it is dropped. Raises TokenError, which says where and what to do.
     """
-    path = _path(place)
-    where = _place_words(place)
+    path = _path(location)
+    where = _describe(location)
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
@@ -220,68 +219,69 @@ def read_secret(place: str) -> str:
         finally:
             os.close(handle)
     except FileNotFoundError:
-        if path == Path(place):
-            raise TokenError(f"{where} does not exist; put the secret there") from None
+        if path == Path(location):
+            raise TokenError(f"{where} does not exist; create it with the secret") from None
         raise TokenError(
-            f"{where} was not handed over by systemd; add LoadCredential=NAME:/path to the unit"
+            f"{where} was not provided by systemd; add LoadCredential=NAME:/path to the unit"
         ) from None
     except PermissionError:
         raise TokenError(
-            f"{where} may not be read; chown root:capstand and chmod 640 the file"
+            f"{where} cannot be read (permission denied); chown root:capstand and chmod 640 the "
+            "file"
         ) from None
     except OSError as error:
         raise TokenError(f"{where} cannot be read: {os.strerror(error.errno or 0)}") from None
     if not ordinary:
-        raise TokenError(f"{where} is no ordinary file; name the file with the secret")
+        raise TokenError(f"{where} not a regular file; name the file with the secret")
     if len(raw) > MAX_BYTES:
         raise TokenError(f"{where} is longer than {MAX_BYTES} bytes; expected one line")
     return secret.learn(_one_line(raw, where))
 
 
-def loose(place: str) -> str | None:
-    """A warning where every user of the machine may read or change the secret at ``place``."""
+def world_accessible(location: str) -> str | None:
+    """A warning where every user of the machine may read or change the secret at ``location``."""
     try:
-        path = _path(place)
+        path = _path(location)
         mode = path.stat().st_mode
     except (TokenError, OSError, ValueError):
         return None  # read_secret says so
     if not mode & 0o007:
         return None
     return (
-        f"{_place_words(place)} is open to every user of this machine "
+        f"{_describe(location)} can be read or changed by every user of this machine "
         f"(mode {stat.S_IMODE(mode):o}); chown root:capstand {path} and chmod 640 {path}"
     )
 
 
-def _path(place: str) -> Path:
-    if place.startswith("/"):
-        return Path(place)
-    if not place or "/" in place or place in (".", ".."):
-        where = _place_words(place)
+def _path(location: str) -> Path:
+    if location.startswith("/"):
+        return Path(location)
+    if not location or "/" in location or location in (".", ".."):
+        where = _describe(location)
         raise TokenError(
             f"{where} is neither an absolute path nor the name of a systemd credential"
         )
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
         raise TokenError(
-            f"{_place_words(place)} cannot be found, systemd handed over none at all; "
+            f"{_describe(location)} not found: systemd provided no credentials; "
             "add LoadCredential=NAME:/path to the unit, or name an absolute path"
         )
-    return Path(directory, place)
+    return Path(directory, location)
 
 
-def _place_words(place: str) -> str:
+def _describe(location: str) -> str:
     """A place by its name, where it is one: who writes the secret itself in its stead shall not
     find it in a log.
     """
-    if place.startswith("/"):
-        folder = Path(place).parent
-        known = not secretive(place) or (folder != Path("/") and os.path.lexists(folder))
-        return f"file {place}" if known else f"the file that {len(place)} characters name"
+    if location.startswith("/"):
+        folder = Path(location).parent
+        known = not secretive(location) or (folder != Path("/") and os.path.lexists(folder))
+        return f"file {location}" if known else f"the file that {len(location)} characters name"
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    if directory and "/" not in place and os.path.lexists(f"{directory}/{place}"):
-        return f"credential {place}"
-    return f"the credential that {len(place)} characters name"
+    if directory and "/" not in location and os.path.lexists(f"{directory}/{location}"):
+        return f"credential {location}"
+    return f"the credential that {len(location)} characters name"
 
 
 def _learn_parts(text: str) -> None:
@@ -293,9 +293,9 @@ def _learn_parts(text: str) -> None:
             secret.learn(part)
 
 
-def _stamp(place: str) -> tuple[int, int, int] | None:
+def _fingerprint(location: str) -> tuple[int, int, int] | None:
     try:
-        status = _path(place).stat()
+        status = _path(location).stat()
     except (TokenError, OSError, ValueError):
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
@@ -307,7 +307,7 @@ def _one_line(raw: bytes, where: str) -> str:
     if not text:
         raise TokenError(f"{where} is empty; expected one line")
     if "\N{REPLACEMENT CHARACTER}" in text:
-        raise TokenError(f"{where} is no text in UTF-8; expected one line")
+        raise TokenError(f"{where} is not UTF-8 text; expected one line")
     for number, one in enumerate(text, 1):
         if not "!" <= one <= "~":
             raise TokenError(
@@ -324,7 +324,7 @@ def _filled(url: str, values: dict[str, str]) -> str:
     def value(found: "re.Match[str]") -> str:
         name = found[1]
         if name not in values:
-            known = ", ".join(f"{{{one}}}" for one in values)
+            known = ", ".join(f"{{{value}}}" for value in values)
             raise TokenError(f"the token server's url has another name in braces than {known}")
         return quote(values[name], safe="")
 
@@ -388,7 +388,9 @@ def _proxy(url: str) -> tuple[str, int, dict[str, str]]:
     except ValueError:
         host = None
     if not host:
-        raise TokenError("https_proxy in the environment is no address; expected http://host:port")
+        raise TokenError(
+            "https_proxy in the environment is not an address; expected http://host:port"
+        )
     if parts.username is None:
         return host, port, {}
     user = unquote_to_bytes(parts.username) + b":" + unquote_to_bytes(parts.password or "")
@@ -436,7 +438,7 @@ def _ask(
             outcome.put(error)
         except (HTTPException, ValueError) as error:
             name = type(error).__name__
-            outcome.put(TokenError(f"it does not speak HTTP as it should ({name}); is url right?"))
+            outcome.put(TokenError(f"it sent an invalid HTTP reply ({name}); is url right?"))
         finally:
             connection.close()
 
@@ -469,20 +471,20 @@ def _token_in(status: int, answer: bytes, token_path: str | None) -> str:
 
     if status in (401, 403):
         raise TokenError(
-            f"the device credential is refused ({status}); have the server issue a new one"
+            f"the device credential was refused ({status}); have the server issue a new one"
         )
     if 300 <= status < 400:
         raise TokenError(
-            f"it answered {status}, a redirect, which is not followed; put the final address in url"
+            f"it replied {status}, a redirect, which is not followed; put the final address in url"
         )
     if status == 404:
-        raise TokenError("it answered 404, not found; correct the path in url")
+        raise TokenError("it replied 404, not found; correct the path in url")
     if status == 405:
-        raise TokenError('it answered 405; it wants another method, set method to "POST" or "GET"')
+        raise TokenError('it replied 405; it wants another method, set method to "POST" or "GET"')
     if status not in (200, 201):
-        raise TokenError(f"it answered {status}; expected 200, see the server's log")
+        raise TokenError(f"it replied {status}; expected 200, see the server's log")
     if len(answer) > MAX_BYTES:
-        raise TokenError(f"its answer is longer than {MAX_BYTES} bytes; expected a token")
+        raise TokenError(f"its reply is longer than {MAX_BYTES} bytes; expected a token")
     try:
         value = clean.parsed(answer)
     except ValueError:
@@ -493,15 +495,15 @@ def _token_in(status: int, answer: bytes, token_path: str | None) -> str:
         named = [value[key] for key in TOKEN_KEYS if isinstance(value.get(key), str)]
         if not named:
             raise TokenError(
-                f"its answer has none of the keys {', '.join(TOKEN_KEYS)}; set token_path to where "
+                f"its reply has none of the keys {', '.join(TOKEN_KEYS)}; set token_path to where "
                 'the token is, such as "data.token"'
             )
         value = named[0]
     text = value.strip() if isinstance(value, str) else "no text"
     if not text:
-        raise TokenError("its answer is empty; expected JSON or the token alone")
+        raise TokenError("its reply is empty; expected JSON or the token alone")
     if not re.fullmatch(r"[0-9A-Za-z+/=]+", text):
-        raise TokenError("its answer is no token; expected JSON or the token alone")
+        raise TokenError("its reply is not a valid token; expected JSON or the token alone")
     return text
 
 
@@ -509,7 +511,7 @@ def _at(value: object, token_path: str) -> str:
     """The text at ``token_path``; of the answer nothing is in the error."""
     gone: list[str] = []
     for key in token_path.split("."):
-        where = ".".join(gone) or "its answer"
+        where = ".".join(gone) or "its reply"
         if isinstance(value, dict) and key in value:
             value = value[key]
         elif isinstance(value, list) and key in map(str, range(len(value))):
@@ -519,7 +521,7 @@ def _at(value: object, token_path: str) -> str:
             raise TokenError(f"{where} has {found} for token_path {token_path} at {key}")
         gone.append(key)
     if not isinstance(value, str):
-        raise TokenError(f"{token_path} in its answer is no text; correct token_path")
+        raise TokenError(f"{token_path} in its reply is not text; correct token_path")
     return value
 
 
@@ -532,20 +534,20 @@ def _why(error: Exception, ca_file: str | None) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return _why_not_trusted(error, ca_file)
     if isinstance(error, ssl.SSLError):
-        return f"no TLS came about ({error.reason or 'broken off'}); is it an https port?"
+        return f"TLS handshake failed ({error.reason or 'broken off'}); is it an https port?"
     if isinstance(error, socket.gaierror):
-        return "its name is not known to DNS; check the name and the network"
+        return "host name not found; check the name and the network"
     if isinstance(error, TimeoutError):
-        return "no whole answer in time; check the network and the server"
+        return "timed out; check the network and the server"
     if isinstance(error, ConnectionRefusedError):
-        return "nothing listens on that port; check url and the server"
+        return "connection refused; check url and the server"
     if isinstance(error, ConnectionError):
-        return "it broke the connection off; see the server's log"
+        return "the server closed the connection; see its log"
     if isinstance(error, OSError) and error.errno:
         return f"{os.strerror(error.errno)}; check the network"
     if isinstance(error, OSError):
         code = re.search(r"\b[1-5]\d\d\b", str(error))
-        return f"the proxy of the environment refuses ({code[0] if code else 'no reason given'})"
+        return f"the proxy (https_proxy) refused ({code[0] if code else 'no reason given'})"
     return str(error)
 
 
@@ -555,7 +557,7 @@ def _why_not_trusted(error: "ssl.SSLCertVerificationError", ca_file: str | None)
     if error.verify_code in (_EXPIRED, _NOT_YET_VALID):
         wrong = "has expired" if error.verify_code == _EXPIRED else "is not valid yet"
         today = time.strftime("%Y-%m-%d", time.gmtime())
-        return f"its certificate {wrong}, if this machine's date, {today}, is right"
+        return f"its certificate {wrong}, according to this machine's date, {today}"
     if error.verify_code in _NOT_TRUSTED:
         if ca_file is None:
             return (

@@ -51,12 +51,12 @@ class TokenError(SinkError):
 class Token:
     """What a token says. Printing shows neither the secret nor the whole app id.
 
-    ``text``: the secret. ``issued_s``: unix seconds. ``life_s``: seconds since issue, of the token
-    as a whole. ``channel``, ``uid``: as in the token. ``privileges``: lives in seconds since issue
-    by number of privilege, 0 for as long as the token.
+    ``text``: the secret. ``issued_s``: unix seconds. ``lifetime_s``: seconds since issue, of the
+    token as a whole. ``channel``, ``uid``: as in the token. ``privileges``: lives in seconds since
+    issue by number of privilege, 0 for as long as the token.
     """
 
-    __slots__ = ("app_id", "channel", "issued_s", "life_s", "privileges", "text", "uid")
+    __slots__ = ("app_id", "channel", "issued_s", "lifetime_s", "privileges", "text", "uid")
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Token:
         *,
         app_id: str,
         issued_s: int,
-        life_s: int,
+        lifetime_s: int,
         channel: str,
         uid: str,
         privileges: dict[int, int],
@@ -72,7 +72,7 @@ class Token:
         self.text = text
         self.app_id = app_id
         self.issued_s = issued_s
-        self.life_s = life_s
+        self.lifetime_s = lifetime_s
         self.channel = channel
         self.uid = uid
         self.privileges = privileges
@@ -80,13 +80,17 @@ class Token:
     @property
     def expires_s(self) -> int:
         """When joining or publishing audio ends, the earlier of them, in unix seconds."""
-        lives = [self.privileges.get(JOIN, 0), self.privileges.get(PUBLISH_AUDIO, 0), self.life_s]
+        lives = [
+            self.privileges.get(JOIN, 0),
+            self.privileges.get(PUBLISH_AUDIO, 0),
+            self.lifetime_s,
+        ]
         return self.issued_s + min([life for life in lives[:2] if life] + lives[2:])
 
     def __repr__(self) -> str:
         return (
             f"<Token app {self.app_id[:4]}…, channel {_shown(self.channel)}, "
-            f"uid {_shown(self.uid)}, life {self.life_s} s>"
+            f"uid {_shown(self.uid)}, life {self.lifetime_s} s>"
         )
 
     def __getstate__(self) -> NoReturn:
@@ -101,17 +105,17 @@ def parse(text: str) -> Token:
     _check_kind(text)
     fields = _Fields(_unpacked(text[len(KIND) :]))
     if len(fields.counted()) != _SIGNATURE_BYTES:
-        raise _broken(f"its signature has not {_SIGNATURE_BYTES} bytes")
+        raise _broken(f"its signature is not {_SIGNATURE_BYTES} bytes long")
     app_id = fields.counted().decode("latin-1")
     if not _is_id(app_id):
         raise _broken("its app id is not 32 hexadecimal digits")
-    issued_s, life_s, _ = (fields.u32() for _ in range(3))
+    issued_s, lifetime_s, _ = (fields.u32() for _ in range(3))
     channel, uid, privileges = _rtc_service(fields)
     return Token(
         text,
         app_id=app_id,
         issued_s=issued_s,
-        life_s=life_s,
+        lifetime_s=lifetime_s,
         channel=channel,
         uid=uid,
         privileges=privileges,
@@ -123,13 +127,13 @@ def build(
     certificate: str,
     channel: str,
     uid: int,
-    life_s: int,
+    lifetime_s: int,
     now_s: float,
     salt: int | None = None,
 ) -> str:
     """A token to join ``channel`` and publish audio, for development only.
 
-    The App Certificate belongs on a server, never on a device. ``uid`` 0 is any uid; ``life_s``
+    The App Certificate belongs on a server, never on a device. ``uid`` 0 is any uid; ``lifetime_s``
     counts from ``now_s`` (unix seconds). Raises TokenError where Agora would refuse the values.
     """
     import hmac
@@ -142,11 +146,11 @@ def build(
             "the App Certificate is not 32 hexadecimal digits; copy it from Agora's console"
         )
     if not 1 <= len(channel.encode()) < 64:
-        raise TokenError(f"channel {_shown(channel)} has not 1 to 63 bytes; take a shorter name")
+        raise TokenError(f"channel {_shown(channel)} must have 1 to 63 bytes; use another name")
     if not 0 <= uid < 2**32:
-        raise TokenError(f"uid {uid} is no whole number from 0 to {2**32 - 1}")
-    if not 1 <= life_s <= MAX_LIFE_S:
-        raise TokenError(f"a life of {life_s} s is not from 1 to {MAX_LIFE_S} s; take 3600")
+        raise TokenError(f"uid {uid}: expected an integer from 0 to {2**32 - 1}")
+    if not 1 <= lifetime_s <= MAX_LIFE_S:
+        raise TokenError(f"lifetime {lifetime_s} s: expected 1 to {MAX_LIFE_S} s; use 3600")
     if salt is None:
         salt = 1 + secrets.randbelow(99_999_999)
     issued = struct.pack("<I", int(now_s))
@@ -155,10 +159,10 @@ def build(
         (
             _string(app_id),
             issued,
-            struct.pack("<I", life_s),
+            struct.pack("<I", lifetime_s),
             salted,
             struct.pack("<HHH", 1, _RTC, 2),
-            struct.pack("<HIHI", JOIN, life_s, PUBLISH_AUDIO, life_s),
+            struct.pack("<HIHI", JOIN, lifetime_s, PUBLISH_AUDIO, lifetime_s),
             _string(channel),
             _string(str(uid) if uid else ""),
         )
@@ -169,7 +173,7 @@ def build(
     return KIND + binascii.b2a_base64(packed, newline=False).decode()
 
 
-def judge(
+def check_valid(
     token: Token, app_id: str, channel: str, uid: int, now_s: float, clock_sure: bool
 ) -> None:
     """Raises TokenError when Agora would refuse ``token`` here and now.
@@ -180,28 +184,28 @@ def judge(
     if token.app_id != app_id:
         raise TokenError(
             f"the token is for another app id ({token.app_id[:4]}…, configured is {app_id[:4]}…); "
-            "have one made for this app id, or correct app_id"
+            "request one for this app id, or correct app_id"
         )
     if token.channel and not _covers(token.channel, channel):
         raise TokenError(
             f"the token is for channel {_shown(token.channel)}, not for {_shown(channel)}; "
-            "have one made for this channel, or correct channel"
+            "request one for this channel, or correct channel"
         )
     if token.uid not in ("", "0") and not _covers(token.uid, str(uid)):
         raise TokenError(
             f"the token is for uid {_shown(token.uid)}, not for {uid}; "
-            "have one made for this uid or for uid 0 (any), or correct uid"
+            "request one for this uid or for uid 0 (any), or correct uid"
         )
     for privilege, name in ((JOIN, "join a channel"), (PUBLISH_AUDIO, "publish audio")):
         if privilege not in token.privileges:
             raise TokenError(
-                f"the token does not allow to {name}; have one made for a publisher (host)"
+                f"the token does not allow to {name}; request one for a publisher (host)"
             )
     if _believed(token, now_s, clock_sure) and now_s >= token.expires_s:
         ended = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(token.expires_s))
         raise TokenError(
-            f"the token ended {_span(now_s - token.expires_s)} ago, at {ended} UTC; "
-            "provide a new one"
+            f"the token expired {_span(now_s - token.expires_s)} ago, at {ended} UTC; provide a "
+            "new one"
         )
 
 
@@ -212,10 +216,10 @@ def renew_after_s(token: Token, now_s: float, clock_sure: bool) -> float:
     the life is under 20 minutes. ``now_s`` is unix seconds; a clock that is not to be believed
     counts the whole life from now.
     """
-    life_s = min(token.expires_s - token.issued_s, MAX_LIFE_S)
-    ahead_s = life_s * RENEW_AT
-    if life_s >= SHORT_LIFE_S:
-        ahead_s = min(ahead_s, life_s - RENEW_AHEAD_S)
+    lifetime_s = min(token.expires_s - token.issued_s, MAX_LIFE_S)
+    ahead_s = lifetime_s * RENEW_AT
+    if lifetime_s >= SHORT_LIFE_S:
+        ahead_s = min(ahead_s, lifetime_s - RENEW_AHEAD_S)
     if not _believed(token, now_s, clock_sure):
         return ahead_s
     return min(max(0.0, token.issued_s + ahead_s - now_s), ahead_s)
@@ -266,9 +270,9 @@ def _check_kind(text: str) -> None:
             "Certificate needs no token at all"
         )
     if not text.startswith(KIND):
-        raise TokenError(f"this is no token; {expected}")
+        raise TokenError(f"not a valid token; {expected}")
     if len(text) > MAX_TEXT:
-        raise TokenError(f"this is no token: {len(text)} characters; expected at most {MAX_TEXT}")
+        raise TokenError(f"not a valid token: {len(text)} characters; expected at most {MAX_TEXT}")
 
 
 def _unpacked(text: str) -> bytes:
@@ -288,7 +292,7 @@ def _unpacked(text: str) -> bytes:
     if not unzip.eof:
         raise _broken("it ends too early")
     if unzip.unused_data:
-        raise _broken("something follows its end")
+        raise _broken("it has trailing data")
     return data
 
 
@@ -309,11 +313,11 @@ def _rtc_service(fields: _Fields) -> tuple[str, str, dict[int, int]]:
             found = _decoded(added[0]), _decoded(added[1]), privileges
     else:
         if fields.left:
-            raise _broken("something follows its end")
+            raise _broken("it has trailing data")
     if found is None:
         raise TokenError(
             "the token is for another service of Agora, not for audio (RTC); "
-            "have one made with RtcTokenBuilder2"
+            "request one made with RtcTokenBuilder2"
         )
     return found
 

@@ -6,18 +6,18 @@ Every device is of this type that is of no other.
 from typing import TYPE_CHECKING
 
 from capstand.config.registry import SourceType
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 
 if TYPE_CHECKING:
     from capstand.capture.source import Source
 
 
-def _make(capture: Capture) -> "Source":
+def _make(capture: CaptureConfig) -> "Source":
     from capstand.capture.alsa import AlsaSource  # brings libasound
-    from capstand.capture.preference import Preference
+    from capstand.capture.failover import Failover
 
     sources = [AlsaSource(capture, name) for name in capture.devices]
-    return sources[0] if len(sources) == 1 else Preference(sources, capture)
+    return sources[0] if len(sources) == 1 else Failover(sources, capture)
 
 
 TYPE = SourceType(None, page="devices.md", make=_make, loads=("capstand.capture.alsa",), rest=True)

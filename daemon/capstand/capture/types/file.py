@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.config.decode import Flag
 from capstand.config.registry import SourceType
-from capstand.config.schema import AbsolutePath, Capture
+from capstand.config.schema import AbsolutePath, CaptureConfig
 
 if TYPE_CHECKING:
     from capstand.capture.file import FileSource
@@ -18,13 +18,13 @@ class FileConfig(NamedTuple):
     repeat: Annotated[bool, Flag()] = False
 
 
-def _make(capture: Capture) -> "FileSource":
+def _make(capture: CaptureConfig) -> "FileSource":
     from capstand.capture.file import FileSource  # brings numpy and libsndfile
 
     return FileSource(capture)
 
 
-def _problems(capture: Capture) -> Iterator[tuple[str, str]]:
+def _problems(capture: CaptureConfig) -> Iterator[tuple[str, str]]:
     if capture.source is None:
         yield "file", "the table is missing; write [stream.capture.file] with path, the sound file"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.config.decode import Flag, OneOrSome, Text
 from capstand.config.registry import SourceType
-from capstand.config.schema import AbsolutePath, Capture
+from capstand.config.schema import AbsolutePath, CaptureConfig
 
 if TYPE_CHECKING:
     from capstand.capture.source import Source
@@ -33,19 +33,19 @@ class PipeConfig(NamedTuple):
         elif self.words and " " in self.words[0] and len(self.words) == 1:
             yield (
                 "command",
-                f'"{self.words[0][:60]}" is no program: write each word apart, '
+                f'"{self.words[0][:60]}" is not a program: write each word apart, '
                 'such as ["ffmpeg", "-i", "…"], or ["sh", "-c", "…"] for a shell',
             )
 
 
-def _make(capture: Capture) -> "Source":
+def _make(capture: CaptureConfig) -> "Source":
     from capstand.capture.pipe import CommandSource, FifoSource
 
     setup: PipeConfig = capture.source
     return CommandSource(capture, setup) if setup.words else FifoSource(capture, setup)
 
 
-def _problems(capture: Capture) -> Iterator[tuple[str, str]]:
+def _problems(capture: CaptureConfig) -> Iterator[tuple[str, str]]:
     setup: PipeConfig = capture.source or PipeConfig()
     if not setup.words and setup.path == "/":
         yield (
@@ -55,7 +55,7 @@ def _problems(capture: Capture) -> Iterator[tuple[str, str]]:
         )
 
 
-def _place(capture: Capture) -> tuple[str, str] | None:
+def _resource(capture: CaptureConfig) -> tuple[str, str] | None:
     setup: PipeConfig = capture.source or PipeConfig()
     return None if setup.path == "/" else ("pipe.path", setup.path)
 
@@ -66,5 +66,5 @@ TYPE = SourceType(
     make=_make,
     alone=False,
     problems=_problems,
-    place=_place,
+    resource=_resource,
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.config.decode import Flag, Text
 from capstand.config.registry import SourceType
-from capstand.config.schema import PATH, Capture
+from capstand.config.schema import PATH, CaptureConfig
 from capstand.host import rights
 
 if TYPE_CHECKING:
@@ -37,22 +37,22 @@ class SocketConfig(NamedTuple):
             yield "path", f'"{self.path}" is taken already; choose another name'
 
 
-def path_of(capture: Capture) -> Path:
+def path_of(capture: CaptureConfig) -> Path:
     """Where the socket is; in the process that serves it or in its parent."""
     setup: SocketConfig = capture.source or SocketConfig()
     return rights.runtime() / setup.path
 
 
-def _make(capture: Capture) -> "SocketSource":
+def _make(capture: CaptureConfig) -> "SocketSource":
     from capstand.capture.socket import SocketSource
 
     return SocketSource(capture)
 
 
-def _place(capture: Capture) -> tuple[str, str]:
+def _resource(capture: CaptureConfig) -> tuple[str, str]:
     return "socket.path", (capture.source or SocketConfig()).path
 
 
 TYPE = SourceType(
-    SocketConfig, page="own-audio.md", make=_make, alone=False, place=_place, entrance=path_of
+    SocketConfig, page="own-audio.md", make=_make, alone=False, resource=_resource, entrance=path_of
 )

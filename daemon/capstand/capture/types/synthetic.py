@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.config.decode import Choice, Number, Whole
 from capstand.config.registry import SourceType
-from capstand.config.schema import AbsolutePath, Capture
+from capstand.config.schema import AbsolutePath, CaptureConfig
 
 if TYPE_CHECKING:
     from capstand.capture.synthetic import SyntheticSource
@@ -14,7 +14,7 @@ SIGNALS = ("tone", "silence", "noise", "file", "counter")
 FAULTS = ("overrun", "unplug", "stall")
 
 
-class Fault(NamedTuple):
+class FaultConfig(NamedTuple):
     """One thing that happens to the simulated card: when, for how long, how often again."""
 
     kind: Annotated[str, Choice(FAULTS)]
@@ -23,7 +23,7 @@ class Fault(NamedTuple):
     every_s: Annotated[float, Number(0, 1e9)] = 0.0
 
 
-class Synthetic(NamedTuple):
+class SyntheticConfig(NamedTuple):
     """How the simulated card behaves."""
 
     signal: Annotated[str, Choice(SIGNALS)] = "tone"
@@ -33,17 +33,17 @@ class Synthetic(NamedTuple):
     ppm: Annotated[float, Number(-20_000, 20_000)] = 0.0
     jitter_us: Annotated[float, Number(0, 100_000)] = 0.0
     seed: Annotated[int, Whole(0, 2**31)] = 1
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[FaultConfig, ...] = ()
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.signal == "file" and self.file == "/":
             yield "signal", '"file" needs the key file, the absolute path of a WAV or FLAC file'
 
 
-def _make(capture: Capture) -> "SyntheticSource":
+def _make(capture: CaptureConfig) -> "SyntheticSource":
     from capstand.capture.synthetic import SyntheticSource  # brings numpy and libsndfile
 
     return SyntheticSource(capture)
 
 
-TYPE = SourceType(Synthetic, page="devices.md", make=_make, alone=False, simulated=True)
+TYPE = SourceType(SyntheticConfig, page="devices.md", make=_make, alone=False, simulated=True)

@@ -87,12 +87,13 @@ def wait_for_mount(folder: Path, wanted: bool | str) -> None:
     if isinstance(wanted, str):
         if not os.path.ismount(os.path.realpath(wanted)):
             raise SinkError(
-                f"{folder}: no disk is mounted at {wanted}; recording waits; mount it, or delete "
-                "the key mount"
+                f"{folder}: no disk is mounted at {wanted}; recording is paused; mount it, or "
+                "delete the key mount"
             )
     elif wanted and not _mounts(folder):
         raise SinkError(
-            f"{folder}: no disk is mounted there; recording waits; mount it, or set mount = false"
+            f"{folder}: no disk is mounted there; recording is paused; mount it, or set mount = "
+            "false"
         )
 
 
@@ -101,9 +102,9 @@ def doubt(folder: Path) -> str | None:
     path = os.path.realpath(folder)
     for top in _REMOVABLE:
         if path.startswith(f"{top}/"):
-            mounts = [one for one in _mounts(folder) if (one + "/").startswith(f"{top}/")]
-            if not [one for one in mounts if one != "/run/media"]:
-                return f"no disk is mounted there; mount = false if {top} is meant to have none"
+            mounts = [mount for mount in _mounts(folder) if (mount + "/").startswith(f"{top}/")]
+            if not [mount for mount in mounts if mount != "/run/media"]:
+                return f"no disk is mounted there; set mount = false if {top} should have none"
     return None
 
 

@@ -48,7 +48,7 @@ class Leftovers:
         self._seen: dict[str, _Seen] = {}
         self._due_ns = 0
 
-    def look(
+    def recover(
         self, folder: Path, own: str | None, certain: str | None = None, left: str | None = None
     ) -> None:
         """Takes all that nobody writes. ``own`` is the segment being written, ``certain`` the name
@@ -72,19 +72,19 @@ class Leftovers:
                     self._seen.pop(name, None)
                 except OSError as error:
                     self._seen.pop(name, None)
-                    self._told(f"{folder}/{name}: {error.strerror or error}; it is left as it is")
+                    self._told(f"{folder}/{name}: {error.strerror or error}; left unchanged")
         finally:
             os.close(descriptor)
 
-    def look_again(self, folder: Path, own: str | None) -> None:
+    def recover_due(self, folder: Path, own: str | None) -> None:
         """The same, if it is due and one was left alone."""
         if self._seen and self._now_ns() >= self._due_ns:
-            self.look(folder, own)
+            self.recover(folder, own)
 
     def _take(self, folder: int, name: str, certain: bool, left: bool) -> None:
         kind = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
         if not stat.S_ISREG(kind):  # to open a FIFO or a device may hang
-            raise OSError("it is no file")
+            raise OSError("not a regular file")
         flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             descriptor = os.open(name, os.O_RDWR | flags, dir_fd=folder)

@@ -10,8 +10,9 @@ that has been set by as much since the segment began (or a machine that was susp
 was mounted or unmounted there, and a file that may grow no further. The name carries the time (UTC)
 at which its first frame was sampled: ``mic-20261122T031500.250Z.wav``.
 
-Thread: the outlet's, behind a spool the forwarder's; libsndfile and numpy are loaded in it, so that
-they do not hold up the start of capture. Old recordings are removed in another (``retention.py``).
+Thread: the sink queue's, behind a spool the forwarder's; libsndfile and numpy are loaded in it, so
+that they do not hold up the start of capture. Old recordings are removed in another
+(``retention.py``).
 """
 
 import contextlib
@@ -30,8 +31,8 @@ from capstand.sinks.recording import folder
 from capstand.sinks.recording.leftover import Leftovers
 from capstand.sinks.recording.retention import DAY_S, GB, Retention
 from capstand.sinks.recording.segment import Segment, cut
-from capstand.sinks.sink import Account, Event, Mark, Sink
-from capstand.sinks.types.file import FileSink
+from capstand.sinks.sink import Account, Checkpoint, Event, Sink
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.text import clean
 
 LONG_GAP_S = 60.0
@@ -59,7 +60,7 @@ class Recording(Sink):
     def __init__(
         self,
         stream: str,
-        setup: FileSink,
+        setup: FileSinkConfig,
         audio: AudioFormat,
         *,
         priority: int = 0,
@@ -85,8 +86,8 @@ class Recording(Sink):
         self._written_ns = 0
         self._wall_ahead_ns = 0  # wall time minus monotonic time when the segment began
         self._given = 0  # frames of blocks since open
-        self._unsafe: deque[tuple[int, Block]] = deque()  # blocks and their ends in the segment
-        self._mark = Mark(0, "")
+        self._unsynced: deque[tuple[int, Block]] = deque()  # blocks and their ends in the segment
+        self._checkpoint = Checkpoint(0, "")
         self._delivered = self._delivered_before = self._dropped = 0
         self._taken_back: str | None = None  # a place that is to be rewound to, once it is there
         self._mine: str | None = None  # the segment of that place
@@ -116,13 +117,13 @@ class Recording(Sink):
     def open(self) -> None:
         self._given = 0
         self._delivered_before = self._delivered
-        self._unsafe.clear()
-        self._mark = Mark(0, "")
+        self._unsynced.clear()
+        self._checkpoint = Checkpoint(0, "")
         try:
             self._enter()
         except OSError as error:
             raise self._failure(error) from None
-        self._retention.look(None)
+        self._retention.start_if_due(None)
         self._guard(self._setup.min_free_mb + RESUME_MB)
 
     def _enter(self) -> None:
@@ -133,7 +134,7 @@ class Recording(Sink):
         if self._taken_back is not None:
             self._take_back(self._taken_back)
         device = folder.device(self._folder)
-        self._leftovers.look(self._folder, None, self._mine, self._left_by_last_run())
+        self._leftovers.recover(self._folder, None, self._mine, self._left_by_last_run())
         doubt = folder.doubt(self._folder) if self._setup.mount == "auto" else None
         self._mount_words = f"; {doubt}" if doubt else ""
         if doubt:
@@ -164,8 +165,8 @@ class Recording(Sink):
             folder.wait_for_mount(self._folder, wanted)
         elif self._on_disk and folder.is_on_root(self._folder):
             raise SinkError(
-                f"{self._folder}: the disk that was mounted there is gone; recording waits; mount "
-                "it, or set mount = false"
+                f"{self._folder}: the disk that was mounted there was removed; recording is "
+                "paused; mount it, or set mount = false"
             )
 
     def prepare(self, block: Block) -> None:
@@ -184,7 +185,7 @@ class Recording(Sink):
             return plain
         if isinstance(error, struct.error | ZeroDivisionError):
             return error
-        return RuntimeError("the disk refused a write, and took the next one")
+        return RuntimeError("the disk rejected a write, then accepted the next one")
 
     def write(self, block: Block) -> None:
         before = self._given
@@ -204,7 +205,7 @@ class Recording(Sink):
         self._next_frame = block.first_frame + block.frames
         self._written_ns = self._now_ns()
         self._given += block.frames
-        self._unsafe.append((segment.frames, block))
+        self._unsynced.append((segment.frames, block))
         if segment.frames >= self._limit:
             self._finish()
 
@@ -216,7 +217,7 @@ class Recording(Sink):
             stepped_ns = self._wall_ns() - self._now_ns() - self._wall_ahead_ns
             stepped = abs(stepped_ns) > LONG_GAP_S * NS_PER_S
             long = not 0 <= gap <= LONG_GAP_S * self._audio.rate_hz
-            full = segment.frames and not segment.fits(silence + block.frames)
+            full = segment.frames and not segment.has_room(silence + block.frames)
             if stepped or long or full:
                 self._finish()
                 segment = None
@@ -241,7 +242,7 @@ class Recording(Sink):
         try:
             segment = self._segment
             if segment is not None:
-                self._set_mark(segment, segment.flush())
+                self._set_checkpoint(segment, segment.flush())
                 self._file_words = str(segment)
                 moved = folder.device(self._folder) != segment.device()
                 if moved or self._now_ns() - self._written_ns > LONG_GAP_S * NS_PER_S:
@@ -252,10 +253,10 @@ class Recording(Sink):
                         "on the one before"
                     )
                     return
-            self._leftovers.look_again(self._folder, segment.name if segment else None)
+            self._leftovers.recover_due(self._folder, segment.name if segment else None)
         except _FAULTS as error:
             raise self._failure(self._cause(error)) from None
-        self._retention.look(segment.name if segment else None, soon=self._ended)
+        self._retention.start_if_due(segment.name if segment else None, soon=self._ended)
         self._ended = False
         self._guard(self._setup.min_free_mb)
 
@@ -265,11 +266,11 @@ class Recording(Sink):
         except _FAULTS as error:
             raise self._failure(error) from None
         finally:
-            self._dropped += self._given - self._mark.safe_frames
-            self._given = self._mark.safe_frames
+            self._dropped += self._given - self._checkpoint.safe_frames
+            self._given = self._checkpoint.safe_frames
 
-    def mark(self) -> Mark:
-        return self._mark
+    def checkpoint(self) -> Checkpoint:
+        return self._checkpoint
 
     def account(self) -> Account:
         return Account(self._delivered, self._dropped)
@@ -279,31 +280,31 @@ class Recording(Sink):
             while True:
                 yield self._events.popleft()
 
-    def _set_mark(self, segment: Segment, safe: int) -> None:
+    def _set_checkpoint(self, segment: Segment, safe: int) -> None:
         """So many of a segment's frames are safe; a FLAC may end in the middle of a block."""
-        while self._unsafe and self._unsafe[0][0] <= safe:
-            self._unsafe.popleft()
-        held = sum(min(block.frames, end - safe) for end, block in self._unsafe)
-        self._mark = Mark(self._given - held, segment.place(safe))
+        while self._unsynced and self._unsynced[0][0] <= safe:
+            self._unsynced.popleft()
+        held = sum(min(block.frames, end - safe) for end, block in self._unsynced)
+        self._checkpoint = Checkpoint(self._given - held, segment.cursor(safe))
         self._book()
 
     def _book(self) -> None:
-        self._delivered = self._delivered_before + self._mark.safe_frames
+        self._delivered = self._delivered_before + self._checkpoint.safe_frames
 
-    def rewind(self, place: str) -> None:
+    def rewind(self, cursor: str) -> None:
         """Cuts the segment that was being written then off where it was safe."""
-        if not place:
+        if not cursor:
             return
-        self._taken_back = place
+        self._taken_back = cursor
         try:
             self._wait_for_disk()
-            self._take_back(place)
+            self._take_back(cursor)
         except OSError as error:
             raise self._failure(error) from None
 
-    def _take_back(self, place: str) -> None:
+    def _take_back(self, cursor: str) -> None:
         """Where the segment is not there, its disk may come later."""
-        name, frames, size = clean.parsed(place)
+        name, frames, size = clean.parsed(cursor)
         if Path(name).name != name:
             self._taken_back = None  # nothing of ours leads out of the directory
             return
@@ -335,13 +336,13 @@ class Recording(Sink):
             self._note_access(segment.refused)
         if segment.appends:
             self._note(
-                f"{self._folder}: the file system cannot change what is written, so recordings "
-                "leave their length open; mount it with a cache (rclone: --vfs-cache-mode writes)"
+                f"{self._folder}: the file system cannot rewrite data, so recordings have no "
+                "length in their header; mount it with a cache (rclone: --vfs-cache-mode writes)"
             )
         self._leave_word(segment)
         self.segments += 1
         self._file_words = str(segment)
-        self._set_mark(segment, 0)
+        self._set_checkpoint(segment, 0)
         return segment
 
     def _finish(self) -> None:
@@ -363,14 +364,16 @@ class Recording(Sink):
         self._bytes += size
         if segment.unnamed is not None:
             why = segment.unnamed.strerror or segment.unnamed
-            self._note(f"{self._folder}/{segment.name}.part is whole but keeps this name: {why}")
+            self._note(
+                f"{self._folder}/{segment.name}.part is complete but could not be renamed: {why}"
+            )
         lost = []
-        for end, block in self._unsafe:
+        for end, block in self._unsynced:
             missing = min(block.frames, end - kept)
             if missing > 0:
                 lost.append(_tail(block, missing, self._audio))
-        self._unsafe.clear()
-        self._mark = Mark(self._given - sum(one.frames for one in lost), "")
+        self._unsynced.clear()
+        self._checkpoint = Checkpoint(self._given - sum(one.frames for one in lost), "")
         self._book()
         return lost
 
@@ -383,15 +386,16 @@ class Recording(Sink):
         if room is None:
             if self._setup.min_free_mb:
                 self._note(
-                    f"{self._folder}: the file system does not say how much is free, so "
-                    "min_free_mb has no effect"
+                    f"{self._folder}: the file system does not report free space, so min_free_mb "
+                    "has no effect"
                 )
             return
         self._disk_words = self._room_words(room)
         if room.free // MB < wanted_mb:
             raise SinkError(
-                f"{self._folder}: {room.free // MB} MB free; recording waits until {wanted_mb} MB "
-                f"are (min_free_mb is {self._setup.min_free_mb}); delete something"
+                f"{self._folder}: {room.free // MB} MB free; recording is paused until "
+                f"{wanted_mb} MB are free (min_free_mb = {self._setup.min_free_mb}); delete "
+                "something"
             )
 
     def _room_words(self, room: disk.Room) -> str:
@@ -437,13 +441,13 @@ class Recording(Sink):
     def _note_access(self, error: OSError) -> None:
         group = f"; is the user a member of {self._setup.group}?" if self._setup.group else ""
         self._note(
-            f"{self._folder}: mode and group are not set: {error.strerror or error}; recording "
+            f"{self._folder}: cannot set mode and group: {error.strerror or error}; recording "
             f"goes on{group}"
         )
 
     def _failure(self, error: Exception) -> SinkError:
         reason, advice = disk.explain(error, self._folder)
-        return SinkError(f"{self._folder}: {reason}; recording waits; {advice}")
+        return SinkError(f"{self._folder}: {reason}; recording is paused; {advice}")
 
 
 def _tail(block: Block, frames: int, audio: AudioFormat) -> Block:

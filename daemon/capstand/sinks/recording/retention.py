@@ -90,7 +90,7 @@ class Retention:
     def wanted(self) -> bool:
         return bool(self._keep_s or self._keep_bytes)
 
-    def look(self, writing: str | None, soon: bool = False) -> None:
+    def start_if_due(self, writing: str | None, soon: bool = False) -> None:
         """Starts a sweep if one is due, or ``soon`` because a file was finished; never waits."""
         now_ns = self._now_ns()
         self._watch_clock(now_ns)
@@ -110,7 +110,7 @@ class Retention:
             self._thread.start()
         except RuntimeError as error:  # no thread is to be had: later then
             self._thread = None
-            self._told(f"{self._folder}: nothing is removed now: {error}")
+            self._told(f"{self._folder}: nothing was removed: {error}")
 
     def _watch_clock(self, now_ns: int) -> None:
         ahead_ns = self._wall_ns() - now_ns
@@ -123,9 +123,9 @@ class Retention:
         try:
             self.sweep(writing)
         except OSError as error:
-            self._told(f"{self._folder}: nothing is removed now: {error.strerror or error}")
+            self._told(f"{self._folder}: nothing was removed: {error.strerror or error}")
         except Exception as error:  # noqa: BLE001  it must not end the daemon
-            bug.tell(f"removing old recordings of {self._stream}", error)
+            bug.log_unexpected(f"removing old recordings of {self._stream}", error)
 
     def sweep(self, writing: str | None) -> None:
         """Removes what is too old or too much. Raises OSError where the directory is away."""
@@ -135,25 +135,25 @@ class Retention:
             files, total = self._found(folder, writing)
             oldest_s = self._oldest_s()
             count = 0
-            for one in sorted(files):
-                old = one.newest_s < oldest_s
+            for file in sorted(files):
+                old = file.newest_s < oldest_s
                 if not old and not (self._keep_bytes and total > self._keep_bytes):
                     continue
                 if count == AT_ONCE:
                     self._due_ns = 0
                     break
                 try:
-                    os.unlink(one.name, dir_fd=folder)
+                    os.unlink(file.name, dir_fd=folder)
                 except FileNotFoundError:
-                    total -= one.bytes
+                    total -= file.bytes
                 except OSError as error:
-                    total -= one.bytes  # or those that can be removed would all go in its place
+                    total -= file.bytes  # or those that can be removed would all go in its place
                     why = error.strerror or str(error)
-                    self._told(f"{self._folder}/{one.name} cannot be removed: {why}")
+                    self._told(f"{self._folder}/{file.name} cannot be removed: {why}")
                 else:
                     count += 1
-                    total -= one.bytes
-                    self._removed(one.name, one.bytes, "keep_days" if old else "keep_gb")
+                    total -= file.bytes
+                    self._removed(file.name, file.bytes, "keep_days" if old else "keep_gb")
             self.kept_bytes = total
         finally:
             os.close(folder)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.sinks import disk
-from capstand.sinks.recording.appending import Appending
+from capstand.sinks.recording.append_only import AppendOnlyFile
 from capstand.sinks.recording.folder import DEFAULT_MODE, Access
 
 HEADER_BYTES = 112
@@ -73,7 +73,7 @@ class Segment:
                 self.name, self._descriptor = self._create(stem, container, os.O_WRONLY)
                 undo.callback(os.unlink, self.name + ".part", dir_fd=self._folder)
                 undo.callback(os.close, self._descriptor)
-            self._file_end = Appending(self._descriptor)
+            self._file_end = AppendOnlyFile(self._descriptor)
             try:
                 access.give(self._descriptor)
             except OSError as error:
@@ -125,11 +125,11 @@ class Segment:
         if read == b"\1\0":
             return limit
         if container == "flac":
-            raise OSError(errno.ESPIPE, "the file system cannot change what is written")
+            raise OSError(errno.ESPIPE, "the file system cannot rewrite data")
         self.appends = True
         return disk.UNLIMITED
 
-    def fits(self, frames: int) -> bool:
+    def has_room(self, frames: int) -> bool:
         """Whether so many frames more stay within what a file may have."""
         if self._flac:
             size = os.fstat(self._descriptor).st_size
@@ -178,7 +178,7 @@ class Segment:
             self._dirty = False
         return self._safe
 
-    def place(self, frames: int) -> str:
+    def cursor(self, frames: int) -> str:
         """Where the segment is and how long, right after a flush or the beginning; nothing where
         it cannot be taken back."""
         if self.appends:

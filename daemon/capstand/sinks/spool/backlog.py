@@ -9,8 +9,9 @@ not made safe goes into the spool, and after that all that comes. When all of th
 sink, the spool is emptied and left alone again.
 
 A frame is delivered once the sink says that it is safe (its mark); what was written after that is
-put back when the sink fails, and the sink has to take it back, as far as it can (``mark.place``).
-Position and place are noted on disk together, so this holds across ``kill -9`` too.
+put back when the sink fails, and the sink has to take it back, as far as it can
+(``checkpoint.cursor``). Position and place are noted on disk together, so this holds across ``kill
+-9`` too.
 
 A spool that cannot be written is a concern. Then sound is kept in the window, and beyond that it is
 dropped and counted.
@@ -24,7 +25,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from capstand.audio.block import NS_PER_S, Block
-from capstand.sinks.sink import Event, Mark
+from capstand.sinks.sink import Checkpoint, Event
 from capstand.sinks.spool.record import Record
 from capstand.sinks.spool.spool import Spool
 
@@ -51,7 +52,7 @@ class Backlog:
         self.rate_hz = rate_hz
         self.own = FrameCount()  # of this run
         self.inherited = FrameCount()  # of earlier ones
-        self.mark = Mark(0, "")  # what the sink said last, since it was opened
+        self.checkpoint = Checkpoint(0, "")  # what the sink said last, since it was opened
         self.concern: str | None = None  # the disk's
         self.events: deque[Event] = deque(maxlen=EVENTS)
         self._limit = window_frames
@@ -87,7 +88,7 @@ class Backlog:
     @property
     def given_frames(self) -> int:
         """What the sink was given since it was opened."""
-        return self.mark.safe_frames + sum(record.block.frames for record in self._unsynced)
+        return self.checkpoint.safe_frames + sum(record.block.frames for record in self._unsynced)
 
     @property
     def all_written(self) -> bool:
@@ -117,9 +118,9 @@ class Backlog:
         inherited = self.inherited.taken = self._end - self._next
         if inherited:
             self._begun = self._next, now_ns
-            if not self.mark.place:
-                self.mark = self.mark._replace(place=self.spool.place)
-            self._log_event("spool_begin", reason="an earlier run left it", frames=inherited)
+            if not self.checkpoint.cursor:
+                self.checkpoint = self.checkpoint._replace(cursor=self.spool.cursor)
+            self._log_event("spool_begin", reason="left by an earlier run", frames=inherited)
         for record in waiting:
             if not self._keep(record.block):
                 self.own.dropped += record.block.frames
@@ -168,7 +169,7 @@ class Backlog:
 
     def opened(self) -> None:
         """The sink has been opened, and has taken back what comes again."""
-        self.mark = Mark(0, "")
+        self.checkpoint = Checkpoint(0, "")
 
     def take(self) -> Record | None:
         """What the sink is to be given now."""
@@ -187,16 +188,16 @@ class Backlog:
         self._unsynced.append(self._in_flight)
         self._in_flight = None
 
-    def commit(self, mark: Mark | None, only_new_place: bool = False) -> None:
+    def commit(self, checkpoint: Checkpoint | None, only_new_cursor: bool = False) -> None:
         """Counts what the sink says is safe as delivered, None: all that it was given. While the
         spool is in use that is noted there, if wanted only when the place is another."""
-        if mark is None:
-            mark = Mark(self.given_frames, "")
-        self._deliver(mark.safe_frames - self.mark.safe_frames)
-        self.mark = mark
-        if self.spooling and not (only_new_place and mark.place == self.spool.place):
+        if checkpoint is None:
+            checkpoint = Checkpoint(self.given_frames, "")
+        self._deliver(checkpoint.safe_frames - self.checkpoint.safe_frames)
+        self.checkpoint = checkpoint
+        if self.spooling and not (only_new_cursor and checkpoint.cursor == self.spool.cursor):
             with self._watched():
-                self.spool.commit(self._safe(), mark.place)
+                self.spool.commit(self._safe(), checkpoint.cursor)
 
     def put_back(self) -> None:
         """The sink has failed: what is not safe is to be written anew."""
@@ -234,7 +235,7 @@ class Backlog:
             for record in self._held():
                 self.spool.append(record.position, record.block)
             self.spool.sync()
-            self.spool.commit(safe, self.mark.place)
+            self.spool.commit(safe, self.checkpoint.cursor)
         except OSError as error:
             self._spool_fails(error)
             with contextlib.suppress(OSError):
@@ -293,8 +294,8 @@ class Backlog:
 
     def _spool_fails(self, error: OSError) -> None:
         self.concern = (
-            f"spool {self.spool.folder}: {error.strerror or error}; what the sink cannot take is "
-            "dropped; check that the directory exists, is writable and has room"
+            f"spool {self.spool.folder}: {error.strerror or error}; what the sink cannot accept "
+            "is dropped; check that the directory exists, is writable and has space"
         )
 
     def _log_event(self, event: str, **what: object) -> None:

@@ -4,9 +4,9 @@ Once the sink is back it gets all that waits in order, what is on disk at a pace
 caught up. Tries to open it follow each other with growing, jittered pauses, without end.
 
 Threads: ``run`` is the forwarder's own, and so is ``turn``; ``start``, ``end`` and what they are
-asked are the outlet's. Calls to the sink are made without the lock of the backlog, so a sink that
-hangs does not hold up what comes in. One that hangs at the end is left behind: whatever comes of
-its call later does not count.
+asked are the sink queue's. Calls to the sink are made without the lock of the backlog, so a sink
+that hangs does not hold up what comes in. One that hangs at the end is left behind: whatever comes
+of its call later does not count.
 """
 
 import threading
@@ -18,8 +18,8 @@ from capstand.audio.wake import WakeUp
 from capstand.errors import SinkError
 from capstand.host.backoff import Backoff
 from capstand.host.realtime import prepare_thread
-from capstand.sinks.outlet import in_words
-from capstand.sinks.sink import Mark, Sink
+from capstand.sinks.sink import Checkpoint, Sink
+from capstand.sinks.sink_queue import describe_error
 from capstand.sinks.spool.backlog import Backlog
 from capstand.sinks.spool.record import Record
 
@@ -63,7 +63,7 @@ class Forwarder:
         self._priority = priority
         self._now_ns = now_ns
         self._thread: threading.Thread | None = None
-        self._stage = Stage.RUNNING  # the outlet's
+        self._stage = Stage.RUNNING  # the sink queue's
         self._opened = False
         self._run = b""  # the one that captured the block written last
         self._retry_ns = self._flushed_ns = self._due_ns = 0
@@ -79,7 +79,7 @@ class Forwarder:
         trouble, called_ns = self.trouble, self._call_ns
         slow = called_ns and now_ns - called_ns > SLOW_NS
         if trouble is None and slow and self._backlog.spooling:
-            return f"it has not answered for {(now_ns - called_ns) // NS_PER_S} s"
+            return f"no response for {(now_ns - called_ns) // NS_PER_S} s"
         return trouble
 
     # Its life
@@ -89,7 +89,7 @@ class Forwarder:
         if self._thread is not None and self._stage is not Stage.LEFT:
             return
         if not self.join(0):
-            raise SinkError("the sink still hangs in an earlier call")
+            raise SinkError("the sink is still stuck in an earlier call")
         with self._lock:
             self._backlog.put_back()
         self._opened = False
@@ -168,8 +168,8 @@ class Forwarder:
     # The sink, call by call
 
     def _open(self) -> None:
-        if self._backlog.mark.place:
-            self._sink.rewind(self._backlog.mark.place)
+        if self._backlog.checkpoint.cursor:
+            self._sink.rewind(self._backlog.checkpoint.cursor)
         self._sink.open()
         self._opened = True
         self._flushed_ns = self._now_ns()
@@ -185,13 +185,13 @@ class Forwarder:
             self._begin_anew()
             self._run = record.run
         self._sink.prepare(record.block)
-        self._commit(self._sink.mark(), only_new_place=True)
+        self._commit(self._sink.checkpoint(), only_new_cursor=True)
         self._sink.write(record.block)
         self._apply(self._backlog.written)
         self.trouble = None
         self._backoff.reset()
-        if self._sink.mark() is None:
-            self._commit(None, only_new_place=True)
+        if self._sink.checkpoint() is None:
+            self._commit(None, only_new_cursor=True)
         if paced:
             start_ns = max(self._due_ns, self._now_ns() - SLACK_NS)
             self._due_ns = start_ns + round(record.block.frames * NS_PER_S / self._pace_hz)
@@ -199,7 +199,7 @@ class Forwarder:
     def _make_safe(self) -> None:
         self._sink.flush()
         self._flushed_ns = self._now_ns()
-        self._commit(self._sink.mark())
+        self._commit(self._sink.checkpoint())
 
     def _begin_anew(self) -> None:
         """Closes and opens the sink; all it was given is safe then."""
@@ -219,18 +219,18 @@ class Forwarder:
     def _fail(self, error: Exception) -> None:
         """What is not safe comes again; until then the sink waits."""
         self._opened = False
-        trouble = in_words(self._name, error)
+        trouble = describe_error(self._name, error)
         try:
             self._sink.close()
         except Exception as also:  # noqa: BLE001
-            also_said = in_words(self._name, also)
+            also_said = describe_error(self._name, also)
             trouble += f"; {also_said}" if also_said != trouble else ""
         self._apply(self._backlog.put_back)
         self.trouble = trouble
         self._retry_ns = self._now_ns() + round(self._backoff.next_s() * NS_PER_S)
 
-    def _commit(self, mark: Mark | None, only_new_place: bool = False) -> None:
-        self._apply(self._backlog.commit, mark, only_new_place)
+    def _commit(self, checkpoint: Checkpoint | None, only_new_cursor: bool = False) -> None:
+        self._apply(self._backlog.commit, checkpoint, only_new_cursor)
 
     def _apply(self, step: Callable[..., None], *what: object) -> None:
         """Not what comes of a call after it was left behind."""

@@ -66,7 +66,7 @@ def packed(record: Record, wall_ns: int, boot: bytes, audio: AudioFormat) -> byt
     return head + _CHECK.pack(zlib.crc32(head)) + block.samples
 
 
-class Reader:
+class RecordReader:
     """Goes through one segment file, past what is damaged; ``end`` is the owner's, the position
     it has come to.
     """
@@ -79,7 +79,7 @@ class Reader:
         self._descriptor = os.open(path, flags)
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
             self.close()
-            raise OSError("it is no file")
+            raise OSError("not a regular file")
 
     def next(self, limit: int) -> tuple[Record, int, bytes, AudioFormat] | None:
         """The next sound record that lies before ``limit`` as a whole, with its wall time, boot and

@@ -4,7 +4,7 @@ Each frame that enters has a position: the number of frames that entered before 
 A segment file is named by the position of its first frame and holds records (``record.py``), one
 block each. What an interrupted write left at the end of the newest segment is cut off at opening.
 
-``commit`` notes in the file ``position`` up to where everything is delivered, and in ``place`` a
+``commit`` notes in the file ``position`` up to where everything is delivered, and in ``cursor`` a
 word of the sink's own; segments before are removed. The note has two slots, written in turn and in
 place, so that a power cut leaves one of them and a full disk is no hindrance. What was appended
 while the note says "empty" and was never committed is void: its process still had it all, and
@@ -30,7 +30,7 @@ from pathlib import Path
 
 from capstand.audio.block import NS_PER_S, AudioFormat, Block
 from capstand.sinks.disk import sync_file, sync_folder
-from capstand.sinks.spool.record import HEAD_BYTES, Reader, Record, packed
+from capstand.sinks.spool.record import HEAD_BYTES, Record, RecordReader, packed
 from capstand.text import clean
 
 SEGMENT_BYTES = 4_000_000
@@ -65,7 +65,7 @@ class Spool:
         self.run = os.urandom(8)
         self.position = 0
         self.end = 0
-        self.place = ""
+        self.cursor = ""
         self.folder = folder
         self.missed = "damaged"
         self.notes: deque[str] = deque(maxlen=NOTES)
@@ -77,12 +77,12 @@ class Spool:
         self._now_ns = now_ns
         self._wall_ns = wall_ns
         self._boot = boot or _boot()
-        self._segments: deque[_Segment] = deque()
+        self._segments: deque[_SpoolFile] = deque()
         self._bytes = 0
         self._tail: int | None = None  # descriptor of the newest segment, where this run wrote it
         self._synced = True
         self._turn = 0  # of the note's slots
-        self._reader: Reader | None = None
+        self._reader: RecordReader | None = None
 
     def open(self) -> None:
         """Takes up what an earlier run left, if anything."""
@@ -94,18 +94,18 @@ class Spool:
         for path in sorted(self.folder.iterdir()):
             if re.fullmatch(r"(?a)[0-9a-f]{16}\.spool", path.name):
                 try:
-                    Reader(path).close()
+                    RecordReader(path).close()
                     about = path.lstat()
                 except OSError as error:
                     self._note(path, error)
                     continue
                 newest_ns = now_ns - (wall_ns - about.st_mtime_ns)
                 begin = int(path.stem, 16)
-                self._segments.append(_Segment(path, begin, about.st_size, newest_ns, newest_ns))
+                self._segments.append(_SpoolFile(path, begin, about.st_size, newest_ns, newest_ns))
         end = self._cut_torn_tail()
-        self._bytes = sum(one.bytes for one in self._segments)
+        self._bytes = sum(segment.bytes for segment in self._segments)
         begin = self._segments[0].begin if self._segments else 0
-        self.position, self.place, void = noted or (begin, "", False)
+        self.position, self.cursor, void = noted or (begin, "", False)
         self.position = max(self.position, 0 if void else begin)
         self.end = max(end, self.position)
         if void or self.position >= end:
@@ -114,7 +114,7 @@ class Spool:
             self.commit(self.position, "")
 
     def _note(self, path: Path, error: OSError) -> None:
-        words = f"{path}: {error.strerror or error}; it is passed over"
+        words = f"{path}: {error.strerror or error}; skipped"
         self._say(words, words)
 
     def _say(self, about: str, words: str) -> None:
@@ -132,7 +132,7 @@ class Spool:
             if stat.S_ISREG(os.fstat(file).st_mode):
                 return file
             os.close(file)
-            raise OSError(errno.ENXIO, "it is no file")
+            raise OSError(errno.ENXIO, "not a regular file")
         except OSError as error:
             if error.errno not in _IN_THE_WAY or not os.path.lexists(path):
                 raise
@@ -155,14 +155,14 @@ class Spool:
                     found.append(clean.parsed(text))
         if not found:
             return None
-        self._turn, position, place, empty = max(found)
-        return position, place, empty
+        self._turn, position, cursor, empty = max(found)
+        return position, cursor, empty
 
     def _cut_torn_tail(self) -> int:
         """Returns the end of the last whole record."""
         while self._segments:
             last = self._segments[-1]
-            reader = Reader(last.path)
+            reader = RecordReader(last.path)
             try:
                 end = sound_bytes = 0
                 while (found := reader.next(last.bytes)) is not None:
@@ -205,14 +205,14 @@ class Spool:
         self._synced = False
         self.end = position + block.frames
 
-    def _new_segment(self, position: int, now_ns: int) -> "_Segment":
+    def _new_segment(self, position: int, now_ns: int) -> "_SpoolFile":
         self._close_tail()
         path = self.folder / f"{position:016x}.spool"
         self._tail = self._open(path, os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
         sync_folder(self.folder)
         while self._segments and self._segments[-1].begin >= position:
             self._bytes -= self._segments.pop().bytes  # it could take no record
-        segment = _Segment(path, position, 0, now_ns, now_ns)
+        segment = _SpoolFile(path, position, 0, now_ns, now_ns)
         self._segments.append(segment)
         return segment
 
@@ -249,8 +249,8 @@ class Spool:
                 self.missed = "another format"
                 self._say(
                     "format",
-                    f"{self.folder}: sound of {audio} waits there and {self._audio} is captured "
-                    "now; it is passed over",
+                    f"{self.folder}: sound of {audio} is spooled there but {self._audio} is "
+                    "captured now; skipped",
                 )
                 position = record.end
                 continue
@@ -260,16 +260,16 @@ class Spool:
             skipped = position - record.position
             return record.after(skipped, audio.rate_hz) if skipped > 0 else record
 
-    def _reader_of(self, segment: "_Segment", position: int) -> "Reader":
+    def _reader_of(self, segment: "_SpoolFile", position: int) -> "RecordReader":
         reader = self._reader
         if reader is None or reader.path != segment.path or reader.end > position:
             if reader is not None:
                 self._reader = None
                 reader.close()
-            reader = self._reader = Reader(segment.path)
+            reader = self._reader = RecordReader(segment.path)
         return reader
 
-    def _holding(self, position: int) -> "tuple[_Segment | None, bool]":
+    def _holding(self, position: int) -> "tuple[_SpoolFile | None, bool]":
         """The segment a position is in, or the first after it; and whether it is the newest."""
         for number, one in enumerate(self._segments):
             newest = number == len(self._segments) - 1
@@ -277,7 +277,7 @@ class Spool:
                 return one, newest
         return None, True
 
-    def _after(self, segment: "_Segment") -> int:
+    def _after(self, segment: "_SpoolFile") -> int:
         """Where the segment after this one begins."""
         return min(one.begin for one in self._segments if one.begin > segment.begin)
 
@@ -293,13 +293,13 @@ class Spool:
     def drop_oldest(self) -> int:
         """Gives up the oldest segment; returns the position at which the queue then begins."""
         begin = self._after(self._segments[0]) if len(self._segments) > 1 else self.end
-        self.commit(max(begin, self.position), self.place)
+        self.commit(max(begin, self.position), self.cursor)
         return begin
 
-    def commit(self, position: int, place: str, empty: bool = False) -> None:
-        """All before ``position`` is delivered; ``place`` is the sink's note of where that is."""
+    def commit(self, position: int, cursor: str, empty: bool = False) -> None:
+        """All before ``position`` is delivered; ``cursor`` is the sink's note of where that is."""
         self._turn += 1
-        text = json.dumps([self._turn, position, place, empty]).encode()
+        text = json.dumps([self._turn, position, cursor, empty]).encode()
         raw = (b"%08x " % zlib.crc32(text) + text).ljust(SLOT_BYTES, b"\0")
         assert len(raw) == SLOT_BYTES
         file = self._open(self.folder / "position", os.O_RDWR)
@@ -309,7 +309,7 @@ class Spool:
             sync_file(file)
         finally:
             os.close(file)
-        self.position, self.place = position, place
+        self.position, self.cursor = position, cursor
         while len(self._segments) > 1 and self._segments[1].begin <= position:
             self._remove_oldest()
         if self._segments and self.end <= position:
@@ -328,7 +328,7 @@ class Spool:
         self._bytes -= oldest.bytes
         self._remove(oldest)
 
-    def _remove(self, segment: "_Segment") -> None:
+    def _remove(self, segment: "_SpoolFile") -> None:
         try:
             segment.path.unlink(missing_ok=True)
         except OSError as error:
@@ -350,7 +350,7 @@ class Spool:
         self._close_tail()
 
 
-class _Segment:
+class _SpoolFile:
     """One file: where it begins, its bytes, when it was begun and last written (monotonic)."""
 
     __slots__ = ("began_ns", "begin", "bytes", "newest_ns", "path")

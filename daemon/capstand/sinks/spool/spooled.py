@@ -1,12 +1,12 @@
 """A sink that is never away: while the one behind it is, the sound waits on disk.
 
-    outlet → Spooled → backlog (window in memory, spool on disk) → forwarder's thread → sink
+    sink queue → Spooled → backlog (window in memory, spool on disk) → forwarder's thread → sink
 
 No frame is lost or comes twice. A sink without marks has delivered what it has written; after a
 crash of capstand it may get what it got in the last second again.
 
-Threads: ``write``, ``flush`` and ``close`` are the outlet's; the forwarder has its own; one lock
-guards the backlog between them.
+Threads: ``write``, ``flush`` and ``close`` are the sink queue's; the forwarder has its own; one
+lock guards the backlog between them.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from capstand.accounting.stats import span
 from capstand.audio.block import Block
 from capstand.errors import SinkBusy
 from capstand.host.backoff import Backoff
-from capstand.sinks.outlet import FLUSH_S, RETRY_S
 from capstand.sinks.sink import Account, Event, Sink
+from capstand.sinks.sink_queue import BACKOFF_S, FLUSH_S
 from capstand.sinks.spool.backlog import Backlog
 from capstand.sinks.spool.forwarder import Forwarder
 from capstand.sinks.spool.spool import Spool
@@ -28,9 +28,9 @@ CLOSE_S = 1.0
 
 
 class Spooled(Sink):
-    """``sink`` with a ``spool`` of sound at ``rate_hz``, which it gets ``speed`` times as fast as
-    it was captured; the window holds ``window_frames``; ``priority`` is that of the forwarder's
-    thread, which is waited for at the end for ``close_s``.
+    """``sink`` with a ``spool`` of sound at ``rate_hz``, which it gets ``catch_up_speed`` times as
+    fast as it was captured; the window holds ``window_frames``; ``priority`` is that of the
+    forwarder's thread, which is waited for at the end for ``close_s``.
     """
 
     on_disk = True
@@ -42,7 +42,7 @@ class Spooled(Sink):
         spool: Spool,
         *,
         rate_hz: int,
-        speed: float,
+        catch_up_speed: float,
         window_frames: int,
         priority: int = 0,
         backoff: Backoff | None = None,
@@ -58,16 +58,16 @@ class Spooled(Sink):
             sink,
             self.backlog,
             self._lock,
-            pace_hz=rate_hz * speed,
+            pace_hz=rate_hz * catch_up_speed,
             flush_s=flush_s,
-            backoff=backoff or Backoff(*RETRY_S),
+            backoff=backoff or Backoff(*BACKOFF_S),
             priority=priority,
             now_ns=now_ns,
         )
         self._close_s = close_s
         self._now_ns = now_ns
 
-    # What the outlet calls
+    # What the sink queue calls
 
     def open(self) -> None:
         """Also after a ``close``, which an unforeseen error of our own brings."""

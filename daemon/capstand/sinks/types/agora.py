@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.audio.block import AudioFormat
 from capstand.config.decode import Choice, Flag, Tagged, Text, Whole, secretive
-from capstand.config.registry import Place, SinkType, Surroundings
-from capstand.config.schema import PATH, AbsolutePath, Input, Name, Spool, Stream
+from capstand.config.registry import Resource, SinkContext, SinkType
+from capstand.config.schema import PATH, AbsolutePath, Input, Name, SpoolConfig, StreamConfig
 
 if TYPE_CHECKING:
-    from capstand.sinks.live import Plan
+    from capstand.sinks.live import SinkFactory
 
 PROFILES = (
     "auto",
@@ -35,7 +35,7 @@ LIVE_PERIOD_MS = 100
 AGORA_ID = "[0-9a-fA-F]{32}"
 CHANNEL_NAME = r"[A-Za-z0-9 !#$%&()+\-:;<=.>?@\[\]^_{}|~,]{1,64}"
 
-SecretPlace = Annotated[
+SecretLocation = Annotated[
     str,
     Text(
         PATH + r"|[A-Za-z0-9_.@-]{1,255}",
@@ -46,15 +46,15 @@ SecretPlace = Annotated[
 PLACEHOLDER = r"\{(app_id|channel|uid|expiry)\}"
 
 
-class FileToken(NamedTuple):
+class TokenFileConfig(NamedTuple):
     """Tokens that something else puts into a file."""
 
     source: Annotated[str, Choice(("file",))]
-    path: SecretPlace
+    path: SecretLocation
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.path.startswith(("006", "007")) and len(self.path) > 60:
-            yield "path", "this is a token itself; put it into a file and name that here"
+            yield "path", "this is a token; put it into a file and name the file here"
         else:
             yield from _no_secret_itself("path", self.path)
 
@@ -62,14 +62,14 @@ class FileToken(NamedTuple):
         return "FileToken(...)"
 
 
-class ServerToken(NamedTuple):
+class TokenServerConfig(NamedTuple):
     """Tokens from a server, by HTTPS."""
 
     source: Annotated[str, Choice(("server",))]
     url: Annotated[str, Text(r"https://[^\s\0-\x1f\x7f]+", "an https:// address")]
-    credential: SecretPlace | None = None
+    credential: SecretLocation | None = None
     ca_file: AbsolutePath | None = None
-    life_s: Annotated[int, Whole(60, 86_400)] = 86_400
+    lifetime_s: Annotated[int, Whole(60, 86_400)] = 86_400
     method: Annotated[str, Choice(("GET", "POST"))] = "GET"
     body: (
         Annotated[str, Text(r"[^\0]{1,4096}", "the text to send, at most 4096 characters")] | None
@@ -89,7 +89,8 @@ class ServerToken(NamedTuple):
         if "@" in self.url.removeprefix("https://").split("/")[0]:
             yield (
                 "url",
-                "it holds a user name or a password; put the secret into a file and name that as "
+                "it contains a user name or a password; put the secret into a file and name that "
+                "as "
                 "the credential",
             )
         else:
@@ -130,7 +131,7 @@ class ServerToken(NamedTuple):
             except (ValueError, RecursionError):
                 yield (
                     "body",
-                    "begins as JSON and is none; expected such as "
+                    "starts like JSON but is invalid; expected such as "
                     """'{"channel": "{channel}", "uid": {uid}}'""",
                 )
 
@@ -138,18 +139,18 @@ class ServerToken(NamedTuple):
         return "ServerToken(...)"
 
 
-class LocalToken(NamedTuple):
+class LocalTokenConfig(NamedTuple):
     """Tokens made here; for development only, because it takes the App Certificate."""
 
     source: Annotated[str, Choice(("local",))]
-    certificate: SecretPlace
-    life_s: Annotated[int, Whole(60, 86_400)] = 86_400
+    certificate: SecretLocation
+    lifetime_s: Annotated[int, Whole(60, 86_400)] = 86_400
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if re.fullmatch(AGORA_ID, self.certificate):
             yield (
                 "certificate",
-                "this is a certificate itself; put it into a file and name that here",
+                "this is a certificate; put it into a file and name the file here",
             )
         else:
             yield from _no_secret_itself("certificate", self.certificate)
@@ -168,23 +169,23 @@ def _has_host(url: str) -> bool:
     except ValueError:
         return False
     labels = host.rstrip(".").split(".")
-    return port != 0 and all(1 <= len(one) <= 63 for one in labels)
+    return port != 0 and all(1 <= len(label) <= 63 for label in labels)
 
 
-def _no_secret_itself(key: str, place: str) -> Iterator[tuple[str, str]]:
-    if not place.startswith("/") and secretive(place):
-        yield key, "this looks like the secret itself; put it into a file and name that here"
+def _no_secret_itself(key: str, location: str) -> Iterator[tuple[str, str]]:
+    if not location.startswith("/") and secretive(location):
+        yield key, "this looks like the secret; put it into a file and name the file here"
 
 
-Token = FileToken | ServerToken | LocalToken
+Token = TokenFileConfig | TokenServerConfig | LocalTokenConfig
 TOKEN_SOURCES: dict[str, type[Token]] = {
-    "file": FileToken,
-    "server": ServerToken,
-    "local": LocalToken,
+    "file": TokenFileConfig,
+    "server": TokenServerConfig,
+    "local": LocalTokenConfig,
 }
 
 
-class AgoraSink(NamedTuple):
+class AgoraSinkConfig(NamedTuple):
     """A channel of Agora's, as a custom audio source."""
 
     type: Annotated[str, Choice(("agora",))]
@@ -204,14 +205,14 @@ class AgoraSink(NamedTuple):
     area: Annotated[str, Choice(AREAS)] = "global"
     rate_hz: Annotated[int, Whole(8000, 48_000, TRACK_RATES)] | None = None
     channels: Annotated[int, Whole(1, 2)] | None = None
-    delay_ms: Annotated[int, Whole(10, 1000)] = 40
+    send_delay_ms: Annotated[int, Whole(10, 1000)] = 40
     send_buffer_ms: Annotated[int, Whole(50, 5000)] = 500
     rate_lock: Annotated[bool, Flag()] = True
     gaps: Annotated[str, Choice(("conceal", "skip"))] = "conceal"
     max_latency_ms: Annotated[int, Whole(50, 60_000)] = 400
     catch_up: Annotated[str, Choice(("drop", "faster", "never"))] = "drop"
     input: Input | None = None
-    spool: Spool | None = None
+    spool: SpoolConfig | None = None
 
     def track(self, audio: AudioFormat) -> tuple[int, int]:
         """Rate and channels that are sent; where not given, as near to the capture as can be."""
@@ -220,44 +221,47 @@ class AgoraSink(NamedTuple):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.rate_hz is not None and self.rate_hz not in TRACK_RATES:
-            yield "rate_hz", f"{self.rate_hz} is not one of {', '.join(map(str, TRACK_RATES))}"
-        for key in ("delay_ms", "send_buffer_ms"):
+            yield "rate_hz", f"{self.rate_hz}: expected one of {', '.join(map(str, TRACK_RATES))}"
+        for key in ("send_delay_ms", "send_buffer_ms"):
             if getattr(self, key) % 10:
-                yield key, f"{getattr(self, key)} is no multiple of 10; the SDK counts in 10 ms"
+                yield (
+                    key,
+                    (f"{getattr(self, key)}: expected a multiple of 10; the SDK counts in 10 ms"),
+                )
         if self.catch_up == "faster" and not self.rate_lock:
             yield (
                 "catch_up",
                 '"faster" needs the resampler of rate_lock, which is false; take "drop"',
             )
-        if self.delay_ms >= self.send_buffer_ms:
+        if self.send_delay_ms >= self.send_buffer_ms:
             yield (
-                "delay_ms",
-                f"{self.delay_ms} is not less than send_buffer_ms, {self.send_buffer_ms}; "
+                "send_delay_ms",
+                f"{self.send_delay_ms} is not less than send_buffer_ms, {self.send_buffer_ms}; "
                 "nothing would ever be sent",
             )
-        elif self.max_latency_ms < self.delay_ms + 50:
+        elif self.max_latency_ms < self.send_delay_ms + 50:
             yield (
                 "max_latency_ms",
-                f"{self.max_latency_ms} is less than delay_ms + 50; ordinary jitter would drop "
-                f"sound; take {self.delay_ms + 50} or more",
+                f"{self.max_latency_ms} is less than send_delay_ms + 50; ordinary jitter would "
+                f"drop sound; use {self.send_delay_ms + 50} or more",
             )
 
 
-def _make(sink: AgoraSink, at: Surroundings) -> "Plan":
-    from capstand.sinks.live import Plan  # not to check a configuration
+def _make(sink: AgoraSinkConfig, at: SinkContext) -> "SinkFactory":
+    from capstand.sinks.live import SinkFactory  # not to check a configuration
 
     folder = at.state / "agora" / at.stream / sink.name
-    return Plan("capstand.sinks.agora:AgoraChannel", (sink, at.capture.audio, folder))
+    return SinkFactory("capstand.sinks.agora:AgoraChannel", (sink, at.capture.audio, folder))
 
 
-def _places(sink: AgoraSink) -> Iterator[Place]:
+def _resources(sink: AgoraSinkConfig) -> Iterator[Resource]:
     """In a channel of a project, Agora gives each uid one place; 0 lets it choose."""
     where = (sink.app_id.lower(), sink.channel, sink.uid)
-    told = f"{sink.uid} is in channel {sink.channel} already; give each sink its own uid"
-    yield Place(where, "uid", (lambda _: told) if sink.uid else None, anywhere=True)
+    told = f"{sink.uid} is already in channel {sink.channel}; give each sink its own uid"
+    yield Resource(where, "uid", (lambda _: told) if sink.uid else None, anywhere=True)
 
 
-def _problems(sink: AgoraSink, stream: Stream) -> Iterator[tuple[str, str]]:
+def _problems(sink: AgoraSinkConfig, stream: StreamConfig) -> Iterator[tuple[str, str]]:
     """A channel wants its sound little by little."""
     period_ms = stream.capture.period_ms
     if period_ms > LIVE_PERIOD_MS:
@@ -266,10 +270,10 @@ def _problems(sink: AgoraSink, stream: Stream) -> Iterator[tuple[str, str]]:
             f"{period_ms:g} is too coarse for a live channel; take {LIVE_PERIOD_MS} or less "
             "(10 is best)",
         )
-    elif period_ms > 10 and sink.delay_ms < period_ms + 10:
+    elif period_ms > 10 and sink.send_delay_ms < period_ms + 10:
         yield (
-            "delay_ms",
-            f"{sink.delay_ms} is less than capture.period_ms + 10; the channel would run dry "
+            "send_delay_ms",
+            f"{sink.send_delay_ms} is less than capture.period_ms + 10; the channel would run dry "
             f"between two periods; take {math.ceil(period_ms / 10) * 10 + 10} or more",
         )
     stereo = sink.track(stream.capture.audio)[1] == 2
@@ -281,5 +285,10 @@ def _problems(sink: AgoraSink, stream: Stream) -> Iterator[tuple[str, str]]:
 
 
 TYPE = SinkType(
-    AgoraSink, page="agora.md", live=True, make=_make, places=_places, problems=_problems
+    AgoraSinkConfig,
+    page="agora.md",
+    live=True,
+    make=_make,
+    resources=_resources,
+    problems=_problems,
 )

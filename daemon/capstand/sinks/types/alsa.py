@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.config import naming
 from capstand.config.decode import Choice, Flag, Whole
-from capstand.config.registry import Place, SinkType, Surroundings
-from capstand.config.schema import ALSA_NAME, Input, Name, Stream
+from capstand.config.registry import Resource, SinkContext, SinkType
+from capstand.config.schema import ALSA_NAME, Input, Name, StreamConfig
 
 if TYPE_CHECKING:
-    from capstand.sinks.live import Plan
+    from capstand.sinks.live import SinkFactory
 
 MARGIN_MS = 10
 """So much is in the device, at least, when the next block comes."""
@@ -21,7 +21,7 @@ class AlsaSink(NamedTuple):
     type: Annotated[str, Choice(("alsa",))]
     device: Annotated[str, ALSA_NAME]
     name: Name = "alsa"
-    delay_ms: Annotated[int, Whole(20, 2000)] = 100
+    latency_ms: Annotated[int, Whole(20, 2000)] = 100
     rate_lock: Annotated[bool, Flag()] = True
     input: Input | None = None
 
@@ -36,24 +36,24 @@ class AlsaSink(NamedTuple):
             yield "device", wrong
 
 
-def _make(sink: AlsaSink, at: Surroundings) -> "Plan":
-    from capstand.sinks.live import Plan  # not to check a configuration
+def _make(sink: AlsaSink, at: SinkContext) -> "SinkFactory":
+    from capstand.sinks.live import SinkFactory  # not to check a configuration
 
-    return Plan("capstand.sinks.alsa:AlsaPlayback", (sink, at.capture.audio))
+    return SinkFactory("capstand.sinks.alsa:AlsaPlayback", (sink, at.capture.audio))
 
 
-def _places(sink: AlsaSink) -> Iterator[Place]:
+def _resources(sink: AlsaSink) -> Iterator[Resource]:
     told = f'"{sink.device}" is played by sink {{}} already; each sink needs its own device'
-    yield Place((sink.device,), "device", told.format, anywhere=True)
+    yield Resource((sink.device,), "device", told.format, anywhere=True)
 
 
-def _problems(sink: AlsaSink, stream: Stream) -> Iterator[tuple[str, str]]:
+def _problems(sink: AlsaSink, stream: StreamConfig) -> Iterator[tuple[str, str]]:
     capture = stream.capture
     least_ms = capture.period_ms + MARGIN_MS
-    if sink.delay_ms < least_ms:
+    if sink.latency_ms < least_ms:
         yield (
-            "delay_ms",
-            f"{sink.delay_ms} is less than capture.period_ms + {MARGIN_MS}; the device would run "
+            "latency_ms",
+            f"{sink.latency_ms} is less than capture.period_ms + {MARGIN_MS}; the device would run "
             f"dry between two periods; take {least_ms:g} or more",
         )
     if sink.device in capture.devices:
@@ -65,5 +65,5 @@ def _problems(sink: AlsaSink, stream: Stream) -> Iterator[tuple[str, str]]:
 
 
 TYPE = SinkType(
-    AlsaSink, page="listening.md", live=True, make=_make, places=_places, problems=_problems
+    AlsaSink, page="listening.md", live=True, make=_make, resources=_resources, problems=_problems
 )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.audio.block import AudioFormat
 from capstand.config.decode import Choice, FlagOr, Number, Text, Whole
-from capstand.config.registry import Place, SinkType, Surroundings
-from capstand.config.schema import AbsolutePath, Input, Name, Spool, Stream
+from capstand.config.registry import Resource, SinkContext, SinkType
+from capstand.config.schema import AbsolutePath, Input, Name, SpoolConfig, StreamConfig
 
 if TYPE_CHECKING:
     from capstand.sinks.recording.recording import Recording
@@ -22,7 +22,7 @@ MOUNT = Text(
 MODE_WORDS = 'a mode such as "0640", as chmod takes it: 6 for the daemon itself, then 0, 2, 4 or 6'
 
 
-class FileSink(NamedTuple):
+class FileSinkConfig(NamedTuple):
     """Recordings in segments, in a directory. The queue outlasts a slow machine's start, too: what
     writes a recording took up to 10 s to load on one (docs/measured.md).
     """
@@ -43,7 +43,7 @@ class FileSink(NamedTuple):
     keep_days: Annotated[float, Number(0, 36_500)] = 0.0
     keep_gb: Annotated[float, Number(0, 1e6)] = 0.0
     input: Input | None = None
-    spool: Spool | None = None
+    spool: SpoolConfig | None = None
 
     @property
     def group_id(self) -> int | None:
@@ -62,7 +62,7 @@ class FileSink(NamedTuple):
             yield (
                 "group",
                 f'this machine has no group "{self.group}"; make it (sudo groupadd {self.group}) '
-                "or take another (getent group)",
+                "or use another (getent group)",
             )
         if isinstance(self.mount, str) and self.mount != "auto":
             path, mount = (normpath("/" + one.lstrip("/")) for one in (self.path, self.mount))
@@ -97,26 +97,26 @@ def flac_refuses(audio: AudioFormat, channels_are: str = "capture.channels is") 
         )
 
 
-def _make(sink: FileSink, at: Surroundings) -> "Recording":
+def _make(sink: FileSinkConfig, at: SinkContext) -> "Recording":
     from capstand.sinks.recording.recording import Recording  # not to check a configuration
 
     note = at.state / "recording" / at.stream / sink.name
     return Recording(at.stream, sink, at.capture.audio, priority=at.priority, note=note)
 
 
-def _places(sink: FileSink) -> Iterator[Place]:
+def _resources(sink: FileSinkConfig) -> Iterator[Resource]:
     """Its directory; a spool's folder has the sink's name."""
     path = normpath(sink.path)
-    yield Place(
+    yield Resource(
         ("path", path),
         "path",
-        lambda first: f'"{path}" is taken by sink {first} already; each sink needs its own',
+        lambda first: f'"{path}" is already used by sink {first}; each sink needs its own',
     )
     if sink.spool is not None:
-        yield Place(("spool", normpath(f"{sink.spool.path}/{sink.name}")))
+        yield Resource(("spool", normpath(f"{sink.spool.path}/{sink.name}")))
 
 
-def _problems(sink: FileSink, stream: Stream) -> Iterator[tuple[str, str]]:
+def _problems(sink: FileSinkConfig, stream: StreamConfig) -> Iterator[tuple[str, str]]:
     if sink.container == "flac":
         key = "capture.pick takes" if stream.capture.pick else "capture.channels is"
         for what in flac_refuses(stream.capture.audio, key):
@@ -124,11 +124,11 @@ def _problems(sink: FileSink, stream: Stream) -> Iterator[tuple[str, str]]:
 
 
 TYPE = SinkType(
-    FileSink,
+    FileSinkConfig,
     page="recordings.md",
     live=False,
     make=_make,
     loads=("capstand.sinks.recording.recording",),
-    places=_places,
+    resources=_resources,
     problems=_problems,
 )

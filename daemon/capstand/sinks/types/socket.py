@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.config.decode import Choice, Text, Whole
-from capstand.config.registry import Place, SinkType, Surroundings
-from capstand.config.schema import AbsolutePath, Input, Name, Stream
+from capstand.config.registry import Resource, SinkContext, SinkType
+from capstand.config.schema import AbsolutePath, Input, Name, StreamConfig
 
 if TYPE_CHECKING:
-    from capstand.sinks.live import Plan
+    from capstand.sinks.live import SinkFactory
 
 LONGEST_PATH = 107
 """Bytes that the kernel takes for the name of a socket."""
@@ -49,24 +49,24 @@ class SocketSink(NamedTuple):
                 )
 
 
-def _make(sink: SocketSink, at: Surroundings) -> "Plan":
-    from capstand.sinks.live import Plan  # not to check a configuration
+def _make(sink: SocketSink, at: SinkContext) -> "SinkFactory":
+    from capstand.sinks.live import SinkFactory  # not to check a configuration
 
     path = Path(sink.path) if sink.path else at.runtime / f"{at.stream}-{sink.name}.sock"
-    return Plan("capstand.sinks.socket:StreamSocket", (sink, path, at.capture.audio))
+    return SinkFactory("capstand.sinks.socket:StreamSocket", (sink, path, at.capture.audio))
 
 
-def _places(sink: SocketSink) -> Iterator[Place]:
+def _resources(sink: SocketSink) -> Iterator[Resource]:
     """Its path; where none is given, the names of stream and sink make one."""
     if sink.path is None:
-        yield Place(("name", sink.name))
+        yield Resource(("name", sink.name))
     else:
         path = normpath(sink.path)
         told = f'"{path}" is taken by sink {{}} already; each sink needs its own'
-        yield Place(("path", path), "path", told.format, anywhere=True)
+        yield Resource(("path", path), "path", told.format, anywhere=True)
 
 
-def _problems(sink: SocketSink, stream: Stream) -> Iterator[tuple[str, str]]:
+def _problems(sink: SocketSink, stream: StreamConfig) -> Iterator[tuple[str, str]]:
     least_ms = 4 * stream.capture.period_ms
     if sink.buffer_ms < least_ms:
         yield (
@@ -77,5 +77,5 @@ def _problems(sink: SocketSink, stream: Stream) -> Iterator[tuple[str, str]]:
 
 
 TYPE = SinkType(
-    SocketSink, page="listening.md", live=True, make=_make, places=_places, problems=_problems
+    SocketSink, page="listening.md", live=True, make=_make, resources=_resources, problems=_problems
 )

@@ -1,7 +1,7 @@
 """The claim to one card on a session's bus: its name, and the streams that want the card.
 
 The name is taken before the card is opened, if need be after its owner was asked to let go, and let
-go of once the card is closed: the protocol of ``reserve.py``, for one card.
+go of once the card is closed: the protocol of ``reservation_manager.py``, for one card.
 
 Thread: ``reserve``.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from capstand.accounting.ledger import Ledger
 from capstand.capture.release import OPERATOR, RESERVATION
-from capstand.config.schema import Stream as StreamConfig
+from capstand.config.schema import StreamConfig
 from capstand.devices.holder import process_name
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Captures(Protocol):
     def rests(self) -> bool: ...
 
 
-class Claim:
+class CardReservation:
     """Our claim to one card: its name on the bus, and the streams that want the card."""
 
     def __init__(self, number: int, bus: "Bus", ledger: Ledger) -> None:
@@ -64,11 +64,11 @@ class Claim:
 
     @property
     def priority(self) -> int:
-        return max(one.config.capture.reserve_priority for one in self.streams)
+        return max(stream.config.capture.reserve_priority for stream in self.streams)
 
-    def look(self, now: float) -> None:
+    def poll(self, now: float) -> None:
         """Takes the name where it is wanted, lets it go where it is not."""
-        if all(one.is_released_to(OPERATOR) for one in self.streams):
+        if all(stream.is_released_to(OPERATOR) for stream in self.streams):
             self.give_up()
             return
         if now < self._lent_until:
@@ -83,7 +83,7 @@ class Claim:
     def give_up(self) -> None:
         """Nobody wants the card any more: closes it, then the name is free."""
         if self.owned:
-            self._close("is not reserved just now")
+            self._close("is not reserved at the moment")
             self._closed()
             self._bus.ask("ReleaseName", "s", self.name)
         self.owned, self._ask_at, self._lent_until = False, 0.0, 0.0
@@ -92,7 +92,7 @@ class Claim:
         """Another asks for the card: true once it is closed, false when we keep it."""
         if not self.owned or priority <= self.priority:
             return False
-        self._close(f"is lent to {who}, which asked with priority {priority}")
+        self._close(f"is released to {who}, which requested it with priority {priority}")
         if not self._closed():
             self._open()
             return False
@@ -112,7 +112,7 @@ class Claim:
             self.owned, self._lent_until = False, 0.0
             self._ask_at = time.monotonic() + ASK_AGAIN_S
             who = self._owner()
-            self._close(f"is reserved by {who}; waiting until it lets go")
+            self._close(f"is reserved by {who}; waiting for it")
             self._lend(who)
 
     def properties(self) -> dict[str, tuple[str, object]]:
@@ -132,7 +132,7 @@ class Claim:
         if self._asked_owner():
             self.owned = self._request(flags | REPLACE_EXISTING)
         if not self.owned:
-            self._close(f"is reserved by {who}; waiting until it lets go")
+            self._close(f"is reserved by {who}; waiting for it")
 
     def _request(self, flags: int) -> bool:
         return self._bus.ask("RequestName", "su", self.name, flags)[0] in (OWNER, ALREADY_OWNER)
@@ -173,7 +173,7 @@ class Claim:
     def _closed(self) -> bool:
         """Waits for all devices of the card, at most CLOSE_S."""
         end = time.monotonic() + CLOSE_S
-        while not all(one.rests for one in self.streams):
+        while not all(stream.rests for stream in self.streams):
             if time.monotonic() >= end:
                 return False
             time.sleep(CLOSE_LOOK_S)

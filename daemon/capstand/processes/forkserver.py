@@ -1,13 +1,13 @@
-"""The nursery: a process without threads that has loaded what the others need, and forks them.
+"""The forkserver: a process without threads that has loaded what the others need, and forks them.
 
-A process that is forked from it shares that memory, and is there in milliseconds. The nursery
+A process that is forked from it shares that memory, and is there in milliseconds. The forkserver
 itself is forked from main while that has no other thread (``begin``); later it is made by exec. It
 has no descriptor but its own, and does not learn of systemd's notification socket and watchdog. It
 loads nothing but capstand's own modules, and what these bring: foreign code is for the processes
 themselves. When nothing was asked of it for a while it ends, and its memory is theirs; those that
 it made go on, and the next one is made by another.
 
-    main ── an order: modules, descriptors ──→ nursery ── fork ──→ ── fork ──→ process
+    main ── an order: modules, descriptors ──→ forkserver ── fork ──→ ── fork ──→ process
       ↑                                                     its number │          │
       ├────────────────────────────────────────────────────────────────┘          │
       └───────────────── a socket and a page of its own (``child.py``) ───────────┘
@@ -15,7 +15,7 @@ it made go on, and the next one is made by another.
 The fork between them ends at once, so that the process is main's to wait for, which is the
 subreaper (prctl(2)) of all of them.
 
-Threads: ``Nursery`` and ``Process`` main; ``main`` is the nursery's only one.
+Threads: ``ForkServer`` and ``Process`` main; ``main`` is the forkserver's only one.
 """
 
 import array
@@ -52,15 +52,16 @@ NEVER = 1 << 16
 
 
 class Process:
-    """A process that the nursery was asked for: ``pid`` is None until it is there. ``returncode``
-    is that of subprocess.Popen; NEVER where it could not be made, ``error`` says why.
+    """A process that the forkserver was asked for: ``pid`` is None until it is there.
+    ``returncode`` is that of subprocess.Popen; NEVER where it could not be made, ``error`` says
+    why.
     """
 
     def __init__(self, word: socket.socket) -> None:
         self.pid: int | None = None
         self.returncode: int | None = None
         self.error = ""
-        self._word = word  # from the nursery: its number
+        self._word = word  # from the forkserver: its number
         self._handle = -1
         self._doomed = False
 
@@ -106,7 +107,7 @@ class Process:
             self._handle = -1
 
 
-class Nursery:
+class ForkServer:
     """Main's end of it; it is started with the first process, and again where it is gone."""
 
     def __init__(self) -> None:
@@ -159,7 +160,7 @@ class Nursery:
                     word.close()
                     raise
         word.close()
-        raise OSError(errno.ECHILD, "the process that makes the others ended at once")
+        raise OSError(errno.ECHILD, "the fork server died at once")
 
     def end(self) -> None:
         """It is of no use any more."""
@@ -169,7 +170,7 @@ class Nursery:
             os.waitpid(self.pid, 0)
         self.pid = self.channel = None
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Main's turn: it may have ended."""
         if self.channel is not None and os.waitpid(self.pid or 0, os.WNOHANG)[0]:
             self.channel.close()
@@ -190,12 +191,12 @@ class Nursery:
         return channel
 
 
-shared = Nursery()
+shared = ForkServer()
 
 
 def _exec(channel: int, environment: dict[str, str]) -> int:
     """Its number. The channel is its first descriptor behind stderr; it closes what came along."""
-    code = "from capstand.processes import nursery; nursery.begin_anew()"
+    code = "from capstand.processes import forkserver; forkserver.begin_anew()"
     return os.posix_spawn(
         sys.executable,
         [sys.executable, "-P", "-c", code],
@@ -213,7 +214,7 @@ def _readable(one: socket.socket | int, timeout_s: float) -> bool:
     return bool(poll.poll(max(0.0, timeout_s) * 1000))
 
 
-# In the nursery
+# In the forkserver
 
 
 def begin_anew() -> NoReturn:
@@ -231,7 +232,7 @@ def _become(channel: int, modules: Sequence[str]) -> NoReturn:
         _close_all_but(channel)
         main(channel, modules)
     except BaseException as error:  # noqa: BLE001
-        bug.tell("the process that makes the others ended", error)
+        bug.log_unexpected("the fork server died", error)
     finally:
         os._exit(1)
 
@@ -248,7 +249,7 @@ def main(number: int, modules: Sequence[str] = ()) -> NoReturn:
     signals.ignore()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text("nursery")
+        Path("/proc/self/comm").write_text("forkserver")
     _load(modules)
     channel = socket.socket(fileno=number)
     channel.set_inheritable(False)

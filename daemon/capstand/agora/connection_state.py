@@ -14,10 +14,10 @@ What the table does not name changes nothing: callbacks of the SDK come late and
 
 from enum import Enum, auto
 
-from capstand.agora.sdk.codes import Verdict, reason_of
+from capstand.agora.sdk.codes import Remedy, reason_of
 
 
-class State(Enum):
+class ConnectionState(Enum):
     IDLE = auto()
     JOINING = auto()
     JOINED = auto()
@@ -50,7 +50,7 @@ class Event(Enum):
     """The SDK has disconnected, or was waited for long enough."""
 
 
-class Do(Enum):
+class Action(Enum):
     OPEN = auto()
     """Get a token, then connect."""
     PUBLISH = auto()
@@ -65,8 +65,8 @@ class Do(Enum):
     """Wait for minutes."""
 
 
-S, E, D = State, Event, Do
-_Moves = dict[tuple[State, Event], tuple[State, tuple[Do, ...]]]
+S, E, D = ConnectionState, Event, Action
+_Moves = dict[tuple[ConnectionState, Event], tuple[ConnectionState, tuple[Action, ...]]]
 
 _ENDS: _Moves = {
     (state, event): (after, (D.CLOSE, pause))
@@ -95,7 +95,7 @@ TABLE: _Moves = _ENDS | {
 }
 
 
-def move(state: State, event: Event) -> tuple[State, tuple[Do, ...]]:
+def move(state: ConnectionState, event: Event) -> tuple[ConnectionState, tuple[Action, ...]]:
     """Where ``event`` leads from ``state`` and what is to be done on the way."""
     return TABLE.get((state, event), (state, ()))
 
@@ -103,9 +103,9 @@ def move(state: State, event: Event) -> tuple[State, tuple[Do, ...]]:
 def event_of(reason: int) -> Event:
     """What the SDK's reason for the end of a connection means for us."""
     named = reason_of(reason)
-    verdict = named.verdict if named is not None else Verdict.AGAIN
+    remedy = named.remedy if named is not None else Remedy.AGAIN
     return {
-        Verdict.AGAIN: Event.BROKEN,
-        Verdict.NEW_TOKEN: Event.EXPIRED,
-        Verdict.PERSON: Event.DENIED,
-    }[verdict]
+        Remedy.AGAIN: Event.BROKEN,
+        Remedy.NEW_TOKEN: Event.EXPIRED,
+        Remedy.PERSON: Event.DENIED,
+    }[remedy]

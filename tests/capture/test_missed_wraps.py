@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capstand.capture.missed_wraps import MissedWraps
 from capstand.capture.source import UNKNOWN
-from capstand.capture.turns import Turns
 
 BUFFER = 9600  # 200 ms at 48 kHz
 BOUNDARY = BUFFER * 2**40
@@ -22,7 +22,7 @@ class Card:
     """
 
     def __init__(self) -> None:
-        self.turns = Turns(48_000, BUFFER, BOUNDARY)
+        self.wraps = MissedWraps(48_000, BUFFER, BOUNDARY)
         self.now_ns = 10**12
         self.made = 0  # frames that the card has made, as far as the driver has asked it
         self.stood_ns = 0
@@ -47,10 +47,10 @@ class Card:
             self.drive()
         if self.hw_ptr != before or self.stamp_ns == 0:
             self.stamp_ns = self.now_ns + round(late_ms * 1e6)
-        return self.see()
+        return self.observe()
 
-    def see(self, took_ms: float = 0.1) -> int:
-        found = self.turns.see(
+    def observe(self, took_ms: float = 0.1) -> int:
+        found = self.wraps.observe(
             self.stamp_ns,
             (self.start + self.hw_ptr) % BOUNDARY,
             self.now_ns - round(took_ms * 1e6),
@@ -61,7 +61,7 @@ class Card:
             self.lost = self.made - self.hw_ptr  # the clock will tell
             found = 0
         self.lost += found
-        if not self.turns.doubtful:
+        if not self.wraps.ambiguous:
             for ptr in range(max(self.appl_ptr, self.hw_ptr - BUFFER), self.hw_ptr, 48):
                 frame = self.made - (self.hw_ptr - ptr)
                 if frame != ptr + self.lost:
@@ -90,7 +90,7 @@ def test_a_reader_that_was_away_finds_nothing_missed() -> None:
             card.now_ns += 10_000_000
             card.drive()
         assert card.look(1) == 0
-        assert not card.turns.doubtful
+        assert not card.wraps.ambiguous
     assert not any(card.look() for _ in range(100))
 
 
@@ -118,18 +118,18 @@ def test_turns_that_the_driver_missed_are_found(
         card.drive()
         card.stamp_ns = card.now_ns
         if work == "seen":
-            card.see()
+            card.observe()
         card.hold(held_ms)
         if work == "stamped after":
             card.stamp_ns = card.now_ns
         if work != "seen":
-            card.see()
+            card.observe()
         for _ in range(asleep):
             card.look(1, asleep=True)
         card.look(3, late_ms=late_ms)
         for _ in range(60):
             card.look()
-        assert not card.turns.doubtful
+        assert not card.wraps.ambiguous
     assert card.misplaced == []
     assert card.unknown == 0
     assert card.hw_ptr + card.lost == card.made
@@ -144,7 +144,7 @@ def test_a_late_stamp_right_before_a_stop_hides_no_turn() -> None:
     card.drive()
     card.hold(60)
     card.stamp_ns = card.now_ns
-    card.see(took_ms=61)
+    card.observe(took_ms=61)
     card.hold(145)
     found = [card.look() for _ in range(10)]
     assert sum(found) == BUFFER
@@ -157,12 +157,12 @@ def test_a_stop_in_the_midst_of_a_doubt_hides_no_turn() -> None:
     card = Card()
     card.look()
     card.hold(250)
-    assert card.look() == 0 and card.turns.doubtful
+    assert card.look() == 0 and card.wraps.ambiguous
     card.now_ns += 10_000_000
     card.drive()
     card.stamp_ns = card.now_ns
     card.hold(210)
-    card.see()
+    card.observe()
     found = [card.look() for _ in range(100)]
     assert sum(found) == 2 * BUFFER
     assert card.misplaced == [] and card.unknown == 0
@@ -188,8 +188,8 @@ LEFTOVER = (  # stamp, pointer, clock, as recorded when an emulated machine was 
 def test_a_pointer_from_before_a_stop_settles_nothing() -> None:
     """The recorded look of 551.885 fits three turns to the frame, but the frames then read were
     those of before the stop: it leaves a doubt, which the next pointer settles."""
-    turns = Turns(48_000, BUFFER, BOUNDARY)
-    found = [(turns.see(*look, look[-1]), turns.doubtful) for look in LEFTOVER]
+    turns = MissedWraps(48_000, BUFFER, BOUNDARY)
+    found = [(turns.observe(*look, look[-1]), turns.ambiguous) for look in LEFTOVER]
     assert found == [(0, False)] * 6 + [(0, True)] * 3 + [(3 * BUFFER, False)] + [(0, False)] * 2
 
 
@@ -205,7 +205,7 @@ def test_a_device_that_stood_still_is_not_a_missed_turn() -> None:
         card.stood_ns += stood_ms * 1_000_000
         assert not any(card.look() for _ in range(100))
         assert card.unknown == unknown
-        assert not card.turns.doubtful
+        assert not card.wraps.ambiguous
     assert card.misplaced == []
     card.hold(400)
     assert card.look() == 0
@@ -222,7 +222,7 @@ def test_what_nobody_can_know_is_not_called_exact() -> None:
     found = [card.look() for _ in range(100)]
     assert not any(found)
     assert card.unknown == 1
-    assert not card.turns.doubtful
+    assert not card.wraps.ambiguous
 
 
 class Ticking:
@@ -235,7 +235,7 @@ class Ticking:
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.turns = Turns(48_000, self.BUFFER, self.BUFFER * 2**40)
+        self.wraps = MissedWraps(48_000, self.BUFFER, self.BUFFER * 2**40)
         self.now = 1000.0
         self.next_tick, self.next_look = self.now + 4, self.now + 10
         self.ticked = self.stamp = self.now
@@ -279,13 +279,13 @@ class Ticking:
             self.stamp = self.now
         self.now += 0.1
         times_ns = [round(one * 1e6) for one in (self.stamp, asked, self.now)]
-        found = self.turns.see(times_ns[0], self.hw_ptr, *times_ns[1:])
+        found = self.wraps.observe(times_ns[0], self.hw_ptr, *times_ns[1:])
         if found == UNKNOWN:
             self.unknown += 1
             self.lost = self.made - self.hw_ptr  # the clock will tell
         else:
             self.lost += found
-        if not self.turns.doubtful and self.made - self.hw_ptr != self.lost:
+        if not self.wraps.ambiguous and self.made - self.hw_ptr != self.lost:
             self.misplaced.append((self.now, self.made - self.hw_ptr - self.lost))
         away = self.chance.uniform(5, 600) if self.chance.random() < 0.04 else 0
         self.next_look = self.now + (away or self.chance.choice([10, 10, 10, 0.3, 3, 12]))

@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from capstand.agora import CustomAudioSource, connection
-from capstand.agora.sdk import calls as sdk
+from capstand.agora import CustomAudioSource, channel_session
+from capstand.agora.sdk import rtc as sdk
 from capstand.agora.sdk.codes import AgoraError, Code
-from capstand.agora.tokens import keeper as token_keeper
+from capstand.agora.tokens import renewal as token_keeper
 from capstand.agora.tokens import token as tokens
 from capstand.agora.tokens.sources import LocalTokens, TokenFile, TokenSource
 from capstand.host import walltime
@@ -65,7 +65,7 @@ def here() -> Path:
 
 
 def opened(scale: float = 0.02, app_id: str = APP_ID) -> CustomAudioSource:
-    connection.JITTER = (0.75 * scale, 1.25 * scale)  # pauses, so much shorter
+    channel_session.JITTER = (0.75 * scale, 1.25 * scale)  # pauses, so much shorter
     source = CustomAudioSource(app_id, here() / "agora")
     source.set_external_audio_source(True, 48000, 1)
     return source
@@ -73,7 +73,7 @@ def opened(scale: float = 0.02, app_id: str = APP_ID) -> CustomAudioSource:
 
 def joined(scale: float = 0.02, token: str | TokenSource = "") -> CustomAudioSource:
     source = opened(scale)
-    assert source.join_channel(token, CHANNEL, UID, wait_s=WAIT_S), source.words()
+    assert source.join_channel(token, CHANNEL, UID, wait_s=WAIT_S), source.summary()
     return source
 
 
@@ -96,17 +96,17 @@ def joins(source: CustomAudioSource) -> int:
 
 
 def comes(source: CustomAudioSource, *states: str) -> None:
-    until(f"{' or '.join(states)}, not {source.words()}", lambda: state(source) in states)
+    until(f"{' or '.join(states)}, not {source.summary()}", lambda: state(source) in states)
 
 
 def rejoined(source: CustomAudioSource, number: int) -> None:
     until(
-        f"join {number}, not {source.words()}",
+        f"join {number}, not {source.summary()}",
         lambda: joins(source) == number and state(source) == "JOINED",
     )
 
 
-def inside(source: CustomAudioSource) -> connection.Connection:
+def inside(source: CustomAudioSource) -> channel_session.ChannelSession:
     assert source._connection is not None
     return source._connection
 
@@ -153,14 +153,14 @@ def told() -> list[str]:
     return lines
 
 
-def made(life_s: int = 3600, ago_s: float = 0, **other: Any) -> str:
+def made(lifetime_s: int = 3600, ago_s: float = 0, **other: Any) -> str:
     values: dict[str, Any] = {"app_id": APP_ID, "channel": CHANNEL, "uid": UID, **other}
     return tokens.build(
         values["app_id"],
         CERTIFICATE,
         values["channel"],
         values["uid"],
-        life_s,
+        lifetime_s,
         time.time() - ago_s,
     )
 
@@ -193,7 +193,7 @@ class Given:
     """Hands out what the test put there; nothing tells when that changes."""
 
     def __init__(self, text: str) -> None:
-        self.words = "a token of the test"
+        self.label = "a token of the test"
         self.text = text
         self.asked = 0
 
@@ -201,7 +201,7 @@ class Given:
         self.asked += 1
         return self.text
 
-    def stamp(self) -> object:
+    def fingerprint(self) -> object:
         return None
 
 
@@ -240,7 +240,7 @@ def test_one_thread_calls(standin: StandIn) -> None:
     (control,) = {call.tid for call in calls[:-2]}
     assert control not in {callback.tid for callback in standin.callbacks()}
     assert len({callback.tid for callback in standin.callbacks()}) == 2
-    assert codes["0"] == len([one for one in standin.pushes() if one.ret == 0])
+    assert codes["0"] == len([pushe for pushe in standin.pushes() if pushe.ret == 0])
     assert len(standin.calls(RENEW)) == 1
 
 
@@ -251,7 +251,7 @@ def interrupted() -> dict[str, Any]:
     first = push(source)
     native_command("play reconnecting:0")
     comes(source, "RECONNECTING")
-    during, words = [push(source) for _ in range(3)], source.words()
+    during, words = [push(source) for _ in range(3)], source.summary()
     trouble = source.condition().trouble
     native_command("play reconnected:0")
     assert source.wait_joined(WAIT_S)
@@ -261,7 +261,7 @@ def interrupted() -> dict[str, Any]:
     kept = figures and (figures.joins, figures.holes)
     native_command("play reconnecting:0")  # and never again
     comes(source, "RECONNECTING")
-    connection.RECONNECT_S = 0.1
+    channel_session.RECONNECT_S = 0.1
     native_command("play reconnected:0,reconnecting:1")
     rejoined(source, 2)
     source.leave_channel()
@@ -290,19 +290,19 @@ def test_sdk_reconnects(standin: StandIn) -> None:
 
 def losses(scale: float, times: int) -> list[float]:
     pauses: list[float] = []
-    jittered = connection.Connection._jittered
+    jittered = channel_session.ChannelSession._jittered
 
-    def recorded(self: connection.Connection, pause_s: float) -> float:
+    def recorded(self: channel_session.ChannelSession, pause_s: float) -> float:
         pauses.append(jittered(self, pause_s))
         return pauses[-1]
 
-    connection.Connection._jittered = recorded  # type: ignore[method-assign]
-    connection.TICK_S = 0.02
+    channel_session.ChannelSession._jittered = recorded  # type: ignore[method-assign]
+    channel_session.TICK_S = 0.02
     source = joined(scale)
     for number in range(times):
         if number == times - 1:
-            connection.STABLE_S = 0.1
-            until("a stable time", lambda: inside(source)._pause_s == connection.PAUSE_S[0])
+            channel_session.STABLE_S = 0.1
+            until("a stable time", lambda: inside(source)._pause_s == channel_session.PAUSE_S[0])
         native_command("play lost:0")
         rejoined(source, number + 2)
         assert push(source) == 0
@@ -382,13 +382,13 @@ def fatal(reasons: Sequence[int]) -> dict[str, Any]:
         native_command(f"set connect_reason {reason} 1")
         source.join_channel("", CHANNEL, UID, wait_s=0)
         comes(source, "REFUSED")
-        found[str(reason)] = [source.words(), source.condition().trouble, push(source)]
+        found[str(reason)] = [source.summary(), source.condition().trouble, push(source)]
         comes(source, "JOINED")
         assert source.leave_channel(WAIT_S)
     source.join_channel("", CHANNEL, UID, wait_s=WAIT_S)
     native_command("play license=5:0")
     comes(source, "REFUSED")
-    found["license"] = source.words()
+    found["license"] = source.summary()
     rejoined(source, 2)
     assert source.leave_channel(WAIT_S)
     return found
@@ -398,7 +398,7 @@ def test_fatal_failures(standin: StandIn) -> None:
     """Where only a person can help, the words say what to do, and joining is tried again after a
     long pause, which is when it works as soon as the reason is gone."""
     found = see(fatal, standin, list(FATAL))
-    assert "licence was not accepted (5)" in found.pop("license")
+    assert "licence was rejected (5)" in found.pop("license")
     for reason, advice in FATAL.items():
         words, trouble, code = found[str(reason)]
         assert words == trouble and advice in words and code == Code.NOT_READY
@@ -411,7 +411,7 @@ def test_fatal_failures(standin: StandIn) -> None:
 def hindered() -> list[str]:
     lines = told()
     source = opened()
-    connection.LEAVE_S = 0.1
+    channel_session.LEAVE_S = 0.1
     for hindrance, number in (
         ("set connect_silent 1 2", 1),
         ("set connect_ret -2 2", 1),
@@ -421,7 +421,7 @@ def hindered() -> list[str]:
         ("set disconnect_silent 1 2;set connect_reason 4 2", 1),
         ("set disconnect_ret -1 2;set connect_reason 4 2", 1),
     ):
-        connection.JOIN_S = 0.2 if "connect_silent" in hindrance else WAIT_S
+        channel_session.JOIN_S = 0.2 if "connect_silent" in hindrance else WAIT_S
         native_command(hindrance)
         source.join_channel("", CHANNEL, UID, wait_s=0)
         rejoined(source, number)
@@ -438,7 +438,7 @@ def test_hindered_joins(standin: StandIn) -> None:
     assert len(standin.calls(CONNECT)) == len(standin.calls(DESTROY)) == 7 * 3
     wrong = iter(lines)
     for hindrance, words in (
-        ("set connect_silent 1 2", "no answer for"),
+        ("set connect_silent 1 2", "no reply for"),
         ("set connect_ret -2 2", "-2 INVALID_ARGUMENT"),
         ("set connect_ret -8 2", "-8 INVALID_STATE"),
         ("set publish_ret -1 2", "publishing was refused: -1 FAILED"),
@@ -456,13 +456,13 @@ def test_hindered_joins(standin: StandIn) -> None:
 
 
 def token_refused() -> dict[str, Any]:
-    connection.LONG_PAUSE_S = (1e6, 1e6)
+    channel_session.LONG_PAUSE_S = (1e6, 1e6)
     first, second = made(), made()
     native_command("set connect_reason 8 1")
     source = opened()
     source.join_channel(write("token", first), CHANNEL, UID, wait_s=0)
     comes(source, "REFUSED")
-    words = source.words()
+    words = source.summary()
     write("token", second)
     comes(source, "JOINED")
     source.leave_channel()
@@ -483,7 +483,7 @@ def was_asked(given: Given, times: int) -> bool:
 
 
 def asked_in_vain() -> list[str]:
-    connection.LONG_PAUSE_S = (1.0, 1.0)
+    channel_session.LONG_PAUSE_S = (1.0, 1.0)
     given = Given(made())
     source = opened()
     native_command("set connect_reason 8")
@@ -492,7 +492,7 @@ def asked_in_vain() -> list[str]:
     for number in (2, 4, 6):
         until("another try", partial(was_asked, given, number))
         comes(source, "REFUSED")
-        words.append(source.words())
+        words.append(source.summary())
     words = [line for line in words if line.endswith("every few minutes")]
     native_command("set connect_reason 1")
     given.text = made()
@@ -592,8 +592,8 @@ def test_renewal(standin: StandIn) -> None:
 
 def renewed_in_time() -> dict[str, Any]:
     clock(True)
-    token_keeper.RENEW_AGAIN_S, connection.TICK_S = 0.2, 0.05
-    given = Given(made(life_s=20, ago_s=14.5))
+    token_keeper.RENEW_AGAIN_S, channel_session.TICK_S = 0.2, 0.05
+    given = Given(made(lifetime_s=20, ago_s=14.5))
     began_ns = time.monotonic_ns()  # before the wall clock is read: a machine may be late between
     due_s = tokens.renew_after_s(tokens.parse(given.text), time.time(), True)
     due_ns = began_ns + int(due_s * 1e9)
@@ -658,13 +658,13 @@ def not_tried() -> dict[str, Any]:
         "channel": made(channel="another"),
         "uid": made(uid=7),
         "app_id": made(app_id=APP_ID[::-1]),
-        "ended": made(life_s=60, ago_s=120),
+        "ended": made(lifetime_s=60, ago_s=120),
         "damaged": made()[:-9],
     }
     source, said, shown = opened(), {}, []
 
     def look() -> None:
-        shown.extend([source.words(), repr(source.condition()), repr(source.figures(0))])
+        shown.extend([source.summary(), repr(source.condition()), repr(source.figures(0))])
         shown.append(repr(vars(source)))
         try:
             source.push_external_audio_frame_raw_data(SILENCE)
@@ -675,7 +675,7 @@ def not_tried() -> dict[str, Any]:
     for name, text in texts.items():
         source.join_channel(write("token", text), CHANNEL, UID, wait_s=0)
         comes(source, "REFUSED")
-        said[name] = source.words()
+        said[name] = source.summary()
         look()
         source.leave_channel()
     native_command("mark nothing tried")
@@ -711,7 +711,7 @@ def test_useless_tokens(standin: StandIn) -> None:
         "channel": "the token is for channel 'another', not for 'studio'",
         "uid": "the token is for uid '7', not for 1001",
         "app_id": "the token is for another app id",
-        "ended": "the token ended 6",
+        "ended": "the token expired 6",
         "damaged": "the token is damaged",
     }.items():
         assert words in got["said"][name]
@@ -750,7 +750,7 @@ def test_source_with_a_fault(standin: StandIn) -> None:
 
 
 def statistics() -> dict[str, Any]:
-    connection.TICK_S, connection.PROOF_S = 0.05, 0.4
+    channel_session.TICK_S, channel_session.PROOF_S = 0.05, 0.4
     native_command("set stats_ms 50")
     source = joined()
     with pushing(source):
@@ -765,16 +765,16 @@ def statistics() -> dict[str, Any]:
     looks = len(Log().callbacks("stats"))
     until("a second of that", lambda: len(Log().callbacks("stats")) > looks + 20)
     quiet = source.condition().concern  # nothing is pushed, so nothing must be sent
-    connection.SILENT_S = 0.5
+    channel_session.SILENT_S = 0.5
     native_command("set stats_mute 1;play reconnecting:0,reconnected:20")
     rejoined(source, 2)
     native_command("set stats_mute 0")
     until("statistics", lambda: (f := figures(0)) is not None and f.sent_kbps is not None)
     native_command("set stats_mute 1")
     rejoined(source, 3)
-    spent = source.condition().spent
-    until("the end of it", lambda: source.condition().spent)
-    again = source.condition().spent
+    spent = source.condition().needs_new_process
+    until("the end of it", lambda: source.condition().needs_new_process)
+    again = source.condition().needs_new_process
     source.leave_channel()
     return {"concern": concern, "quiet": quiet, "spent": [spent, again]}
 
@@ -787,7 +787,7 @@ def test_statistics(standin: StandIn) -> None:
     assert got["quiet"] is None
     assert got["spent"] == [
         None,
-        "Agora's SDK has stopped telling what it sends, after a rejoin too",
+        "Agora's SDK stopped reporting statistics, after a rejoin too",
     ]
 
 
@@ -799,7 +799,7 @@ def is_hung(source: CustomAudioSource, call: str) -> bool:
 
 
 def hangs() -> list[Any]:
-    connection.HUNG_S = 0.2
+    channel_session.HUNG_S = 0.2
     found: list[Any] = []
     source = opened()
     for setting, call, cause in (
@@ -818,7 +818,7 @@ def hangs() -> list[Any]:
             given.text = made()
             native_command(f"set {setting} 60000 1;{cause}")
         until(f"{call} hangs", partial(is_hung, source, call))
-        hung, words = source.condition().hung, source.words()
+        hung, words = source.condition().hung, source.summary()
         start = time.monotonic()
         code = push(source) if call != "renew_token" else 0
         left = source.leave_channel(0.3)
@@ -833,7 +833,7 @@ def hangs() -> list[Any]:
 def test_hung_calls(standin: StandIn) -> None:
     """A call that does not come back is named, and nothing else waits for it."""
     for call, hung, words, code, left, took_s in see(hangs, standin):
-        assert hung.startswith(f"Agora's SDK has not come back from {call} for"), call
+        assert hung.startswith(f"Agora's SDK has not returned from {call} for"), call
         assert CHANNEL in words
         assert code == (0 if call == "renew_token" else Code.NOT_READY)
         assert not left and took_s < 30
@@ -855,8 +855,8 @@ def test_end_while_hung(standin: StandIn) -> None:
 
 
 def hung_push(bytes_: int) -> list[Any]:
-    connection.HUNG_S = 0.2
-    connection.GATE_S = 0.2
+    channel_session.HUNG_S = 0.2
+    channel_session.GATE_S = 0.2
     source = joined()
     codes: list[int] = []
 
@@ -884,7 +884,7 @@ def hung_push(bytes_: int) -> list[Any]:
 def test_hung_push(standin: StandIn) -> None:
     """A push that does not come back is named; the connection is released only after it."""
     hung, left, took_s, codes = see(hung_push, standin, 960)
-    assert hung.startswith("Agora's SDK has not come back from push for")
+    assert hung.startswith("Agora's SDK has not returned from push for")
     assert not left and took_s < 30 and codes == [0]
     mark = next(line["ns"] for line in standin.lines() if line.get("mark") == "wake")
     assert standin.calls(DISCONNECT)[0].ns > mark
@@ -900,18 +900,18 @@ def fault() -> list[Any]:
     threading.excepthook = lambda args: None
     source = joined()
 
-    def fails(self: sdk.Call, token: str) -> int:
+    def fails(self: sdk.RtcConnection, token: str) -> int:
         raise RuntimeError("a fault of the wrapper")
 
-    sdk.Call.renew = fails  # type: ignore[method-assign]
+    sdk.RtcConnection.renew = fails  # type: ignore[method-assign]
     source.renew_token(made())
-    until("the end of it", lambda: source.condition().spent)
-    return [source.condition().spent, source.leave_channel(WAIT_S)]
+    until("the end of it", lambda: source.condition().needs_new_process)
+    return [source.condition().needs_new_process, source.leave_channel(WAIT_S)]
 
 
 def test_fault(standin: StandIn) -> None:
     """A fault in what looks after the connection is not silent: a new process is asked for."""
-    assert see(fault, standin) == ["what looks after the connection has failed, see the log", True]
+    assert see(fault, standin) == ["the connection's control thread crashed; see the log", True]
 
 
 def failures(settings: Sequence[str]) -> list[Any]:
@@ -921,9 +921,9 @@ def failures(settings: Sequence[str]) -> list[Any]:
         native_command(f"set {setting} 1")
         source.join_channel("", CHANNEL, UID, wait_s=0)
         comes(source, "REFUSED")
-        found.append([source.condition().spent, source.words()])
+        found.append([source.condition().needs_new_process, source.summary()])
         comes(source, "JOINED")
-        assert push(source) == 0 and source.condition().spent is None
+        assert push(source) == 0 and source.condition().needs_new_process is None
         assert source.leave_channel(WAIT_S)
     return found
 
@@ -972,7 +972,7 @@ def two_sources() -> dict[str, Any]:
     stranger = opened(app_id=APP_ID[::-1])
     stranger.join_channel("", "other", 5, wait_s=0)
     comes(stranger, "REFUSED")
-    words = stranger.words()
+    words = stranger.summary()
     assert stranger.leave_channel(WAIT_S)
     second = opened()
     assert second.join_channel("", "second", 2, wait_s=WAIT_S)
@@ -995,7 +995,7 @@ def test_two_sources(standin: StandIn) -> None:
     assert "the SDK runs once per process, with one app_id for all connections" in words
     assert [call.args["channel"] for call in standin.calls(CONNECT)] == [CHANNEL, "second"]
     assert len(standin.calls("agora_service_initialize")) == len(standin.calls(RELEASE)) == 1
-    assert len({one.sender_id for one in standin.pushes()}) == 2
+    assert len({pushe.sender_id for pushe in standin.pushes()}) == 2
     assert standin.names()[-2] == RELEASE
 
 
@@ -1014,7 +1014,7 @@ class Slow(Given):
 
 def leaving() -> list[Any]:
     source, found = opened(), []
-    connection.LONG_PAUSE_S = connection.PAUSE_S = (1e6, 1e6)
+    channel_session.LONG_PAUSE_S = channel_session.PAUSE_S = (1e6, 1e6)
     for wanted, before, after in (
         ("JOINING", "set connect_silent 1 1", ""),
         ("JOINED", "", ""),
@@ -1034,13 +1034,13 @@ def leaving() -> list[Any]:
             until("connect", lambda: Log().calls(CONNECT))
         start = time.monotonic()
         left = source.leave_channel(WAIT_S)
-        found.append([wanted, left, time.monotonic() - start, source.words()])
+        found.append([wanted, left, time.monotonic() - start, source.summary()])
     slow = Slow("")
     source.join_channel(slow, CHANNEL, UID, wait_s=0)
     until("a fetch", lambda: slow.asked)
     start = time.monotonic()
     left = source.leave_channel(WAIT_S)
-    found.append(["JOINING, fetching", left, time.monotonic() - start, source.words()])
+    found.append(["JOINING, fetching", left, time.monotonic() - start, source.summary()])
     slow.end.set()
     return found
 
@@ -1058,8 +1058,8 @@ def test_leaving(standin: StandIn) -> None:
 
 def storm(seed: int) -> dict[str, int]:
     dice = random.Random(seed)
-    connection.JOIN_S = connection.RECONNECT_S = 0.3
-    connection.PAUSE_S = (0.5, 2.0)
+    channel_session.JOIN_S = channel_session.RECONNECT_S = 0.3
+    channel_session.PAUSE_S = (0.5, 2.0)
     native_command("set stats_ms 20; set connect_ms 5")
     source = opened()
     end = time.monotonic() + 5
@@ -1100,7 +1100,7 @@ def test_storm(standin: StandIn) -> None:
     """Whatever happens to the connection while a thread pushes: no push is lost from the books,
     none meets what is released, and each is refused with an AgoraError or taken."""
     codes = see(storm, standin, 42)
-    assert codes["0"] == len([one for one in standin.pushes() if one.ret == 0]) > 0
+    assert codes["0"] == len([pushe for pushe in standin.pushes() if pushe.ret == 0]) > 0
     assert set(codes) <= {"0", str(int(Code.NOT_READY)), "-12", "-113"}
     assert len(standin.calls(CONNECT)) > 5
     assert len(standin.calls("agora_rtc_conn_create")) == len(standin.calls(DESTROY))
@@ -1108,13 +1108,13 @@ def test_storm(standin: StandIn) -> None:
 
 def late_callbacks() -> dict[str, Any]:
     posts: list[sdk.Post] = []
-    call = sdk.Sdk.call
+    call = sdk.Sdk.connection
 
-    def kept(self: sdk.Sdk, track: sdk.Track, post: sdk.Post) -> sdk.Call:
+    def kept(self: sdk.Sdk, track: sdk.Track, post: sdk.Post) -> sdk.RtcConnection:
         posts.append(post)
         return call(self, track, post)
 
-    sdk.Sdk.call = kept  # type: ignore[method-assign]
+    sdk.Sdk.connection = kept  # type: ignore[method-assign]
     source = joined()
     native_command("play connected:0,connected:0,reconnected:0")
     native_command("play lost:0,lost:0,disconnected=2:0,failed=3:0,didexpire:0")
@@ -1160,13 +1160,13 @@ def library_missing(folder: str) -> dict[str, Any]:
     source = opened(0.01)
     source.join_channel("", CHANNEL, UID, wait_s=0)
     comes(source, "REFUSED")
-    words, condition = source.words(), source.condition()
+    words, condition = source.summary(), source.condition()
     shutil.copytree(Path(folder) / "agora", here() / "copy")
     (here() / "copy").rename(empty / "agora")
     comes(source, "JOINED")
     code = push(source)
     source.leave_channel()
-    return {"words": words, "spent": condition.spent, "code": code}
+    return {"words": words, "spent": condition.needs_new_process, "code": code}
 
 
 def test_library_missing(standin: StandIn) -> None:

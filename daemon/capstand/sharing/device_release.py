@@ -16,16 +16,16 @@ from capstand.accounting.ledger import Ledger, wall_time
 from capstand.audio.block import NS_PER_S
 from capstand.capture.release import OPERATOR
 from capstand.errors import CapstandError
-from capstand.host.control import Answer
+from capstand.host.control import Response
 from capstand.host.peer import Peer
-from capstand.sharing.claim import Captures
+from capstand.sharing.card_reservation import Captures
 from capstand.sharing.order import allowed, named, shown
 
 LONGEST_S = 366 * 86_400
 DAY_S = 86_400
 
 
-class Lending:
+class DeviceRelease:
     """Releases devices of ``streams()`` and takes them back when their time is over."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Lending:
         self._changed = changed  # called after each change
         self._until_ns: dict[Captures, int | None] = {}  # those released; None: until resumed
 
-    def release(self, request: Mapping[str, Any], peer: Peer) -> Callable[[], Answer | None]:
+    def release(self, request: Mapping[str, Any], peer: Peer) -> Callable[[], Response | None]:
         """Raises CapstandError for one who may not, and for what cannot be meant."""
         allowed(peer, "release")
         stream = named(request, self._streams())
@@ -49,13 +49,13 @@ class Lending:
         else:
             if type(for_s) not in (int, float) or not 0 < for_s <= LONGEST_S:
                 raise CapstandError(
-                    f"{shown(for_s)} is no time to release {stream.name} for; "
-                    f"expected seconds, more than 0 and at most {LONGEST_S}"
+                    f"{shown(for_s)}: expected the seconds to release {stream.name} for, above "
+                    f"0 and at most {LONGEST_S}"
                 )
             until_ns = time.monotonic_ns() + round(for_s * NS_PER_S)
             words = f"until {_clock_time(for_s)}"
         self._until_ns[stream] = until_ns
-        stream.release(OPERATOR, f"released to others {words}")
+        stream.release(OPERATOR, f"released {words}")
         self._ledger.write(
             stream.name,
             "release",
@@ -65,14 +65,14 @@ class Lending:
         )
         self._changed()
 
-        def closed() -> Answer | None:
+        def closed() -> Response | None:
             if stream not in self._until_ns:
-                return {"error": f"{stream.name} was taken back before its device was closed"}
+                return {"error": f"{stream.name} was resumed before its device was closed"}
             return {"stream": stream.name, "released": words} if stream.rests else None
 
         return closed
 
-    def resume(self, request: Mapping[str, Any], peer: Peer) -> Answer:
+    def resume(self, request: Mapping[str, Any], peer: Peer) -> Response:
         """The same errors; a stream that is not released stays as it is."""
         allowed(peer, "resume")
         stream = named(request, self._streams())
@@ -81,13 +81,13 @@ class Lending:
             self._take_back(stream, by_uid=peer.uid, by_pid=peer.pid)
         return {"stream": stream.name, "was_released": was_released}
 
-    def look(self, now_ns: int) -> None:
+    def poll(self, now_ns: int) -> None:
         """Takes back what was released until now; called now and then."""
         for stream in self._until_ns.keys() - set(self._streams()):
             del self._until_ns[stream]  # a configuration without it is in force
         for stream, until_ns in list(self._until_ns.items()):
             if until_ns is not None and now_ns >= until_ns:
-                self._take_back(stream, reason="its time is over")
+                self._take_back(stream, reason="time elapsed")
 
     def _take_back(self, stream: Captures, **why: object) -> None:
         del self._until_ns[stream]

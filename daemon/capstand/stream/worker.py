@@ -18,30 +18,30 @@ from pathlib import Path
 from capstand.audio.ring import Ring
 from capstand.audio.wake import WakeUp
 from capstand.config.plan import same_chain
-from capstand.config.schema import Stream as StreamConfig
+from capstand.config.schema import StreamConfig
 from capstand.errors import DeviceError
 from capstand.host import bug, realtime
-from capstand.processes.child import FAILED, Line
+from capstand.processes.child import FAILED, DaemonLink
 from capstand.processes.page import Doing
 from capstand.stream.handover import ABANDON_S
 from capstand.stream.intake import Chained, Intake, make_source
-from capstand.stream.orders import End, Exchange, Hasten, Processed, Release, Resume, Stop
-from capstand.stream.report import CAN_BE_OPENED, Past, Phase, Report, Word
+from capstand.stream.orders import End, Exchange, Processed, Release, Resume, RetryNow, Stop
+from capstand.stream.report import CAN_BE_OPENED, Phase, Report, ResumePoint, StreamWord
 
 TELL_MS = 250
-HURRY_MS = 10
+BUSY_POLL_MS = 10
 """While something is waited for, such as a device that is to be closed."""
-SETTLE_RETRY_S = 10.0
+LOAD_RETRY_S = 10.0
 END_S = 2.5
 
 
 def run(
-    line: Line,
+    link: DaemonLink,
     descriptors: tuple[int, ...],
     config: StreamConfig,
     state: Path,
     runtime: Path,
-    past: Past | None,
+    past: ResumePoint | None,
     released: dict[str, str],
 ) -> int:
     """Does the work of a Task; returns the process' status. ``descriptors`` are those of the ring,
@@ -49,13 +49,13 @@ def run(
     memory, *others = descriptors
     chained, live = _apart(config, others)
     capture = config.capture
-    realtime.share_lock(1, bool(live))
+    realtime.set_switch_interval(1, bool(live))
     ring = Ring(capture.ring_slots, capture.slot_bytes, memory)
-    intake = Intake(config, state, runtime, ring, past, line.page.words, chained)
+    intake = Intake(config, state, runtime, ring, past, link.page.words, chained)
     intake.wakes(*map(WakeUp, live))
     for who, words in released.items():
         intake.release(who, words)
-    return Body(line, intake).run()
+    return StreamWorker(link, intake).run()
 
 
 def _apart(config: StreamConfig, descriptors: list[int]) -> tuple[Chained | None, list[int]]:
@@ -66,56 +66,56 @@ def _apart(config: StreamConfig, descriptors: list[int]) -> tuple[Chained | None
     return Chained(*descriptors[:many]), descriptors[many:]
 
 
-def try_open(line: Line, descriptors: tuple[int, ...], config: StreamConfig) -> int:
+def try_open(link: DaemonLink, descriptors: tuple[int, ...], config: StreamConfig) -> int:
     """Whether the device can be opened: where the process that is to capture hangs in that, this
     one tries it instead, says so, and waits to be ended."""
     source = make_source(config.capture)
-    line.page.does(Doing.OPENING, time.monotonic_ns())
+    link.page.does(Doing.OPENING, time.monotonic_ns())
     try:
         source.open()
     except DeviceError:
         return FAILED
     source.close()
-    line.tell(detail=CAN_BE_OPENED)
+    link.tell(detail=CAN_BE_OPENED)
     poll = select.poll()
-    poll.register(line, select.POLLIN)
+    poll.register(link, select.POLLIN)
     while not poll.poll(TELL_MS):
-        line.page.does(Doing.WAITING, time.monotonic_ns())
+        link.page.does(Doing.WAITING, time.monotonic_ns())
     return 0
 
 
-class Body:
+class StreamWorker:
     """Runs ``intake`` until main has it ended."""
 
-    def __init__(self, line: Line, intake: Intake) -> None:
-        self._line = line
+    def __init__(self, link: DaemonLink, intake: Intake) -> None:
+        self._link = link
         self._intake = intake
         self._orders = 0
         self._end: End | None = None
         self._unsent: bytes | None = None
-        self._settle_due = 0.0
+        self._load_due = 0.0
         self._failed: str | None = None
         self._processed = False
 
     def run(self) -> int:
-        line, intake = self._line, self._intake
+        link, intake = self._link, self._intake
         threading.excepthook = self._thread_died
         poll = select.poll()
-        poll.register(line, select.POLLIN)
+        poll.register(link, select.POLLIN)
         intake.start()
-        if intake.config.capture.priority:  # until here nothing was in a hurry
-            realtime.be_real_time(f"stream:{intake.name}", realtime.LOWEST)
+        if intake.config.capture.rt_priority:  # until here nothing was in a hurry
+            realtime.set_fifo(f"stream:{intake.name}", realtime.LOWEST)
         while self._end is None:
-            line.page.does(Doing.WAITING, time.monotonic_ns())
-            poll.poll(HURRY_MS if self._waits else TELL_MS)
-            while (order := line.receive()) is not None:
+            link.page.does(Doing.WAITING, time.monotonic_ns())
+            poll.poll(BUSY_POLL_MS if self._waits else TELL_MS)
+            while (order := link.receive()) is not None:
                 self._obey(order)
                 self._orders += 1
-            intake.see_off()
-            line.page.words[Word.RESTS] = self._orders if intake.rests else 0
-            line.repeats.tell()
+            intake.reap_removed()
+            link.page.words[StreamWord.RESTS] = self._orders if intake.rests else 0
+            link.repeats.tell()
             self._tell(self._report(Phase.RUNNING))
-        line.page.does(Doing.CLOSING, time.monotonic_ns())
+        link.page.does(Doing.CLOSING, time.monotonic_ns())
         deadline = time.monotonic() + self._end.within_s
         hung = intake.drain(deadline)
         self._tell(self._report(Phase.DRAINED, hung))
@@ -123,18 +123,18 @@ class Body:
             self._wait_for_chain(deadline + 2 * ABANDON_S)
         hung += intake.drain_processed(deadline + 2 * ABANDON_S)
         hung += intake.close(deadline)
-        intake.see_off(deadline)
+        intake.reap_removed(deadline)
         self._tell_at_last(self._report(Phase.ENDED, hung))
         return FAILED if self._failed else 0
 
     def _wait_for_chain(self, deadline: float) -> None:
         """Main has it ended meanwhile."""
         poll = select.poll()
-        poll.register(self._line, select.POLLIN)
+        poll.register(self._link, select.POLLIN)
         while not self._processed and (left_s := deadline - time.monotonic()) > 0:
             self._tell(None)  # what could not be sent
-            if poll.poll(min(HURRY_MS if self._unsent else TELL_MS, 1000 * left_s)):
-                self._obey(self._line.receive())
+            if poll.poll(min(BUSY_POLL_MS if self._unsent else TELL_MS, 1000 * left_s)):
+                self._obey(self._link.receive())
 
     def _thread_died(self, died: threading.ExceptHookArgs) -> None:
         """A thread that ends of an error leaves a stream that is deaf: better none, and a new one.
@@ -143,8 +143,8 @@ class Body:
         """
         name = died.thread.name.split()[0] if died.thread else "unknown"
         if died.exc_value is not None:
-            words = bug.tell(f"thread {name} ended", died.exc_value)
-            self._failed = f"starting again: thread {name} ended of {words}"
+            words = bug.log_unexpected(f"thread {name} crashed", died.exc_value)
+            self._failed = f"restarting: thread {name} crashed: {words}"
             self._end = End(END_S)
 
     @property
@@ -156,9 +156,9 @@ class Body:
         intake = self._intake
         match order:
             case Exchange(config):
-                chained, given = _apart(config, self._line.taken())
+                chained, given = _apart(config, self._link.taken())
                 live = [WakeUp(one) for one in given]
-                realtime.share_lock(1, bool(live))
+                realtime.set_switch_interval(1, bool(live))
                 if chained is not None and same_chain(intake.config, config):
                     for one in chained:
                         os.close(one)
@@ -169,8 +169,8 @@ class Body:
                 intake.release(who, words)
             case Resume(who):
                 intake.resume(who)
-            case Hasten():
-                intake.hasten()
+            case RetryNow():
+                intake.retry_now()
             case Stop():
                 intake.stop()
             case Processed():
@@ -183,41 +183,41 @@ class Body:
         if self._unsent is not None:
             return None
         report = self._intake.report(time.monotonic_ns())
-        self._settle_once(report)
+        self._load_meter_once(report)
         return json.dumps(
             report._replace(phase=phase, hung=tuple(hung), failed=self._failed)
         ).encode()
 
     def _tell(self, raw: bytes | None) -> None:
         self._unsent = self._unsent or raw
-        if self._unsent is not None and self._line.send(self._unsent):
+        if self._unsent is not None and self._link.send(self._unsent):
             self._unsent = None
 
     def _tell_at_last(self, raw: bytes | None) -> None:
         """The last word is waited for: a busy main hears it later."""
         poll = select.poll()
-        poll.register(self._line, select.POLLOUT)
+        poll.register(self._link, select.POLLOUT)
         self._tell(raw)
         while self._unsent is not None:
             poll.poll()
             self._tell(None)
 
-    def _settle_once(self, report: Report) -> None:
+    def _load_meter_once(self, report: Report) -> None:
         """Once sound flows: what takes long to load, and the end of start-up's garbage. With a
         priority, because it holds Python's lock for most of its time."""
         stats, now = report.stats, time.monotonic()
         flows = stats.captured_frames or stats.trouble
-        if self._intake.pusher.meter is not None or not flows or now < self._settle_due:
+        if self._intake.pusher.meter is not None or not flows or now < self._load_due:
             return
-        self._settle_due = now + SETTLE_RETRY_S
-        threading.Thread(target=self._load, name="settle", daemon=True).start()
+        self._load_due = now + LOAD_RETRY_S
+        threading.Thread(target=self._load_meter, name="load", daemon=True).start()
 
-    def _load(self) -> None:
+    def _load_meter(self) -> None:
         intake = self._intake
-        real_time = bool(intake.config.capture.priority)
-        realtime.prepare_thread("settle", realtime.LOWEST if real_time else 0)
+        real_time = bool(intake.config.capture.rt_priority)
+        realtime.prepare_thread("load", realtime.LOWEST if real_time else 0)
         try:
             intake.start_meter()
             realtime.freeze_heap()
         except Exception as error:  # noqa: BLE001  the level is not worth the sound
-            bug.tell("the level meter cannot be loaded", error)
+            bug.log_unexpected("the level meter cannot be loaded", error)

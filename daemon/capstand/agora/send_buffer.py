@@ -13,16 +13,16 @@ MS = 1_000_000
 FRAME_NS = 10 * MS
 
 
-class Drain:
+class SendBufferModel:
     """``give`` what is pushed; ``depth_ms`` is the estimate. Times are ns of CLOCK_MONOTONIC.
 
     ``holes`` counts how often the buffer ran dry, ``hole_ns`` for how long in all.
     """
 
-    def __init__(self, delay_ms: int) -> None:
+    def __init__(self, send_delay_ms: int) -> None:
         self.holes = 0
         self.hole_ns = 0
-        self._delay_ns = delay_ms * MS
+        self._delay_ns = send_delay_ms * MS
         self._held_ns = 0  # while filling up to the delay
         self._empty_at_ns = 0  # when the last of what was given will have left; 0 while filling
 

@@ -6,7 +6,7 @@ Time is an argument. Threads: that of the owner.
 from collections.abc import Hashable
 
 
-class Allowance:
+class RateLimit:
     """``rate`` a second, and up to ``burst`` at once after a pause."""
 
     def __init__(self, rate: float, burst: float, now_s: float) -> None:
@@ -27,17 +27,17 @@ class Allowance:
         return self._left >= self._burst
 
 
-class Allowances:
+class RateLimits:
     """One for each of those who ask, of whom ``most`` are kept: those who have used some of it."""
 
     def __init__(self, rate: float, burst: float, most: int = 1000) -> None:
         self._rate, self._burst, self._most = rate, burst, most
-        self._of: dict[Hashable, Allowance] = {}
+        self._of: dict[Hashable, RateLimit] = {}
 
     def wait_s(self, who: Hashable, now_s: float) -> float:
         one = self._of.get(who)
         if one is None:
-            one = Allowance(self._rate, self._burst, now_s)
+            one = RateLimit(self._rate, self._burst, now_s)
             if not self._has_place(now_s):
                 return 1.0 / self._rate
         return one.wait_s(now_s)
@@ -46,7 +46,7 @@ class Allowances:
         """Whether it is allowed now; then it is used."""
         if self.wait_s(who, now_s) > 0:
             return False
-        self._of.setdefault(who, Allowance(self._rate, self._burst, now_s)).take()
+        self._of.setdefault(who, RateLimit(self._rate, self._burst, now_s)).take()
         return True
 
     def _has_place(self, now_s: float) -> bool:

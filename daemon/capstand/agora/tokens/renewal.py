@@ -2,7 +2,7 @@
 
 A source may take its time, so it is asked in a short-lived thread that posts a ``Fetched``; all
 else happens in the connection's control thread. A token that Agora refused is not tried again
-before the source has another, or ``forgive`` was called.
+before the source has another, or ``clear_refusal`` was called.
 """
 
 import logging
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from capstand.agora.sdk.codes import Code, code_words
+from capstand.agora.sdk.codes import Code, describe_code
 from capstand.agora.tokens import token as tokens
 from capstand.agora.tokens.sources import Fixed, TokenSource
 from capstand.errors import SinkError
@@ -32,10 +32,10 @@ class Fetched(NamedTuple):
 
     text: str | None
     error: str
-    stamp: object
+    fingerprint: object
 
 
-class TokenKeeper:
+class TokenRenewal:
     """Keeps the token for ``uid`` in ``channel``; answers of its source go to ``post``.
 
     ``text`` is the token in use, ``ends_s`` the unix time of its end where known, ``renew_s`` when
@@ -75,21 +75,21 @@ class TokenKeeper:
             return
         self._fetching = True
         source = self._source
-        stamp = source, source.stamp()
+        fingerprint = source, source.fingerprint()
 
         def ask() -> None:
-            answer = Fetched(None, f"{source.words} failed, see the log", stamp)
+            answer = Fetched(None, f"{source.label} failed, see the log", fingerprint)
             try:
-                answer = Fetched(source.fetch(), "", stamp)
+                answer = Fetched(source.fetch(), "", fingerprint)
             except SinkError as error:
-                answer = Fetched(None, str(error), stamp)
+                answer = Fetched(None, str(error), fingerprint)
             finally:
                 self._post(answer)
 
         try:
             threading.Thread(target=ask, name="agora token", daemon=True).start()
         except RuntimeError as error:  # memory is short, or the process is ending
-            self._post(Fetched(None, f"{source.words} cannot be asked: {error}", stamp))
+            self._post(Fetched(None, f"{source.label} cannot be asked: {error}", fingerprint))
 
     def arrived(self) -> None:
         """An answer came, whether it is used or not."""
@@ -98,7 +98,7 @@ class TokenKeeper:
     def changed(self) -> bool:
         """Whether the source may have another token than the one used last."""
         source = self._source
-        return (source, source.stamp()) != self._used
+        return (source, source.fingerprint()) != self._used
 
     def due(self, now_s: float) -> bool:
         """Whether a newer token is wanted now; asked again every ``RENEW_AGAIN_S`` until it is."""
@@ -119,43 +119,43 @@ class TokenKeeper:
         """Agora takes the token no longer."""
         self._refused = self.text, why
 
-    def forgive(self) -> None:
+    def clear_refusal(self) -> None:
         self._refused = None
 
     def take(self, answer: Fetched) -> str | None:
         """Takes a token for joining; returns why it will not do, or None. ``answer`` has one."""
         assert answer.text is not None
-        self._used = answer.stamp
-        wrong = self._judged(answer.text)
+        self._used = answer.fingerprint
+        wrong = self._check(answer.text)
         if wrong is None and self._refused is not None and answer.text == self._refused[0]:
-            wrong = f"{self._refused[1]}; {self._source.words} has no other token"
+            wrong = f"{self._refused[1]}; {self._source.label} has no other token"
         if wrong is None:
             self.text, self.trouble, self._wanted = answer.text, None, False
         return wrong
 
     def renew(self, answer: Fetched, hand_over: Callable[[str], int]) -> None:
         """Gives a newer token to ``hand_over``; without one the connection stands on."""
-        self._used = answer.stamp
+        self._used = answer.fingerprint
         if answer.text is None:
             self.trouble = f"the token was not renewed: {answer.error}"
             return
         if answer.text == self.text:
-            words = f"{self._source.words} has no newer token yet"
-            self.trouble = words if self._wanted else None
+            label = f"{self._source.label} has no newer token yet"
+            self.trouble = label if self._wanted else None
             return
         kept = self.ends_s
-        wrong = self._judged(answer.text)
+        wrong = self._check(answer.text)
         if wrong is None:
             code = hand_over(answer.text)
             if code == Code.OK:
                 self.text, self.trouble, self._wanted = answer.text, None, False
                 self._log.info("channel %s: token renewed", self._channel)
                 return
-            wrong = f"the SDK refused it: {code_words(code)}"
+            wrong = f"the SDK refused it: {describe_code(code)}"
         self.ends_s, self.renew_s = kept, time.monotonic() + RENEW_AGAIN_S
         self.trouble = f"the token was not renewed: {wrong}"
 
-    def _judged(self, text: str) -> str | None:
+    def _check(self, text: str) -> str | None:
         """Why the token will not do, or None; sets when it ends and is to be renewed."""
         self.renew_s, self.ends_s = float("inf"), None
         if text == "":
@@ -163,9 +163,9 @@ class TokenKeeper:
         now_s, sure = time.time(), walltime.clock_sure()
         try:
             token = tokens.parse(text)
-            tokens.judge(token, self._app_id, self._channel, self._uid, now_s, sure)
+            tokens.check_valid(token, self._app_id, self._channel, self._uid, now_s, sure)
         except tokens.TokenError as error:
-            return f"{self._source.words}: {error}"
+            return f"{self._source.label}: {error}"
         self.ends_s = token.expires_s
         self.renew_s = time.monotonic() + tokens.renew_after_s(token, now_s, sure)
         return None

@@ -1,4 +1,4 @@
-"""The nursery: processes are forked from a clean parent, which may go without them."""
+"""The forkserver: processes are forked from a clean parent, which may go without them."""
 
 import os
 import select
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from capstand.processes import nursery
+from capstand.processes import forkserver
 from capstand.processes.child import Task
 from capstand.processes.page import Doing
-from capstand.processes.supervisor import State, Supervisor
+from capstand.processes.supervisor import ProcessState, Supervisor
 from tests.patience import PATIENCE_S
 
 MODULE = "capstand.sinks.push"
@@ -23,9 +23,9 @@ def idle(line: object, _: tuple[int, ...], loaded: tuple[str, ...]) -> int:
     """The work of a process: says what it has loaded already and waits to be told to end."""
     import sys
 
-    from capstand.processes.child import Line
+    from capstand.processes.child import DaemonLink
 
-    assert isinstance(line, Line)
+    assert isinstance(line, DaemonLink)
     line.tell(trouble=None, detail=" ".join(one for one in loaded if one in sys.modules))
     poll = select.poll()
     poll.register(line, select.POLLIN)
@@ -57,7 +57,7 @@ def until(one: Supervisor, state: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not state():
         assert time.monotonic() < deadline, (one.state, one.trouble, one.detail)
-        one.look(time.monotonic_ns())
+        one.poll(time.monotonic_ns())
         time.sleep(0.005)
 
 
@@ -73,9 +73,9 @@ def ended(one: Supervisor, status: int = 0) -> None:
 
 
 def nurse_of(pid: int) -> int:
-    """The nursery that has just made ``pid``; what it makes is main's to wait for."""
+    """The forkserver that has just made ``pid``; what it makes is main's to wait for."""
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    nurse = nursery.shared.pid
+    nurse = forkserver.shared.pid
     assert parent == os.getpid() and nurse is not None and nurse not in (pid, parent)
     return nurse
 
@@ -90,7 +90,7 @@ def test_what_is_needed_is_loaded_before_and_once(make: Make) -> None:
     assert len(list(Path(f"/proc/{nurse}/task").iterdir())) == 1
     ended(one)
     ended(two)
-    assert one.state is two.state is State.ENDED and one.trouble is None
+    assert one.state is two.state is ProcessState.ENDED and one.trouble is None
 
 
 def test_how_a_process_ended_is_known(make: Make) -> None:
@@ -99,16 +99,16 @@ def test_how_a_process_ended_is_known(make: Make) -> None:
     begun(one)
     one.stop(7)
     until(one, lambda: one.trouble)
-    assert one.trouble == "its process ended with status 7; a new one is started"
+    assert one.trouble == "its process ended with status 7; a new one is starting"
     two = make()
     os.kill(begun(two), signal.SIGKILL)
     until(two, lambda: two.trouble)
-    assert two.trouble == "its process was ended by SIGKILL; a new one is started"
+    assert two.trouble == "its process was ended by SIGKILL; a new one is starting"
     begun(two)
     ended(two)
 
 
-def test_without_the_nursery_all_go_on(make: Make) -> None:
+def test_without_the_forkserver_all_go_on(make: Make) -> None:
     """Where it is killed its processes live on, and the next one is made by another."""
     one = make()
     nurse = nurse_of(begun(one))
@@ -116,22 +116,22 @@ def test_without_the_nursery_all_go_on(make: Make) -> None:
     os.waitid(os.P_PID, nurse, os.WEXITED | os.WNOWAIT)
     two = make()
     assert nurse_of(begun(two)) != nurse
-    one.look(time.monotonic_ns())
+    one.poll(time.monotonic_ns())
     assert one.detail == MODULE and one.deaths == two.deaths == 0
     ended(one)
     ended(two)
 
 
-def test_a_nursery_that_hangs_is_replaced(make: Make) -> None:
+def test_a_forkserver_that_hangs_is_replaced(make: Make) -> None:
     """Nobody waits for it, and when a process has not come within its limit another makes one."""
     one = make()
     nurse = nurse_of(begun(one))
     os.kill(nurse, signal.SIGSTOP)
     two = make()
-    two.look(time.monotonic_ns())
-    assert two.pid is None and two.state is State.RUNNING
-    two.look(time.monotonic_ns() + 31 * 10**9)
-    assert two.trouble is not None and "did not come back from starting" in two.trouble
+    two.poll(time.monotonic_ns())
+    assert two.pid is None and two.state is ProcessState.RUNNING
+    two.poll(time.monotonic_ns() + 31 * 10**9)
+    assert two.trouble is not None and "did not return from starting" in two.trouble
     assert not Path(f"/proc/{nurse}").exists()
     assert nurse_of(begun(two)) != nurse
     ended(one)
@@ -146,7 +146,7 @@ def test_one_that_is_wanted_no_more_ends_at_once(make: Make) -> None:
     nurse = nurse_of(begun(one))
     two = make()
     os.kill(nurse, signal.SIGSTOP)
-    two.look(time.monotonic_ns())
+    two.poll(time.monotonic_ns())
     two.abandon()
     os.kill(nurse, signal.SIGCONT)
     ours = {str(one.pid), str(nurse)}
@@ -154,13 +154,13 @@ def test_one_that_is_wanted_no_more_ends_at_once(make: Make) -> None:
     ended(one)
 
 
-def test_a_nursery_with_nothing_to_do_ends(make: Make) -> None:
+def test_a_forkserver_with_nothing_to_do_ends(make: Make) -> None:
     """Its memory is then that of the processes it made, which go on, and the next one is made
     by another."""
     one = make()
     nurse = nurse_of(begun(one))
-    assert Path(f"/proc/{nurse}/comm").read_text() == "nursery\n"
-    until(one, lambda: nursery.shared.pid is None)
+    assert Path(f"/proc/{nurse}/comm").read_text() == "forkserver\n"
+    until(one, lambda: forkserver.shared.pid is None)
     assert not Path(f"/proc/{nurse}").exists()
     two = make()
     assert nurse_of(begun(two)) != nurse and one.deaths == two.deaths == 0
@@ -170,15 +170,15 @@ def test_a_nursery_with_nothing_to_do_ends(make: Make) -> None:
 
 def test_it_ends_with_the_daemon() -> None:
     """Its only tie is the socket."""
-    nursery.shared.end()
+    forkserver.shared.end()
     word, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with word, its:
-        process = nursery.shared.make((), (its.fileno(),) * 2)
-        nurse = nursery.shared
+        process = forkserver.shared.make((), (its.fileno(),) * 2)
+        nurse = forkserver.shared
         assert nurse.pid is not None and nurse.channel is not None
         handle = os.pidfd_open(nurse.pid)
         nurse.channel.close()
         assert select.select([handle], [], [], PATIENCE_S)[0]
         os.close(handle)
-        nursery.shared.end()
+        forkserver.shared.end()
     assert process.wait(PATIENCE_S)

@@ -29,14 +29,14 @@ from jeepney.wrappers import DBusAddress, new_method_call, new_signal
 from capstand.accounting.ledger import Ledger
 from capstand.accounting.stats import Cause
 from capstand.capture.release import OPERATOR
-from capstand.config.schema import Capture
+from capstand.config.schema import CaptureConfig
 from capstand.sharing import bus as bus_module
-from capstand.sharing import claim, reserve
+from capstand.sharing import card_reservation, reservation_manager
 from capstand.sharing.bus import Bus, BusError, Incoming, Refusal
-from capstand.sharing.claim import HIGHEST, INTERFACE, Claim
-from capstand.sharing.reserve import Reserver, session_address
-from capstand.sinks.outlet import Outlet
-from capstand.sinks.types.file import FileSink
+from capstand.sharing.card_reservation import HIGHEST, INTERFACE, CardReservation
+from capstand.sharing.reservation_manager import ReservationManager, session_address
+from capstand.sinks.sink_queue import SinkQueue
+from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream.health import Health
 from capstand.stream.intake import Intake
 from tests.counts import counts
@@ -46,7 +46,7 @@ from tests.patience import PATIENCE_S
 
 NAME, PATH = f"{INTERFACE}.Audio7", "/org/freedesktop/ReserveDevice1/Audio7"
 PIPEWIRE, JACK = -20, HIGHEST
-REPLACE = claim.REPLACE_EXISTING
+REPLACE = card_reservation.REPLACE_EXISTING
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -101,8 +101,8 @@ class Desktop:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def acquire(self) -> bool:
-        flags = claim.DO_NOT_QUEUE
-        flags |= claim.ALLOW_REPLACEMENT if self.priority < HIGHEST else 0
+        flags = card_reservation.DO_NOT_QUEUE
+        flags |= card_reservation.ALLOW_REPLACEMENT if self.priority < HIGHEST else 0
         if not self._request(flags) and self.ask_for_it():
             self._request(flags | REPLACE)
         return self.owned
@@ -120,7 +120,7 @@ class Desktop:
             return False
 
     def take_by_force(self) -> None:
-        self._request(claim.DO_NOT_QUEUE | REPLACE)
+        self._request(card_reservation.DO_NOT_QUEUE | REPLACE)
 
     def release(self) -> None:
         self.again = False
@@ -177,12 +177,14 @@ class Mic:
         self.streams: list[Intake] = []
         for number in range(streams):
             device = f"hw:CARD=Mic,DEV={number}"
-            setup = Capture(device=device, channels=1, priority=0, **keys)
-            stream = Intake(config(setup, [FileSink(type="file", path=str(folder / "unused"))]))
-            give(stream, Outlet("keep", Keep(), 1 << 30))
+            setup = CaptureConfig(device=device, channels=1, rt_priority=0, **keys)
+            stream = Intake(
+                config(setup, [FileSinkConfig(type="file", path=str(folder / "unused"))])
+            )
+            give(stream, SinkQueue("keep", Keep(), 1 << 30))
             self.streams.append(stream)
         self.stream = self.streams[0]
-        self.reserver = Reserver(lambda: self.streams, self.ledger, address, folder)
+        self.reserver = ReservationManager(lambda: self.streams, self.ledger, address, folder)
 
     def plug(self, number: int) -> None:
         shutil.rmtree(self.proc, ignore_errors=True)
@@ -207,7 +209,7 @@ class Mic:
     def events(self) -> list[dict[str, Any]]:
         self.ledger.close(PATIENCE_S)
         path = self.ledger.path("mic")
-        return [json.loads(one) for one in path.read_text().splitlines()] if path.exists() else []
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def close(self) -> None:
         self.reserver.stop()
@@ -309,11 +311,12 @@ def test_jack_gets_the_card_once_it_is_closed_and_gives_it_back(
     one.flows()
     jack = desktop(JACK, again=False)
     assert jack.ask_for_it()
-    assert one.stream.capturer.grant is None
-    verdict = one.stream.verdict(time.monotonic_ns())
+    assert one.stream.capturer.params is None
+    verdict = one.stream.assessment(time.monotonic_ns())
     assert verdict.health is Health.DEGRADED and verdict.alive
     assert re.fullmatch(
-        rf"card 7 is lent to [\w.:]+ \(pid {os.getpid()}.*\), which asked with priority {JACK}",
+        rf"card 7 is released to [\w.:]+ \(pid {os.getpid()}.*\), which requested it with "
+        f"priority {JACK}",
         verdict.reason or "",
     )
     jack.take_by_force()
@@ -402,14 +405,14 @@ def test_an_owner_who_keeps_the_card_is_waited_for(
     mic: Made, session: SessionBus, desktop: MakeDesktop, fakecard: FakeCard
 ) -> None:
     """A card that its owner does not give is left closed; STATUS says who has it; it is opened as
-    soon as he drops the name."""
+    soon as they drop the name."""
     owner = desktop(JACK)
     assert owner.acquire()
     owner.run()
     one = mic(session.address).start()
-    until(lambda: "waiting until it lets go" in one.released)
+    until(lambda: "waiting for it" in one.released)
     assert re.fullmatch(
-        rf"card 7 is reserved by [\w.:]+ \(pid {os.getpid()}.*\); waiting until it lets go",
+        rf"card 7 is reserved by [\w.:]+ \(pid {os.getpid()}.*\); waiting for it",
         one.released,
     )
     assert fakecard.opens == 0 and owner.asked == [10]
@@ -420,12 +423,12 @@ def test_an_owner_who_keeps_the_card_is_waited_for(
 def test_an_owner_who_hangs_is_not_waited_for_long(
     mic: Made, session: SessionBus, desktop: MakeDesktop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No answer is a no; what he does when he has come to is seen."""
+    """No answer is a no; what they do when they have come to is seen."""
     monkeypatch.setattr(bus_module, "CALL_S", 0.1)
     owner = desktop(PIPEWIRE, again=False)
     assert owner.acquire()
     one = mic(session.address).start()
-    until(lambda: "waiting until it lets go" in one.released)
+    until(lambda: "waiting for it" in one.released)
     monkeypatch.setattr(bus_module, "CALL_S", 5.0)
     owner.run()
     one.flows()
@@ -434,9 +437,9 @@ def test_an_owner_who_hangs_is_not_waited_for_long(
 def test_an_owner_who_says_no_is_asked_again(
     mic: Made, session: SessionBus, desktop: MakeDesktop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A no need not be for ever; after a while he is asked anew."""
-    monkeypatch.setattr(claim, "ASK_AGAIN_S", 0.1)
-    monkeypatch.setattr(reserve, "LOOK_S", 0.05)
+    """A no need not be for ever; after a while they are asked anew."""
+    monkeypatch.setattr(card_reservation, "ASK_AGAIN_S", 0.1)
+    monkeypatch.setattr(reservation_manager, "LOOK_S", 0.05)
     owner = desktop(PIPEWIRE, yields=False, again=False)
     assert owner.acquire()
     owner.run()
@@ -466,8 +469,8 @@ def test_who_asks_and_does_not_come_loses_the_card(
     mic: Made, session: SessionBus, desktop: MakeDesktop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A yes that is not followed by the name being taken over holds for a moment only."""
-    monkeypatch.setattr(claim, "GRACE_S", 0.2)
-    monkeypatch.setattr(reserve, "LOOK_S", 0.05)
+    monkeypatch.setattr(card_reservation, "GRACE_S", 0.2)
+    monkeypatch.setattr(reservation_manager, "LOOK_S", 0.05)
     one = mic(session.address).start()
     one.flows()
     assert desktop(JACK).ask_for_it()
@@ -482,10 +485,10 @@ def test_what_a_person_releases_is_free_for_the_desktop(
     pipewire = desktop(PIPEWIRE).run()
     one = mic(session.address).start()
     one.flows()
-    one.stream.capturer.release(OPERATOR, "released to others until 14:05:03")
+    one.stream.capturer.release(OPERATOR, "released until 14:05:03")
     one.reserver.wake()
     until(lambda: pipewire.owned)
-    assert one.released == "released to others until 14:05:03"
+    assert one.released == "released until 14:05:03"
     one.stream.capturer.resume(OPERATOR)
     one.reserver.wake()
     one.flows()
@@ -496,7 +499,7 @@ def test_a_card_plugged_in_elsewhere_is_reserved_by_its_new_number(
     mic: Made, session: SessionBus, desktop: MakeDesktop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name follows the card; a card that is away is nobody's."""
-    monkeypatch.setattr(reserve, "LOOK_S", 0.02)
+    monkeypatch.setattr(reservation_manager, "LOOK_S", 0.02)
     one = mic(session.address).start()
     one.flows()
     other = desktop(PIPEWIRE)
@@ -522,10 +525,10 @@ def test_two_streams_of_one_card_share_a_name(
         until(lambda tally=stream.capturer.tally: tally.captured > 0)  # type: ignore[misc]
     jack = desktop(JACK, again=False)
     assert jack.acquire()
-    assert all(stream.capturer.grant is None for stream in one.streams)
+    assert all(stream.capturer.params is None for stream in one.streams)
     jack.release()
     for stream in one.streams:
-        until(lambda capturer=stream.capturer: capturer.grant is not None)  # type: ignore[misc]
+        until(lambda capturer=stream.capturer: capturer.params is not None)  # type: ignore[misc]
 
 
 # Whoever is on the bus
@@ -586,15 +589,15 @@ def test_only_the_bus_says_who_owns_a_name(
 
 
 @pytest.mark.parametrize(
-    ("sender", "believed"), [(":1.7", False), ("", False), (reserve.BUS, True)]
+    ("sender", "believed"), [(":1.7", False), ("", False), (reservation_manager.BUS, True)]
 )
 def test_the_sender_decides_whether_it_is_believed(
     tmp_path: Path, session: SessionBus, sender: str, believed: bool
 ) -> None:
     """The same words are news from the bus and nothing from anybody else."""
     ledger, bus = Ledger(tmp_path), peer(session)
-    reserver = Reserver(list, ledger, lambda: None)
-    reserver._claims[7] = Claim(7, bus, ledger)
+    reserver = ReservationManager(list, ledger, lambda: None)
+    reserver._reservations[7] = CardReservation(7, bus, ledger)
     emitter = DBusAddress("/org/freedesktop/DBus", interface="org.freedesktop.DBus")
     message = new_signal(emitter, "NameOwnerChanged")
     where = ("/org/freedesktop/DBus", "org.freedesktop.DBus", "NameOwnerChanged")
@@ -769,10 +772,10 @@ def test_a_bug_of_ours_there_ends_no_capture(
     mic: Made, session: SessionBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What nobody foresaw sets the devices free and is told; the thread connects again."""
-    monkeypatch.setattr(reserve, "RECONNECT_S", 0.01)
+    monkeypatch.setattr(reservation_manager, "RECONNECT_S", 0.01)
     one = mic(session.address).start()
     one.flows()
-    claims, failed = one.reserver._look, threading.Event()
+    claims, failed = one.reserver._poll, threading.Event()
 
     def look(bus: Bus) -> None:
         if not failed.is_set():
@@ -780,7 +783,7 @@ def test_a_bug_of_ours_there_ends_no_capture(
             raise IndexError("a bug")
         claims(bus)
 
-    monkeypatch.setattr(one.reserver, "_look", look)
+    monkeypatch.setattr(one.reserver, "_poll", look)
     one.reserver.wake()
     assert failed.wait(PATIENCE_S)
     bus = peer(session)
@@ -819,7 +822,7 @@ def test_a_bus_that_dies_sets_the_card_free(
     mic: Made, session: SessionBus, desktop: MakeDesktop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the session ends, nobody is waited for any more; a new session is found again."""
-    monkeypatch.setattr(reserve, "RECONNECT_S", 0.05)
+    monkeypatch.setattr(reservation_manager, "RECONNECT_S", 0.05)
     owner = desktop(JACK)
     assert owner.acquire()
     owner.run()
@@ -857,7 +860,7 @@ def test_a_bus_that_hangs_does_not_keep_the_card_closed(
         silent.bind(str(tmp_path / "bus"))
         silent.listen()
         one = mic(f"unix:path={tmp_path}/bus").start()
-        assert one.released == "its card is not reserved yet"
+        assert one.released == "waiting to reserve its card"
         one.flows()
 
 
@@ -879,9 +882,11 @@ def test_the_bus_of_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_devices_are_left_alone(tmp_path: Path, session: SessionBus) -> None:
     """What is no card's own device, such as dsnoop, is never held up nor reserved."""
-    setup = Capture(device="dsnoop:CARD=Mic")
+    setup = CaptureConfig(device="dsnoop:CARD=Mic")
     stream = Intake(config(setup))
-    reserver = Reserver(lambda: [stream], Ledger(tmp_path), lambda: session.address, tmp_path)
+    reserver = ReservationManager(
+        lambda: [stream], Ledger(tmp_path), lambda: session.address, tmp_path
+    )
     reserver.start()
     assert stream.capturer.released is None
     reserver.stop()

@@ -1,8 +1,8 @@
-"""An outlet: the bounded queue and the thread in front of one sink.
+"""A sink queue: the bounded queue and the thread in front of one sink.
 
 A slow or hung sink fills its own queue and nothing else. Rule for a full queue: the oldest block is
 dropped, so that what comes back hears the present. A sink that fails is closed and opened again
-with growing pauses for ever; meanwhile the queue keeps the newest sound. Whatever a sink raises is
+with growing pauses, indefinitely; the queue keeps the newest sound. Whatever a sink raises is
 taken for a SinkError: a bug in one of them must not silence the stream. A sink that is busy stays
 open and misses the block.
 
@@ -11,7 +11,7 @@ hundred, and each costs a wake-up of this thread. A gap ends a gathered block; t
 all waits for no other.
 
 Books, each counter with one writing thread: ``missed``, ``entered`` and ``overflowed`` (push
-thread), ``taken``, ``delivered`` and ``failed`` (sink thread). An outlet may join and leave a
+thread), ``taken``, ``delivered`` and ``failed`` (sink thread). A sink queue may join and leave a
 stream that runs; ``since`` and ``until`` (push thread) say from where to where it was fed. Thread:
 ``run`` is the sink thread, the rest of its life is main's.
 """
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from capstand.accounting.stats import Mark, SinkCounters, SinkStats
+from capstand.accounting.stats import SinkCounters, SinkStats, StreamPosition
 from capstand.audio.block import NS_PER_S, Block
 from capstand.errors import SinkBusy, SinkError
 from capstand.host import bug
@@ -31,17 +31,17 @@ from capstand.host.realtime import prepare_thread
 from capstand.sinks.sink import Event, Sink
 from capstand.text import clean
 
-RETRY_S = (0.5, 30.0)
+BACKOFF_S = (0.5, 30.0)
 FLUSH_S = 1.0
 
 
-class Joined(Protocol):
+class Joinable(Protocol):
     """What ends at some time."""
 
     def join(self, deadline: float) -> bool: ...
 
 
-class Outlet:
+class SinkQueue:
     """Feeds ``sink`` from a queue of at most ``queue_frames`` frames, ``gather_frames`` at a time;
     ``priority`` is that of its thread.
 
@@ -63,8 +63,10 @@ class Outlet:
         self.state = "opening"
         self.trouble: str | None = None
         self.failures = 0
-        self.since: Mark | None = Mark(0, 0)  # None until the pusher has taken it up
-        self.until: Mark | None = None
+        self.since: StreamPosition | None = StreamPosition(
+            0, 0
+        )  # None until the pusher has taken it up
+        self.until: StreamPosition | None = None
         self.missed = 0  # what the ring had no room for until the pusher came to it
         self.entered = 0
         self.overflowed = 0
@@ -80,7 +82,7 @@ class Outlet:
         self._queue: queue.SimpleQueue[Block | None] = queue.SimpleQueue()
         self.taken = 0  # out of the queue
         self._halt = threading.Event()
-        self._backoff = Backoff(*RETRY_S)
+        self._backoff = Backoff(*BACKOFF_S)
         self._flushed_ns = 0
         self._thread: threading.Thread | None = None
         self._carried = 0, 0  # delivered and dropped before it
@@ -131,17 +133,17 @@ class Outlet:
     def events(self) -> Iterable[Event]:
         return self.sink.events()
 
-    def go_on(self, before: SinkStats, since: Mark, captured: int) -> None:
+    def continue_from(self, before: SinkStats, since: StreamPosition, captured: int) -> None:
         """With the books of another that ended before its time, when so many frames were
         ``captured``: what it was given and did not deliver is gone, but for what is spooled."""
-        spooled = before.inside_frames if "spool" in before.figures else 0
+        spooled = before.in_flight_frames if "spool" in before.figures else 0
         meant = captured - since.captured
         self.since = since
         self._carried = before.delivered_frames, meant - before.delivered_frames - spooled
 
     # Its life
 
-    def start(self, stream: str, after: Sequence[Joined] = (), wait_s: float = 0.0) -> None:
+    def start(self, stream: str, after: Sequence[Joinable] = (), wait_s: float = 0.0) -> None:
         """Starts its thread; the sink is opened when those ``after`` which it comes have ended, or
         have had ``wait_s`` each to do so."""
         name = f"sink:{self.name} {stream}"
@@ -150,7 +152,7 @@ class Outlet:
         )
         self._thread.start()
 
-    def look(self, now_ns: int) -> None:
+    def poll(self, now_ns: int) -> None:
         """It looks after itself."""
 
     def join(self, deadline: float) -> bool:
@@ -160,8 +162,8 @@ class Outlet:
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return not self._thread.is_alive()
 
-    def let_go(self) -> None:
-        """It did not end in time: what hangs in it is let go of."""
+    def force_close(self) -> None:
+        """It did not stop in time: what hangs in it is let go of."""
         self.sink.abandon()
 
     def close(self) -> None:
@@ -201,7 +203,7 @@ class Outlet:
             gathered.clear()
             self._gathered_frames = 0
 
-    def run(self, after: list[Joined] | None = None, wait_s: float = 0.0) -> None:
+    def run(self, after: list[Joinable] | None = None, wait_s: float = 0.0) -> None:
         """The thread's body; ends after ``finish``, when the queue is empty. ``after`` is emptied:
         who has ended is not kept for as long as this one runs."""
         prepare_thread(f"sink:{self.name}", self._priority)
@@ -280,12 +282,12 @@ class Outlet:
 
     def _fail(self, error: Exception) -> None:
         self.failures += 1
-        self.trouble = in_words(self.name, error)
+        self.trouble = describe_error(self.name, error)
         self.state = "waiting"
         try:
             self.sink.close()
         except Exception as also:  # noqa: BLE001
-            self.trouble = f"{self.trouble}; {in_words(self.name, also)}"
+            self.trouble = f"{self.trouble}; {describe_error(self.name, also)}"
 
     def _drop_queued(self) -> None:
         ended = False
@@ -308,7 +310,7 @@ class Outlet:
         try:
             self.sink.close()
         except Exception as error:  # noqa: BLE001
-            self.trouble = in_words(self.name, error)
+            self.trouble = describe_error(self.name, error)
         self.state = "closed"
 
     def finish(self) -> None:
@@ -322,11 +324,11 @@ class Outlet:
         self.abandoned = self.entered - self.overflowed - self.delivered - self.failed
 
 
-def in_words(sink: str, error: Exception) -> str:
+def describe_error(sink: str, error: Exception) -> str:
     """What a sink raised, for a person; what nobody foresaw is told with its traceback too."""
     if isinstance(error, SinkError):
         return clean.line(error)
-    return f"unexpected {bug.tell(f'sink {sink}', error, SINK=sink)}; tried again"
+    return f"unexpected {bug.log_unexpected(f'sink {sink}', error, SINK=sink)}; tried again"
 
 
 def _nobody(delivered: int) -> None:

@@ -84,13 +84,13 @@ class Settings(NamedTuple):
 
 
 class Track(NamedTuple):
-    """What a connection sends. ``delay_ms`` of sound are collected before sending starts, at most
-    ``buffer_ms`` are held; both are whole numbers of 10 ms.
+    """What a connection sends. ``send_delay_ms`` of sound are collected before sending starts, at
+    most ``buffer_ms`` are held; both are whole numbers of 10 ms.
     """
 
     profile: str = "default"
     scenario: str = "default"
-    delay_ms: int = 40
+    send_delay_ms: int = 40
     buffer_ms: int = 500
 
 
@@ -101,8 +101,8 @@ class Sdk:
         self.settings = settings
         self.native: Native = load()
         self._lock = threading.Lock()  # the wrapper has none
-        self._open: set[Call] = set()
-        self._released: deque[Call] = deque(maxlen=KEPT_CALLS)
+        self._open: set[RtcConnection] = set()
+        self._released: deque[RtcConnection] = deque(maxlen=KEPT_CALLS)
         self._ended = False
         native, folder = self.native, settings.folder
         try:
@@ -134,21 +134,21 @@ class Sdk:
                 f"Agora's SDK could not be initialised; is app_id right? {folder}/log has its log"
             )
 
-    def call(self, track: Track, post: Post) -> "Call":
+    def connection(self, track: Track, post: Post) -> "RtcConnection":
         """A connection that is not connected yet. Raises NativeFailure."""
         with self._lock:
             if self._ended:
                 raise NativeFailure("the process is ending")
-            call = Call(self)
-            self._open.add(call)  # for good where making it fails half-way
-            call.make(self._service, track, post)
-        return call
+            connection = RtcConnection(self)
+            self._open.add(connection)  # for good where making it fails half-way
+            connection.make(self._service, track, post)
+        return connection
 
-    def release(self, call: "Call") -> None:
+    def release(self, connection: "RtcConnection") -> None:
         with self._lock:
-            call.release()
-            self._open.remove(call)
-            self._released.append(call)
+            connection.release()
+            self._open.remove(connection)
+            self._released.append(connection)
 
     def end(self) -> None:
         """At the end of the process: nothing calls back any more. The service is released, but not
@@ -157,8 +157,8 @@ class Sdk:
         free = self._lock.acquire(timeout=MUTE_S)
         self._ended = True
         hanging = tuple(self._open)
-        for call in hanging:
-            call.mute()
+        for connection in hanging:
+            connection.mute()
         if hanging:
             time.sleep(MUTE_S)
         elif free:
@@ -211,7 +211,7 @@ def forked() -> None:
     _made.clear()
 
 
-class Call:
+class RtcConnection:
     """One connection with its track and its sender. ``within`` says in which of the SDK's functions
     the control thread is, and since when (ns), or is None.
     """
@@ -245,7 +245,7 @@ class Call:
             raise NativeFailure("Agora's SDK made no connection, track or sender")
         self._sender = self._conn._audio_sender.sender_handle
         self._conn._audio_track.set_max_buffer_audio_frame_number(track.buffer_ms // 10)
-        self._conn._audio_track.set_send_delay_ms(track.delay_ms)
+        self._conn._audio_track.set_send_delay_ms(track.send_delay_ms)
         self._observers = _connection_observer(native, post), _user_observer(native, post)
         self._conn.register_observer(self._observers[0])
         self._conn.register_local_user_observer(self._observers[1])

@@ -20,12 +20,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from capstand.agora.drain import Drain
-from capstand.agora.life import Do, Event, State, event_of, move
-from capstand.agora.sdk import calls as engine
-from capstand.agora.sdk.calls import Call, NativeFailure, Settings, Track, sdk
-from capstand.agora.sdk.codes import AgoraError, Code, code_words, reason_words
-from capstand.agora.tokens.keeper import Fetched, TokenKeeper, channel_log
+from capstand.agora.connection_state import Action, ConnectionState, Event, event_of, move
+from capstand.agora.sdk import rtc as engine
+from capstand.agora.sdk.codes import AgoraError, Code, describe_code, describe_reason
+from capstand.agora.sdk.rtc import NativeFailure, RtcConnection, Settings, Track, sdk
+from capstand.agora.send_buffer import SendBufferModel
+from capstand.agora.tokens.renewal import Fetched, TokenRenewal, channel_log
 from capstand.agora.tokens.sources import TokenSource
 from capstand.audio.block import NS_PER_S
 from capstand.errors import SinkError
@@ -57,24 +57,25 @@ class Condition(NamedTuple):
     """What is wrong with a connection, each None or in words for a person.
 
     ``trouble``: nothing can be sent, and why. ``concern``: it is sent, but not all is well.
-    ``hung``: a call into the SDK does not come back. ``spent``: only a new process can heal it.
+    ``hung``: a call into the SDK does not come back. ``needs_new_process``: only a new process can
+    heal it.
     """
 
     trouble: str | None
     concern: str | None
     hung: str | None
-    spent: str | None
+    needs_new_process: str | None
 
 
-class _Said(NamedTuple):
+class _Callback(NamedTuple):
     """A callback of the SDK: of which call, its name, its number."""
 
-    call: int
+    connection: int
     name: str
     number: int
 
 
-class Connection:
+class ChannelSession:
     """Holds ``channel`` as ``uid`` until ``leave``."""
 
     def __init__(
@@ -88,8 +89,8 @@ class Connection:
         publish: bool = True,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self.state = State.IDLE
-        self.drain = Drain(track.delay_ms)
+        self.state = ConnectionState.IDLE
+        self.send_buffer = SendBufferModel(track.send_delay_ms)
         self.joins = 0
         self.sent_kbps: int | None = None
         self.session = ""
@@ -99,23 +100,23 @@ class Connection:
         self._uid = uid
         self._publish = publish
         self._now_ns = now_ns
-        self._events: queue.SimpleQueue[_Said | Fetched | Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Callback | Fetched | Event] = queue.SimpleQueue()
         self._log = channel_log(channel)
-        self._tokens = TokenKeeper(source, settings.app_id, channel, uid, self._events.put)
+        self._tokens = TokenRenewal(source, settings.app_id, channel, uid, self._events.put)
         self._later: list[Event] = []  # wishes that came while a call was being closed
-        self._call: Call | None = None
+        self._connection: RtcConnection | None = None
         self._number = 0
-        self._live: Call | None = None
+        self._live: RtcConnection | None = None
         self._gate = threading.Lock()
         self._sending_ns = 0
         self._native: tuple[str, int] | None = None
         self._trouble = ""
-        self._spent: str | None = None
+        self._needs_new_process: str | None = None
         self._due_s = float("inf")  # time.monotonic, like all that end in _s below
         self._deadline_s = float("inf")
         self._since_s = 0.0
         self._pause_s, self._long_pause_s = PAUSE_S[0], LONG_PAUSE_S[0]
-        self._told_s = 0.0  # when statistics last came
+        self._stats_s = 0.0  # when statistics last came
         self._proven_s = 0.0  # when they last showed something sent
         self._pushed_s = 0.0
         self._unheard = False
@@ -125,7 +126,7 @@ class Connection:
     # From any thread
 
     def start(self) -> None:
-        _standing.add(self)
+        _active_sessions.add(self)
         self._events.put(Event.JOIN)
         self._thread.start()
 
@@ -134,16 +135,16 @@ class Connection:
         self._events.put(Event.LEAVE)
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        _standing.discard(self)  # it is not waited for again
+        _active_sessions.discard(self)  # it is not waited for again
         return not self._thread.is_alive()
 
     def forked(self) -> None:
         """In a process made by fork: the channel is the other process's."""
         self._gate, self._changed = threading.Lock(), threading.Condition()
-        self._live = self._call = None
-        self.state = State.IDLE
+        self._live = self._connection = None
+        self.state = ConnectionState.IDLE
 
-    def wait(self, timeout_s: float, *states: State) -> bool:
+    def wait(self, timeout_s: float, *states: ConnectionState) -> bool:
         """Until the state is one of ``states``."""
         with self._changed:
             return self._changed.wait_for(lambda: self.state in states, timeout_s)
@@ -157,18 +158,18 @@ class Connection:
         """Hands 10 ms over. Raises AgoraError; then nothing was sent. Any one thread."""
         now_ns = self._now_ns()
         if not self._gate.acquire(timeout=GATE_S):
-            raise AgoraError(Code.TIMED_OUT, "the push before has not come back from the SDK")
+            raise AgoraError(Code.TIMED_OUT, "the previous push has not returned from the SDK")
         try:
             if self._live is None:
-                raise AgoraError(Code.NOT_READY, self.words())
+                raise AgoraError(Code.NOT_READY, self.summary())
             self._sending_ns = time.monotonic_ns()
             code = self._live.send(frame, frames, channels, rate_hz, pts_ms)
         finally:
             self._sending_ns = 0
             self._gate.release()
         if code:
-            raise AgoraError(code, "the SDK refused 10 ms of sound")
-        self.drain.give(FRAME_NS, now_ns)
+            raise AgoraError(code, "the SDK rejected 10 ms of sound")
+        self.send_buffer.give(FRAME_NS, now_ns)
         self._pushed_s = now_ns / NS_PER_S
 
     @property
@@ -178,31 +179,31 @@ class Connection:
 
     def depth_ms(self) -> float:
         """The sound that waits in the SDK's send buffer, estimated."""
-        return self.drain.depth_ms(self._now_ns())
+        return self.send_buffer.depth_ms(self._now_ns())
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """The state in one phrase."""
         channel, trouble = self._channel, self._trouble
         match self.state:
-            case State.IDLE:
+            case ConnectionState.IDLE:
                 return f"not in channel {channel}"
-            case State.JOINING:
+            case ConnectionState.JOINING:
                 return f"joining {channel}" + (f" again: {trouble}" if trouble else "")
-            case State.JOINED:
+            case ConnectionState.JOINED:
                 return f"in {channel}"
-            case State.RECONNECTING:
+            case ConnectionState.RECONNECTING:
                 return f"reconnecting to {channel}: {trouble}"
-            case State.LOST:
-                return f"not in {channel}: {trouble}; joining again"
-            case State.REFUSED:
-                return f"not in {channel}: {trouble}; tried again every few minutes"
-            case State.LEAVING:
+            case ConnectionState.LOST:
+                return f"not in {channel}: {trouble}; rejoining"
+            case ConnectionState.REFUSED:
+                return f"not in {channel}: {trouble}; retrying every few minutes"
+            case ConnectionState.LEAVING:
                 return f"leaving {channel}"
 
     def condition(self) -> Condition:
         now_s = time.monotonic()
         concern = self._tokens.trouble
-        if self.state is State.JOINED and self._publish and concern is None:
+        if self.state is ConnectionState.JOINED and self._publish and concern is None:
             heard_s = max(self._proven_s, self._since_s)
             if now_s - heard_s > PROOF_S and now_s - self._pushed_s < PROOF_S:
                 concern = (
@@ -210,15 +211,15 @@ class Connection:
                     f"{now_s - heard_s:.0f} s"
                 )
         return Condition(
-            None if self.state is State.JOINED else self.words(),
+            None if self.state is ConnectionState.JOINED else self.summary(),
             concern,
             self._hung(),
-            self._spent,
+            self._needs_new_process,
         )
 
     def _hung(self) -> str | None:
-        call = self._call
-        within = self._native or (call.within if call is not None else None)
+        connection = self._connection
+        within = self._native or (connection.within if connection is not None else None)
         sending_ns = self._sending_ns
         if within is None and sending_ns:
             within = "push", sending_ns
@@ -227,7 +228,7 @@ class Connection:
         still_s = (time.monotonic_ns() - within[1]) / NS_PER_S
         if still_s < HUNG_S:
             return None
-        return f"Agora's SDK has not come back from {within[0]} for {still_s:.0f} s"
+        return f"Agora's SDK has not returned from {within[0]} for {still_s:.0f} s"
 
     # The control thread
 
@@ -239,14 +240,14 @@ class Connection:
                 event = self._next()
                 if event is not None:
                     self._take(event)
-                self._look_at_time()
+                self._check_timers()
                 if event is Event.LEAVE:
                     return
         except BaseException:
-            self._spent = "what looks after the connection has failed, see the log"
+            self._needs_new_process = "the connection's control thread crashed; see the log"
             raise
 
-    def _next(self) -> "_Said | Fetched | Event | None":
+    def _next(self) -> "_Callback | Fetched | Event | None":
         if self._later:
             return self._later.pop(0)
         now_s = time.monotonic()
@@ -256,95 +257,100 @@ class Connection:
         except queue.Empty:
             return None
 
-    def _take(self, event: "_Said | Fetched | Event") -> None:
+    def _take(self, event: "_Callback | Fetched | Event") -> None:
         if isinstance(event, Event):
             self._move(event)
         elif isinstance(event, Fetched):
             self._tokens.arrived()
             self._fetched(event)
-        elif event.call == self._number:
-            self._said(event.name, event.number)
+        elif event.connection == self._number:
+            self._handle_callback(event.name, event.number)
 
     def _move(self, event: Event, why: str = "") -> None:
         """Follows the table; ``why`` is what went wrong."""
         before = self.state
         after, todo = move(before, event)
-        if Do.PUBLISH in todo and (wrong := self._publish_track()):
+        if Action.PUBLISH in todo and (wrong := self._publish_track()):
             self._move(Event.BROKEN, wrong)  # joined, but not so that anybody hears it
             return
-        if after is State.JOINED:
-            if before is State.RECONNECTING:
-                self.drain.restart()
-            self._live = self._call
+        if after is ConnectionState.JOINED:
+            if before is ConnectionState.RECONNECTING:
+                self.send_buffer.restart()
+            self._live = self._connection
         if why and (todo or after is not before):
             self._trouble = why
         if after is not before:
             self._since_s = time.monotonic()
-            self._tell(before, after)
+            self._log_change(before, after)
             with self._changed:
                 self.state = after
                 self._changed.notify_all()
             self._deadline_s = float("inf")
-            if after is State.RECONNECTING:
+            if after is ConnectionState.RECONNECTING:
                 self._deadline_s = self._since_s + RECONNECT_S
         for what in todo:
             self._do(what)
 
-    def _do(self, what: Do) -> None:
+    def _do(self, what: Action) -> None:
         match what:
-            case Do.OPEN:
+            case Action.OPEN:
                 self._due_s = float("inf")
                 self._tokens.fetch()
-            case Do.HOLD:
+            case Action.HOLD:
                 with self._gate:
                     self._live = None
-            case Do.CLOSE:
+            case Action.CLOSE:
                 self._close()
-                if self.state is State.LEAVING:
+                if self.state is ConnectionState.LEAVING:
                     self._move(Event.LEFT)
-            case Do.PAUSE:
+            case Action.PAUSE:
                 self._due_s = time.monotonic() + self._jittered(self._pause_s)
                 self._pause_s = min(PAUSE_S[1], self._pause_s * 2)
-            case Do.LONG_PAUSE:
+            case Action.LONG_PAUSE:
                 self._due_s = time.monotonic() + self._jittered(self._long_pause_s)
                 self._long_pause_s = min(LONG_PAUSE_S[1], self._long_pause_s * 2)
-            case Do.PUBLISH:
+            case Action.PUBLISH:
                 pass  # before the state says that sound may come
 
     def _jittered(self, pause_s: float) -> float:
         return pause_s * random.uniform(*JITTER)
 
-    def _look_at_time(self) -> None:
+    def _check_timers(self) -> None:
         now_s = time.monotonic()
         if now_s >= self._due_s:
             self._due_s = float("inf")
-            if self.state is State.REFUSED:
-                self._tokens.forgive()  # after so long it may be good: the project was changed
+            if self.state is ConnectionState.REFUSED:
+                self._tokens.clear_refusal()  # by now the project may be changed
             self._move(Event.DUE)
         if now_s >= self._deadline_s:
             self._deadline_s = float("inf")
-            waited = "to join" if self.state is State.JOINING else "to reconnect"
-            self._move(Event.BROKEN, f"no answer for {now_s - self._since_s:.0f} s {waited}")
-        if self.state is State.JOINED and now_s - self._since_s > STABLE_S:
+            waited = "to join" if self.state is ConnectionState.JOINING else "to reconnect"
+            self._move(Event.BROKEN, f"no reply for {now_s - self._since_s:.0f} s {waited}")
+        if self.state is ConnectionState.JOINED and now_s - self._since_s > STABLE_S:
             self._pause_s, self._long_pause_s = PAUSE_S[0], LONG_PAUSE_S[0]
-        if self.state is State.JOINED and now_s > max(self._told_s, self._since_s) + SILENT_S:
-            if self._told_s:
+        if (
+            self.state is ConnectionState.JOINED
+            and now_s > max(self._stats_s, self._since_s) + SILENT_S
+        ):
+            if self._stats_s:
                 self._unheard = True
-                self._move(Event.BROKEN, "the SDK has stopped telling what it sends")
+                self._move(Event.BROKEN, "the SDK stopped reporting statistics")
             elif self._unheard:
-                self._spent = "Agora's SDK has stopped telling what it sends, after a rejoin too"
-        standing = self.state in (State.JOINED, State.RECONNECTING)
+                self._needs_new_process = (
+                    "Agora's SDK stopped reporting statistics, after a rejoin too"
+                )
+        standing = self.state in (ConnectionState.JOINED, ConnectionState.RECONNECTING)
         if self._tokens.due(now_s) or (standing and self._tokens.changed()):
             self._tokens.fetch()
-        if self.state is State.REFUSED and self._tokens.changed():
+        if self.state is ConnectionState.REFUSED and self._tokens.changed():
             self._move(Event.FRESH)
 
     def _fetched(self, answer: Fetched) -> None:
-        if self.state is State.JOINING and self._call is None:
+        if self.state is ConnectionState.JOINING and self._connection is None:
             self._open(answer)
-        elif self.state in (State.JOINED, State.RECONNECTING):
-            assert self._call is not None
-            self._tokens.renew(answer, self._call.renew)
+        elif self.state in (ConnectionState.JOINED, ConnectionState.RECONNECTING):
+            assert self._connection is not None
+            self._tokens.renew(answer, self._connection.renew)
 
     def _open(self, answer: Fetched) -> None:
         if answer.text is None:
@@ -360,11 +366,11 @@ class Connection:
             self._native = "initialize", time.monotonic_ns()
             service = sdk(self._settings)
             self._native = "create_rtc_connection", time.monotonic_ns()
-            self._call = service.call(
-                self._track, lambda name, what: self._events.put(_Said(number, name, what))
+            self._connection = service.connection(
+                self._track, lambda name, what: self._events.put(_Callback(number, name, what))
             )
         except NativeFailure as error:
-            self._spent = str(error)
+            self._needs_new_process = str(error)
             self._move(Event.DENIED, str(error))
             return
         except SinkError as error:
@@ -373,26 +379,26 @@ class Connection:
         finally:
             self._native = None
         self._deadline_s = time.monotonic() + JOIN_S
-        code = self._call.connect(self._tokens.text, self._channel, self._uid)
+        code = self._connection.connect(self._tokens.text, self._channel, self._uid)
         if code:
-            self._move(Event.BROKEN, f"joining was refused: {code_words(code)}")
+            self._move(Event.BROKEN, f"joining was refused: {describe_code(code)}")
 
     # What the SDK says
 
-    def _said(self, name: str, number: int) -> None:
+    def _handle_callback(self, name: str, number: int) -> None:
         match name:
             case "connected" | "reconnected":
                 self._move(Event.CONNECTED)
             case "reconnecting":
-                self._move(Event.INTERRUPTED, reason_words(number))
+                self._move(Event.INTERRUPTED, describe_reason(number))
             case "connection_lost":
-                self._move(Event.BROKEN, "the connection is lost; is the network there?")
+                self._move(Event.BROKEN, "connection lost; is the network up?")
             case "disconnected" | "connection_failure":
                 self._ended(number)
             case "license_failure":
-                self._move(Event.DENIED, f"Agora's licence was not accepted ({number})")
+                self._move(Event.DENIED, f"Agora's licence was rejected ({number})")
             case "publication_failure":
-                self._move(Event.BROKEN, f"publishing failed: {code_words(-abs(number))}")
+                self._move(Event.BROKEN, f"publishing failed: {describe_code(-abs(number))}")
             case "token_will_expire":
                 self._tokens.due_now()
             case "token_did_expire":
@@ -400,48 +406,48 @@ class Connection:
                 self._move(Event.EXPIRED, "the token has expired")
             case "statistics":
                 self.sent_kbps = number
-                self._told_s = time.monotonic()
+                self._stats_s = time.monotonic()
                 self._unheard = False
                 if number > 0:
-                    self._proven_s = self._told_s
+                    self._proven_s = self._stats_s
             case "error":
                 self._log.warning("channel %s: the SDK reports error %d", self._channel, number)
 
     def _ended(self, reason: int) -> None:
         event = event_of(reason)
         if event is Event.EXPIRED:
-            self._tokens.refuse(reason_words(reason))
-        self._move(event, reason_words(reason))
+            self._tokens.refuse(describe_reason(reason))
+        self._move(event, describe_reason(reason))
 
     def _publish_track(self) -> str | None:
         """Why it cannot be, or None."""
-        call = self._call
-        assert call is not None
+        connection = self._connection
+        assert connection is not None
         if self._publish:
-            code = call.publish()
+            code = connection.publish()
             if code:
-                return f"publishing was refused: {code_words(code)}"
-        self.session = call.session()
+                return f"publishing was refused: {describe_code(code)}"
+        self.session = connection.session()
         self.joins += 1
-        self.drain.restart()
-        self._told_s = self._proven_s = 0.0
-        self._tokens.forgive()
-        self._spent = None
+        self.send_buffer.restart()
+        self._stats_s = self._proven_s = 0.0
+        self._tokens.clear_refusal()
+        self._needs_new_process = None
         return None
 
     def _close(self) -> None:
         """Ends the call: no push can be in it or come to it any more."""
         self._tokens.rest()
-        call = self._call
-        if call is None:
+        connection = self._connection
+        if connection is None:
             return
         with self._gate:
             self._live = None
-        if call.disconnect() == Code.OK:
+        if connection.disconnect() == Code.OK:
             self._wait_disconnected(time.monotonic() + LEAVE_S)
         self._number += 1
-        sdk(self._settings).release(call)
-        self._call = None
+        sdk(self._settings).release(connection)
+        self._connection = None
         self.sent_kbps = None
 
     def _wait_disconnected(self, until_s: float) -> None:
@@ -458,26 +464,26 @@ class Connection:
                 time.sleep(CALLBACK_S)
                 return
 
-    def _tell(self, before: State, after: State) -> None:
+    def _log_change(self, before: ConnectionState, after: ConnectionState) -> None:
         channel, trouble = self._channel, self._trouble
         match after:
-            case State.JOINED:
-                again = before is State.RECONNECTING
+            case ConnectionState.JOINED:
+                again = before is ConnectionState.RECONNECTING
                 self._log.info("channel %s: back in" if again else "channel %s: joined", channel)
-            case State.RECONNECTING:
+            case ConnectionState.RECONNECTING:
                 self._log.warning("channel %s: the SDK reconnects: %s", channel, trouble)
-            case State.LOST | State.REFUSED:
+            case ConnectionState.LOST | ConnectionState.REFUSED:
                 self._log.error("channel %s: not joined: %s", channel, trouble)
             case _:
                 pass
 
 
-_standing: set[Connection] = set()
+_active_sessions: set[ChannelSession] = set()
 
 
 def _end() -> None:
     """Leaves what the program has not left. Ctrl-C ends the waiting."""
-    standing, until_s = tuple(_standing), time.monotonic() + END_S
+    standing, until_s = tuple(_active_sessions), time.monotonic() + END_S
     try:
         for one in standing:
             one.leave(0.0)
@@ -490,9 +496,9 @@ def _end() -> None:
 
 
 def _forked() -> None:
-    for one in _standing:
-        one.forked()
-    _standing.clear()
+    for active_session in _active_sessions:
+        active_session.forked()
+    _active_sessions.clear()
     engine.forked()
 
 

@@ -3,15 +3,15 @@
 On the bus of a user's session whoever owns the name ``org.freedesktop.ReserveDevice1.AudioN`` may
 use card N. Another who wants it calls RequestRelease with a priority of its own; an owner of a
 lower one closes the card, drops the name and says yes. (An owner may also keep the name until it is
-replaced, but then PipeWire's own tools wait for ever.) So capstand
+replaced, but then PipeWire's own tools wait indefinitely.) So capstand
 
 - takes the name before it opens a card, asking an owner to let go first;
 - lets go when asked with a higher priority than ``reserve_priority``, once the card is closed;
 - waits while another owns the name, and takes the card back as soon as the name is free.
 
 The capture thread knows nothing of this: it is told to release its device and to resume. A card may
-feed several streams, but a name is one per process: hence one ``Claim`` per card. Where this user
-has no session bus (the service's own user ``capstand``), nothing is reserved.
+feed several streams, but a name is one per process: hence one ``CardReservation`` per card. Where
+this user has no session bus (the service's own user ``capstand``), nothing is reserved.
 
 Anybody on that bus may send us anything. Who owns a name is believed of the bus alone, what is
 asked must have the shape that the protocol gives it, and each may ask ``RATE`` times a second.
@@ -36,9 +36,9 @@ from capstand.config.naming import parse
 from capstand.devices.holder import card_number, place_of
 from capstand.devices.identity import card_of
 from capstand.host import bug
-from capstand.host.allowance import Allowances
-from capstand.host.logs import say
-from capstand.sharing.claim import INTERFACE, Captures, Claim, process_of
+from capstand.host.logs import log_event
+from capstand.host.ratelimit import RateLimits
+from capstand.sharing.card_reservation import INTERFACE, Captures, CardReservation, process_of
 
 if TYPE_CHECKING:
     from capstand.sharing.bus import Bus, Incoming
@@ -50,7 +50,7 @@ RECONNECT_S = 5.0
 BUS = "org.freedesktop.DBus"  # as in bus.py, which is loaded only where there is one
 
 
-class Reserver:
+class ReservationManager:
     """Reserves the cards of ``streams()`` as long as there is a bus; ``root`` is for /proc."""
 
     def __init__(
@@ -64,8 +64,8 @@ class Reserver:
         self._ledger = ledger
         self._address = address
         self._root = root
-        self._claims: dict[int, Claim] = {}
-        self._allowed = Allowances(RATE, BURST)
+        self._reservations: dict[int, CardReservation] = {}
+        self._allowed = RateLimits(RATE, BURST)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         self._told: str | None = None
@@ -82,7 +82,7 @@ class Reserver:
             return
         for stream in streams:
             if self._card_of(stream) is not None:
-                stream.release(RESERVATION, "its card is not reserved yet")
+                stream.release(RESERVATION, "waiting to reserve its card")
         self.wake()
 
     def wake(self) -> None:
@@ -100,10 +100,7 @@ class Reserver:
             while not self._stopping:
                 address = self._address()
                 if address is None:
-                    self._tell(
-                        "cards are not reserved: this user has no session bus "
-                        "(README: Sharing the card)"
-                    )
+                    self._tell("cards are not reserved: this user has no session bus")
                 else:
                     self._serve(address)
                 self._let_all_open()
@@ -131,20 +128,20 @@ class Reserver:
                     elif self._hear(message):
                         look_at = 0.0
                 if time.monotonic() >= look_at:
-                    self._look(bus)
+                    self._poll(bus)
                     look_at = time.monotonic() + LOOK_S
                 self._tell("cards are reserved on the session bus")
                 if self._pause(0.0 if bus.pending else LOOK_S, bus.fileno()):
                     look_at = 0.0
         except (BusError, Refusal) as error:
-            self._tell(f"cards are not reserved any more: {error}")
+            self._tell(f"cards are no longer reserved: {error}")
         except Exception as error:  # noqa: BLE001  to share cards is not worth the sound
-            self._tell(f"cards are not reserved any more: {bug.tell('reserve', error)}")
+            self._tell(f"cards are no longer reserved: {bug.log_unexpected('reserve', error)}")
         finally:
             bus.close()
-            self._claims.clear()
+            self._reservations.clear()
 
-    def _look(self, bus: "Bus") -> None:
+    def _poll(self, bus: "Bus") -> None:
         """Which streams are on which card changes when one is plugged in."""
         cards: dict[int, list[Captures]] = {}
         for stream in self._streams():
@@ -153,15 +150,15 @@ class Reserver:
                 stream.resume(RESERVATION)
             else:
                 cards.setdefault(number, []).append(stream)
-        for number in self._claims.keys() - cards.keys():
-            gone = self._claims.pop(number)
+        for number in self._reservations.keys() - cards.keys():
+            gone = self._reservations.pop(number)
             gone.streams = []
             gone.give_up()
         for number, streams in cards.items():
-            if number not in self._claims:
-                self._claims[number] = Claim(number, bus, self._ledger)
-            self._claims[number].streams = streams
-            self._claims[number].look(time.monotonic())
+            if number not in self._reservations:
+                self._reservations[number] = CardReservation(number, bus, self._ledger)
+            self._reservations[number].streams = streams
+            self._reservations[number].poll(time.monotonic())
 
     def _hear(self, signal: "Incoming") -> bool:
         """Whether it is the bus's word that one of our names has another owner. The bus alone knows
@@ -169,46 +166,53 @@ class Reserver:
         if (signal.sender, signal.member, signal.signature) != (BUS, "NameOwnerChanged", "sss"):
             return False
         name, _, owner = signal.body
-        claim = self._named(name)
-        if claim is not None:
-            claim.owner_changed(owner)
-        return claim is not None
+        reservation = self._named(name)
+        if reservation is not None:
+            reservation.owner_changed(owner)
+        return reservation is not None
 
     def _serve_call(self, bus: "Bus", call: "Incoming") -> None:
-        claim = self._named(call.path.replace("/", ".").removeprefix("."))
+        reservation = self._named(call.path.replace("/", ".").removeprefix("."))
         if not self._allowed.take(call.sender, time.monotonic()):
             bus.refuse(call, "LimitsExceeded")
             return
-        if claim is None:
+        if reservation is None:
             bus.refuse(call, "UnknownObject")
             return
         match call.interface, call.member, call.signature:
             case (("" | "org.freedesktop.ReserveDevice1"), "RequestRelease", "i"):
                 (priority,) = call.body
                 who = process_of(bus, call.sender)
-                bus.answer(call, "b", claim.requested(priority, who))
+                bus.answer(call, "b", reservation.requested(priority, who))
             case (("" | "org.freedesktop.DBus.Properties"), "Get", "ss"):
                 interface, name = call.body
-                known = claim.properties() if interface == INTERFACE else {}
+                known = reservation.properties() if interface == INTERFACE else {}
                 if name in known:
                     bus.answer(call, "v", known[name])
                 else:
                     bus.refuse(call, "UnknownProperty")
             case (("" | "org.freedesktop.DBus.Properties"), "GetAll", "s"):
-                known = claim.properties() if call.body == (INTERFACE,) else {}
+                known = reservation.properties() if call.body == (INTERFACE,) else {}
                 bus.answer(call, "a{sv}", known)
             case (_, "RequestRelease" | "Get" | "GetAll", _):
                 bus.refuse(call, "InvalidArgs")
             case _:
                 bus.refuse(call, "UnknownMethod")
 
-    def _named(self, name: object) -> Claim | None:
-        return next((one for one in self._claims.values() if one.name == name), None)
+    def _named(self, name: object) -> CardReservation | None:
+        return next(
+            (
+                reservation
+                for reservation in self._reservations.values()
+                if reservation.name == name
+            ),
+            None,
+        )
 
     def _card_of(self, stream: Captures) -> int | None:
         """The best that is there; None for a card that is away, and for what is no card."""
         numbers = (self._number(name) for name in stream.config.capture.devices)
-        return next((one for one in numbers if one is not None), None)
+        return next((number for number in numbers if number is not None), None)
 
     def _number(self, name: str) -> int | None:
         if parse(name) is not None:
@@ -233,11 +237,11 @@ class Reserver:
     def _tell(self, line: str) -> None:
         """Each change once, if there is a card at all."""
         on_cards = any(
-            _on_card(name) for one in self._streams() for name in one.config.capture.devices
+            _on_card(name) for stream in self._streams() for name in stream.config.capture.devices
         )
         if line != self._told and on_cards:
             self._told = line
-            say(logging.INFO, "%s", line, KIND="reservation")
+            log_event(logging.INFO, "%s", line, KIND="reservation")
 
 
 def _on_card(device: str) -> bool:

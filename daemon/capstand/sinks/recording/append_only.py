@@ -7,7 +7,7 @@ large as can be, which readers take for "to the end of the file". Thread: the re
 import os
 
 
-class Appending:
+class AppendOnlyFile:
     """What python-soundfile asks of a file object; bytes only ever go to the end of it."""
 
     def __init__(self, descriptor: int) -> None:

@@ -1,7 +1,7 @@
 """Several devices as one source, in order of preference: the first that is there is taken.
 
 While a lesser one is in use, better ones are tried now and then: at once when a sound device came
-(``hasten``), else after a pause that doubles. Trying takes nothing from the one in use. A better
+(``retry_now``), else after a pause that doubles. Trying takes nothing from the one in use. A better
 one is opened beside it, which a card that is away, busy or cannot do what is asked does not even
 get to, and then has to bring a period: only frames prove life. Only then is the lesser one read to
 its end, at a block boundary, and closed. What the better one brought so far was captured already,
@@ -10,7 +10,7 @@ that fall between, at most two periods and what closing takes, are a gap by time
 
 A device that was opened and brought nothing goes behind the others the next time.
 
-Thread: capture; ``hasten`` and ``wake`` are for any.
+Thread: capture; ``retry_now`` and ``wake`` are for any.
 """
 
 import time
@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 
 from capstand.accounting.stats import Cause
 from capstand.audio.block import NS_PER_S
-from capstand.capture.source import UNKNOWN, Grant, Reading, Source
-from capstand.config.schema import Capture
+from capstand.capture.source import UNKNOWN, NegotiatedParams, Reading, Source
+from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
 
 SHORTEST_PAUSE_NS = 10 * NS_PER_S
@@ -28,13 +28,13 @@ TRIAL_NS = 2 * NS_PER_S
 """So long a better device may take to bring its first period."""
 
 
-class Preference:
+class Failover:
     """``sources``, the best one first, all to be asked for the same."""
 
     def __init__(
         self,
         sources: Sequence[Source],
-        capture: Capture,
+        capture: CaptureConfig,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._sources = sources
@@ -43,22 +43,24 @@ class Preference:
         self._at = 0  # the source in use
         self._open = False
         self._brought = False  # it has brought frames since it was opened
-        self._barren: set[int] = set()  # those that brought nothing when they were in use
-        self._better: tuple[int, Grant] | None = None  # on trial
+        self._silent: set[int] = set()  # those that brought nothing when they were in use
+        self._better: tuple[int, NegotiatedParams] | None = None  # on trial
         self._proven = False  # it has brought frames
         self._until_ns = 0  # the end of its trial
-        self._arrived: Grant | None = None  # of a source just taken over, until it brings frames
-        self._hastened = False
+        self._arrived: NegotiatedParams | None = (
+            None  # of a source just taken over, until it brings frames
+        )
+        self._retry_requested = False
         self._pause_ns = SHORTEST_PAUSE_NS
         self._due_ns = 0
 
-    def open(self) -> Grant:
+    def open(self) -> NegotiatedParams:
         self.close()
-        self._hastened = False
+        self._retry_requested = False
         errors = []
-        for at in sorted(range(len(self._sources)), key=lambda at: (at in self._barren, at)):
+        for at in sorted(range(len(self._sources)), key=lambda at: (at in self._silent, at)):
             try:
-                grant = self._sources[at].open()
+                params = self._sources[at].open()
             except DeviceError as error:
                 self._sources[at].close()
                 errors.append(error)
@@ -66,18 +68,18 @@ class Preference:
             self._at, self._open, self._brought = at, True, False
             self._pause_ns = SHORTEST_PAUSE_NS
             self._due_ns = self._now_ns() + self._pause_ns
-            return grant
+            return params
         raise DeviceError(
-            "; ".join(str(one) for one in errors),
+            "; ".join(str(error) for error in errors),
             errors[0].errno,
-            refused=all(one.refused for one in errors),
+            refused=all(error.refused for error in errors),
         )
 
     def close(self) -> None:
         if self._open and not self._brought:
-            if len(self._barren) == len(self._sources) - 1:
-                self._barren.clear()
-            self._barren.add(self._at)
+            if len(self._silent) == len(self._sources) - 1:
+                self._silent.clear()
+            self._silent.add(self._at)
         self._open = False
         self._better = self._arrived = None
         for source in self._sources:
@@ -88,13 +90,13 @@ class Preference:
             source.wake()
 
     @property
-    def patience_ms(self) -> int:
-        return self._sources[0].patience_ms
+    def batch_ms(self) -> int:
+        return self._sources[0].batch_ms
 
-    @patience_ms.setter
-    def patience_ms(self, patience_ms: int) -> None:
+    @batch_ms.setter
+    def batch_ms(self, batch_ms: int) -> None:
         for source in self._sources:
-            source.patience_ms = patience_ms
+            source.batch_ms = batch_ms
 
     @property
     def wary(self) -> bool:
@@ -110,30 +112,30 @@ class Preference:
     def advice(self) -> str:
         return self._sources[self._at].advice()
 
-    def hasten(self) -> None:
+    def retry_now(self) -> None:
         """A sound device came or went: try the better ones now."""
-        self._hastened = True
+        self._retry_requested = True
 
     def read(self, slot: memoryview, timeout_ms: int) -> Reading:
         wait_ms = timeout_ms
         if self._at:
             if self._better is not None:
-                wait_ms = self._try_on(timeout_ms)
-            elif self._hastened or self._now_ns() >= self._due_ns:
+                wait_ms = self._probe(timeout_ms)
+            elif self._retry_requested or self._now_ns() >= self._due_ns:
                 self._open_better()
         reading = self._sources[self._at].read(slot, wait_ms)
         if reading.frames:
             self._brought = True
             if self._arrived is not None:
                 reading.lost, reading.cause = UNKNOWN, Cause.SWITCHED
-                reading.grant, self._arrived = self._arrived, None
+                reading.params, self._arrived = self._arrived, None
         elif self._better is not None and self._proven:
             self._take_over(timeout_ms)
         return reading
 
     def _open_better(self) -> None:
-        pause_ns = SHORTEST_PAUSE_NS if self._hastened else 2 * self._pause_ns
-        self._hastened, self._pause_ns = False, min(pause_ns, LONGEST_PAUSE_NS)
+        pause_ns = SHORTEST_PAUSE_NS if self._retry_requested else 2 * self._pause_ns
+        self._retry_requested, self._pause_ns = False, min(pause_ns, LONGEST_PAUSE_NS)
         self._due_ns = self._now_ns() + self._pause_ns
         for at in range(self._at):
             try:
@@ -145,7 +147,7 @@ class Preference:
             self._until_ns = self._now_ns() + TRIAL_NS
             return
 
-    def _try_on(self, timeout_ms: int) -> int:
+    def _probe(self, timeout_ms: int) -> int:
         """Reads from the better one and throws it away; how long the one in use may be waited for:
         not at all once the better one has proved alive.
         """
@@ -169,7 +171,7 @@ class Preference:
         self._sources[self._at].close()
         self._at, self._arrived = self._better
         self._better, self._brought = None, False
-        self._barren.discard(self._at)
+        self._silent.discard(self._at)
         self._due_ns = self._now_ns() + self._pause_ns
         source = self._sources[self._at]
         while source.read(self._unheard, 0).frames:

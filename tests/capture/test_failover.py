@@ -12,8 +12,8 @@ from capstand.audio.clock import Clock
 from capstand.audio.ring import Ring
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import STALL_READS, STALL_S, Capturer
-from capstand.capture.preference import LONGEST_PAUSE_NS, SHORTEST_PAUSE_NS, TRIAL_NS, Preference
-from capstand.config.schema import Capture
+from capstand.capture.failover import LONGEST_PAUSE_NS, SHORTEST_PAUSE_NS, TRIAL_NS, Failover
+from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
 from tests.fakecard import FakeCard, counter
 from tests.patience import PATIENCE_S
@@ -27,12 +27,12 @@ class Listener:
 
     def __init__(self, best: FakeCard, spare: FakeCard) -> None:
         self.ahead_ns = 0
-        capture = Capture(
-            device=(best.device, spare.device), format="S32_LE", channels=1, priority=0
+        capture = CaptureConfig(
+            device=(best.device, spare.device), format="S32_LE", channels=1, rt_priority=0
         )
         self.frame_bytes = capture.audio.frame_bytes
         sources = [AlsaSource(capture, name) for name in capture.devices]
-        self.source = Preference(sources, capture, self.now_ns)
+        self.source = Failover(sources, capture, self.now_ns)
         self.clock = Clock(capture.rate_hz, capture.period_frames)
         self.ring = Ring(capture.ring_slots, 2 * PERIOD * self.frame_bytes)
         self.reader = reader_of(self.ring, self.frame_bytes)
@@ -44,8 +44,8 @@ class Listener:
 
     @property
     def device(self) -> str:
-        assert self.capturer.grant is not None
-        return self.capturer.grant.device
+        assert self.capturer.params is not None
+        return self.capturer.params.device
 
     def step(self, timeout_ms: int = 200) -> int:
         frames = self.capturer.step(timeout_ms)
@@ -138,7 +138,7 @@ def test_a_better_one_that_is_back_is_taken_over_at_a_block_boundary(
     other, each in order; the gap between is booked as such, and the books hold to the frame."""
     on_the_spare(one, best)
     best.reconnect()
-    one.source.hasten()
+    one.source.retry_now()
     began_ns = time.monotonic_ns()
     one.run_until("best")
     host_frames = (time.monotonic_ns() - began_ns) * 48e-6
@@ -165,7 +165,7 @@ def test_a_better_one_that_is_back_is_taken_over_at_a_block_boundary(
     assert tally.captured == sum(len(block) for *_, block in one.blocks)
     assert tally.lost_estimated == gap.frames
     assert one.capturer.opens == 2
-    other = Capture(device="spare", format="S32_LE", channels=1, priority=0)
+    other = CaptureConfig(device="spare", format="S32_LE", channels=1, rt_priority=0)
     released = AlsaSource(other)
     released.open()  # would be busy if it had been kept
     released.close()
@@ -188,7 +188,7 @@ def test_a_better_one_that_does_not_work_takes_no_sound_away(
             best.virtual(best.position)
         case "dies":
             best.virtual(best.position)
-    one.source.hasten()
+    one.source.retry_now()
     one.run(3)
     if why == "dies":
         best.disconnect()
@@ -204,7 +204,7 @@ def test_a_better_one_that_does_not_work_takes_no_sound_away(
     best.open_error(0)
     best.restrict()
     best.virtual(None)
-    one.source.hasten()
+    one.source.retry_now()
     one.run_until("best")
 
 
@@ -222,7 +222,7 @@ def test_without_word_a_better_one_is_tried_ever_more_seldom(one: Listener, best
         one.run(1)
         assert best.refusals == refusals + 1
         pause_ns = min(2 * pause_ns, LONGEST_PAUSE_NS)
-    one.source.hasten()
+    one.source.retry_now()
     one.run(1)
     refusals = best.refusals
     best.reconnect()
@@ -255,5 +255,5 @@ def test_one_that_is_there_and_brings_nothing_goes_behind_the_others(
     one.run(20)
     assert one.device == "spare"
     best.virtual(None)
-    one.source.hasten()
+    one.source.retry_now()
     one.run_until("best")
