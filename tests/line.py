@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from capstand.accounting.stats import Gap, StreamStats
+from capstand.accounting.stats import Gap, SinkState, StreamStats
 from capstand.audio.block import Block
 from capstand.capture.capturer import POLL_MS, Capturer
 from capstand.capture.source import NegotiatedParams, Reading, Source
@@ -166,7 +166,7 @@ class Line:
         ]
         meter = Meter(card.audio)
         stream.pusher = Pusher(
-            reader_of(stream.ring, card.audio.frame_bytes, stream.ring.slots // 2),
+            reader_of(stream.ring, card.audio, stream.ring.slots // 2),
             *(meter, (), card.rt_priority),
             batch_ms=0,
         )
@@ -191,11 +191,11 @@ class Line:
     def deliver(self) -> None:
         for sink_queue in self.stream.sink_queues:
             try:
-                if sink_queue.state != "open" and not sink_queue.try_open():
+                if sink_queue.state is not SinkState.OPEN and not sink_queue.try_open():
                     continue
                 sink_queue.step()
             except SinkError:
-                sink_queue.state = "waiting"
+                sink_queue.state = SinkState.WAITING
 
     def report(self) -> Report:
         """What main would be told now."""

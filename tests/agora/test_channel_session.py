@@ -26,6 +26,7 @@ from capstand.agora.tokens import renewal as token_keeper
 from capstand.agora.tokens import token as tokens
 from capstand.agora.tokens.sources import LocalTokens, TokenFile, TokenSource
 from capstand.host import walltime
+from capstand.host.backoff import Backoff
 from tests.agora import StandIn, native_command, native_get, run
 from tests.patience import PATIENCE_S
 
@@ -290,19 +291,21 @@ def test_sdk_reconnects(standin: StandIn) -> None:
 
 def losses(scale: float, times: int) -> list[float]:
     pauses: list[float] = []
-    jittered = channel_session.ChannelSession._jittered
+    next_s = Backoff.next_s
 
-    def recorded(self: channel_session.ChannelSession, pause_s: float) -> float:
-        pauses.append(jittered(self, pause_s))
+    def recorded(self: Backoff) -> float:
+        pauses.append(next_s(self))
         return pauses[-1]
 
-    channel_session.ChannelSession._jittered = recorded  # type: ignore[method-assign]
+    Backoff.next_s = recorded  # type: ignore[method-assign]
     channel_session.TICK_S = 0.02
     source = joined(scale)
     for number in range(times):
         if number == times - 1:
             channel_session.STABLE_S = 0.1
-            until("a stable time", lambda: inside(source)._pause_s == channel_session.PAUSE_S[0])
+            until(
+                "a stable time", lambda: inside(source)._pause._base_s == channel_session.PAUSE_S[0]
+            )
         native_command("play lost:0")
         rejoined(source, number + 2)
         assert push(source) == 0
@@ -750,9 +753,10 @@ def test_source_with_a_fault(standin: StandIn) -> None:
 
 
 def statistics() -> dict[str, Any]:
-    channel_session.TICK_S, channel_session.PROOF_S = 0.05, 0.4
+    channel_session.TICK_S = 0.05
     native_command("set stats_ms 50")
     source = joined()
+    inside(source).proof.proof_s = 0.4
     with pushing(source):
         figures = source.figures
         until("a bit rate", lambda: (f := figures(0)) is not None and (f.sent_kbps or 0) > 30)
@@ -765,7 +769,7 @@ def statistics() -> dict[str, Any]:
     looks = len(Log().callbacks("stats"))
     until("a second of that", lambda: len(Log().callbacks("stats")) > looks + 20)
     quiet = source.condition().concern  # nothing is pushed, so nothing must be sent
-    channel_session.SILENT_S = 0.5
+    inside(source).proof.silent_s = 0.5
     native_command("set stats_mute 1;play reconnecting:0,reconnected:20")
     rejoined(source, 2)
     native_command("set stats_mute 0")
@@ -856,8 +860,8 @@ def test_end_while_hung(standin: StandIn) -> None:
 
 def hung_push(bytes_: int) -> list[Any]:
     channel_session.HUNG_S = 0.2
-    channel_session.GATE_S = 0.2
     source = joined()
+    inside(source).gate.wait_s = 0.2
     codes: list[int] = []
 
     def body() -> None:

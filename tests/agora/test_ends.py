@@ -136,7 +136,7 @@ def within(source: CustomAudioSource) -> str | None:
 
 def sending(source: CustomAudioSource) -> int:
     assert source._connection is not None
-    return source._connection._sending_ns
+    return source._connection.gate.sending_since_ns
 
 
 def push_on(source: CustomAudioSource) -> None:

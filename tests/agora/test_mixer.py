@@ -1,5 +1,7 @@
 """The mixer by hand: one turn after the other, without its thread."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from capstand.agora.frames import Frame
 from capstand.agora.mixer import Mixer
 from capstand.agora.sdk.codes import AgoraError, Code
+from tests.patience import PATIENCE_S
 
 
 def frame(value: int, pts_ms: int = 0) -> Frame:
@@ -181,5 +184,6 @@ def test_it_stops_with_and_without_its_thread() -> None:
     Mixer(1, Heard().send).stop()
     mixer = Mixer(1, Heard().send)
     mixer.start()
-    mixer.stop()
+    mixer.stop(PATIENCE_S)
+    assert not any(one.name == "agora mix" for one in threading.enumerate())
     mixer.stop()

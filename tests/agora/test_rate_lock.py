@@ -72,7 +72,9 @@ class Card:
         self.go_to(stamp_ns + round(self._late.expovariate(1 / 150e3) + late_ms * 1e6))
         self.clock.observe(self.frame, stamp_ns)
         wave = self.wave(np.arange(first, first + FRAMES)).astype("<i2")
-        block = Block(first, FRAMES, self.clock.time_of(first), np.repeat(wave, 2).tobytes())
+        block = Block(
+            first, FRAMES, self.clock.time_of(first), np.repeat(wave, 2).tobytes(), self.card.audio
+        )
         try:
             self.channel.write(block)
         except SinkBusy:

@@ -361,7 +361,7 @@ def test_timeline_never_goes_back(
     period = setup.period_frames
     source = Script(setup, life([*events, ("run", 5)], rate_hz, period, ppm, jitter_us, seed))
     clock, ring = Clock(rate_hz, period), Ring(200, 1)
-    reader = reader_of(ring, 0)
+    reader = reader_of(ring, setup.audio)
     capturer = Capturer(source, clock, ring, 0, lambda: source.now_ns)
     capturer.open()
     last_frame = last_ns = -1
@@ -397,3 +397,22 @@ def test_a_card_that_is_off_by_up_to_a_hundredth_is_followed(ppm: float) -> None
     assert clock.settled and clock.drift_ppm == pytest.approx(ppm, abs=2)
     assert clock.time_of(frame) == pytest.approx(5 * NS_PER_S + frame * frame_ns, abs=50_000)
     assert clock.relocks <= 3
+
+
+def test_a_clock_goes_on_from_another() -> None:
+    """It has the rate and the place in time that the other one had come to, and no step follows."""
+    before, period = Clock(48_000, 480), 480
+    at_ns, per_frame = 10**9, NS_PER_S / 48_000 * (1 - 100e-6)
+    for number in range(1, 3000):
+        before.observe(number * period, at_ns + round(number * period * per_frame), True)
+    frame = 2999 * period
+    after = Clock(48_000, period)
+    after.continue_from(frame, before.time_of(frame), before.ns_per_frame)
+    assert after.started
+    assert after.ns_per_frame == pytest.approx(before.ns_per_frame, rel=1e-9)
+    assert after.ns_per_frame == pytest.approx(per_frame, rel=5e-6)
+    assert after.time_of(frame) == pytest.approx(before.time_of(frame), abs=1)
+    for number in range(3000, 3200):
+        after.observe(number * period, at_ns + round(number * period * per_frame), True)
+    assert after.relocks == 0 and after.missing == 0
+    assert after.ns_per_frame == pytest.approx(per_frame, rel=20e-6)

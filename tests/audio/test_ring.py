@@ -23,13 +23,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.audio.ring import HEAD, PUBLISHED, SLOT, Reader, Ring
 from capstand.audio.wake import WakeUp
 from capstand.stream.pusher import FIRST_REST_MS, Pusher
 from tests.patience import PATIENCE_S
 from tests.rings import reader_of
 
-FRAME_BYTES = 4
+AUDIO = AudioFormat(48_000, 2, SampleFormat.S16_LE)
+FRAME_BYTES = AUDIO.frame_bytes
 SLOT_FRAMES = 8
 
 
@@ -60,7 +62,7 @@ class Writer:
 
     def reader(self, keep: int = 1) -> Reader:
         descriptor = self.ring.open_for_reading()
-        reader = Reader(descriptor, FRAME_BYTES, keep)
+        reader = Reader(descriptor, AUDIO, keep)
         os.close(descriptor)
         return reader
 
@@ -101,7 +103,7 @@ def test_got_and_missed_are_all(steps: list[tuple[str, int, int]]) -> None:
             assert block.captured_at_ns == 1000 * block.first_frame
             got[first] += block.frames
             assert reader.captured == got[first] + reader.missed
-            assert reader.next_frame == block.first_frame + block.frames
+            assert reader.next_frame == block.end_frame
     for reader, before in zip(readers, got, strict=True):
         frames = before + sum(block.frames for block in reader.blocks())
         assert frames + reader.missed == reader.captured == writer.captured
@@ -116,6 +118,16 @@ def test_a_reader_in_time_misses_nothing(writer: Writer) -> None:
         writer.write(2)
     assert [block.first_frame for block in reader.blocks()] == [0, 2, 4, 6, 8, 10]
     assert reader.missed == 0
+
+
+def test_a_lapped_reader_wants_the_present(writer: Writer) -> None:
+    """Where it says nothing else, that is one block."""
+    descriptor = writer.ring.open_for_reading()
+    reader = Reader(descriptor, AUDIO)
+    os.close(descriptor)
+    for _ in range(10):
+        writer.write(2)
+    assert [block.first_frame for block in reader.blocks()] == [18]
 
 
 @pytest.mark.parametrize(("keep", "first"), [(1, 18), (4, 12)])
@@ -148,6 +160,68 @@ def test_the_pace_comes_along(writer: Writer) -> None:
     reader.read()
     assert (reader.ns_per_frame, reader.drift_ppm, reader.settled) == Rate()
     assert reader.settled is True
+
+
+def test_who_joins_knows_the_pace_and_when_the_next_frame_is_due(writer: Writer) -> None:
+    """As the newest block has them; before there is one, nothing is known."""
+    early = writer.reader()
+    assert (early.due_ns, early.ns_per_frame, early.drift_ppm, early.settled) == (0, 0, 0, False)
+    writer.write(3, gap=50)
+    writer.write(4)
+    reader = writer.reader()
+    assert reader.due_ns == 53_000 + round(4 * Rate().ns_per_frame)
+    assert (reader.ns_per_frame, reader.drift_ppm, reader.settled) == Rate()
+    writer.ring.publish(57, 1, 57_000, 7, Rate(settled=False))
+    reader.join()
+    assert reader.settled is False
+
+
+@pytest.mark.parametrize("seen", ["before", "after"])
+def test_who_joins_while_the_ring_goes_round_looks_again(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, seen: str
+) -> None:
+    """What it knows is of the newest block, whether its slot was written over before the look or
+    right behind it."""
+    writer.write(2)
+    reader = writer.reader()
+    look = reader._slot
+
+    def late(number: int) -> tuple[Any, ...]:
+        monkeypatch.undo()
+        found = look(number)
+        for _ in range(9):
+            writer.write(2)
+        return found if seen == "after" else look(number)
+
+    monkeypatch.setattr(reader, "_slot", late)
+    reader.join()
+    assert (reader.number, reader.captured, reader.next_frame) == (10, 20, 20)
+
+
+def test_who_rests_is_woken_at_each_quarter() -> None:
+    """When the next quarter of the ring is full, and for no block before."""
+    writer, rest, each = Writer(16), WakeUp(), WakeUp()
+    writer.ring.wakes(each, rests=(rest,))
+    for number in range(1, 33):
+        writer.write(1)
+        assert each.wait(0) and rest.wait(0) == (number % 4 == 0)
+        each.clear()
+        rest.clear()
+    writer.ring.close()
+
+
+def test_another_writer_goes_on_in_the_same_memory(writer: Writer) -> None:
+    """Where the one before it ended; who reads does not notice."""
+    reader = writer.reader()
+    writer.write(2)
+    other = Writer.__new__(Writer)
+    other.ring = Ring(8, SLOT_FRAMES * FRAME_BYTES, os.dup(writer.ring.descriptor))
+    other.frame, other.captured, other.blocks = writer.frame, writer.captured, []
+    assert other.ring.published == 1
+    other.write(3)
+    assert [(block.first_frame, block.frames) for block in reader.blocks()] == [(0, 2), (2, 3)]
+    assert reader.missed == 0
+    other.ring.close()
 
 
 def test_a_block_that_is_written_over_while_it_is_copied_is_missed(
@@ -253,9 +327,10 @@ def test_steady_state_keeps_nothing(writer: Writer) -> None:
 
 READER = """
 import json, os, select, struct, sys, time
+from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.audio.ring import Reader
 descriptor, wake, sleep_us = map(int, sys.argv[1:])
-reader = Reader(descriptor, 4)
+reader = Reader(descriptor, AudioFormat(48_000, 2, SampleFormat.S16_LE))
 got = torn = 0
 expected = reader.captured
 poll = select.poll()
@@ -347,7 +422,7 @@ def test_one_writer_and_readers_in_processes_of_their_own() -> None:
 def test_the_pusher_never_rests_until_the_ring_is_full(blocks_per_s: int) -> None:
     """Of a card with a buffer of two short periods the blocks are short, and so is the ring."""
     ring = Ring(100, SLOT_FRAMES * FRAME_BYTES)
-    pusher = Pusher(reader_of(ring, FRAME_BYTES), None, (), 0, batch_ms=200)
+    pusher = Pusher(reader_of(ring, AUDIO), None, (), 0, batch_ms=200)
     rest_ms, rests = FIRST_REST_MS, []
     for _ in range(100):
         filled = rest_ms * blocks_per_s // 1000

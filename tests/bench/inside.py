@@ -151,7 +151,7 @@ def _beside(kind: str, stream: Intake) -> Iterator[SinkQueue | LiveSink]:
 
     def live(name: str) -> LiveSink:
         plan = SinkFactory(f"tests.bench.inside:{name}", ())
-        return LiveSink("mic", name.lower(), plan, stream.ring, audio.frame_bytes, priority)
+        return LiveSink("mic", name.lower(), plan, stream.ring, audio, priority)
 
     if kind == "busy":
         yield live("Busy")
@@ -191,8 +191,8 @@ def main() -> None:
     beside = list(_beside(kind, stream))
     live = [one for one in beside if isinstance(one, LiveSink)]
     stream.sink_queues += [one for one in beside if isinstance(one, SinkQueue)]
-    frame_bytes, priority = capture.audio.frame_bytes, capture.rt_priority
-    reader = Reader(stream.ring.open_for_reading(), frame_bytes, stream.ring.slots // 2)
+    priority = capture.rt_priority
+    reader = Reader(stream.ring.open_for_reading(), capture.audio, stream.ring.slots // 2)
     stream.pusher = Pusher(reader, None, stream.sink_queues, priority, 0)
     stream.wakes(*(one.wake for one in live))
     stop = threading.Event()

@@ -50,7 +50,7 @@ class Case:
 
     def next(self) -> Block:
         samples = self._sound[self._number % BLOCKS]
-        block = Block(self._number * FRAMES, FRAMES, self.now_ns, samples)
+        block = Block(self._number * FRAMES, FRAMES, self.now_ns, samples, CARD)
         self._number += 1
         self.now_ns += round(FRAMES * Exact.ns_per_frame)
         return block

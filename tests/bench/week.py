@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from capstand.audio.block import Block
+from capstand.audio.continuity import Continuity
 from capstand.capture.synthetic import VirtualTime
 from capstand.capture.types.synthetic import FaultConfig, SyntheticConfig
 from capstand.errors import SinkError
@@ -32,14 +33,13 @@ class Follow(Keep):
 
     def __init__(self, clock: VirtualTime) -> None:
         super().__init__(lambda: AWAY_S[0] <= clock.now_ns() / 1e9 % DAY_S < AWAY_S[1])
-        self.next_frame = 0
+        self.continuity = Continuity()
         self.missing = 0
 
     def write(self, block: Block) -> None:
         if self._fails():
             raise SinkError("the peer is away")
-        self.missing += block.first_frame - self.next_frame
-        self.next_frame = block.first_frame + block.frames
+        self.missing += self.continuity.follow(block)
 
 
 def resident_mb() -> float:

@@ -62,7 +62,7 @@ class Rig:
         self._wake = WakeUp()
         self.ring.wakes(self._wake)
         descriptor = self.ring.open_for_reading()
-        self._reader = Reader(descriptor, capture.audio.frame_bytes, SLOTS // 2)
+        self._reader = Reader(descriptor, capture.audio, SLOTS // 2)
         os.close(descriptor)
         self.capturer = Capturer(self.source, self.clock, self.ring, 0)
         self.blocks: list[tuple[int, int, bytes]] = []

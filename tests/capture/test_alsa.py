@@ -50,7 +50,7 @@ class Reader:
         self.source = AlsaSource(setup)
         self.clock = Clock(setup.rate_hz, setup.period_frames)
         self.ring = Ring(setup.ring_slots, 2 * setup.period_frames * setup.audio.frame_bytes)
-        self.reader = reader_of(self.ring, setup.audio.frame_bytes)
+        self.reader = reader_of(self.ring, setup.audio)
         self.capturer = Capturer(self.source, self.clock, self.ring, 0, self._now)
         self.indices: list[int] = []
         self.numbers: list[int] = []
@@ -638,11 +638,7 @@ def test_a_buffer_that_is_much_longer_than_the_ring(
     fakecard.grant(period_frames=480, buffer_frames=480_000)
     one = held(fakecard, readers, **S16)
     pusher = Pusher(
-        reader_of(one.ring, one.setup.audio.frame_bytes, one.ring.slots // 2),
-        None,
-        (),
-        0,
-        batch_ms=1,
+        reader_of(one.ring, one.setup.audio, one.ring.slots // 2), None, (), 0, batch_ms=1
     )
     pusher.rest_ms = lambda *_: 3_600_000  # type: ignore[method-assign]
     one.ring.wakes(pusher.wake, rests=(pusher.quarter_full,))
@@ -676,11 +672,7 @@ def test_a_push_thread_that_hangs_is_not_waited_for(
     fakecard.grant(period_frames=480, buffer_frames=480_000)
     one = held(fakecard, readers, **S16)
     pusher = Pusher(
-        reader_of(one.ring, one.setup.audio.frame_bytes, one.ring.slots // 2),
-        None,
-        (),
-        0,
-        batch_ms=0,
+        reader_of(one.ring, one.setup.audio, one.ring.slots // 2), None, (), 0, batch_ms=0
     )
     one.capturer._stopped = Breath(lambda: True)
     fakecard.virtual((one.ring.slots + 20) * 480)

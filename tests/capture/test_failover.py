@@ -30,12 +30,11 @@ class Listener:
         capture = CaptureConfig(
             device=(best.device, spare.device), format="S32_LE", channels=1, rt_priority=0
         )
-        self.frame_bytes = capture.audio.frame_bytes
         sources = [AlsaSource(capture, name) for name in capture.devices]
         self.source = Failover(sources, capture, self.now_ns)
         self.clock = Clock(capture.rate_hz, capture.period_frames)
-        self.ring = Ring(capture.ring_slots, 2 * PERIOD * self.frame_bytes)
-        self.reader = reader_of(self.ring, self.frame_bytes)
+        self.ring = Ring(capture.ring_slots, 2 * PERIOD * capture.audio.frame_bytes)
+        self.reader = reader_of(self.ring, capture.audio)
         self.capturer = Capturer(self.source, self.clock, self.ring, 0, self.now_ns)
         self.blocks: list[tuple[int, int, str, list[int]]] = []  # first, time, device, numbers
 

@@ -21,8 +21,9 @@ class Card:
     it; every frame ever read has to be where it is booked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ppm: float = 0.0) -> None:
         self.wraps = MissedWraps(48_000, BUFFER, BOUNDARY)
+        self.frames_per_ns = 48e-6 * (1 + ppm * 1e-6)
         self.now_ns = 10**12
         self.made = 0  # frames that the card has made, as far as the driver has asked it
         self.stood_ns = 0
@@ -35,7 +36,7 @@ class Card:
 
     def drive(self) -> None:
         """The driver asks the card."""
-        made = round((self.now_ns - self.stood_ns - 10**12) * 48e-6)
+        made = round((self.now_ns - self.stood_ns - 10**12) * self.frames_per_ns)
         self.hw_ptr += (made - self.made) % BUFFER
         self.made = made
 
@@ -79,6 +80,53 @@ def test_a_pointer_that_keeps_time_hides_nothing() -> None:
     card = Card()
     assert not any(card.look(late_ms=20 if n % 7 == 0 else 0) for n in range(500))
     assert not any(card.look(150) for n in range(50))
+
+
+@pytest.mark.parametrize("ppm", [-2000.0, 0.0, 2000.0])
+@pytest.mark.parametrize("late_ms", [0.0, 60.0])
+def test_a_card_of_another_rate_is_followed(ppm: float, late_ms: float) -> None:
+    """However far a card has come away from its nominal rate, that is no turn, nor does it hide
+    one; nor do stamps most of which are late."""
+    card = Card(ppm)
+    assert not any(card.look(late_ms=late_ms if n % 7 else 0) for n in range(6001))
+    assert card.look(150) == 0 and not card.wraps.ambiguous
+    assert not any(card.look(late_ms=late_ms if n % 7 else 0) for n in range(100))
+    card.look(late_ms=late_ms)
+    card.hold(200)
+    assert sum(card.look() for n in range(20)) == BUFFER
+    assert card.unknown == 0 and card.misplaced == []
+
+
+def test_the_reference_is_the_best_of_the_last_looks() -> None:
+    """Where most stamps are late and the card is slow, a turn is found at whatever look the machine
+    stood still before."""
+    for looks in range(300, 360):
+        card = Card(-2000.0)
+        assert not any(card.look(late_ms=60 if n % 7 else 0) for n in range(looks))
+        card.hold(200)
+        assert sum(card.look() for _ in range(20)) == BUFFER, looks
+        assert card.unknown == 0 and card.misplaced == []
+
+
+def test_a_device_that_has_not_begun_misses_nothing() -> None:
+    """A pointer at 0 is no reference, however long it stays there."""
+    card = Card()
+    card.start, card.stamp_ns = 0, card.now_ns
+    for _ in range(60):
+        card.now_ns += 10_000_000
+        assert card.observe() == 0
+    card.stood_ns = card.now_ns - 10**12
+    assert not any(card.look() for _ in range(100)) and not card.wraps.ambiguous
+    assert card.unknown == 0 and card.misplaced == []
+
+
+def test_a_stream_that_was_stopped_begins_anew() -> None:
+    """What went by while it did not run was not missed."""
+    card = Card()
+    assert not any(card.look() for _ in range(20))
+    card.hold(1000)
+    card.wraps.forget()
+    assert not any(card.look() for _ in range(100)) and not card.wraps.ambiguous
 
 
 def test_a_reader_that_was_away_finds_nothing_missed() -> None:

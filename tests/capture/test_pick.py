@@ -57,7 +57,7 @@ class Reader:
         self.capture = capture
         self.source = source or AlsaSource(capture)
         self.ring = Ring(capture.ring_slots, capture.slot_bytes)
-        self.reader = reader_of(self.ring, capture.audio.frame_bytes)
+        self.reader = reader_of(self.ring, capture.audio)
         clock = Clock(capture.rate_hz, capture.period_frames)
         self.capturer = Capturer(self.source, clock, self.ring, 0)
         self.data = b""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from capstand.accounting.ledger import Ledger
-from capstand.accounting.stats import Cause
+from capstand.accounting.stats import Cause, Health
 from capstand.audio.block import NS_PER_S, SampleFormat
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import POLL_MS, STALL_S
@@ -26,7 +26,6 @@ from capstand.dsp.convert import from_int32
 from capstand.dsp.level import Meter
 from capstand.errors import DeviceError
 from capstand.service.reporter import Reporter
-from capstand.stream.health import Health
 from tests.counts import FULL
 from tests.fakecard import FakeCard
 from tests.figures import figure

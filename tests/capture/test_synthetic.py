@@ -325,7 +325,7 @@ class Check(Keep):
         self.jumps = 0
 
     def write(self, block: Block) -> None:
-        first, frames, at_ns, _ = block
+        first, frames, at_ns, *_ = block
         assert first >= self.next_frame
         assert at_ns > self.last_ns
         self.jumps += first - self.next_frame

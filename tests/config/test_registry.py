@@ -435,7 +435,7 @@ def test_the_example_that_is_explained_works(site: Path, tmp_path: Path) -> None
     )
     (sink_queue,) = running.sink_queues
     assert sink_queue.try_open()
-    sink_queue.deliver(Block(0, 2, 1, b"12345678"))
+    sink_queue.deliver(Block(0, 2, 1, b"12345678", running.config.capture.audio))
     sink_queue.sink.close()
     running.dispose()
     assert taken.read_bytes() == b"12345678" and sink_queue.delivered == 2

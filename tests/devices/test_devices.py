@@ -12,7 +12,7 @@ from capstand.audio.block import SampleFormat
 from capstand.capture.alsa import AlsaSource
 from capstand.config.decode import decode
 from capstand.config.schema import CaptureConfig, Config
-from capstand.devices import libasound
+from capstand.devices import address, libasound
 from capstand.devices.holder import holder_of
 from capstand.devices.identity import locate
 from capstand.devices.libasound import Abilities
@@ -213,7 +213,7 @@ def test_a_container_without_proc_asound_has_its_cards(
         source = AlsaSource(CaptureConfig(device=name, rt_priority=0), name, slots.root)
         if not name.startswith(("plughw", "hw:CARD")):  # this hw: of the tests knows numbers only
             assert "hw:0" in source.open().device
-        source._probe_open(name)
+        address.probe_open(name, name, slots.root)
         source.close()
 
 

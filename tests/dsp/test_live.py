@@ -142,7 +142,7 @@ def test_a_track_is_the_same_to_the_bit(
                 one.loop.catch_up(length_ms / 1000)
         else:
             frames = round(length_ms * rate_hz / 1000)
-            block = Block(first_frame, frames, now_ns, sound(audio, frames, number))
+            block = Block(first_frame, frames, now_ns, sound(audio, frames, number), audio)
             assert track.put(block) == reference.put(block)
             first_frame, now_ns = first_frame + frames, now_ns + round(frames * pace.ns_per_frame)
             pace.learn()
@@ -160,9 +160,10 @@ def test_the_usual_card_needs_no_numpy() -> None:
         "from capstand.dsp.catchup import power\n"
         "from capstand.dsp.live import LiveTrack\n"
         "s16 = SampleFormat.S16_LE\n"
-        "track = LiveTrack(AudioFormat(48000, 2, s16), 48000, 2, Clock(48000, 480))\n"
+        "audio = AudioFormat(48000, 2, s16)\n"
+        "track = LiveTrack(audio, 48000, 2, Clock(48000, 480))\n"
         "track.bridge(10)\n"
-        "given = track.put(Block(0, 4800, 10**9, bytes(19200)))\n"
+        "given = track.put(Block(0, 4800, 10**9, bytes(19200), audio))\n"
         "power(given[0], s16)\n"
         "print(len(given[0]) > 0, 'numpy' in sys.modules, 'soxr' in sys.modules)"
     )

@@ -24,7 +24,7 @@ import pytest
 import soundfile
 
 from capstand.accounting.ledger import Ledger
-from capstand.audio.block import Block
+from capstand.audio.block import AudioFormat, Block, SampleFormat
 from capstand.host import bug
 from capstand.host.notify import Notifier
 from capstand.sinks import disk
@@ -420,7 +420,7 @@ def test_whatever_a_sink_raises_is_booked(error: Exception) -> None:
     assert sink_queue.trouble is not None
     assert sink_queue.trouble.startswith(f"unexpected {type(error).__name__}: ")
     sink.wild = False
-    sink_queue.put(Block(0, 10, 1, bytes(40)))
+    sink_queue.put(Block(0, 10, 1, bytes(40), AudioFormat(48_000, 2, SampleFormat.S16_LE)))
     sink_queue.finish()
     sink_queue.run()
     assert (sink_queue.entered, sink_queue.failed, sink_queue.delivered, sink_queue.queued) == (

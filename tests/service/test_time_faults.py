@@ -101,7 +101,7 @@ def test_a_slew_makes_no_gap_and_falsifies_none(ppm: float) -> None:
 
     source = Script(setup, rows())
     clock, ring = Clock(RATE_HZ, card.period), Ring(200, 1)
-    reader = reader_of(ring, 0)
+    reader = reader_of(ring, setup.audio)
     capturer = Capturer(source, clock, ring, 0, lambda: source.now_ns)
     capturer.open()
     last_ns = 0

@@ -27,18 +27,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capstand.accounting.ledger import Ledger
-from capstand.accounting.stats import Cause
+from capstand.accounting.stats import Cause, Health
 from capstand.capture.alsa import AlsaSource
 from capstand.cli.main import main
 from capstand.config.schema import CaptureConfig
-from capstand.devices.holder import card_number, holder_of, place_of
+from capstand.devices.address import card_number, place_of
+from capstand.devices.holder import holder_of
 from capstand.errors import CapstandError, DeviceError
 from capstand.host.control import PER_USER, ControlServer, ask
 from capstand.host.peer import Peer
 from capstand.sharing.device_release import DeviceRelease
 from capstand.sinks.sink_queue import SinkQueue
 from capstand.sinks.types.file import FileSinkConfig
-from capstand.stream.health import Health
 from capstand.stream.intake import Intake
 from tests.fakecard import FakeCard, counter
 from tests.line import Keep, capture, config, give
@@ -365,7 +365,7 @@ def test_a_card_that_another_has_is_handed_over_and_waited_for(held: Held) -> No
     held.card.open_error(errno.EBUSY)
     held.order("resume", stream="mic")
     until(lambda: held.stream.capturer.trouble is not None)
-    assert held.health == Health.DEGRADED.value
+    assert held.health == Health.DEGRADED
     held.card.open_error(0)
     held.flows()
     assert [one.cause for one in held.stream.capturer.tally.gaps.since(0)] == [Cause.RELEASED]
@@ -593,9 +593,9 @@ def test_busy_is_waited_for_without_an_end(fakecard: FakeCard, tmp_path: Path) -
     fakecard.open_error(errno.EBUSY)
     one = Held(fakecard, tmp_path)
     until(lambda: fakecard.refusals >= 2)
-    assert one.health == Health.DEGRADED.value
+    assert one.health == Health.DEGRADED
     assert isinstance(one.stream.capturer.trouble, DeviceError)
     fakecard.open_error(0)
     one.flows()
-    assert one.health == Health.OK.value
+    assert one.health == Health.OK
     one.close()

@@ -27,7 +27,7 @@ from jeepney.low_level import HeaderFields, MessageFlag
 from jeepney.wrappers import DBusAddress, new_method_call, new_signal
 
 from capstand.accounting.ledger import Ledger
-from capstand.accounting.stats import Cause
+from capstand.accounting.stats import Cause, Health
 from capstand.capture.release import OPERATOR
 from capstand.config.schema import CaptureConfig
 from capstand.sharing import bus as bus_module
@@ -37,7 +37,6 @@ from capstand.sharing.card_reservation import HIGHEST, INTERFACE, CardReservatio
 from capstand.sharing.reservation_manager import ReservationManager, session_address
 from capstand.sinks.sink_queue import SinkQueue
 from capstand.sinks.types.file import FileSinkConfig
-from capstand.stream.health import Health
 from capstand.stream.intake import Intake
 from tests.counts import counts
 from tests.fakecard import FakeCard

@@ -122,7 +122,7 @@ class Run:
         self._end_ns = begin_ns + FRAMES * self._per_frame_ns
         self.at(max(self._now_ns, self._end_ns + self.late_ns))
         samples = self._signal(self.frame)
-        block = Block(self.frame, FRAMES, round(begin_ns), samples)
+        block = Block(self.frame, FRAMES, round(begin_ns), samples, self.audio)
         self.frame += FRAMES
         taken = FRAMES
         try:
@@ -512,7 +512,7 @@ def test_a_stream_is_played_by_a_process(speaker: Speaker, tmp_path: Path) -> No
     card = line.capture()
     sink = AlsaSink("alsa", speaker.device, latency_ms=2000, rate_lock=False)
     stream = Stream(line.config(card)._replace(sink=(sink,)), tmp_path)
-    beside = rings.reader_of(stream.ring, card.audio.frame_bytes)
+    beside = rings.reader_of(stream.ring, card.audio)
     heard: list[Block] = []
     (feed,) = stream.live
     deadline = time.monotonic() + PATIENCE_S

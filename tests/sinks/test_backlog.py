@@ -18,7 +18,7 @@ AWAY = "the sink is away"
 
 def backlog(folder: Path, spool: Spool | None = None) -> Backlog:
     """With a window of five blocks."""
-    one = Backlog(spool or Spool(folder, AUDIO, ROOM, 3600), AUDIO.rate_hz, 5 * FRAMES)
+    one = Backlog(spool or Spool(folder, AUDIO, ROOM, 3600), 5 * FRAMES)
     one.load(0)
     return one
 
@@ -286,7 +286,7 @@ def test_this_runs_own_place_is_not_forgotten_for_an_earlier_one(folder: Path) -
     put(earlier, 1, AWAY)
     earlier.commit(Checkpoint(0, "earlier"))
     earlier.close(AWAY, 0)
-    queue = Backlog(Spool(folder, AUDIO, ROOM, 3600), AUDIO.rate_hz, 5 * FRAMES)
+    queue = Backlog(Spool(folder, AUDIO, ROOM, 3600), 5 * FRAMES)
     queue.commit(Checkpoint(0, "own"))
     queue.load(0)
     assert queue.spooling and queue.checkpoint.cursor == "own"

@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 
 from capstand.accounting.stats import SinkStats
+from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.audio.ring import Ring
 from capstand.host import signals
 from capstand.processes import forkserver
@@ -40,7 +41,8 @@ from tests import line, peer
 from tests.patience import PATIENCE_S
 
 FRAMES = 10
-FRAME_BYTES = 4
+AUDIO = AudioFormat(48_000, 2, SampleFormat.S16_LE)
+FRAME_BYTES = AUDIO.frame_bytes
 SECRET = "0df1ad5e7c9b4e8aa2f0c1d3b5e79a6c"
 
 
@@ -75,7 +77,7 @@ class Far:
         self.ring = Ring(64, 4000 * FRAME_BYTES)
         self.frame = self.captured = 0
         self.file = file
-        self.sink = LiveSink("mic", "far", plan, self.ring, FRAME_BYTES, 0, LIMITS_S | limits_s)
+        self.sink = LiveSink("mic", "far", plan, self.ring, AUDIO, 0, LIMITS_S | limits_s)
         self.ring.wakes(self.sink.wake)
         self.told: list[str] = []
 
@@ -121,6 +123,7 @@ class Far:
 
     @property
     def pid(self) -> int:
+        self.until(lambda: self.sink.process.pid)  # its page may show it before the forkserver does
         pid = self.sink.process.pid
         assert pid is not None
         return pid
@@ -489,6 +492,7 @@ ORPHAN = """
 import sys
 import time
 from pathlib import Path
+from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.audio.ring import Ring
 from capstand.sinks.live import LiveSink, SinkFactory
 from tests.sinks.test_live import Far
@@ -524,7 +528,7 @@ def test_a_hung_sink_holds_up_neither_the_others_nor_the_end(tmp_path: Path) -> 
     card = line.capture(buffer_ms=10_000.0)
     stream = Intake(line.config(card))
     well, plan = line.Keep(), SinkFactory("tests.peer:Peer", (tmp_path / "got", {-2: "hang"}, ""))
-    hung = LiveSink("mic", "hung", plan, stream.ring, card.audio.frame_bytes, 0)
+    hung = LiveSink("mic", "hung", plan, stream.ring, card.audio, 0)
     line.give(stream, SinkQueue("well", well, 1 << 30))
     stream.wakes(hung.wake)
     stream.start()

@@ -69,7 +69,7 @@ class Desk:
         samples = np.random.default_rng(first).bytes(size)
         at_ns = NS_PER_S + first * NS_PER_S // self.audio.rate_hz
         self.clock.ns = max(self.clock.ns, at_ns)
-        return Block(first, frames, at_ns, samples)
+        return Block(first, frames, at_ns, samples, self.audio)
 
     def write(self, *firsts: int, frames: int = PERIOD) -> bytes:
         """Writes blocks that begin at these frames; returns their samples."""

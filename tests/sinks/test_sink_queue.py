@@ -1,20 +1,23 @@
 """Outlets: a sink's trouble stays its own, and every frame is in the books."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstand.audio.block import Block
+from capstand.accounting.stats import SinkState, SinkStats, StreamPosition
+from capstand.audio.block import AudioFormat, Block, SampleFormat
 from capstand.errors import SinkBusy, SinkError
-from capstand.sinks import sink_queue as sink_queue_module
-from capstand.sinks.sink import Sink
+from capstand.host.backoff import Backoff
+from capstand.sinks.sink import Account, Sink
 from capstand.sinks.sink_queue import SinkQueue
 from tests.patience import PATIENCE_S
 
 FRAMES = 10
+AUDIO = AudioFormat(1000, 2, SampleFormat.S16_LE)
 
 
 class Peer(Sink):
@@ -63,7 +66,7 @@ class Peer(Sink):
 
 
 def block(number: int) -> Block:
-    return Block(number * FRAMES, FRAMES, number, bytes(4 * FRAMES))
+    return Block(number * FRAMES, FRAMES, number, bytes(4 * FRAMES), AUDIO)
 
 
 def feed(sink_queue: SinkQueue, count: int, start: int = 0) -> None:
@@ -125,9 +128,12 @@ def test_what_is_missed_until_a_sink_is_open_does_not_tell_against_it() -> None:
     sink_queue = SinkQueue("a", Peer(), 3 * FRAMES)
     feed(sink_queue, 8)
     assert sink_queue.try_open()
-    assert (sink_queue.overflowed, sink_queue.overflowed_shut) == (50, 50)
+    assert (sink_queue.overflowed, sink_queue.slow) == (50, 0)
     feed(sink_queue, 2, 8)
-    assert (sink_queue.overflowed, sink_queue.overflowed_shut) == (70, 50)
+    assert (sink_queue.overflowed, sink_queue.slow) == (70, 20)
+    sink_queue.finish()
+    sink_queue.run()
+    assert sink_queue.slow == 0  # it is no longer open
 
 
 def test_a_failed_write_is_booked_and_the_sink_closed() -> None:
@@ -215,14 +221,11 @@ def test_trouble_names_also_what_failed_at_closing() -> None:
     assert sink_queue.trouble == "write refused; close refused"
 
 
-def test_a_sink_that_failed_is_opened_again(
-    threads: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sink_that_failed_is_opened_again(threads: list[threading.Thread]) -> None:
     """A sink that fails is tried again for ever; once it works its queue is delivered."""
-    monkeypatch.setattr(sink_queue_module, "BACKOFF_S", (0.001, 0.002))
     peer = Peer()
     peer.failing = {"open"}
-    sink_queue = SinkQueue("a", peer, 1000)
+    sink_queue = SinkQueue("a", peer, 1000, backoff=Backoff(0.001, 0.002))
     feed(sink_queue, 3)
     start(sink_queue, threads)
     while sink_queue.failures < 3:
@@ -236,13 +239,12 @@ def test_a_sink_that_failed_is_opened_again(
 
 
 def test_a_sink_that_opens_and_refuses_is_not_tried_without_a_pause(
-    threads: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
+    threads: list[threading.Thread],
 ) -> None:
     """Between two tries there is a pause also when only the writing fails."""
-    monkeypatch.setattr(sink_queue_module, "BACKOFF_S", (1000.0, 1000.0))
     peer = Peer()
     peer.failing = {"write"}
-    sink_queue = SinkQueue("a", peer, 1000)
+    sink_queue = SinkQueue("a", peer, 1000, backoff=Backoff(1000.0, 1000.0))
     feed(sink_queue, 5)
     start(sink_queue, threads)
     assert peer.reached.acquire(timeout=PATIENCE_S)
@@ -292,14 +294,11 @@ def test_finish_delivers_what_is_queued(threads: list[threading.Thread]) -> None
     assert peer.calls == ["open", *["write"] * 50, "close"]
 
 
-def test_finish_ends_a_wait_at_once(
-    threads: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finish_ends_a_wait_at_once(threads: list[threading.Thread]) -> None:
     """A sink queue that waits for its next try ends at once, and what it held counts as failed."""
-    monkeypatch.setattr(sink_queue_module, "BACKOFF_S", (1000.0, 1000.0))
     peer = Peer()
     peer.failing = {"open"}
-    sink_queue = SinkQueue("a", peer, 1000)
+    sink_queue = SinkQueue("a", peer, 1000, backoff=Backoff(1000.0, 1000.0))
     start(sink_queue, threads)
     feed(sink_queue, 4)
     sink_queue.finish()
@@ -324,17 +323,33 @@ def test_trouble_at_the_last_closing_is_told(threads: list[threading.Thread]) ->
     )
 
 
-def test_a_flush_comes_between_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flush_comes_between_blocks() -> None:
     """What was written is made safe when it is due, also under a steady stream of blocks."""
-    monkeypatch.setattr(sink_queue_module, "FLUSH_S", 0.0)
     peer = Peer()
-    sink_queue = SinkQueue("a", peer, 1000)
+    sink_queue = SinkQueue("a", peer, 1000, flush_s=0.0)
     assert sink_queue.try_open()
     feed(sink_queue, 1)
     peer.failing = {"flush"}
     assert sink_queue.feed() is False
     assert sink_queue.trouble == "flush refused"
     assert (sink_queue.queued, sink_queue.dropped) == (10, 0)
+
+
+def test_a_flush_comes_while_nothing_else_does(threads: list[threading.Thread]) -> None:
+    """An idle sink is flushed each time it is due, not more often, and takes the next block."""
+    peer = Peer()
+    sink_queue = SinkQueue("a", peer, 1000, flush_s=0.02)
+    began_s = time.monotonic()
+    start(sink_queue, threads)
+    while peer.calls.count("flush") < 3:
+        assert threads[0].is_alive()
+    feed(sink_queue, 1)
+    peer.wait_for(1)
+    flushes, passed_s = peer.calls.count("flush"), time.monotonic() - began_s
+    sink_queue.finish()
+    threads[0].join(PATIENCE_S)
+    assert flushes <= passed_s / 0.02
+    assert (sink_queue.failures, sink_queue.delivered) == (0, 10)
 
 
 def test_small_blocks_are_gathered(threads: list[threading.Thread]) -> None:
@@ -346,7 +361,7 @@ def test_small_blocks_are_gathered(threads: list[threading.Thread]) -> None:
     peer.write = taken.append  # type: ignore[method-assign,assignment]
     sink_queue = SinkQueue("peer", peer, 1000, gather_frames=3 * FRAMES)
     for number in (0, 1, 2, 3, 4, 6, 7, 8, 9):
-        sink_queue.put(Block(number * FRAMES, FRAMES, number, bytes([number]) * FRAMES))
+        sink_queue.put(Block(number * FRAMES, FRAMES, number, bytes([number]) * FRAMES, AUDIO))
         assert balanced(sink_queue)
     thread = start(sink_queue, threads)
     sink_queue.finish()
@@ -361,6 +376,93 @@ def test_small_blocks_are_gathered(threads: list[threading.Thread]) -> None:
     ]
     assert [set(one.samples) for one in taken] == [{0}, {1, 2, 3}, {4}, {6, 7, 8}, {9}]
     assert sink_queue.delivered == sink_queue.entered == 90 and sink_queue.queued == 0
+
+
+def test_a_sink_that_delivers_later_says_what_became_of_it() -> None:
+    """Then what it was given does not count as delivered, but what it says has been; what never
+    came to it is dropped besides."""
+    peer = Peer()
+    sink_queue = SinkQueue("a", peer, 2 * FRAMES)
+    feed(sink_queue, 5)
+    assert sink_queue.try_open()
+    sink_queue.step()
+    assert sink_queue.books() == (20, 30)
+    peer.account = lambda: Account(7, 4)  # type: ignore[method-assign]
+    assert sink_queue.books() == (7, 34)
+    assert sink_queue.counters() == (StreamPosition(0, 0), None, 7, 34, 0)
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_the_books_of_one_that_ended_before_its_time_go_on(spooled: bool) -> None:
+    """What it delivered stays so; the rest of what it was meant to get is dropped, but for what
+    waits in a spool, which is delivered later."""
+    figures = {"spool": "yes"} if spooled else {}
+    before = SinkStats("a", SinkState.OPEN, None, "", 40, 60, 30, 10, 20, 0, 0.0, figures)
+    told: list[int] = []
+    sink_queue = SinkQueue("a", Peer(), 1000)
+    sink_queue.tells = told.append
+    sink_queue.continue_from(before, StreamPosition(40, 15), 95)  # of the 80 that were meant for it
+    assert sink_queue.books() == (30, 30 if spooled else 50)
+    assert sink_queue.counters().since == StreamPosition(40, 15)
+    assert sink_queue.try_open()
+    feed(sink_queue, 2)
+    sink_queue.step()
+    assert told == [40, 50]
+    assert sink_queue.books() == (50, 30 if spooled else 50)
+
+
+def test_it_begins_when_those_before_it_have_ended() -> None:
+    """Each of them in turn has the time it is given; only then the sink is opened."""
+
+    class Before:
+        def __init__(self) -> None:
+            self.waited_s: list[float] = []
+
+        def join(self, deadline: float) -> bool:
+            assert peer.calls == []
+            self.waited_s.append(deadline - time.monotonic())
+            return False
+
+    peer, before = Peer(), [Before(), Before()]
+    sink_queue = SinkQueue("a", peer, 1000)
+    sink_queue.finish()
+    sink_queue.start("mic", before, 1000.0)
+    assert sink_queue.join(time.monotonic() + PATIENCE_S)
+    assert all(999 < one.waited_s.pop() <= 1000 and not one.waited_s for one in before)
+    assert peer.calls == ["open", "close"]
+
+
+def test_its_end_is_waited_for_until_a_deadline() -> None:
+    """One that was never started has ended; one that hangs has not, and is let go of."""
+    peer = Peer()
+    let_go: list[str] = []
+    peer.abandon = lambda: let_go.append("it")  # type: ignore[method-assign]
+    sink_queue = SinkQueue("a", peer, 1000)
+    assert sink_queue.join(0.0)
+    peer.hanging.clear()
+    feed(sink_queue, 1)
+    sink_queue.start("mic")
+    assert peer.reached.acquire(timeout=PATIENCE_S)
+    sink_queue.finish()
+    assert not sink_queue.join(time.monotonic() + 0.001)
+    sink_queue.force_close()
+    assert let_go == ["it"]
+    peer.hanging.set()
+    assert sink_queue.join(time.monotonic() + PATIENCE_S)
+    assert sink_queue.delivered == 10
+
+
+def test_what_nobody_foresaw_is_told_as_that() -> None:
+    """Any error of a sink is one of its tries; one that is no SinkError says so."""
+    peer = Peer()
+    sink_queue = SinkQueue("a", peer, 1000)
+
+    def stumble() -> None:
+        raise KeyError("this")
+
+    peer.open = stumble  # type: ignore[method-assign]
+    assert sink_queue.try_open() is False
+    assert sink_queue.trouble is not None and sink_queue.trouble.startswith("unexpected KeyError")
 
 
 def test_abandon_closes_the_books(threads: list[threading.Thread]) -> None:

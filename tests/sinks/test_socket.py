@@ -60,7 +60,7 @@ class Served:
     ) -> None:
         self.path = path
         self.frames = frames
-        self.width = audio.frame_bytes
+        self.audio, self.width = audio, audio.frame_bytes
         self.frame = 0
         self.sink = StreamSocket(SocketSink("socket", **setup), path, audio, Rate())
         self.sink.open()
@@ -70,7 +70,7 @@ class Served:
         self.frame += lost
         for _ in range(count):
             samples = numbers(self.frame, self.frames, self.width)
-            self.sink.write(Block(self.frame, self.frames, 0, samples))
+            self.sink.write(Block(self.frame, self.frames, 0, samples, self.audio))
             self.frame += self.frames
 
     def connect(self) -> socket.socket:
@@ -174,7 +174,7 @@ def test_a_wav_without_end_can_be_read(served: Make, sample: SampleFormat) -> No
     one = served(audio, container="wav")
     reader = one.connect()
     for number in range(3):
-        one.sink.write(Block(number * FRAMES, FRAMES, 0, noise))
+        one.sink.write(Block(number * FRAMES, FRAMES, 0, noise, audio))
     raw = there(reader)
     floats = sample is SampleFormat.FLOAT_LE
     got, rate_hz = soundfile.read(

@@ -38,7 +38,7 @@ class Clock:
 def block(position: int, frames: int = FRAMES) -> Block:
     """A block whose samples say where it stands."""
     samples = b"".join((position + n & 0xFFFF).to_bytes(2, "little") for n in range(frames))
-    return Block(position + 7, frames, 1000 + position, samples)
+    return Block(position + 7, frames, 1000 + position, samples, AUDIO)
 
 
 def spool(folder: Path, limit_bytes: int = ROOM, clock: Clock | None = None) -> Spool:
@@ -172,7 +172,7 @@ def test_every_format_comes_back_as_it_went_in(folder: Path, sample: SampleForma
     sound_of = random.Random(5).randbytes(FRAMES * audio.frame_bytes)
     queue = Spool(folder, audio, ROOM, 3600)
     queue.open()
-    queue.append(0, Block(7, FRAMES, NS_PER_S, sound_of))
+    queue.append(0, Block(7, FRAMES, NS_PER_S, sound_of, audio))
     queue.commit(30, "half-way")
     later = Spool(folder, audio, ROOM, 3600)
     later.open()

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstand.accounting.stats import span
+from capstand.accounting.stats import SinkState, span
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.errors import SinkError
 from capstand.host.backoff import Backoff
@@ -154,7 +154,7 @@ class Rig:
         self.backlog, self.forwarder = self.spooled.backlog, self.spooled.forwarder
         self.sink_queue = SinkQueue("file", self.spooled, 1 << 30)
         self.spooled.load()
-        self.sink_queue.state = "open"
+        self.sink_queue.state = SinkState.OPEN
         self.first = self.number
 
     def put(self, frames: int = FRAMES) -> None:
@@ -162,7 +162,9 @@ class Rig:
         numbers = np.arange(self.number, self.number + frames, dtype="<i8")
         at_ns = self.clock.ns
         self.clock.ns += TICK_NS
-        self.sink_queue.put(Block(self.number - self.first, frames, at_ns, numbers.tobytes()))
+        self.sink_queue.put(
+            Block(self.number - self.first, frames, at_ns, numbers.tobytes(), AUDIO)
+        )
         self.number += frames
         self.sink_queue.step()
 
@@ -582,7 +584,7 @@ def test_a_block_wakes_the_forwarder(folder: Path) -> None:
     spooled.open()
     for number in range(1, 6):
         numbers = np.arange(number, dtype="<i8")
-        spooled.write(Block(0, number, number, numbers.tobytes()))
+        spooled.write(Block(0, number, number, numbers.tobytes(), AUDIO))
         deadline = time.monotonic() + PATIENCE_S
         while rig.tape.numbers()[-number:] != numbers.tolist():
             assert time.monotonic() < deadline
@@ -609,7 +611,7 @@ def test_an_unforeseen_error_of_its_own_does_not_end_the_delivery(folder: Path, 
             spooled.write = stumble  # type: ignore[method-assign]
         first = number * FRAMES
         numbers = np.arange(first, first + FRAMES, dtype="<i8")
-        sink_queue.put(Block(first, FRAMES, number + 1, numbers.tobytes()))
+        sink_queue.put(Block(first, FRAMES, number + 1, numbers.tobytes(), AUDIO))
         deadline = time.monotonic() + PATIENCE_S
         while sink_queue.queued:
             assert time.monotonic() < deadline
@@ -731,7 +733,7 @@ def test_threads_and_a_sink_that_comes_and_goes(folder: Path) -> None:
     for number in range(3000):
         first = number * FRAMES
         numbers = np.arange(first, first + FRAMES, dtype="<i8")
-        sink_queue.put(Block(first, FRAMES, number + 1, numbers.tobytes()))
+        sink_queue.put(Block(first, FRAMES, number + 1, numbers.tobytes(), AUDIO))
         delivered, dropped = sink_queue.books()
         assert delivered + dropped <= sink_queue.entered
     sink_queue.finish()

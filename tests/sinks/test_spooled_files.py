@@ -152,10 +152,11 @@ def test_what_waits_for_more_than_five_seconds_is_spooled(
     sink.load()
     period = card.period_frames
     held = round(kept_s * card.rate_hz)
+    samples = bytes(period * card.audio.frame_bytes)
     for first in range(0, held, period):
-        sink.write(Block(first, period, first + 1, bytes(period * card.audio.frame_bytes)))
+        sink.write(Block(first, period, first + 1, samples, card.audio))
         assert sink.backlog.spooled_frames == 0
-    sink.write(Block(held, period, held + 1, bytes(period * card.audio.frame_bytes)))
+    sink.write(Block(held, period, held + 1, samples, card.audio))
     assert sink.backlog.spooled_frames == held + period
 
 

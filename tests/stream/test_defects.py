@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from capstand.accounting.ledger import Ledger
+from capstand.accounting.stats import Health
 from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.capture.types.synthetic import SyntheticConfig
 from capstand.config.schema import CaptureConfig
@@ -18,7 +19,6 @@ from capstand.dsp.defects import Defects, Limits
 from capstand.dsp.level import Meter
 from capstand.service.reporter import Reporter
 from capstand.stream import defect
-from capstand.stream.health import Health
 from tests.line import Keep, Line, capture
 
 RATE_HZ = 48_000

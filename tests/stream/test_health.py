@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capstand.accounting.stats import Health
 from capstand.audio.block import NS_PER_S
 from capstand.stream.health import (
     HUNG_NS,
@@ -11,7 +12,6 @@ from capstand.stream.health import (
     SILENT_NS,
     SINK_HUNG_NS,
     Assessment,
-    Health,
     SinkView,
     View,
     assess,

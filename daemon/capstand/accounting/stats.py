@@ -11,7 +11,7 @@ still inside can only be over-counted by what arrived meanwhile, never negative.
 
 import time
 from array import array
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple
 
 
@@ -186,15 +186,23 @@ class SinkCounters(NamedTuple):
         return captured - self.since.captured
 
 
+class SinkState(StrEnum):
+    OPENING = "opening"
+    OPEN = "open"
+    WAITING = "waiting"
+    """For the next try."""
+    CLOSED = "closed"
+
+
 class SinkStats(NamedTuple):
-    """One sink's side of the books, and its state in words; ``figures`` are those of its kind.
+    """One sink's side of the books, and its state; ``figures`` are those of its kind.
 
     ``captured_frames`` are the stream's from ``since_frame`` on, which is 0 for a sink that was
     there when the stream began, and None for one that is still to join.
     """
 
     name: str
-    state: str
+    state: SinkState
     trouble: str | None
     detail: str
     since_frame: int | None
@@ -212,6 +220,16 @@ class SinkStats(NamedTuple):
         return self.in_flight_frames >= 0 and self.captured_frames == parts
 
 
+class Health(StrEnum):
+    """How a stream is; ``stream/health.py`` judges it."""
+
+    STARTING = "STARTING"
+    OK = "OK"
+    DEGRADED = "DEGRADED"
+    STALLED = "STALLED"
+    FAILED = "FAILED"
+
+
 SIMULATED = "simulated sound, not a microphone"
 
 
@@ -220,7 +238,7 @@ class StreamStats(NamedTuple):
     and until when the device is left, None while it is ours to open."""
 
     name: str
-    health: str
+    health: Health
     trouble: str | None
     device: str
     format: str

@@ -3,9 +3,8 @@
 One control thread makes every call into the SDK but ``send``. It is driven by one queue: what the
 SDK's callbacks post, tokens that were fetched (by short-lived threads, because a token server may
 take its time), and wishes to join and leave. ``life.TABLE`` says what each of them leads to; this
-file does it. A lock between ``send`` and the end of a call keeps a push from racing a release.
-
-Sending is proven by the SDK's statistics of the local track: they name the bit rate sent.
+file does it. Pushes go through a gate of their own (``gate.py``); whether they are sent is proven
+by the SDK's statistics (``proof.py``).
 
 At the end of a process, when the program's own threads have ended and before Python goes, what is
 still joined is left, within ``END_S``, and the SDK is released (``_end``).
@@ -14,26 +13,29 @@ still joined is left, within ``END_S``, and the SDK is released (``_end``).
 import atexit
 import os
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from capstand.agora.connection_state import Action, ConnectionState, Event, event_of, move
+from capstand.agora.gate import Gate
+from capstand.agora.proof import Proof, Silence
 from capstand.agora.sdk import rtc as engine
-from capstand.agora.sdk.codes import AgoraError, Code, describe_code, describe_reason
+from capstand.agora.sdk.codes import Code, describe_code, describe_reason
 from capstand.agora.sdk.rtc import NativeFailure, RtcConnection, Settings, Track, sdk
 from capstand.agora.send_buffer import SendBufferModel
 from capstand.agora.tokens.renewal import Fetched, TokenRenewal, channel_log
 from capstand.agora.tokens.sources import TokenSource
 from capstand.audio.block import NS_PER_S
 from capstand.errors import SinkError
+from capstand.host import backoff
+from capstand.host.backoff import Backoff
 from capstand.host.realtime import prepare_thread
 
 PAUSE_S = (0.5, 30.0)
 LONG_PAUSE_S = (60.0, 900.0)
-JITTER = (0.75, 1.25)
+JITTER = backoff.JITTER
 STABLE_S = 10.0
 """Joined for so long, the pauses begin small again."""
 JOIN_S = 20.0
@@ -43,11 +45,6 @@ CALLBACK_S = 0.02
 """For the callback that told us to come back before the structure behind it is taken away."""
 TICK_S = 1.0
 HUNG_S = 10.0
-PROOF_S = 30.0
-SILENT_S = 60.0
-"""Statistics that came and then stay away for so long mean that the SDK itself stands still."""
-GATE_S = 1.0
-"""A push waits so long for one before it, which hangs then."""
 FRAME_NS = 10_000_000
 END_S = 3.0
 """So long may leaving take at the end of a process."""
@@ -92,7 +89,8 @@ class ChannelSession:
         self.state = ConnectionState.IDLE
         self.send_buffer = SendBufferModel(track.send_delay_ms)
         self.joins = 0
-        self.sent_kbps: int | None = None
+        self.gate = Gate()
+        self.proof = Proof()
         self.session = ""
         self._settings = settings
         self._track = track
@@ -106,20 +104,14 @@ class ChannelSession:
         self._later: list[Event] = []  # wishes that came while a call was being closed
         self._connection: RtcConnection | None = None
         self._number = 0
-        self._live: RtcConnection | None = None
-        self._gate = threading.Lock()
-        self._sending_ns = 0
         self._native: tuple[str, int] | None = None
         self._trouble = ""
         self._needs_new_process: str | None = None
         self._due_s = float("inf")  # time.monotonic, like all that end in _s below
         self._deadline_s = float("inf")
         self._since_s = 0.0
-        self._pause_s, self._long_pause_s = PAUSE_S[0], LONG_PAUSE_S[0]
-        self._stats_s = 0.0  # when statistics last came
-        self._proven_s = 0.0  # when they last showed something sent
-        self._pushed_s = 0.0
-        self._unheard = False
+        self._pause = Backoff(*PAUSE_S, JITTER)
+        self._long_pause = Backoff(*LONG_PAUSE_S, JITTER)
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self.run, name=f"agora {channel}", daemon=True)
 
@@ -140,8 +132,9 @@ class ChannelSession:
 
     def forked(self) -> None:
         """In a process made by fork: the channel is the other process's."""
-        self._gate, self._changed = threading.Lock(), threading.Condition()
-        self._live = self._connection = None
+        self.gate.forked()
+        self._changed = threading.Condition()
+        self._connection = None
         self.state = ConnectionState.IDLE
 
     def wait(self, timeout_s: float, *states: ConnectionState) -> bool:
@@ -157,20 +150,9 @@ class ChannelSession:
     def send(self, frame: bytes, frames: int, channels: int, rate_hz: int, pts_ms: int) -> None:
         """Hands 10 ms over. Raises AgoraError; then nothing was sent. Any one thread."""
         now_ns = self._now_ns()
-        if not self._gate.acquire(timeout=GATE_S):
-            raise AgoraError(Code.TIMED_OUT, "the previous push has not returned from the SDK")
-        try:
-            if self._live is None:
-                raise AgoraError(Code.NOT_READY, self.summary())
-            self._sending_ns = time.monotonic_ns()
-            code = self._live.send(frame, frames, channels, rate_hz, pts_ms)
-        finally:
-            self._sending_ns = 0
-            self._gate.release()
-        if code:
-            raise AgoraError(code, "the SDK rejected 10 ms of sound")
+        self.gate.send(frame, frames, channels, rate_hz, pts_ms, self.summary)
         self.send_buffer.give(FRAME_NS, now_ns)
-        self._pushed_s = now_ns / NS_PER_S
+        self.proof.pushed(now_ns / NS_PER_S)
 
     @property
     def token_ends_s(self) -> float | None:
@@ -201,14 +183,13 @@ class ChannelSession:
                 return f"leaving {channel}"
 
     def condition(self) -> Condition:
-        now_s = time.monotonic()
         concern = self._tokens.trouble
         if self.state is ConnectionState.JOINED and self._publish and concern is None:
-            heard_s = max(self._proven_s, self._since_s)
-            if now_s - heard_s > PROOF_S and now_s - self._pushed_s < PROOF_S:
+            unsent_s = self.proof.unsent_s(self._since_s, time.monotonic())
+            if unsent_s is not None:
                 concern = (
                     f"in {self._channel}, but the SDK's statistics show nothing sent for "
-                    f"{now_s - heard_s:.0f} s"
+                    f"{unsent_s:.0f} s"
                 )
         return Condition(
             None if self.state is ConnectionState.JOINED else self.summary(),
@@ -220,7 +201,7 @@ class ChannelSession:
     def _hung(self) -> str | None:
         connection = self._connection
         within = self._native or (connection.within if connection is not None else None)
-        sending_ns = self._sending_ns
+        sending_ns = self.gate.sending_since_ns
         if within is None and sending_ns:
             within = "push", sending_ns
         if within is None:
@@ -276,7 +257,7 @@ class ChannelSession:
         if after is ConnectionState.JOINED:
             if before is ConnectionState.RECONNECTING:
                 self.send_buffer.restart()
-            self._live = self._connection
+            self.gate.open(self._connection)
         if why and (todo or after is not before):
             self._trouble = why
         if after is not before:
@@ -297,23 +278,17 @@ class ChannelSession:
                 self._due_s = float("inf")
                 self._tokens.fetch()
             case Action.HOLD:
-                with self._gate:
-                    self._live = None
+                self.gate.close()
             case Action.CLOSE:
                 self._close()
                 if self.state is ConnectionState.LEAVING:
                     self._move(Event.LEFT)
             case Action.PAUSE:
-                self._due_s = time.monotonic() + self._jittered(self._pause_s)
-                self._pause_s = min(PAUSE_S[1], self._pause_s * 2)
+                self._due_s = time.monotonic() + self._pause.next_s()
             case Action.LONG_PAUSE:
-                self._due_s = time.monotonic() + self._jittered(self._long_pause_s)
-                self._long_pause_s = min(LONG_PAUSE_S[1], self._long_pause_s * 2)
+                self._due_s = time.monotonic() + self._long_pause.next_s()
             case Action.PUBLISH:
                 pass  # before the state says that sound may come
-
-    def _jittered(self, pause_s: float) -> float:
-        return pause_s * random.uniform(*JITTER)
 
     def _check_timers(self) -> None:
         now_s = time.monotonic()
@@ -326,19 +301,17 @@ class ChannelSession:
             self._deadline_s = float("inf")
             waited = "to join" if self.state is ConnectionState.JOINING else "to reconnect"
             self._move(Event.BROKEN, f"no reply for {now_s - self._since_s:.0f} s {waited}")
-        if self.state is ConnectionState.JOINED and now_s - self._since_s > STABLE_S:
-            self._pause_s, self._long_pause_s = PAUSE_S[0], LONG_PAUSE_S[0]
-        if (
-            self.state is ConnectionState.JOINED
-            and now_s > max(self._stats_s, self._since_s) + SILENT_S
-        ):
-            if self._stats_s:
-                self._unheard = True
-                self._move(Event.BROKEN, "the SDK stopped reporting statistics")
-            elif self._unheard:
-                self._needs_new_process = (
-                    "Agora's SDK stopped reporting statistics, after a rejoin too"
-                )
+        if self.state is ConnectionState.JOINED:
+            if now_s - self._since_s > STABLE_S:
+                self._pause.reset()
+                self._long_pause.reset()
+            match self.proof.silence(self._since_s, now_s):
+                case Silence.FALLEN:
+                    self._move(Event.BROKEN, "the SDK stopped reporting statistics")
+                case Silence.KEPT:
+                    self._needs_new_process = (
+                        "Agora's SDK stopped reporting statistics, after a rejoin too"
+                    )
         standing = self.state in (ConnectionState.JOINED, ConnectionState.RECONNECTING)
         if self._tokens.due(now_s) or (standing and self._tokens.changed()):
             self._tokens.fetch()
@@ -405,11 +378,7 @@ class ChannelSession:
                 self._tokens.refuse("the token has expired")
                 self._move(Event.EXPIRED, "the token has expired")
             case "statistics":
-                self.sent_kbps = number
-                self._stats_s = time.monotonic()
-                self._unheard = False
-                if number > 0:
-                    self._proven_s = self._stats_s
+                self.proof.heard(number, time.monotonic())
             case "error":
                 self._log.warning("channel %s: the SDK reports error %d", self._channel, number)
 
@@ -430,7 +399,7 @@ class ChannelSession:
         self.session = connection.session()
         self.joins += 1
         self.send_buffer.restart()
-        self._stats_s = self._proven_s = 0.0
+        self.proof.joined()
         self._tokens.clear_refusal()
         self._needs_new_process = None
         return None
@@ -441,14 +410,13 @@ class ChannelSession:
         connection = self._connection
         if connection is None:
             return
-        with self._gate:
-            self._live = None
+        self.gate.close()
         if connection.disconnect() == Code.OK:
             self._wait_disconnected(time.monotonic() + LEAVE_S)
         self._number += 1
         sdk(self._settings).release(connection)
         self._connection = None
-        self.sent_kbps = None
+        self.proof.ended()
 
     def _wait_disconnected(self, until_s: float) -> None:
         while (left_s := until_s - time.monotonic()) > 0:

@@ -44,10 +44,10 @@ class Mixer:
         while any(self._lanes) and time.monotonic() < until_s and self._thread.is_alive():
             time.sleep(PERIOD_NS / NS_PER_S)
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = 1.0) -> None:
         self._stop.set()
         if self._thread.ident is not None:
-            self._thread.join(1.0)
+            self._thread.join(timeout_s)
 
     def waiting(self, lane: int) -> int:
         """Frames in a lane."""

@@ -349,7 +349,7 @@ class CustomAudioSource:
             round(send_buffer.depth_ms(now_ns), 1),
             send_buffer.holes,
             round(send_buffer.hole_ns / 1e6, 1),
-            connection.sent_kbps,
+            connection.proof.sent_kbps,
             connection.token_ends_s,
             connection.session,
         )

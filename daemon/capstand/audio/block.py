@@ -5,6 +5,7 @@ gap before a block is its ``first_frame`` minus the end of the one before. Times
 nanoseconds of CLOCK_MONOTONIC.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -59,13 +60,42 @@ class Shape(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One period as a value, shared by all sinks and never changed.
+    """Frames that follow each other, a period or more, as a value that is shared and never changed.
 
-    ``samples`` holds ``frames`` interleaved frames; ``captured_at_ns`` is when the first of them
-    was sampled.
+    ``samples`` holds ``frames`` interleaved frames of ``format``; ``captured_at_ns`` is when the
+    first of them was sampled.
     """
 
     first_frame: int
     frames: int
     captured_at_ns: int
     samples: bytes
+    format: AudioFormat
+
+    @property
+    def end_frame(self) -> int:
+        """The index of the frame that follows it."""
+        return self.first_frame + self.frames
+
+    @property
+    def end_ns(self) -> int:
+        """When that one was sampled, at the nominal rate."""
+        return self.captured_at_ns + self.frames * NS_PER_S // self.format.rate_hz
+
+    def after(self, frames: int) -> "Block":
+        """The block without its first ``frames``."""
+        return Block(
+            self.first_frame + frames,
+            self.frames - frames,
+            self.captured_at_ns + frames * NS_PER_S // self.format.rate_hz,
+            self.samples[frames * self.format.frame_bytes :],
+            self.format,
+        )
+
+
+def joined(blocks: Sequence[Block]) -> Block:
+    """Blocks that follow each other without a gap, as one."""
+    first = blocks[0]
+    samples = b"".join([block.samples for block in blocks])
+    frames = sum([block.frames for block in blocks])
+    return Block(first.first_frame, frames, first.captured_at_ns, samples, first.format)

@@ -31,7 +31,7 @@ import stat
 from collections.abc import Iterator
 from struct import Struct
 
-from capstand.audio.block import Block
+from capstand.audio.block import AudioFormat, Block
 from capstand.audio.clock import Pace
 from capstand.audio.wake import WakeUp
 
@@ -137,7 +137,8 @@ def check(descriptor: int, frame_bytes: int) -> int:
 
 class Reader:
     """One reader of the memory behind ``descriptor``, which it does not close, from the next block
-    on. A lapped one goes on with the ``keep`` newest blocks, or with half of the ring's (None).
+    on; blocks are of ``audio``. A lapped one goes on with the ``keep`` newest blocks, or with half
+    of the ring's (None).
 
     ``captured``: so many frames had been captured, and ``next_frame`` was to be the next one's
     index, at the end of the last block read, or when it joined; ``missed`` are the frames that it
@@ -150,7 +151,7 @@ class Reader:
     drift_ppm = 0.0
     settled = False
 
-    def __init__(self, descriptor: int, frame_bytes: int, keep: int | None = 1) -> None:
+    def __init__(self, descriptor: int, audio: AudioFormat, keep: int | None = 1) -> None:
         head = os.pread(descriptor, HEAD, 0)
         magic, self.slots, self._slot_bytes, _ = Struct("@4q").unpack_from(head)
         self._keep = self.slots // 2 if keep is None else keep
@@ -158,7 +159,8 @@ class Reader:
         self._memory = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
         self._words = memoryview(self._memory)[:HEAD].cast("q")
         self._first = HEAD + self.slots * SLOT.size
-        self._frame_bytes = frame_bytes
+        self._audio = audio
+        self._frame_bytes = audio.frame_bytes
         self.missed = 0
         self.number = self.captured = self.next_frame = 0
         self.join()
@@ -218,7 +220,7 @@ class Reader:
             self.number = number + 1
             self.ns_per_frame, self.drift_ppm, settled = rate
             self.settled = bool(settled)
-            return Block(first_frame, frames, captured_at_ns, samples)
+            return Block(first_frame, frames, captured_at_ns, samples, self._audio)
         return None
 
     def blocks(self) -> Iterator[Block]:

@@ -35,7 +35,7 @@ from capstand.capture.source import UNKNOWN, NegotiatedParams, Reading
 from capstand.capture.truerate import FASTEST, SLACK_S, too_fast
 from capstand.config import naming
 from capstand.config.schema import LARGEST_PERIOD, CaptureConfig
-from capstand.devices import holder, identity, libasound, rebind
+from capstand.devices import address, holder, identity, libasound, rebind
 from capstand.devices.libasound import refresh_configuration
 from capstand.errors import DeviceError
 
@@ -154,10 +154,13 @@ class AlsaSource:
         device = self._device
         refresh_configuration()
         try:
-            self._probe_open(device)
+            # pyalsaaudio 0.11 keeps some memory of each opening that fails, and a card may be busy
+            # or away for months
+            address.probe_open(device, self._label, self._root)
             self._channels = capture.card_channels or self._fewest_channels(device)
             self._pick = Pick.of(capture, self._channels)
-            if self._bus() == "usb":
+            bus = address.bus_of(device, self._root)
+            if bus == "usb":
                 libasound.try_out(device, capture.rate_hz, self._channels, capture.audio.sample)
             pcm = self._configured(device)
         except (alsaaudio.ALSAAudioError, OSError) as error:
@@ -184,7 +187,7 @@ class AlsaSource:
                     capture.rate_hz,
                     self._period,
                     self._buffer,
-                    follows_data=bool(pcm.info()["is_batch"]) or self._bus() in PACKET_BUSES,
+                    follows_data=bool(pcm.info()["is_batch"]) or bus in PACKET_BUSES,
                 )
             except OSError:
                 exact = False
@@ -248,12 +251,6 @@ class AlsaSource:
         direct = device.startswith("hw:")
         return min((one for one in enough if direct or one > 1), default=enough[0])
 
-    def _bus(self) -> str:
-        """What the card is on, "usb" for one; "" where it is no card's own device."""
-        place = holder.place_of(self._device) if self._device.startswith("hw:") else None
-        number = holder.card_number(place[0], self._root) if place else None
-        return "" if number is None else identity.bus_of(number, self._root)
-
     def _begin(self, *, measured: bool) -> None:
         """The stream is about to be set going."""
         self._taken, self._count = 0, -1
@@ -261,20 +258,6 @@ class AlsaSource:
             self._shortfall.measure()
         else:
             self._shortfall.forget()
-
-    def _probe_open(self, device: str) -> None:
-        """Raises where the kernel would not open a card's own device. pyalsaaudio 0.11 keeps some
-        memory of each opening that fails, and a card may be busy or away for months."""
-        place = holder.place_of(device) if re.match("(plug)?hw:", device) else None
-        if place is None or not identity.has_sound(self._root):
-            return
-        number = holder.card_number(place[0], self._root)
-        if number is None:
-            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        if card := identity.card_called(str(number), self._root):
-            identity.reach(self._label, card, place[1], self._root)
-        node = self._root / f"dev/snd/pcmC{number}D{place[1]}c"
-        os.close(os.open(node, os.O_RDWR | os.O_NONBLOCK))
 
     def restart(self) -> None:
         assert self._pcm is not None
@@ -652,7 +635,7 @@ class AlsaSource:
 
     def _busy(self) -> str:
         """Names who has the device, and what could be done about it."""
-        device, place = self._label, holder.place_of(self._device)
+        device, place = self._label, address.place_of(self._device)
         name = holder.holder_of(*place) if place else None
         if name is None:
             return f"{device} is in use: another program has it open; waiting for it"

@@ -62,7 +62,7 @@ class Tap:
         self.identity = _identity(descriptor)
         self.missing = Missing()
         self.due_ns = due_ns
-        self._reader = Reader(descriptor, audio.frame_bytes, keep=slots // 2)
+        self._reader = Reader(descriptor, audio, keep=slots // 2)
         self._fill = fill
         self._missed = 0  # of the reader, at the last block
         self._next_frame: int | None = None

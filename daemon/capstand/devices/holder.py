@@ -13,35 +13,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from capstand.devices.identity import card_called
+from capstand.devices.address import card_number
 from capstand.text import clean
 
 LONGEST = 200
 CAPTURE, PLAYBACK = "c", "p"
 """A side of a device, as the kernel names it."""
 SOUND_SERVERS = ("pipewire", "wireplumber", "pulseaudio", "jackd", "jackdbus")
-
-
-def place_of(device: str) -> tuple[str, int] | None:
-    """The card, by number or id, and the device's number on it that an ALSA name speaks of; None
-    for one that names no card, such as ``default`` or a PCM of the user's own."""
-    named = re.match(r"[^:{}]*:(?:CARD=)?([^,={}]+)(?:,(?:DEV=)?(\d+))?(?:,|$)", device)
-    return (named[1], int(named[2] or 0)) if named else None
-
-
-def card_number(card: str, root: Path = Path("/")) -> int | None:
-    """The number that a card has now; None when it is away. It may have another when it is back."""
-    if found := card_called(card, root):
-        return found.number
-    asound = root / "proc/asound"
-    try:
-        name = (
-            f"card{card}" if (asound / f"card{card}").exists() else (asound / card).readlink().name
-        )
-    except (OSError, ValueError):
-        return None
-    number = re.fullmatch(r"card(\d+)", name, re.ASCII)
-    return int(number[1]) if number else None
 
 
 def holder_of(card: str, device: int, root: Path = Path("/"), *, side: str = CAPTURE) -> str | None:

@@ -6,9 +6,9 @@ far away. capstand does not do it: it takes root, and other programs may be usin
 Thread: capture, while nothing is captured.
 """
 
-import re
 from pathlib import Path
 
+from capstand.devices import address
 from capstand.text import clean
 
 FALLBACK = "replug the device; if it belongs to a sound server, restart that"
@@ -16,11 +16,12 @@ FALLBACK = "replug the device; if it belongs to a sound server, restart that"
 
 def advice(device: str, root: Path = Path("/")) -> str:
     """For the ALSA device of that name, such as ``hw:CARD=Mic,DEV=0``."""
-    named = re.match(r"[^:{}]*:(?:CARD=)?([A-Za-z0-9_-]+)", device)
+    named = address.place_of(device)
+    number = address.card_number(named[0], root) if named else None
+    if number is None:
+        return FALLBACK
     try:
-        place = _place(named[1], root) if named else None
-        if place is None:
-            return FALLBACK
+        place = (root / f"sys/class/sound/card{number}/device").resolve(strict=True)
         if (place.parent / "idVendor").exists():
             usb = place.parent  # the card is an interface of it
             product = clean.line((usb / "product").read_text(errors="replace").strip())
@@ -33,12 +34,3 @@ def advice(device: str, root: Path = Path("/")) -> str:
         return FALLBACK
     name = place.name
     return f"replug {what}, or as root: echo {name} > {driver}/unbind; echo {name} > {driver}/bind"
-
-
-def _place(card: str, root: Path) -> Path | None:
-    """The card's device in sysfs; ``card`` is its number or its id."""
-    for folder in sorted((root / "sys/class/sound").glob("card*")):
-        number = folder.name.removeprefix("card")
-        if number.isdigit() and card in (number, (folder / "id").read_text().strip()):
-            return (folder / "device").resolve(strict=True)
-    return None

@@ -89,7 +89,7 @@ class Pump:
         self._ended = ended
         self._gather_frames = gather_frames
         self._priority = priority
-        self._reader = Reader(rings.captured, rings.audio.frame_bytes, keep=None)
+        self._reader = Reader(rings.captured, rings.audio, keep=None)
         self._chain = chain
         self._offered: Chain | None = None
         self._settings: Sequence[Any] | None = None
@@ -168,7 +168,7 @@ class Pump:
     def _resume(self) -> None:
         """Where the processed ring ends, after what the chain's delay holds."""
         rings = self._rings
-        done = Reader(rings.processed, rings.out.frame_bytes)
+        done = Reader(rings.processed, rings.out)
         captured, next_frame = done.captured, done.next_frame
         begun, last = bool(done.number), None
         if captured:

@@ -9,13 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from capstand.accounting.ledger import Ledger, wall_time
-from capstand.accounting.stats import SIMULATED, Gap, SinkStats, StreamStats
+from capstand.accounting.stats import SIMULATED, Gap, Health, SinkState, SinkStats, StreamStats
 from capstand.config.schema import StreamConfig
 from capstand.host import realtime
 from capstand.host.logs import log_event, tell_held_back
 from capstand.stream.chaining import PROCESSING
 from capstand.stream.defect import Defect
-from capstand.stream.health import Health
 from capstand.stream.report import Granted, LastReport, Report, SinkEvent
 
 TOTAL_S = 300.0
@@ -52,7 +51,7 @@ class Reporter:
         self._successor: str | None = None
         self._zeros = self._wrong_rate = False
         self._defects: dict[str, Defect] = {}
-        self._health = Health.STARTING.value
+        self._health = Health.STARTING
         self._trouble: str | None = None
         self._reported: dict[str, _Reported] = defaultdict(_Reported)
         self._released: str | None = None
@@ -193,7 +192,7 @@ class Reporter:
                 log_event(logging.INFO, "%s: sound recovered", stats.name, **self._fields)
             else:
                 log_event(logging.ERROR, "%s: %s", stats.name, text, KIND="device", **self._fields)
-        if stats.health == Health.STALLED.value != self._health:
+        if stats.health is Health.STALLED is not self._health:
             fields = {"KIND": "stalled", **self._fields}
             log_event(logging.ERROR, "%s: %s", stats.name, stats.trouble, **fields)
         self._health = stats.health
@@ -280,7 +279,7 @@ class Reporter:
         if not missed or (now < reported.drops_due and not finally_):
             return
         reported.dropped, reported.drops_due = sink.dropped_frames, now + DROP_S
-        slow = "too slow" if sink.state == "open" else sink.state
+        slow = "too slow" if sink.state is SinkState.OPEN else sink.state
         reason = sink.trouble or ("the stream's process died" if reported.replaced else slow)
         reported.replaced = False
         self._write("drop", sink=sink.name, frames=missed, reason=reason)

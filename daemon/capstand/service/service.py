@@ -20,7 +20,7 @@ from typing import Any
 
 from capstand import __version__
 from capstand.accounting.ledger import Ledger, keep
-from capstand.accounting.stats import StreamStats
+from capstand.accounting.stats import Health, StreamStats
 from capstand.config.registry import SOURCES
 from capstand.config.schema import Config, StreamConfig
 from capstand.devices.hotplug import Hotplug
@@ -38,7 +38,6 @@ from capstand.sharing.device_release import DeviceRelease
 from capstand.sharing.order import named
 from capstand.sharing.reservation_manager import ReservationManager, session_address
 from capstand.sharing.tapping import tap
-from capstand.stream.health import Health
 from capstand.stream.stream import Stream
 
 TICK_S = 0.25
@@ -95,7 +94,9 @@ class Service:
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
         self._notify_due_ns = 0
-        self._told: list[tuple[str, str | None]] = []  # how each stream was, when STATUS was told
+        self._told: list[
+            tuple[Health, str | None]
+        ] = []  # how each stream was, when STATUS was told
         self._stopping = ""
         self._failed = False
         self._begun = 0.0
@@ -237,8 +238,8 @@ class Service:
             stats = report.stats
             all_stats.append(stats)
             self._reporters[stream.name].update(report)
-            alive = alive and stats.health != Health.STALLED.value
-        if all_stats and all(all_stat.health != Health.STARTING.value for all_stat in all_stats):
+            alive = alive and stats.health is not Health.STALLED
+        if all_stats and all(all_stat.health is not Health.STARTING for all_stat in all_stats):
             self._notifier.ready()
             self._begun = self._begun or time.monotonic()
         how = [(all_stat.health, all_stat.trouble) for all_stat in all_stats]

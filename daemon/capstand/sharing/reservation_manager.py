@@ -22,7 +22,6 @@ devices free.
 
 import logging
 import os
-import re
 import select
 import threading
 import time
@@ -33,8 +32,7 @@ from typing import TYPE_CHECKING
 from capstand.accounting.ledger import Ledger
 from capstand.capture.release import RESERVATION
 from capstand.config.naming import parse
-from capstand.devices.holder import card_number, place_of
-from capstand.devices.identity import card_of
+from capstand.devices.address import card_of, is_hardware
 from capstand.host import bug
 from capstand.host.logs import log_event
 from capstand.host.ratelimit import RateLimits
@@ -211,14 +209,8 @@ class ReservationManager:
 
     def _card_of(self, stream: Captures) -> int | None:
         """The best that is there; None for a card that is away, and for what is no card."""
-        numbers = (self._number(name) for name in stream.config.capture.devices)
+        numbers = (card_of(name, self._root) for name in stream.config.capture.devices)
         return next((number for number in numbers if number is not None), None)
-
-    def _number(self, name: str) -> int | None:
-        if parse(name) is not None:
-            return card_of(name, self._root)
-        place = place_of(name) if _on_card(name) else None
-        return card_number(place[0], self._root) if place else None
 
     def _let_all_open(self) -> None:
         for stream in self._streams():
@@ -246,7 +238,7 @@ class ReservationManager:
 
 def _on_card(device: str) -> bool:
     """Whether a device is a card's own; what dsnoop shares is not to be had for one alone."""
-    return parse(device) is not None or re.match(r"(plug)?hw:", device) is not None
+    return parse(device) is not None or is_hardware(device)
 
 
 def session_address() -> str | None:

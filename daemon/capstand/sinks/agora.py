@@ -37,6 +37,7 @@ from capstand.agora.tokens.sources import (
 )
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.audio.clock import Pace
+from capstand.audio.continuity import Continuity
 from capstand.dsp.catchup import FADE_MS, CatchUp, power
 from capstand.errors import SinkBusy, SinkError
 from capstand.sinks.sink import Sink
@@ -93,7 +94,7 @@ class AgoraChannel(Sink):
             now_ns=now_ns,
         )
         self._live: LiveTrack | None = None
-        self._next_frame = -1
+        self._continuity = Continuity()
         self._broken = True  # the block before this one did not reach the channel
         self._behind = False
         self._late = CatchUp(setup.send_delay_ms, FADE_MS if setup.rate_lock else 0.0)
@@ -104,7 +105,7 @@ class AgoraChannel(Sink):
     def detail(self) -> str:
         figures = self._source.figures(self._now_ns())
         words = self._source.summary()
-        if figures is None or figures.state != "JOINED":
+        if figures is None or not self._source.joined:
             return words
         sent = "" if figures.sent_kbps is None else f", {figures.sent_kbps} kbit/s sent"
         return f"{words}{sent}, queue {figures.depth_ms:.0f} ms{self._lock_words()}"
@@ -125,8 +126,7 @@ class AgoraChannel(Sink):
 
     def write(self, block: Block) -> None:
         source = self._source
-        gap_frames = block.first_frame - self._next_frame
-        self._next_frame = block.first_frame + block.frames
+        gap_frames = self._continuity.follow(block)
         if not source.joined:
             self._broken = True
             self._late.restart()
@@ -157,8 +157,7 @@ class AgoraChannel(Sink):
 
     def _keep_live(self, block: Block) -> None:
         """Raises SinkBusy for a block that is to be dropped, because sound has fallen behind."""
-        end_ns = block.captured_at_ns + block.frames * NS_PER_S // self._audio.rate_hz
-        late_ms = max(0.0, (self._now_ns() - end_ns) / 1e6)
+        late_ms = max(0.0, (self._now_ns() - block.end_ns) / 1e6)
         self._latency_ms = latency_ms = late_ms + self._source.in_flight_ms()
         if latency_ms > self._setup.max_latency_ms:
             self._behind = True

@@ -32,7 +32,7 @@ import alsaaudio
 
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.audio.clock import Pace
-from capstand.devices import holder, identity, libasound
+from capstand.devices import address, holder, identity, libasound
 from capstand.devices.libasound import Abilities
 from capstand.errors import SinkBusy, SinkError
 from capstand.sinks.sink import Sink
@@ -361,7 +361,7 @@ class AlsaPlayback(Sink):
         reason = os.strerror(number) if number else str(error).removesuffix(f" [{device}]")
         match number:
             case errno.EBUSY:
-                place = holder.place_of(device)
+                place = address.place_of(device)
                 who = holder.holder_of(*place, side=holder.PLAYBACK) if place else None
                 return SinkError(
                     f"{device} is in use by {who or 'another program'}; waiting until it lets go"

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from capstand.accounting.stats import SinkCounters, StreamPosition
+from capstand.accounting.stats import SinkCounters, SinkState, StreamPosition
+from capstand.audio.block import AudioFormat
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
 from capstand.processes.child import Task
@@ -46,15 +47,15 @@ class LiveSink:
         name: str,
         plan: SinkFactory,
         ring: Ring,
-        frame_bytes: int,
+        audio: AudioFormat,
         priority: int,
         limits_s: Mapping[Doing, float] = LIMITS_S,
     ) -> None:
         self.name = name
         self.wake = WakeUp()
         self._memory = ring.open_for_reading()
-        self._present = Reader(self._memory, frame_bytes)
-        work = frame_bytes, plan.gather_frames, *plan[:2]
+        self._present = Reader(self._memory, audio)
+        work = audio, plan.gather_frames, *plan[:2]
         fields = {"STREAM": stream, "SINK": name}
         task = Task("capstand.sinks.push:run", work, fields, f"push:{name}", priority)
         given = self._memory, self.wake.fileno()
@@ -74,15 +75,14 @@ class LiveSink:
     # What a person sees
 
     @property
-    def state(self) -> str:
-        """ "opening", "open", "waiting" (for the next try) or "closed"."""
+    def state(self) -> SinkState:
         match self.process.state:
             case ProcessState.ENDED:
-                return "closed"
+                return SinkState.CLOSED
             case ProcessState.ABSENT:
-                return "waiting" if self.process.deaths else "opening"
+                return SinkState.WAITING if self.process.deaths else SinkState.OPENING
             case _:
-                return "open" if self._words[SinkWord.TAKES] else "opening"
+                return SinkState.OPEN if self._words[SinkWord.TAKES] else SinkState.OPENING
 
     @property
     def trouble(self) -> str | None:

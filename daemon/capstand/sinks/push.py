@@ -23,12 +23,13 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
-from capstand.audio.block import NS_PER_S, Block
+from capstand.audio.block import NS_PER_S, AudioFormat, Block
 from capstand.audio.ring import Reader
 from capstand.errors import SinkBusy, SinkError
 from capstand.host import realtime
 from capstand.processes.child import FAILED, DaemonLink
 from capstand.processes.page import Doing
+from capstand.sinks.gathering import Gathering
 from capstand.sinks.sink import Sink
 from capstand.text import clean
 
@@ -52,7 +53,7 @@ class SinkWord(IntEnum):
 def run(
     link: DaemonLink,
     descriptors: tuple[int, int],
-    frame_bytes: int,
+    audio: AudioFormat,
     gather_frames: int,
     made_by: str,
     arguments: tuple[Any, ...],
@@ -63,7 +64,7 @@ def run(
     ``arguments``.
     """
     ring, wake = descriptors
-    reader = Reader(ring, frame_bytes)
+    reader = Reader(ring, audio)
 
     def make() -> Sink:
         module, _, name = made_by.partition(":")
@@ -81,9 +82,7 @@ class Push:
         self._words = link.page.words
         self._reader = reader
         self._wake = wake
-        self._gather = gather_frames
-        self._gathered: list[Block] = []
-        self._gathered_frames = 0
+        self._gathering = Gathering(gather_frames)
         self._missed = 0
         self._inserted_before = self._words[SinkWord.INSERTED]
         self._trouble: str | None = None
@@ -142,7 +141,8 @@ class Push:
                     sink.flush()
                     self._link.repeats.tell()
                     self._tell()
-        self._pass_on(sink)
+        for rest in self._gathering.rest():
+            self._deliver(sink, rest)
 
     def _hear(self) -> None:
         message = self._link.receive()
@@ -162,30 +162,8 @@ class Push:
                 self._words[SinkWord.DROPPED] += missed
             if not block.frames:
                 continue
-            if self._gather:
-                self._collect(sink, block)
-            else:
-                self._deliver(sink, block)
-
-    def _collect(self, sink: Sink, block: Block) -> None:
-        gathered = self._gathered
-        if gathered and block.first_frame != gathered[-1].first_frame + gathered[-1].frames:
-            self._pass_on(sink)
-        gathered.append(block)
-        self._gathered_frames += block.frames
-        if self._gathered_frames >= self._gather:
-            self._pass_on(sink)
-
-    def _pass_on(self, sink: Sink) -> None:
-        """What has been gathered goes out as one block."""
-        gathered = self._gathered
-        if gathered:
-            first_frame, _, captured_at_ns, _ = gathered[0]
-            samples = b"".join([one.samples for one in gathered])
-            block = Block(first_frame, self._gathered_frames, captured_at_ns, samples)
-            gathered.clear()
-            self._gathered_frames = 0
-            self._deliver(sink, block)
+            for ready in self._gathering.put(block):
+                self._deliver(sink, ready)
 
     def _deliver(self, sink: Sink, block: Block) -> None:
         words = self._words

@@ -22,12 +22,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from capstand.accounting.stats import SinkCounters, SinkStats, StreamPosition
+from capstand.accounting.stats import SinkCounters, SinkState, SinkStats, StreamPosition
 from capstand.audio.block import NS_PER_S, Block
 from capstand.errors import SinkBusy, SinkError
 from capstand.host import bug
 from capstand.host.backoff import Backoff
 from capstand.host.realtime import prepare_thread
+from capstand.sinks.gathering import Gathering
 from capstand.sinks.sink import Event, Sink
 from capstand.text import clean
 
@@ -43,10 +44,10 @@ class Joinable(Protocol):
 
 class SinkQueue:
     """Feeds ``sink`` from a queue of at most ``queue_frames`` frames, ``gather_frames`` at a time;
-    ``priority`` is that of its thread.
+    ``priority`` is that of its thread, ``backoff`` gives the pauses between two tries to open the
+    sink, which is flushed each ``flush_s``.
 
-    ``state`` is "opening", "open", "waiting" (for the next try) or "closed"; ``trouble`` says why
-    it waits.
+    ``trouble`` says why it waits.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class SinkQueue:
         gather_frames: int = 0,
         *,
         priority: int = 0,
+        backoff: Backoff | None = None,
+        flush_s: float = FLUSH_S,
     ) -> None:
         self.name = name
         self.sink = sink
-        self.state = "opening"
+        self.state = SinkState.OPENING
         self.trouble: str | None = None
         self.failures = 0
         self.since: StreamPosition | None = StreamPosition(
@@ -75,14 +78,13 @@ class SinkQueue:
         self.failed = 0
         self.abandoned = 0  # frames a hung sink kept at shutdown; main thread
         self._limit = queue_frames
-        self._gather = gather_frames
         self._priority = priority
-        self._gathered: list[Block] = []  # in order and without a gap; push thread
-        self._gathered_frames = 0
+        self._gathering = Gathering(gather_frames)  # push thread
         self._queue: queue.SimpleQueue[Block | None] = queue.SimpleQueue()
         self.taken = 0  # out of the queue
         self._halt = threading.Event()
-        self._backoff = Backoff(*BACKOFF_S)
+        self._backoff = backoff or Backoff(*BACKOFF_S)
+        self._flush_s = flush_s
         self._flushed_ns = 0
         self._thread: threading.Thread | None = None
         self._carried = 0, 0  # delivered and dropped before it
@@ -113,7 +115,7 @@ class SinkQueue:
     @property
     def slow(self) -> int:
         """Frames that it lost because it was too slow, since it was opened last."""
-        return self.overflowed - self.overflowed_shut if self.state == "open" else 0
+        return self.overflowed - self.overflowed_shut if self.state is SinkState.OPEN else 0
 
     @property
     def on_disk(self) -> bool:
@@ -179,29 +181,14 @@ class SinkQueue:
                 break
             assert oldest is not None
             self.overflowed += oldest.frames
-        if self._gather:
-            self._collect(block)
-        else:
-            self._queue.put(block)
+        for ready in self._gathering.put(block):
+            self._queue.put(ready)
+        if self.entered == block.frames:
+            self._put_rest()
 
-    def _collect(self, block: Block) -> None:
-        gathered = self._gathered
-        if gathered and block.first_frame != gathered[-1].first_frame + gathered[-1].frames:
-            self._pass_on()
-        gathered.append(block)
-        self._gathered_frames += block.frames
-        if self._gathered_frames >= self._gather or self.entered == block.frames:
-            self._pass_on()
-
-    def _pass_on(self) -> None:
-        """What has been gathered goes into the queue as one block."""
-        gathered = self._gathered
-        if gathered:
-            first_frame, _, captured_at_ns, _ = gathered[0]
-            samples = b"".join([one.samples for one in gathered])
-            self._queue.put(Block(first_frame, self._gathered_frames, captured_at_ns, samples))
-            gathered.clear()
-            self._gathered_frames = 0
+    def _put_rest(self) -> None:
+        for rest in self._gathering.rest():
+            self._queue.put(rest)
 
     def run(self, after: list[Joinable] | None = None, wait_s: float = 0.0) -> None:
         """The thread's body; ends after ``finish``, when the queue is empty. ``after`` is emptied:
@@ -216,14 +203,14 @@ class SinkQueue:
 
     def try_open(self) -> bool:
         """Opens the sink; on SinkError remembers why and returns False."""
-        self.state = "opening"
+        self.state = SinkState.OPENING
         try:
             self.sink.open()
         except Exception as error:  # noqa: BLE001  of a sink anything may come
             self._fail(error)
             return False
         self.overflowed_shut = self.overflowed
-        self.state = "open"
+        self.state = SinkState.OPEN
         self._flushed_ns = time.monotonic_ns()
         return True
 
@@ -231,26 +218,21 @@ class SinkQueue:
         """Delivers until the sink fails (False) or the end of the queue is reached (True)."""
         try:
             while True:
-                block = self._take()
+                due_s = self._flush_s - (time.monotonic_ns() - self._flushed_ns) / NS_PER_S
+                if due_s <= 0:
+                    self.sink.flush()
+                    self._flushed_ns = time.monotonic_ns()
+                    continue
+                try:
+                    block = self._queue.get(timeout=due_s)
+                except queue.Empty:
+                    continue
                 if block is None:
                     return True
-                if block.frames:
-                    self.deliver(block)
+                self.deliver(block)
         except Exception as error:  # noqa: BLE001
             self._fail(error)
             return False
-
-    def _take(self) -> Block | None:
-        """The next block, None at the end; _NOTHING after a second's flush instead."""
-        due_s = FLUSH_S - (time.monotonic_ns() - self._flushed_ns) / NS_PER_S
-        if due_s > 0:
-            try:
-                return self._queue.get(timeout=due_s)
-            except queue.Empty:
-                pass
-        self.sink.flush()
-        self._flushed_ns = time.monotonic_ns()
-        return _NOTHING
 
     def step(self) -> None:
         """Delivers what is queued now, without waiting (for a sink driven without its thread)."""
@@ -283,26 +265,18 @@ class SinkQueue:
     def _fail(self, error: Exception) -> None:
         self.failures += 1
         self.trouble = describe_error(self.name, error)
-        self.state = "waiting"
+        self.state = SinkState.WAITING
         try:
             self.sink.close()
         except Exception as also:  # noqa: BLE001
             self.trouble = f"{self.trouble}; {describe_error(self.name, also)}"
 
     def _drop_queued(self) -> None:
-        ended = False
-        while True:
-            try:
-                block = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if block is None:
-                ended = True
-            else:
+        while not self._queue.empty():
+            block = self._queue.get_nowait()
+            if block is not None:
                 self.taken += block.frames
                 self.failed += block.frames
-        if ended:
-            self._queue.put(None)
 
     def _end(self) -> None:
         """What is still queued can no longer be delivered; the sink is closed."""
@@ -311,11 +285,11 @@ class SinkQueue:
             self.sink.close()
         except Exception as error:  # noqa: BLE001
             self.trouble = describe_error(self.name, error)
-        self.state = "closed"
+        self.state = SinkState.CLOSED
 
     def finish(self) -> None:
         """No block follows: deliver what is queued and end. The pusher's thread, or after it."""
-        self._pass_on()
+        self._put_rest()
         self._queue.put(None)
         self._halt.set()
 
@@ -333,6 +307,3 @@ def describe_error(sink: str, error: Exception) -> str:
 
 def _nobody(delivered: int) -> None:
     pass
-
-
-_NOTHING = Block(0, 0, 0, b"")

@@ -56,10 +56,10 @@ class Chaining:
         self.wake = WakeUp()  # by the captured ring
         self.push, self.told = WakeUp(), WakeUp()  # by this one, for the stream's process
         self._captured = captured.open_for_reading()
-        self._source = Reader(self._captured, capture.audio.frame_bytes)
+        self._source = Reader(self._captured, capture.audio)
         if self._source.captured:
             self._ends_here()  # what was captured before is not meant for it
-        self._present = Reader(self.memory, self.audio.frame_bytes)
+        self._present = Reader(self.memory, self.audio)
         self._settings = config.process
         self._gather_frames = _gather_frames(config)
         priority = realtime.lower_priority(capture.rt_priority, 10)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from capstand.accounting.stats import SinkCounters, SinkStats, StreamPosition
+from capstand.accounting.stats import SinkCounters, SinkState, SinkStats, StreamPosition
 from capstand.sinks.sink import Event
 from capstand.sinks.sink_queue import Joinable
 from capstand.stream.health import SinkView
@@ -29,7 +29,7 @@ class Feed(Joinable, Protocol):
     @property
     def until(self) -> StreamPosition | None: ...
     @property
-    def state(self) -> str: ...
+    def state(self) -> SinkState: ...
     @property
     def trouble(self) -> str | None: ...
     @property
@@ -68,7 +68,7 @@ class SinkSnapshot(NamedTuple):
     feed: Feed
     counters: SinkCounters
     queued: int
-    state: str
+    state: SinkState
     trouble: str | None
 
     @classmethod

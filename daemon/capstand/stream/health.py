@@ -7,9 +7,9 @@ STALLED   a thread of ours stands still: only a restart helps, so the watchdog i
 FAILED    the device cannot do what the configuration asks; a person must change one of them
 """
 
-from enum import Enum
 from typing import NamedTuple
 
+from capstand.accounting.stats import Health
 from capstand.audio.block import NS_PER_S
 
 HUNG_NS = 3 * NS_PER_S
@@ -17,14 +17,6 @@ SINK_HUNG_NS = 5 * NS_PER_S
 RECENT_NS = 10 * NS_PER_S
 SILENT_NS = NS_PER_S
 """So much later than the capture thread heals a silent device, that thread is not well itself."""
-
-
-class Health(Enum):
-    STARTING = "STARTING"
-    OK = "OK"
-    DEGRADED = "DEGRADED"
-    STALLED = "STALLED"
-    FAILED = "FAILED"
 
 
 class View(NamedTuple):

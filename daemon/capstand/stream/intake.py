@@ -128,7 +128,7 @@ class Intake:
         self._live: tuple[WakeUp, ...] = ()
         memory = self.ring.open_for_reading()
         self.pusher = Pusher(
-            Reader(memory, audio.frame_bytes, keep=None),
+            Reader(memory, audio, keep=None),
             None,
             self._outlets_on("captured"),
             capture.rt_priority,
@@ -185,10 +185,10 @@ class Intake:
 
     def _follow(self, chained: Chained) -> None:
         """A new chain: its ring gets a pusher."""
-        config, frame_bytes = self.config, self.config.processed_audio.frame_bytes
+        config = self.config
         self._chain_wake = WakeUp(chained.wake)
         self.second = Pusher(
-            Reader(chained.memory, frame_bytes, keep=None),
+            Reader(chained.memory, config.processed_audio, keep=None),
             None,
             self._outlets_on("processed"),
             config.capture.rt_priority,
@@ -383,7 +383,7 @@ class Intake:
         params = capturer.last_params
         return StreamStats(
             name=self.name,
-            health=assessment.health.value,
+            health=assessment.health,
             trouble=assessment.reason,
             device=params.device if params and capturer.params else self.config.capture.wanted,
             format=audio.sample.alsa_name,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from itertools import chain as joined
 from pathlib import Path
 
-from capstand.accounting.stats import Gap, SinkStats, StreamStats
+from capstand.accounting.stats import Gap, Health, SinkState, SinkStats, StreamStats
 from capstand.audio.block import NS_PER_S
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
@@ -40,7 +40,7 @@ from capstand.stream.handover import (
     SinkSnapshot,
     events_of,
 )
-from capstand.stream.health import Assessment, Health, View, assess
+from capstand.stream.health import Assessment, View, assess
 from capstand.stream.orders import End, Exchange, Processed, Release, Resume, RetryNow, Stop
 from capstand.stream.report import (
     CAN_BE_OPENED,
@@ -80,7 +80,7 @@ class Stream:
         self._state, self._runtime = state, runtime
         self.ring = Ring(capture.ring_slots, capture.slot_bytes)
         self._memory = self.ring.open_for_reading()
-        self._present = Reader(self._memory, capture.audio.frame_bytes)
+        self._present = Reader(self._memory, capture.audio)
         self._chain = Chaining(config, self.ring) if config.process else None
         self._former: list[Chaining] = []  # that are to end
         self._live = {one: self._live_sink(one) for one in config.sink if _is_live(one)}
@@ -317,7 +317,7 @@ class Stream:
         sinks = {sink.name: _with(sink, since) for sink in base.sinks}
         sinks |= {name: one.stats(captured, rate_hz, now_ns) for name, one in sides.items()}
         return base._replace(
-            health=assessment.health.value,
+            health=assessment.health,
             trouble=assessment.reason,
             produced_frames=produced,
             captured_frames=captured,
@@ -443,7 +443,7 @@ class Stream:
             words = f"{describe_failure(kind, error)}, then restart capstand"
             plan = SinkFactory("capstand.sinks.sink:BrokenSink", (words,))
         ring = self.ring_of(self.config.input_of(sink))
-        return LiveSink(self.name, sink.name, plan, ring, capture.audio.frame_bytes, priority)
+        return LiveSink(self.name, sink.name, plan, ring, capture.audio, priority)
 
 
 BLANK = View(
@@ -465,7 +465,7 @@ def _blank(config: StreamConfig) -> Report:
     sinks = [_not_yet(one.name) for one in config.sink if not _is_live(one)]
     stats = StreamStats(
         name=config.name,
-        health=Health.STARTING.value,
+        health=Health.STARTING,
         trouble=None,
         device=capture.wanted,
         format=audio.sample.alsa_name,
@@ -500,7 +500,7 @@ def _with(sink: SinkStats, frames: int) -> SinkStats:
 
 
 def _not_yet(sink: str) -> SinkStats:
-    return SinkStats(sink, "opening", None, "not started yet", 0, 0, 0, 0, 0, 0, 0.0, {})
+    return SinkStats(sink, SinkState.OPENING, None, "not started yet", 0, 0, 0, 0, 0, 0, 0.0, {})
 
 
 def _modules(config: StreamConfig) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from capstand.audio.block import NS_PER_S, AudioFormat, Block
+from capstand.audio.continuity import Continuity
 from capstand.errors import SinkError
 from capstand.sinks import disk
 from capstand.sinks.recording import folder
@@ -82,7 +83,7 @@ class Recording(Sink):
         self._segment: Segment | None = None
         self._device: int | None = None  # the disk that was last written to
         self._on_disk = False  # that was not the root's
-        self._next_frame = 0
+        self._continuity = Continuity()
         self._written_ns = 0
         self._wall_ahead_ns = 0  # wall time minus monotonic time when the segment began
         self._given = 0  # frames of blocks since open
@@ -202,7 +203,7 @@ class Recording(Sink):
     def _put(self, block: Block) -> None:
         segment = self._prepare(block)
         segment.write(block.samples, block.frames)
-        self._next_frame = block.first_frame + block.frames
+        self._continuity.follow(block)
         self._written_ns = self._now_ns()
         self._given += block.frames
         self._unsynced.append((segment.frames, block))
@@ -212,7 +213,7 @@ class Recording(Sink):
     def _prepare(self, block: Block) -> Segment:
         segment = self._segment
         if segment is not None:
-            gap = block.first_frame - self._next_frame
+            gap = self._continuity.missing(block)
             silence = gap if self._setup.gaps == "silence" else 0
             stepped_ns = self._wall_ns() - self._now_ns() - self._wall_ahead_ns
             stepped = abs(stepped_ns) > LONG_GAP_S * NS_PER_S
@@ -223,7 +224,7 @@ class Recording(Sink):
                 segment = None
             elif silence:
                 segment.silence(silence)
-        self._next_frame = block.first_frame
+        self._continuity.next_frame = block.first_frame  # silence stands for what was missing
         return segment or self._begin(block)
 
     def _begin_after(self, error: Exception) -> None:
@@ -371,7 +372,7 @@ class Recording(Sink):
         for end, block in self._unsynced:
             missing = min(block.frames, end - kept)
             if missing > 0:
-                lost.append(_tail(block, missing, self._audio))
+                lost.append(block.after(block.frames - missing))
         self._unsynced.clear()
         self._checkpoint = Checkpoint(self._given - sum(one.frames for one in lost), "")
         self._book()
@@ -448,17 +449,6 @@ class Recording(Sink):
     def _failure(self, error: Exception) -> SinkError:
         reason, advice = disk.explain(error, self._folder)
         return SinkError(f"{self._folder}: {reason}; recording is paused; {advice}")
-
-
-def _tail(block: Block, frames: int, audio: AudioFormat) -> Block:
-    """The last frames of a block."""
-    skipped = block.frames - frames
-    return Block(
-        block.first_frame + skipped,
-        frames,
-        block.captured_at_ns + skipped * NS_PER_S // audio.rate_hz,
-        block.samples[skipped * audio.frame_bytes :],
-    )
 
 
 def _days(days: float) -> str:

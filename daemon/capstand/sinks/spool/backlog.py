@@ -45,11 +45,10 @@ class FrameCount:
 
 
 class Backlog:
-    """Sound at ``rate_hz``; at most ``window_frames`` of it in memory, the rest in ``spool``."""
+    """At most ``window_frames`` of sound in memory, the rest in ``spool``."""
 
-    def __init__(self, spool: Spool, rate_hz: int, window_frames: int) -> None:
+    def __init__(self, spool: Spool, window_frames: int) -> None:
         self.spool = spool
-        self.rate_hz = rate_hz
         self.own = FrameCount()  # of this run
         self.inherited = FrameCount()  # of earlier ones
         self.checkpoint = Checkpoint(0, "")  # what the sink said last, since it was opened
@@ -271,7 +270,7 @@ class Backlog:
             if count == first.block.frames:
                 self._unsynced.popleft()
             else:
-                self._unsynced[0] = first.after(count, self.rate_hz)
+                self._unsynced[0] = first.after(count)
             frames -= count
 
     def _lose(self, position: int, reason: str) -> None:

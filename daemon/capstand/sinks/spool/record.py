@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
+from capstand.audio.block import AudioFormat, Block, SampleFormat
 
 MAGIC = b"CSP1"
 _HEAD = struct.Struct("<4sQQqq8s8sIIBBHI")
@@ -33,21 +33,14 @@ class Record(NamedTuple):
     def end(self) -> int:
         return self.position + self.block.frames
 
-    def after(self, frames: int, rate_hz: int) -> "Record":
+    def after(self, frames: int) -> "Record":
         """The record without its first frames."""
-        first, count, at_ns, samples = self.block
-        block = Block(
-            first + frames,
-            count - frames,
-            at_ns + frames * NS_PER_S // rate_hz,
-            samples[len(samples) // count * frames :],
-        )
-        return self._replace(position=self.position + frames, block=block)
+        return self._replace(position=self.position + frames, block=self.block.after(frames))
 
 
-def packed(record: Record, wall_ns: int, boot: bytes, audio: AudioFormat) -> bytes:
+def packed(record: Record, wall_ns: int, boot: bytes) -> bytes:
     """The bytes of a record; ``wall_ns`` is the wall time of its first frame."""
-    block = record.block
+    block, audio = record.block, record.block.format
     head = _HEAD.pack(
         MAGIC,
         record.position,
@@ -81,10 +74,8 @@ class RecordReader:
             self.close()
             raise OSError("not a regular file")
 
-    def next(self, limit: int) -> tuple[Record, int, bytes, AudioFormat] | None:
-        """The next sound record that lies before ``limit`` as a whole, with its wall time, boot and
-        format.
-        """
+    def next(self, limit: int) -> tuple[Record, int, bytes] | None:
+        """The next sound record that lies before ``limit`` as a whole, its wall time and boot."""
         while self.at + HEAD_BYTES <= limit:
             head = os.pread(self._descriptor, HEAD_BYTES, self.at)
             if len(head) < HEAD_BYTES:
@@ -104,8 +95,8 @@ class RecordReader:
             whole = self.at + HEAD_BYTES + size <= limit
             self.at += HEAD_BYTES + size
             if whole and len(samples) == size and zlib.crc32(samples) == crc:
-                block = Block(first, frames, at_ns, samples)
-                return Record(position, run, block), wall_ns, boot, audio
+                block = Block(first, frames, at_ns, samples, audio)
+                return Record(position, run, block), wall_ns, boot
         return None
 
     def _search(self, limit: int) -> None:

@@ -181,7 +181,7 @@ class Spool:
         """Adds a block; ``position`` is the end of the one before, or where the queue begins."""
         now_ns = self._now_ns()
         wall_ns = self._wall_ns() - (now_ns - block.captured_at_ns)
-        record = packed(Record(position, self.run, block), wall_ns, self._boot, self._audio)
+        record = packed(Record(position, self.run, block), wall_ns, self._boot)
         segment = self._segments[-1] if self._tail is not None else None
         if (
             segment is None
@@ -241,10 +241,11 @@ class Spool:
                     return None
                 position = max(position, self._after(segment))
                 continue
-            record, wall_ns, boot, audio = found
+            record, wall_ns, boot = found
             reader.end = record.end
             if record.end <= position:
                 continue
+            audio = record.block.format
             if audio != self._audio:
                 self.missed = "another format"
                 self._say(
@@ -258,7 +259,7 @@ class Spool:
                 at_ns = self._now_ns() - (self._wall_ns() - wall_ns)
                 record = record._replace(block=record.block._replace(captured_at_ns=at_ns))
             skipped = position - record.position
-            return record.after(skipped, audio.rate_hz) if skipped > 0 else record
+            return record.after(skipped) if skipped > 0 else record
 
     def _reader_of(self, segment: "_SpoolFile", position: int) -> "RecordReader":
         reader = self._reader

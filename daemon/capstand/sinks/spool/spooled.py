@@ -51,7 +51,8 @@ class Spooled(Sink):
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.sink = sink
-        self.backlog = Backlog(spool, rate_hz, window_frames)
+        self._rate_hz = rate_hz
+        self.backlog = Backlog(spool, window_frames)
         self._lock = threading.Lock()
         self.forwarder = Forwarder(
             name,
@@ -110,7 +111,7 @@ class Spooled(Sink):
 
     @property
     def _waiting(self) -> str:
-        return f"{span(self.backlog.spooled_frames / self.backlog.rate_hz)} spooled"
+        return f"{span(self.backlog.spooled_frames / self._rate_hz)} spooled"
 
     def _obstacle(self) -> str | None:
         """What keeps sound from the sink, and what becomes of it."""
