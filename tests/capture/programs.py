@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -35,13 +36,34 @@ def counted(first: int, frames: int) -> bytes:
     return index.astype("<u4").tobytes()
 
 
-def descriptors() -> list[str]:
-    """What is open, but for what wakes threads."""
-    found = []
-    for one in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the one that lists them
-            found.append(str(one.readlink()))
-    return sorted(one for one in found if "[eventfd]" not in one)
+class Held(NamedTuple):
+    """What this process holds: open descriptors, but for what wakes threads, and children. Of an
+    earlier test there may be some that end meanwhile."""
+
+    descriptors: Counter[str]
+    children: set[int]
+
+    @classmethod
+    def now(cls) -> "Held":
+        found = []
+        for one in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the one that lists them
+                found.append(str(one.readlink()))
+        return cls(Counter(one for one in found if "[eventfd]" not in one), children())
+
+    def nothing_more(self) -> bool:
+        now = Held.now()
+        return not now.descriptors - self.descriptors and now.children <= self.children
+
+
+def children() -> set[int]:
+    """Of this process, by pid; also those that have ended and were not waited for."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if int(status.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.add(int(status.parent.name))
+    return found
 
 
 class Piece(NamedTuple):

@@ -17,7 +17,7 @@ from capstand.capture.synthetic import VirtualTime
 from capstand.capture.types.file import FileConfig
 from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
-from tests.capture.programs import Rig, counted, descriptors, in_order
+from tests.capture.programs import Held, Rig, counted, in_order
 from tests.line import Keep, Line, counters
 
 FRAMES = 12_345
@@ -39,14 +39,14 @@ def of(path: Path, repeat: bool = False, **keys: object) -> CaptureConfig:
 @pytest.mark.parametrize("kind", ["wav", "flac"])
 def test_it_is_played_once(tmp_path: Path, kind: str) -> None:
     """By a real capture thread: every frame, the last ones too; then the end is told."""
-    before = descriptors()
+    before = Held.now()
     rig = Rig(of(written(tmp_path, kind=kind)))
     told = rig.trouble(f"was played to its end, {FRAMES} frames")
     assert "repeat = true in [stream.capture.file]" in told
     assert in_order(rig.numbers, 0, FRAMES) and not rig.gaps
     assert rig.capturer.trouble is not None and not rig.capturer.trouble.refused
     rig.close()
-    assert descriptors() == before
+    assert before.nothing_more()
 
 
 @given(frames=st.integers(1, 2000), turns=st.integers(1, 4))

@@ -16,7 +16,7 @@ from capstand.capture import pipe as tested
 from capstand.capture import wire
 from capstand.capture.types.pipe import PipeConfig
 from capstand.config.schema import CaptureConfig
-from tests.capture.programs import AUDIO, Rig, counted, descriptors, in_order
+from tests.capture.programs import AUDIO, Held, Rig, counted, in_order
 from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def child(code: str, *arguments: object) -> PipeConfig:
 def rigged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Rig]]:
     """Makes a Rig; in the end no descriptor and no child is left."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    before = descriptors()
+    before = Held.now()
     rigs: list[Rig] = []
 
     def make(setup: PipeConfig, **keys: object) -> Rig:
@@ -53,9 +53,7 @@ def rigged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     yield make
     for rig in rigs:
         rig.close()
-    wait_until(lambda: descriptors() == before)  # what a child said last is still read
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    wait_until(before.nothing_more)  # what a child said last is still read
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from capstand.capture import wire
 from capstand.capture.types.socket import SocketConfig
 from capstand.config.schema import CaptureConfig
 from capstand.host.peer import ids
-from tests.capture.programs import AUDIO, Rig, Writer, counted, descriptors, in_order
+from tests.capture.programs import AUDIO, Held, Rig, Writer, counted, in_order
 from tests.patience import PATIENCE_S
 
 NOBODY = 65_534
@@ -49,7 +49,7 @@ Rigged = Callable[[CaptureConfig], Rig]
 @pytest.fixture
 def rigged(path: Path) -> Iterator[Rigged]:
     """Makes a Rig; in the end nothing of all that is left."""
-    before = descriptors()
+    before = Held.now()
     rigs: list[Rig] = []
 
     def make(capture: CaptureConfig) -> Rig:
@@ -61,7 +61,7 @@ def rigged(path: Path) -> Iterator[Rigged]:
         rig.close()
     rigs.clear()
     assert not path.exists()
-    assert descriptors() == before
+    assert before.nothing_more()
 
 
 @pytest.fixture
