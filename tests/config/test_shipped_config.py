@@ -18,9 +18,9 @@ from capstand.sinks.types.agora import (
     TokenFileConfig,
     TokenServerConfig,
 )
-from capstand.sinks.types.alsa import AlsaSink
+from capstand.sinks.types.alsa import AlsaSinkConfig
 from capstand.sinks.types.file import FileSinkConfig
-from capstand.sinks.types.socket import SocketSink
+from capstand.sinks.types.socket import SocketSinkConfig
 
 SHIPPED = Path(__file__).parents[2] / "config/capstand.toml"
 TABLES: dict[str, list[type[Any]]] = {
@@ -32,8 +32,8 @@ TABLES: dict[str, list[type[Any]]] = {
     "[[stream.sink]] file": [FileSinkConfig],
     "[stream.sink.spool]": [SpoolConfig],
     "[[stream.sink]] agora": [AgoraSinkConfig],
-    "[[stream.sink]] alsa": [AlsaSink],
-    "[[stream.sink]] socket": [SocketSink],
+    "[[stream.sink]] alsa": [AlsaSinkConfig],
+    "[[stream.sink]] socket": [SocketSinkConfig],
     "[stream.sink.token]": [TokenServerConfig, TokenFileConfig, LocalTokenConfig],
     "[ledger]": [LedgerConfig],
 }
@@ -85,7 +85,7 @@ def test_what_is_commented_out_is_the_default() -> None:
                 assert (value if value != [] else ()) == defaults[key], f"{name} {key}"
     assert tables["[stream.sink.spool]"] == SpoolConfig._field_defaults
     assert tables["[ledger]"] == LedgerConfig._field_defaults
-    for name, kind in (("alsa", AlsaSink), ("socket", SocketSink)):
+    for name, kind in (("alsa", AlsaSinkConfig), ("socket", SocketSinkConfig)):
         table = tables[f"[[stream.sink]] {name}"]
         for key, value in kind._field_defaults.items():
             assert value is None or table[key] == value, f"{name} {key}"

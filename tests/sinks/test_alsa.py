@@ -21,7 +21,7 @@ from capstand.devices.libasound import Abilities
 from capstand.dsp.convert import convert, to_int32
 from capstand.errors import ConfigError, SinkBusy, SinkError
 from capstand.sinks.alsa import AlsaPlayback, suited
-from capstand.sinks.types.alsa import AlsaSink
+from capstand.sinks.types.alsa import AlsaSinkConfig
 from capstand.stream.stream import Stream
 from tests import line, rings
 from tests.fakecard import build, missing
@@ -84,7 +84,7 @@ class Run:
         self.late_ns = 200_000.0
         self._now_ns = NS_PER_S
         keys: dict[str, Any] = {"device": speaker.device, "rate_lock": False}
-        config = AlsaSink("alsa", **keys | setup)
+        config = AlsaSinkConfig("alsa", **keys | setup)
         self.sink = AlsaPlayback(
             config, audio, Rate(card_ppm), now_ns=self._clock, sleep=self._sleep
         )
@@ -510,7 +510,7 @@ def test_a_stream_is_played_by_a_process(speaker: Speaker, tmp_path: Path) -> No
     the device was opened is played, once and in order; the rest is in the books."""
     speaker.control.real = 1
     card = line.capture()
-    sink = AlsaSink("alsa", speaker.device, latency_ms=2000, rate_lock=False)
+    sink = AlsaSinkConfig("alsa", speaker.device, latency_ms=2000, rate_lock=False)
     stream = Stream(line.config(card)._replace(sink=(sink,)), tmp_path)
     beside = rings.reader_of(stream.ring, card.audio)
     heard: list[Block] = []

@@ -28,7 +28,7 @@ from capstand.config.schema import Config
 from capstand.dsp.convert import convert, to_int32
 from capstand.errors import ConfigError, SinkError
 from capstand.sinks.socket import StreamSocket
-from capstand.sinks.types.socket import SocketSink
+from capstand.sinks.types.socket import SocketSinkConfig
 from capstand.stream.stream import Stream
 from tests import line
 from tests.patience import PATIENCE_S
@@ -62,7 +62,7 @@ class Served:
         self.frames = frames
         self.audio, self.width = audio, audio.frame_bytes
         self.frame = 0
-        self.sink = StreamSocket(SocketSink("socket", **setup), path, audio, Rate())
+        self.sink = StreamSocket(SocketSinkConfig("socket", **setup), path, audio, Rate())
         self.sink.open()
         self.readers: list[socket.socket] = []
 
@@ -363,7 +363,7 @@ def test_a_reader_of_a_stream_outlives_its_process(tmp_path: Path) -> None:
     """As a daemon runs it: frames of the card, once and in order; a process that is killed ends its
     readers, the next one serves at the same path; a stop ends them with all that was captured."""
     stream = Stream(
-        line.config(line.capture())._replace(sink=(SocketSink("socket"),)), tmp_path, tmp_path
+        line.config(line.capture())._replace(sink=(SocketSinkConfig("socket"),)), tmp_path, tmp_path
     )
     (feed,) = stream.live
     path = tmp_path / "mic-socket.sock"

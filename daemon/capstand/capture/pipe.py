@@ -84,7 +84,7 @@ class FifoSource(ProgramSource):
         self._written = False
 
     def _prepare(self, now_ns: int) -> None:
-        if self._inlet is None:
+        if self._descriptor is None:
             descriptor = self._open()
             _widen(descriptor, self._capture.buffer_frames * self.audio.frame_bytes)
             self._take_in(descriptor)
@@ -112,20 +112,20 @@ class FifoSource(ProgramSource):
         return "no program writes there"
 
     def _silent(self, now_ns: int) -> str:
-        return super()._silent(now_ns) if self._intake.came else self._missing()
+        return super()._silent(now_ns) if self._inlet.came else self._missing()
 
     def _who(self) -> str:
         return "the program that writes there"
 
     def _ended(self) -> str:
-        intake = self._intake
-        torn = f" and a torn frame of {intake.torn} bytes" if intake.torn else ""
+        inlet = self._inlet
+        torn = f" and a torn frame of {inlet.torn} bytes" if inlet.torn else ""
         self._refuse("")
-        return f"no program writes there any more, after {intake.went} frames{torn}"
+        return f"no program writes there any more, after {inlet.went} frames{torn}"
 
     def _refuse(self, why: str) -> None:
         """To be closed is what a writer is told: its next write fails."""
-        if (descriptor := self._inlet) is not None:
+        if (descriptor := self._descriptor) is not None:
             self._let_go()
             os.close(descriptor)
 
@@ -153,7 +153,7 @@ class CommandSource(ProgramSource):
             try:
                 return super().open()
             except DeviceError as error:
-                begins = self._child is not None and not self._intake.ended
+                begins = self._child is not None and not self._inlet.ended
                 if error.refused or self._stopping or not begins:
                     raise
                 if time.monotonic_ns() >= until_ns:
@@ -215,12 +215,12 @@ class CommandSource(ProgramSource):
         return self._program if self._child is None else f"{self._program} (pid {self._child.pid})"
 
     def _ended(self) -> str:
-        intake = self._intake
-        torn = f" and a torn frame of {intake.torn} bytes" if intake.torn else ""
+        inlet = self._inlet
+        torn = f" and a torn frame of {inlet.torn} bytes" if inlet.torn else ""
         how = self._end()
         self._said.finish(LAST_WORD_S)
         last = f": {self._said.last}" if self._said.last else ""
-        self._outcome = f"{self._program} {how} after {intake.went} frames{torn}{last}"
+        self._outcome = f"{self._program} {how} after {inlet.went} frames{torn}{last}"
         self._pause()
         return f"{self._outcome}; it is started again"
 

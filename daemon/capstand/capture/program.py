@@ -1,7 +1,7 @@
 """A source that other programs write into: how it waits, reads, and tells that nothing comes.
 
-The way in is a descriptor (``_inlet``) that a socket, a FIFO or a child process gives. Whatever
-comes passes an ``Inlet``, which hands on a period when it is due. A program that is silent for
+The way in is ``_descriptor``, which a socket, a FIFO or a child process gives. Whatever comes
+passes an ``Inlet``, which hands on a period when it is due. A program that is silent for
 longer than the stream's buffer, for ``STALL_MS`` at most, is a device that is away: the capturer
 opens again and again, and what is missing when sound is back is worked out by the clock.
 
@@ -57,8 +57,8 @@ class ProgramSource:
         self._resting.register(self._wake, select.POLLIN)
         self._stopping = False
         self._reading = Reading()
-        self._inlet: int | None = None
-        self._intake = self._new_intake()
+        self._descriptor: int | None = None
+        self._inlet = self._new_inlet()
         self._fault: WireError | None = None  # what ended it
         self._heard_ns = 0  # when something came or went on last
         self._is_away = False
@@ -70,13 +70,13 @@ class ProgramSource:
         raise NotImplementedError
 
     def _knocked(self, descriptor: int) -> None:
-        """Something other than ``_inlet`` that is waited for is readable."""
+        """Something other than ``_descriptor`` that is waited for is readable."""
         raise NotImplementedError
 
     def _receive(self, into: memoryview) -> int:
         """Bytes of what is there, 0 at the end. Raises BlockingIOError, and OSError as the end."""
-        assert self._inlet is not None
-        return os.readv(self._inlet, [into])
+        assert self._descriptor is not None
+        return os.readv(self._descriptor, [into])
 
     def _missing(self) -> str:
         """What is missing while there is no program."""
@@ -109,12 +109,12 @@ class ProgramSource:
         until_ns = now_ns + WAIT_MS * 1_000_000
         self._prepare(now_ns)
         while True:
-            if self._inlet is not None and self._due_ns(now_ns) is not None:
+            if self._descriptor is not None and self._due_ns(now_ns) is not None:
                 break
-            if self._inlet is not None and self._intake.ended:
+            if self._descriptor is not None and self._inlet.ended:
                 self._over()
             if self._stopping or now_ns >= until_ns:
-                self._away(self._missing() if self._inlet is None else self._silent(now_ns))
+                self._away(self._missing() if self._descriptor is None else self._silent(now_ns))
             now_ns = self._wait(until_ns, now_ns, resting=False)
         capture = self._capture
         return NegotiatedParams(
@@ -122,7 +122,7 @@ class ProgramSource:
             capture.audio,
             capture.period_frames,
             capture.buffer_frames,
-            exact=bool(self._intake.framed),
+            exact=bool(self._inlet.framed),
         )
 
     def read(self, slot: memoryview, timeout_ms: int) -> Reading:
@@ -140,15 +140,15 @@ class ProgramSource:
             if due_ns is not None:
                 now_ns = self._wait(min(deadline_ns, due_ns), now_ns, resting=True)
                 continue
-            if self._intake.ended:
+            if self._inlet.ended:
                 self._over()
             silent_ns = self._heard_ns + self._stall_ns
             now_ns = self._wait(min(deadline_ns, silent_ns), now_ns, resting=False)
-            if now_ns >= self._heard_ns + self._stall_ns and self._inlet is not None:
+            if now_ns >= self._heard_ns + self._stall_ns and self._descriptor is not None:
                 self._away(self._silent(now_ns))
 
     def restart(self) -> None:
-        self._intake.stand()
+        self._inlet.stand()
 
     def advice(self) -> str:
         return f"look after {self._who()}"
@@ -165,7 +165,7 @@ class ProgramSource:
 
     # All of them
 
-    def _new_intake(self) -> Inlet:
+    def _new_inlet(self) -> Inlet:
         capture = self._capture
         return Inlet(
             self.audio,
@@ -177,16 +177,16 @@ class ProgramSource:
 
     def _take_in(self, descriptor: int) -> None:
         """A program is there: what it writes comes from ``descriptor``."""
-        self._intake, self._fault = self._new_intake(), None
-        self._inlet = descriptor
+        self._inlet, self._fault = self._new_inlet(), None
+        self._descriptor = descriptor
         self._heard_ns = time.monotonic_ns()
         self._waiting.register(descriptor, select.POLLIN)
 
     def _let_go(self) -> None:
-        """``_inlet`` is about to be closed."""
-        if self._inlet is not None:
-            self._waiting.unregister(self._inlet)
-            self._inlet = None
+        """``_descriptor`` is about to be closed."""
+        if self._descriptor is not None:
+            self._waiting.unregister(self._descriptor)
+            self._descriptor = None
 
     def _watch(self, descriptor: int, *, also: bool) -> None:
         """Whether ``_knocked`` is to be called for it."""
@@ -198,15 +198,15 @@ class ProgramSource:
 
     def _due_ns(self, now_ns: int) -> int | None:
         try:
-            return self._intake.due_ns(now_ns)
+            return self._inlet.due_ns(now_ns)
         except WireError as error:
             self._reject(error)
 
     def _hand_on(self, slot: memoryview, now_ns: int) -> None:
         if self._pick is None:
-            self._intake.take(slot, self._reading, now_ns)
+            self._inlet.take(slot, self._reading, now_ns)
         else:
-            self._pick.put(slot, self._intake.take(self._whole, self._reading, now_ns))
+            self._pick.put(slot, self._inlet.take(self._whole, self._reading, now_ns))
         self._heard_ns = now_ns
         self._went(now_ns)
 
@@ -219,7 +219,7 @@ class ProgramSource:
         for descriptor, _ in ready:
             if descriptor == self._wake:
                 self._stopping = True
-            elif descriptor == self._inlet:
+            elif descriptor == self._descriptor:
                 self._hear(now_ns, edge=now_ns - asked_ns > 100_000)
             else:
                 self._knocked(descriptor)
@@ -227,8 +227,8 @@ class ProgramSource:
 
     def _hear(self, now_ns: int, edge: bool) -> None:
         """Takes what is there, as far as there is room."""
-        intake = self._intake
-        while room := min(intake.room, CHUNK_BYTES):
+        inlet = self._inlet
+        while room := min(inlet.room, CHUNK_BYTES):
             try:
                 count = self._receive(self._chunk[:room])
             except BlockingIOError:
@@ -236,14 +236,14 @@ class ProgramSource:
             except OSError:
                 count = 0
             if not count:
-                intake.end()
+                inlet.end()
                 return
             self._heard_ns = now_ns
             try:
-                intake.put(self._chunk[:count], now_ns, edge)
+                inlet.put(self._chunk[:count], now_ns, edge)
             except WireError as error:  # what came before it goes on first
                 self._fault = error
-                intake.end()
+                inlet.end()
                 return
             if count < room:
                 return

@@ -111,16 +111,16 @@ class SocketSource(ProgramSource):
         if not peer.is_of(self._members):
             groups = " and ".join(GROUPS)
             return f"uid {peer.uid} may not bring sound; members of the groups {groups} may"
-        busy = self._inlet is not None and not self._intake.ended
+        busy = self._descriptor is not None and not self._inlet.ended
         if busy and time.monotonic_ns() - self._heard_ns < IDLE_NS:
             return f"{self._who()} writes already; one program at a time"
         return None
 
     def _went(self, now_ns: int) -> None:
         self._watch_listener(wanted=True)
-        self._was_held = self._was_held or self._intake.was_held
+        self._was_held = self._was_held or self._inlet.was_held
         if now_ns - self._told_ns >= TELL_NS:
-            self._tell(wire.at(self._intake.went, held=self._was_held))
+            self._tell(wire.at(self._inlet.went, held=self._was_held))
             self._told_ns, self._was_held = now_ns, False
 
     def _missing(self) -> str:
@@ -131,11 +131,11 @@ class SocketSource(ProgramSource):
         return "the program" if peer is None else f"the program {peer.pid} of uid {peer.uid}"
 
     def _ended(self) -> str:
-        who, intake = self._who(), self._intake
-        torn = f" and a torn frame of {intake.torn} bytes" if intake.torn else ""
-        self._tell(wire.end(intake.went))
+        who, inlet = self._who(), self._inlet
+        torn = f" and a torn frame of {inlet.torn} bytes" if inlet.torn else ""
+        self._tell(wire.end(inlet.went))
         self._disconnect()
-        return f"{who} has closed the connection after {intake.went} frames{torn}"
+        return f"{who} has closed the connection after {inlet.went} frames{torn}"
 
     def _refuse(self, why: str) -> None:
         self._tell(wire.refusal(why))

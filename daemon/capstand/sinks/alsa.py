@@ -36,7 +36,7 @@ from capstand.devices import address, holder, identity, libasound
 from capstand.devices.libasound import Abilities
 from capstand.errors import SinkBusy, SinkError
 from capstand.sinks.sink import Sink
-from capstand.sinks.types.alsa import AlsaSink as AlsaSetup
+from capstand.sinks.types.alsa import AlsaSinkConfig as AlsaSetup
 
 if TYPE_CHECKING:
     from capstand.dsp.live import LiveTrack

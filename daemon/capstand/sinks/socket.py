@@ -30,7 +30,7 @@ from capstand.errors import SinkError
 from capstand.host.control import is_served
 from capstand.host.peer import GROUPS, Peer, peer_of
 from capstand.sinks.sink import Sink
-from capstand.sinks.types.socket import SocketSink
+from capstand.sinks.types.socket import SocketSinkConfig
 
 BACKLOG = 32
 END_S = 1.0
@@ -44,7 +44,7 @@ class StreamSocket(Sink):
 
     def __init__(
         self,
-        setup: SocketSink,
+        setup: SocketSinkConfig,
         path: Path,
         audio: AudioFormat,
         pace: Pace,

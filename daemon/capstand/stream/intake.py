@@ -136,7 +136,7 @@ class Intake:
         )
         os.close(memory)
         self._chain_wake: WakeUp | None = None
-        self.second: Pusher | None = None
+        self.processed_pusher: Pusher | None = None
         """That of the processed ring."""
         if chained is not None:
             self._follow(chained)
@@ -165,8 +165,8 @@ class Intake:
         processed = self._outlets_on("processed")
         for sink_queue in self.sink_queues:
             sink_queue.since = place = StreamPosition(past.next_frame, past.captured)
-            if self.second is not None and sink_queue in processed:
-                sink_queue.since = place = self.second.place
+            if self.processed_pusher is not None and sink_queue in processed:
+                sink_queue.since = place = self.processed_pusher.place
             sink = before.get(sink_queue.name)
             if sink is not None and sink.since_frame is not None:
                 since = StreamPosition(
@@ -187,7 +187,7 @@ class Intake:
         """A new chain: its ring gets a pusher."""
         config = self.config
         self._chain_wake = WakeUp(chained.wake)
-        self.second = Pusher(
+        self.processed_pusher = Pusher(
             Reader(chained.memory, config.processed_audio, keep=None),
             None,
             self._outlets_on("processed"),
@@ -211,8 +211,8 @@ class Intake:
         for sink_queue in self.sink_queues:
             sink_queue.start(self.name)
         self._spawn("push", self.pusher.run)
-        if self.second is not None:
-            self._spawn("push2", self.second.run)
+        if self.processed_pusher is not None:
+            self._spawn("push-processed", self.processed_pusher.run)
         self._spawn("capture", self.capturer.run)
 
     def retry_now(self) -> None:
@@ -292,21 +292,21 @@ class Intake:
             running[sink].start(self.name, after, LEAVE_S)
 
     def _exchange_chain(self, before: StreamConfig, chained: Chained | None) -> None:
-        config, second = self.config, self.second
-        if second is not None and same_chain(before, config):
+        config, pusher = self.config, self.processed_pusher
+        if pusher is not None and same_chain(before, config):
             sink_queues = self._outlets_on("processed")
-            second.exchange(sink_queues, _batch_ms(config.on("processed")))
+            pusher.exchange(sink_queues, _batch_ms(config.on("processed")))
             return
-        if second is not None:
-            second.exchange((), BATCH_MS)
-            second.stop()
-        self.second = self._chain_wake = None
+        if pusher is not None:
+            pusher.exchange((), BATCH_MS)
+            pusher.stop()
+        self.processed_pusher = self._chain_wake = None
         if chained is not None:
             self._follow(chained)
-            assert self.second is not None
+            assert self.processed_pusher is not None
             for sink_queue in self._outlets_on("processed"):
-                sink_queue.since = self.second.place
-            self._spawn("push2", self.second.run)
+                sink_queue.since = self.processed_pusher.place
+            self._spawn("push-processed", self.processed_pusher.run)
 
     @property
     def leaving(self) -> list[str]:
@@ -344,10 +344,10 @@ class Intake:
     def drain_processed(self, deadline: float) -> list[str]:
         """The same for what is behind the chain, which has ended."""
         hung = []
-        if self.second is not None:
-            self.second.stop()
-            if not self._join("push2", min(deadline, time.monotonic() + JOIN_S)):
-                hung.append("push2")
+        if self.processed_pusher is not None:
+            self.processed_pusher.stop()
+            if not self._join("push-processed", min(deadline, time.monotonic() + JOIN_S)):
+                hung.append("push-processed")
         for one in self._outlets_on("processed"):
             one.finish()
         return hung
@@ -466,7 +466,7 @@ class Intake:
         """What its health is judged by."""
         capturer, count = self.capturer, self.capturer.tally.count()
         trouble = capturer.trouble
-        pushers = [one for one in (self.pusher, self.second) if one is not None]
+        pushers = [one for one in (self.pusher, self.processed_pusher) if one is not None]
         waiting = count.captured - self.pusher.captured
         if now_ns - self._looked_ns > AWAY_NS:
             self._back_ns = now_ns
@@ -499,10 +499,10 @@ class Intake:
         )
 
     def _second_still_ns(self, now_ns: int) -> int:
-        second = self.second
-        if second is None:
+        pusher = self.processed_pusher
+        if pusher is None:
             return 0
-        return self._progress.still("push2", second.captured, second.waiting > 0, now_ns)
+        return self._progress.still("push-processed", pusher.captured, pusher.waiting > 0, now_ns)
 
     def lost_on_bus(self, now_ns: int) -> tuple[float, int]:
         """What the device did not deliver in the last hour, in ms, and in how many minutes."""

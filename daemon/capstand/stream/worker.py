@@ -119,7 +119,7 @@ class StreamWorker:
         deadline = time.monotonic() + self._end.within_s
         hung = intake.drain(deadline)
         self._tell(self._report(Phase.DRAINED, hung))
-        if intake.second is not None and self._failed is None:
+        if intake.processed_pusher is not None and self._failed is None:
             self._wait_for_chain(deadline + 2 * ABANDON_S)
         hung += intake.drain_processed(deadline + 2 * ABANDON_S)
         hung += intake.close(deadline)

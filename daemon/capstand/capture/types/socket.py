@@ -34,7 +34,7 @@ class SocketConfig(NamedTuple):
         if len(self.path.encode()) > MOST_BYTES:
             yield "path", f"the path has more than {MOST_BYTES} bytes, the most that sockets take"
         if self.path in ("/", "control.sock"):
-            yield "path", f'"{self.path}" is taken already; choose another name'
+            yield "path", f'"{self.path}" is already used; choose another name'
 
 
 def path_of(capture: CaptureConfig) -> Path:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from capstand.processing.processor import Processor
 
 
-class AgcProcessor(NamedTuple):
+class AgcConfig(NamedTuple):
     """Where the level is to be, and how far and how fast the gain may go."""
 
     type: Annotated[str, Choice(("agc",))]
@@ -21,10 +21,10 @@ class AgcProcessor(NamedTuple):
     noise_dbfs: Annotated[float, Number(-100, -20)] = -50.0
 
 
-def _make(settings: AgcProcessor, shape: Shape) -> "Processor":
+def _make(settings: AgcConfig, shape: Shape) -> "Processor":
     from capstand.processing.agc import AutomaticGain  # brings numpy
 
     return AutomaticGain(settings, shape)
 
 
-TYPE = ProcessorType(AgcProcessor, page="processing-speech.md", make=_make)
+TYPE = ProcessorType(AgcConfig, page="processing-speech.md", make=_make)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 MOST = 32
 
 
-class ChannelsProcessor(NamedTuple):
+class ChannelsConfig(NamedTuple):
     """One of four keys says how."""
 
     type: Annotated[str, Choice(("channels",))]
@@ -42,17 +42,17 @@ class ChannelsProcessor(NamedTuple):
         return tuple(tuple(float(one == at + 1) for at in range(channels)) for one in picked)
 
 
-def _make(settings: ChannelsProcessor, shape: Shape) -> "Linear":
+def _make(settings: ChannelsConfig, shape: Shape) -> "Linear":
     from capstand.processing.linear import Linear, mixing
 
     return Linear(mixing(settings.rows(shape.channels)), shape.rate_hz)
 
 
-def _out(settings: ChannelsProcessor, shape: Shape) -> Shape:
+def _out(settings: ChannelsConfig, shape: Shape) -> Shape:
     return shape._replace(channels=len(settings.rows(shape.channels)))
 
 
-def _problems(settings: ChannelsProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
+def _problems(settings: ChannelsConfig, shape: Shape) -> Iterator[tuple[str, str]]:
     come = f"{shape.channels} channel{'s' if shape.channels > 1 else ''} come in"
     if settings.pick and max(settings.pick) > shape.channels:
         yield "pick", f"there is no channel {max(settings.pick)}: {come}"
@@ -62,6 +62,4 @@ def _problems(settings: ChannelsProcessor, shape: Shape) -> Iterator[tuple[str, 
         yield "matrix", f"its rows have {len(settings.matrix[0])} numbers, and {come}"
 
 
-TYPE = ProcessorType(
-    ChannelsProcessor, page="processing.md", make=_make, out=_out, problems=_problems
-)
+TYPE = ProcessorType(ChannelsConfig, page="processing.md", make=_make, out=_out, problems=_problems)

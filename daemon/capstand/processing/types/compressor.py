@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from capstand.processing.compressor import Compressor
 
 
-class CompressorProcessor(NamedTuple):
+class CompressorConfig(NamedTuple):
     type: Annotated[str, Choice(("compressor",))]
     threshold_dbfs: Annotated[float, Number(-100, 0)] = -20.0
     ratio: Annotated[float, Number(1, 100)] = 3.0
@@ -20,11 +20,11 @@ class CompressorProcessor(NamedTuple):
     makeup_db: Annotated[float, Number(0, 40)] = 0.0
 
 
-def _make(settings: CompressorProcessor, shape: Shape) -> "Compressor":
+def _make(settings: CompressorConfig, shape: Shape) -> "Compressor":
     from capstand.processing.compressor import Compressor, Curve
 
     curve = Curve(settings.threshold_dbfs, settings.ratio, settings.knee_db)
     return Compressor(curve, settings.attack_ms, settings.release_ms, settings.makeup_db, shape)
 
 
-TYPE = ProcessorType(CompressorProcessor, page="processing.md", make=_make)
+TYPE = ProcessorType(CompressorConfig, page="processing.md", make=_make)

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from capstand.processing.linear import Linear
 
 
-class DcBlockProcessor(NamedTuple):
+class DcBlockConfig(NamedTuple):
     """A high-pass of first order."""
 
     type: Annotated[str, Choice(("dc-block",))]
     cutoff_hz: Annotated[float, Number(0.1, 100)] = 5.0
 
 
-def _make(settings: DcBlockProcessor, shape: Shape) -> "Linear":
+def _make(settings: DcBlockConfig, shape: Shape) -> "Linear":
     from capstand.processing.biquads import butterworth
     from capstand.processing.linear import Linear, filtering
 
@@ -25,4 +25,4 @@ def _make(settings: DcBlockProcessor, shape: Shape) -> "Linear":
     return Linear(filtering(sections, shape.channels), shape.rate_hz)
 
 
-TYPE = ProcessorType(DcBlockProcessor, page="processing.md", make=_make)
+TYPE = ProcessorType(DcBlockConfig, page="processing.md", make=_make)

@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from capstand.processing.delay import Delay
 
 
-class DelayProcessor(NamedTuple):
+class DelayConfig(NamedTuple):
     type: Annotated[str, Choice(("delay",))]
     delay_ms: Annotated[float, Number(0, 5000)]
 
 
-def _make(settings: DelayProcessor, shape: Shape) -> "Delay":
+def _make(settings: DelayConfig, shape: Shape) -> "Delay":
     from capstand.processing.delay import Delay
 
     return Delay(round(settings.delay_ms * shape.rate_hz / 1000), shape.channels)
 
 
-TYPE = ProcessorType(DelayProcessor, page="processing.md", make=_make)
+TYPE = ProcessorType(DelayConfig, page="processing.md", make=_make)

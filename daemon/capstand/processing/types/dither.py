@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from capstand.processing.dither import Dither
 
 
-class DitherProcessor(NamedTuple):
+class DitherConfig(NamedTuple):
     type: Annotated[str, Choice(("dither",))]
     bits: Annotated[int, Whole(8, 20)] = 16
 
 
-def _make(settings: DitherProcessor, shape: Shape) -> "Dither":
+def _make(settings: DitherConfig, shape: Shape) -> "Dither":
     from capstand.processing.dither import Dither
 
     return Dither(settings.bits, shape)
 
 
-TYPE = ProcessorType(DitherProcessor, page="processing.md", make=_make)
+TYPE = ProcessorType(DitherConfig, page="processing.md", make=_make)

@@ -26,7 +26,7 @@ class Band(NamedTuple):
             yield "gain_db", f'a "{self.kind}" has none; delete the key, or take "peak"'
 
 
-class EqProcessor(NamedTuple):
+class EqConfig(NamedTuple):
     type: Annotated[str, Choice(("eq",))]
     band: tuple[Band, ...]
 
@@ -35,7 +35,7 @@ class EqProcessor(NamedTuple):
             yield "band", f"found {len(self.band)} bands, expected 1 to {MOST_BANDS}"
 
 
-def _make(settings: EqProcessor, shape: Shape) -> "Linear":
+def _make(settings: EqConfig, shape: Shape) -> "Linear":
     from capstand.processing.biquads import second_order
     from capstand.processing.linear import Linear, filtering
 
@@ -46,7 +46,7 @@ def _make(settings: EqProcessor, shape: Shape) -> "Linear":
     return Linear(filtering(sections, shape.channels), shape.rate_hz)
 
 
-def _problems(settings: EqProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
+def _problems(settings: EqConfig, shape: Shape) -> Iterator[tuple[str, str]]:
     for number, one in enumerate(settings.band):
         if one.frequency_hz * 2 >= shape.rate_hz:
             yield (
@@ -55,4 +55,4 @@ def _problems(settings: EqProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
             )
 
 
-TYPE = ProcessorType(EqProcessor, page="processing.md", make=_make, problems=_problems)
+TYPE = ProcessorType(EqConfig, page="processing.md", make=_make, problems=_problems)

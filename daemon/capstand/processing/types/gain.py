@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from capstand.processing.linear import Linear
 
 
-class GainProcessor(NamedTuple):
+class GainConfig(NamedTuple):
     type: Annotated[str, Choice(("gain",))]
     gain_db: Annotated[float, Number(-120, 60)]
 
 
-def _make(settings: GainProcessor, shape: Shape) -> "Linear":
+def _make(settings: GainConfig, shape: Shape) -> "Linear":
     from capstand.processing.linear import Linear, filtering
 
     return Linear(filtering((), shape.channels, 10 ** (settings.gain_db / 20)), shape.rate_hz)
 
 
-TYPE = ProcessorType(GainProcessor, page="processing.md", make=_make)
+TYPE = ProcessorType(GainConfig, page="processing.md", make=_make)

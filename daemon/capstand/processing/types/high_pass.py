@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from capstand.processing.linear import Linear
 
 
-class HighPassProcessor(NamedTuple):
+class HighPassConfig(NamedTuple):
     """6 dB an octave for each ``order``."""
 
     type: Annotated[str, Choice(("high-pass",))]
@@ -19,7 +19,7 @@ class HighPassProcessor(NamedTuple):
     order: Annotated[int, Whole(1, 8)] = 2
 
 
-def _make(settings: HighPassProcessor, shape: Shape) -> "Linear":
+def _make(settings: HighPassConfig, shape: Shape) -> "Linear":
     from capstand.processing.biquads import butterworth
     from capstand.processing.linear import Linear, filtering
 
@@ -27,7 +27,7 @@ def _make(settings: HighPassProcessor, shape: Shape) -> "Linear":
     return Linear(filtering(sections, shape.channels), shape.rate_hz)
 
 
-def _problems(settings: HighPassProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
+def _problems(settings: HighPassConfig, shape: Shape) -> Iterator[tuple[str, str]]:
     if settings.cutoff_hz * 2 >= shape.rate_hz:
         yield (
             "cutoff_hz",
@@ -35,4 +35,4 @@ def _problems(settings: HighPassProcessor, shape: Shape) -> Iterator[tuple[str, 
         )
 
 
-TYPE = ProcessorType(HighPassProcessor, page="processing.md", make=_make, problems=_problems)
+TYPE = ProcessorType(HighPassConfig, page="processing.md", make=_make, problems=_problems)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from capstand.processing.linear import Linear
 
 
-class LowPassProcessor(NamedTuple):
+class LowPassConfig(NamedTuple):
     """6 dB an octave for each ``order``."""
 
     type: Annotated[str, Choice(("low-pass",))]
@@ -19,7 +19,7 @@ class LowPassProcessor(NamedTuple):
     order: Annotated[int, Whole(1, 8)] = 2
 
 
-def _make(settings: LowPassProcessor, shape: Shape) -> "Linear":
+def _make(settings: LowPassConfig, shape: Shape) -> "Linear":
     from capstand.processing.biquads import butterworth
     from capstand.processing.linear import Linear, filtering
 
@@ -27,7 +27,7 @@ def _make(settings: LowPassProcessor, shape: Shape) -> "Linear":
     return Linear(filtering(sections, shape.channels), shape.rate_hz)
 
 
-def _problems(settings: LowPassProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
+def _problems(settings: LowPassConfig, shape: Shape) -> Iterator[tuple[str, str]]:
     if settings.cutoff_hz * 2 >= shape.rate_hz:
         yield (
             "cutoff_hz",
@@ -35,4 +35,4 @@ def _problems(settings: LowPassProcessor, shape: Shape) -> Iterator[tuple[str, s
         )
 
 
-TYPE = ProcessorType(LowPassProcessor, page="processing.md", make=_make, problems=_problems)
+TYPE = ProcessorType(LowPassConfig, page="processing.md", make=_make, problems=_problems)

@@ -16,7 +16,7 @@ LEVELS = ("low", "moderate", "high", "very-high")
 """WebRTC's own names: 6, 12, 18 and 21 dB."""
 
 
-class NoiseSuppressionProcessor(NamedTuple):
+class NoiseSuppressionConfig(NamedTuple):
     """How much, and by what."""
 
     type: Annotated[str, Choice(("noise-suppression",))]
@@ -24,18 +24,18 @@ class NoiseSuppressionProcessor(NamedTuple):
     engine: Annotated[str, Choice(ENGINES)] = "auto"
 
 
-def _make(settings: NoiseSuppressionProcessor, shape: Shape) -> "Processor":
+def _make(settings: NoiseSuppressionConfig, shape: Shape) -> "Processor":
     from capstand.processing.suppression import suppression  # brings numpy and the engine
 
     return suppression(settings.engine, LEVELS.index(settings.level), shape)
 
 
-def _problems(settings: NoiseSuppressionProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
+def _problems(settings: NoiseSuppressionConfig, shape: Shape) -> Iterator[tuple[str, str]]:
     return engines.problems(settings.type, settings.engine, shape.rate_hz)
 
 
 TYPE = ProcessorType(
-    NoiseSuppressionProcessor,
+    NoiseSuppressionConfig,
     page="processing-speech.md",
     make=_make,
     problems=_problems,

@@ -24,7 +24,7 @@ class Control(NamedTuple):
     value: Annotated[float, Number(-1e9, 1e9)]
 
 
-class PluginProcessor(NamedTuple):
+class PluginConfig(NamedTuple):
     """``label``: which one, where its file has several; else the first."""
 
     type: Annotated[str, Choice(("plugin",))]
@@ -33,13 +33,13 @@ class PluginProcessor(NamedTuple):
     control: tuple[Control, ...] = ()
 
 
-def _make(settings: PluginProcessor, shape: Shape) -> "Processor":
+def _make(settings: PluginConfig, shape: Shape) -> "Processor":
     from capstand.processing.plugin import PluginStage  # brings numpy
 
     return PluginStage(settings, shape)
 
 
-def _problems(settings: PluginProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
+def _problems(settings: PluginConfig, shape: Shape) -> Iterator[tuple[str, str]]:
     """Only where the file is: to look into it would run it, and that is for the chain's process."""
     from capstand.processing.ladspa import PluginError, find
 
@@ -49,4 +49,4 @@ def _problems(settings: PluginProcessor, shape: Shape) -> Iterator[tuple[str, st
         yield "plugin", str(error)
 
 
-TYPE = ProcessorType(PluginProcessor, page="processing-speech.md", make=_make, problems=_problems)
+TYPE = ProcessorType(PluginConfig, page="processing-speech.md", make=_make, problems=_problems)

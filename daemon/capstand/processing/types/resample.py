@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 COMMON_RATES = (8000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000)
 
 
-class ResampleProcessor(NamedTuple):
+class ResampleConfig(NamedTuple):
     type: Annotated[str, Choice(("resample",))]
     rate_hz: Annotated[int, Whole(8000, 768_000, COMMON_RATES)]
 
 
-def _make(settings: ResampleProcessor, shape: Shape) -> "Resampling":
+def _make(settings: ResampleConfig, shape: Shape) -> "Resampling":
     from capstand.processing.resampling import Resampling
 
     return Resampling(settings.rate_hz, shape)
 
 
-def _out(settings: ResampleProcessor, shape: Shape) -> Shape:
+def _out(settings: ResampleConfig, shape: Shape) -> Shape:
     return shape._replace(rate_hz=settings.rate_hz)
 
 
-TYPE = ProcessorType(ResampleProcessor, page="processing.md", make=_make, out=_out)
+TYPE = ProcessorType(ResampleConfig, page="processing.md", make=_make, out=_out)

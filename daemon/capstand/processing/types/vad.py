@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from capstand.processing.processor import Processor
 
 
-class VadProcessor(NamedTuple):
+class VadConfig(NamedTuple):
     """What is speech, and what happens then; ``threshold`` has a default for each engine."""
 
     type: Annotated[str, Choice(("vad",))]
@@ -25,16 +25,16 @@ class VadProcessor(NamedTuple):
     engine: Annotated[str, Choice(ENGINES)] = "auto"
 
 
-def _make(settings: VadProcessor, shape: Shape) -> "Processor":
+def _make(settings: VadConfig, shape: Shape) -> "Processor":
     from capstand.processing.vad import VoiceActivity  # brings numpy and the engine
 
     return VoiceActivity(settings, shape)
 
 
-def _problems(settings: VadProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
+def _problems(settings: VadConfig, shape: Shape) -> Iterator[tuple[str, str]]:
     return engines.problems(settings.type, settings.engine, shape.rate_hz)
 
 
 TYPE = ProcessorType(
-    VadProcessor, page="processing-speech.md", make=_make, problems=_problems, extra=SPEECH
+    VadConfig, page="processing-speech.md", make=_make, problems=_problems, extra=SPEECH
 )

@@ -15,7 +15,7 @@ MARGIN_MS = 10
 """So much is in the device, at least, when the next block comes."""
 
 
-class AlsaSink(NamedTuple):
+class AlsaSinkConfig(NamedTuple):
     """A device that plays the stream."""
 
     type: Annotated[str, Choice(("alsa",))]
@@ -36,18 +36,18 @@ class AlsaSink(NamedTuple):
             yield "device", wrong
 
 
-def _make(sink: AlsaSink, at: SinkContext) -> "SinkFactory":
+def _make(sink: AlsaSinkConfig, at: SinkContext) -> "SinkFactory":
     from capstand.sinks.live import SinkFactory  # not to check a configuration
 
     return SinkFactory("capstand.sinks.alsa:AlsaPlayback", (sink, at.capture.audio))
 
 
-def _resources(sink: AlsaSink) -> Iterator[Resource]:
+def _resources(sink: AlsaSinkConfig) -> Iterator[Resource]:
     told = f'"{sink.device}" is played by sink {{}} already; each sink needs its own device'
     yield Resource((sink.device,), "device", told.format, anywhere=True)
 
 
-def _problems(sink: AlsaSink, stream: StreamConfig) -> Iterator[tuple[str, str]]:
+def _problems(sink: AlsaSinkConfig, stream: StreamConfig) -> Iterator[tuple[str, str]]:
     capture = stream.capture
     least_ms = capture.period_ms + MARGIN_MS
     if sink.latency_ms < least_ms:
@@ -65,5 +65,10 @@ def _problems(sink: AlsaSink, stream: StreamConfig) -> Iterator[tuple[str, str]]
 
 
 TYPE = SinkType(
-    AlsaSink, page="listening.md", live=True, make=_make, resources=_resources, problems=_problems
+    AlsaSinkConfig,
+    page="listening.md",
+    live=True,
+    make=_make,
+    resources=_resources,
+    problems=_problems,
 )

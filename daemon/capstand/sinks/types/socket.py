@@ -16,7 +16,7 @@ LONGEST_PATH = 107
 """Bytes that the kernel takes for the name of a socket."""
 
 
-class SocketSink(NamedTuple):
+class SocketSinkConfig(NamedTuple):
     """Programs that connect read the stream."""
 
     type: Annotated[str, Choice(("socket",))]
@@ -49,14 +49,14 @@ class SocketSink(NamedTuple):
                 )
 
 
-def _make(sink: SocketSink, at: SinkContext) -> "SinkFactory":
+def _make(sink: SocketSinkConfig, at: SinkContext) -> "SinkFactory":
     from capstand.sinks.live import SinkFactory  # not to check a configuration
 
     path = Path(sink.path) if sink.path else at.runtime / f"{at.stream}-{sink.name}.sock"
     return SinkFactory("capstand.sinks.socket:StreamSocket", (sink, path, at.capture.audio))
 
 
-def _resources(sink: SocketSink) -> Iterator[Resource]:
+def _resources(sink: SocketSinkConfig) -> Iterator[Resource]:
     """Its path; where none is given, the names of stream and sink make one."""
     if sink.path is None:
         yield Resource(("name", sink.name))
@@ -66,7 +66,7 @@ def _resources(sink: SocketSink) -> Iterator[Resource]:
         yield Resource(("path", path), "path", told.format, anywhere=True)
 
 
-def _problems(sink: SocketSink, stream: StreamConfig) -> Iterator[tuple[str, str]]:
+def _problems(sink: SocketSinkConfig, stream: StreamConfig) -> Iterator[tuple[str, str]]:
     least_ms = 4 * stream.capture.period_ms
     if sink.buffer_ms < least_ms:
         yield (
@@ -77,5 +77,10 @@ def _problems(sink: SocketSink, stream: StreamConfig) -> Iterator[tuple[str, str
 
 
 TYPE = SinkType(
-    SocketSink, page="listening.md", live=True, make=_make, resources=_resources, problems=_problems
+    SocketSinkConfig,
+    page="listening.md",
+    live=True,
+    make=_make,
+    resources=_resources,
+    problems=_problems,
 )
