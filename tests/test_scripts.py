@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import venv
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +28,8 @@ class Checkout:
     def __init__(self, folder: Path) -> None:
         self.root = folder / "checkout"
         (self.root / "scripts").mkdir(parents=True)
-        for name in ("scripts/environment.sh", "scripts/install", "pyproject.toml"):
+        scripts = [f"scripts/{name}" for name in ("environment.sh", "install", "added.py")]
+        for name in (*scripts, "pyproject.toml"):
             (self.root / name).write_bytes((ROOT / name).read_bytes())
 
     def shell(
@@ -262,3 +265,98 @@ def test_an_installation_whose_python_is_gone_says_what_to_do(
     done = start()
     assert done.returncode == 78
     assert str(base) in done.stderr and "scripts/install" in done.stderr
+
+
+def packages(environment: Path, name: str = f"python3.{sys.version_info.minor}") -> Path:
+    return environment / "lib" / name / "site-packages"
+
+
+def put(environment: Path, name: str, *requirements: str) -> None:
+    """As if it were installed."""
+    metadata = packages(environment) / f"{name}-1.dist-info"
+    metadata.mkdir(parents=True)
+    head = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n"
+    lines = [f"Requires-Dist: {requirement}\n" for requirement in requirements]
+    (metadata / "METADATA").write_text(head + "".join(lines))
+
+
+def wheel(folder: Path, name: str, pure: bool = True) -> Path:
+    """With one module."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-1-py3-none-any.whl"
+    at = f"{name}-1.dist-info"
+    files = {
+        f"{name}.py": "",
+        f"{at}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n",
+        f"{at}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: {str(pure).lower()}\n"
+        "Tag: py3-none-any\n",
+        f"{at}/entry_points.txt": f"[console_scripts]\n{name} = {name}:main\n",
+    }
+    files[f"{at}/RECORD"] = "".join(f"{one},,\n" for one in (*files, f"{at}/RECORD"))
+    with zipfile.ZipFile(path, "w") as archive:
+        for one, text in files.items():
+            archive.writestr(one, text)
+    return path
+
+
+def environment(folder: Path) -> Path:
+    """With pip, and capstand in it as far as its metadata go."""
+    venv.create(folder, with_pip=True)
+    put(folder, "capstand", "numpy>=1", "from_index; extra == 'speech'")
+    put(folder, "numpy")
+    return folder
+
+
+def keep(checkout: Checkout, old: Path, new: Path, index: Path) -> subprocess.CompletedProcess[str]:
+    return checkout.shell(
+        f". '{checkout.root}/scripts/install'; keep_added '{old}' '{new}'",
+        env={"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index)},
+    )
+
+
+def test_an_upgrade_keeps_what_was_added(checkout: Checkout, tmp_path: Path) -> None:
+    """An extra from the package index, and what came from a file, though that is gone; not what the
+    old capstand required by itself. Where that cannot be, the upgrade stops and says what to do."""
+    index, own = tmp_path / "index", tmp_path / "own"
+    old, new = environment(tmp_path / "old"), environment(tmp_path / "new")
+    put(old, "formerly")
+    metadata = packages(old) / "capstand-1.dist-info/METADATA"
+    metadata.write_text(metadata.read_text() + "Requires-Dist: formerly; python_version > '3'\n")
+    wheel(index, "from_index")
+    path = wheel(own, "from_file")
+    command = [str(old / "bin/python"), "-I", "-m", "pip", "install", "--no-index"]
+    for words in (("--find-links", str(index), "from_index"), (str(path),)):
+        subprocess.run([*command, *words], check=True, capture_output=True)
+    assert (old / "bin/from_file").exists()
+    path.unlink()
+
+    done = keep(checkout, old, new, own)
+    assert done.returncode == 1 and "capstand: nothing has been changed" in done.stderr
+    assert done.stderr.endswith("\n    sudo scripts/install --without-added\n")
+
+    done = keep(checkout, old, new, index)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "capstand: adding what was added before: from-index\n"
+    for name in ("from_index", "from_file"):
+        loads = [str(new / "bin/python"), "-I", "-c", f"import {name}; print({name}.__file__)"]
+        found = subprocess.run(loads, check=True, capture_output=True, text=True).stdout
+        assert Path(found.strip()).is_relative_to(new)
+    assert not [*packages(new).glob("formerly*")] and not (new / "bin/from_file").exists()
+
+    command[0] = str(new / "bin/python")  # as of any other package, pip knows how to remove it
+    subprocess.run([*command[:-2], "uninstall", "-y", "from_file"], check=True, capture_output=True)
+    assert not [*packages(new).glob("from_file*")]
+
+
+@pytest.mark.parametrize("pure", [True, False])
+def test_what_is_built_for_another_python_is_not_copied(tmp_path: Path, pure: bool) -> None:
+    """It would not load; what is plain Python is."""
+    old, new = (packages(tmp_path / name, name) for name in ("python3.11", "python3.13"))
+    new.mkdir(parents=True)
+    with zipfile.ZipFile(wheel(tmp_path, "own", pure)) as archive:
+        archive.extractall(old)
+    (old / "own-1.dist-info/direct_url.json").write_text('{"url": "file:///gone"}')
+    added = [sys.executable, "-I", str(ROOT / "scripts/added.py"), str(old), str(new)]
+    done = subprocess.run(added, capture_output=True, text=True, check=False)
+    assert (done.returncode, (new / "own.py").exists()) == ((0, True) if pure else (1, False))
+    assert done.stderr == ("" if pure else "capstand: own 1 was built for python3.11\n")
