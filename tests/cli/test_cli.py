@@ -177,7 +177,7 @@ def test_check_tells_a_file_that_is_not_there(
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["check"], ["devices"], ["status"], ["reload"], ["tap"]]
+    "command", [[], ["run"], ["check"], ["devices"], ["status"], ["reload"], ["set"], ["tap"]]
 )
 def test_every_command_explains_itself(
     command: list[str], capsys: pytest.CaptureFixture[str]

@@ -389,13 +389,13 @@ def test_a_file_that_is_wrong_everywhere_is_told_up_to_a_bound() -> None:
 def test_a_hint_is_worked_out_for_what_is_told_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """To compare a word with all that it may mean takes long."""
     asked: list[object] = []
-    meant = decode._meant
+    meant = decode.meant
 
     def count(value: object, words: tuple[str, ...]) -> str:
         asked.append(value)
         return meant(value, words)
 
-    monkeypatch.setattr(decode, "_meant", count)
+    monkeypatch.setattr(decode, "meant", count)
     faults(RIGHT + "".join(f"wrong_{number} = 1\n" for number in range(10_000)))
     assert len(asked) == MOST_FAULTS
 

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import soundfile
 
+from capstand.accounting.ledger import Ledger
 from capstand.accounting.stats import StreamStats
 from capstand.capture.types.synthetic import SyntheticConfig
 from capstand.config.registry import PROCESSORS, SINKS
-from capstand.config.schema import CaptureConfig, StreamConfig
+from capstand.config.schema import CaptureConfig, Config, StreamConfig
+from capstand.host.peer import Peer
 from capstand.processes import forkserver
+from capstand.sharing.live_settings import LiveSettings
 from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream.stream import Stream
 from tests.counts import counts
@@ -27,6 +30,7 @@ from tests.patience import PATIENCE_S
 from tests.processing.signals import settings
 
 RATE = 48_000
+ROOT = Peer(pid=1, uid=0, groups=frozenset())
 EDGE_FRAMES = 2 * 240
 """What fades at a gap."""
 WILD = '''
@@ -443,7 +447,7 @@ def test_time_stamps_are_those_of_the_sound(running: Running) -> None:
 
 def test_changed_settings_lose_nothing_and_make_no_step(running: Running) -> None:
     """A reload to half the level, while the chain runs: by and by, and with the same process."""
-    before = running.config(settings("gain", gain_db=0.0), signal="sine")
+    before = running.config(settings("gain", gain_db=0.0), signal="tone")
     after = before._replace(process=(settings("gain", gain_db=-6.0),))
     stream = running.start(before)
     pid, own = running.process()["pid"], stream.process.pid
@@ -460,6 +464,41 @@ def test_changed_settings_lose_nothing_and_make_no_step(running: Running) -> Non
     assert np.abs(done[-4800:] - half * raw[-4800:]).max() < 0.51
     assert np.abs(done[:480] - raw[:480]).max() == 0
     assert np.abs(np.diff(done)).max() <= np.abs(np.diff(raw)).max() + 2
+
+
+def test_what_is_set_while_it_runs_loses_nothing_and_makes_no_step(running: Running) -> None:
+    """A gain, a filter and a switch, one after the other and while the one before still fades; the
+    processes and the files stay, and what comes out is a sine all the time."""
+    chain = settings("high-pass", cutoff_hz=20.0), settings("gain", gain_db=0.0)
+    before = running.config(*chain, settings("channels", pick=(1, 2)), signal="tone")
+    stream = running.start(before)
+    pid, own = running.process()["pid"], stream.process.pid
+    config = Config((before,))
+    live = LiveSettings(lambda: [stream], lambda: config, None, Ledger(running.folder / "ledger"))
+    for key, value in (
+        *(("gain.gain_db", "-6"), ("high-pass.cutoff_hz", "400"), ("channels.pick", "[2, 1]")),
+        *(("high-pass.order", "4"), ("gain.gain_db", "-3"), ("high-pass.cutoff_hz", "200")),
+    ):
+        assert live.set({"stream": "mic", "key": key, "value": value}, ROOT)["set"]
+        running.flow(960)
+    running.flow(24_000)
+    assert [one["key"] for one in live.changes(stream)] == [
+        *("high-pass.cutoff_hz", "high-pass.order", "gain.gain_db", "channels.pick"),
+    ]
+    assert (running.process()["pid"], stream.process.pid) == (pid, own) or running.stalled
+    ended = running.end()
+    assert len(list((running.folder / "done").glob("*.wav"))) == 1
+    raw = running.samples("raw")[:, 0].astype(float)
+    done = running.samples("done")[:, 0].astype(float)
+    if running.stalled:
+        return
+    assert len(done) == len(raw) == ended.captured_frames
+    assert sink_of(ended, "done").delivered_frames == ended.captured_frames
+    assert np.abs(np.diff(done)).max() <= np.abs(np.diff(raw)).max() + 4
+    assert np.abs(np.diff(done, 2)).max() <= np.abs(np.diff(raw, 2)).max() + 4
+    high = 440 / 200
+    share = 10 ** (-3 / 20) / np.sqrt(1 + high**-8)
+    assert np.abs(done[-4800:]).max() == pytest.approx(share * np.abs(raw[-4800:]).max(), rel=0.002)
 
 
 def test_chains_and_inputs_come_and_go(running: Running) -> None:

@@ -1,9 +1,10 @@
-"""The command line: run, check, devices, status, reload, release, resume, push, tap, agora."""
+"""The command line: run, check, devices, status, reload, set, release, resume, push, tap,
+agora."""
 
 import errno
 
 from capstand import __version__
-from capstand.cli import agora, check, devices, push, release, reload, run, status, tap
+from capstand.cli import agora, check, devices, push, release, reload, run, settings, status, tap
 from capstand.cli.parsing import SHAPE, Parser
 from capstand.errors import CapstandError, ConfigError
 from capstand.host import console, signals
@@ -16,7 +17,7 @@ sinks, unattended, for months. Losses are counted to the frame."""
 EPILOG = """\
 files:
   /etc/capstand/capstand.toml       the configuration; every key is explained in it
-  /run/capstand/control.sock        the socket of `status`, `reload`, `release`, `resume`, `tap`
+  /run/capstand/control.sock        the socket of `status`, `reload`, `set`, `release`, `tap`, …
   /run/capstand/push.sock           where `push` delivers the sound of a stream of device "socket"
   /var/lib/capstand/ledger/*.jsonl  the ledger: every gap with frame, length, time, cause
   /var/lib/capstand/spool           sound waiting for its sink, unless set otherwise
@@ -39,6 +40,7 @@ examples:
   capstand run --seconds 10                    a first try, without a configuration
   systemctl enable --now capstand              start now and at every boot
   systemctl reload capstand                    after a change of the configuration
+  capstand set mic gain.gain_db -6             change a running chain, until the next reload
   capstand release mic --for 60                lend the card for a minute
   capstand tap mic | aplay                     listen to a stream
   capstand push --stream mic file.wav          play a file into a stream of device "socket" """
@@ -80,6 +82,6 @@ def _parser() -> Parser:
     parser = Parser(prog="capstand", description=DESCRIPTION, epilog=EPILOG, formatter_class=SHAPE)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, check, devices, status, reload, release, push, tap, agora):
+    for command in (run, check, devices, status, reload, settings, release, push, tap, agora):
         command.add(commands)
     return parser

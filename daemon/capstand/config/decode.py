@@ -37,6 +37,7 @@ MOST_DEPTH = 8
 LONGEST_WORD = 60
 CALL = 50
 """What a call of the parser costs, in characters of its text."""
+WORD = r"[A-Za-z/][\w./-]*"
 MOST_TABLES = 256
 """So many elements an array of tables may have."""
 
@@ -63,7 +64,7 @@ class _Fault(ValueError):
         if self.value is NOTHING:
             return self.what
         shown = _described(self.value) if _hidden(keys, self.value) else _shown(self.value)
-        hint = f"; {self.hint}" if self.hint else _meant(self.value, self.choices)
+        hint = f"; {self.hint}" if self.hint else meant(self.value, self.choices)
         separator = ":" if self.what.startswith("expected ") else ""
         return f"{shown}{separator} {self.what}{hint}"
 
@@ -297,6 +298,37 @@ def decode(text: str, path: str, kind: type[T]) -> T:
     raise ConfigError(faults)
 
 
+def with_value(table: T, keys: Keys, text: str) -> tuple[T | None, list[tuple[Keys, str]]]:
+    """``table`` with the value that ``text`` is, of TOML, at ``keys``, which are there; or None and
+    what is wrong, by key. A word without quotation marks, as a shell passes it, is a text.
+    """
+    walk = _Walk()
+    try:
+        made = walk.replaced(table, keys, _value_in(text, str(keys[-1])), ())
+    except _Fault as fault:
+        return None, [(keys, fault.what)]
+    return (None if walk.found else made), [
+        (where, clean.line(_message(what, where))) for where, what in walk.found
+    ]
+
+
+def _value_in(text: str, key: str) -> Any:
+    """Raises _Fault."""
+    line = f"{key} = {text}"
+    try:
+        document = tomli.loads(line)
+    except tomli.TOMLDecodeError as error:
+        if re.fullmatch(WORD, text):
+            return text
+        slip = explain(line, error.lineno, error.colno, error.msg, (key,))
+        raise _Fault(NOTHING, f"not a TOML value: {slip.what}") from None
+    except (RecursionError, ValueError):
+        raise _Fault(NOTHING, "not a TOML value: nested too deeply, or too long a number") from None
+    if document.keys() != {key}:
+        raise _Fault(NOTHING, "expected one value, found more than a line")
+    return document[key]
+
+
 def _message(what: "str | _Fault", keys: Keys) -> str:
     return what if isinstance(what, str) else what.message(keys)
 
@@ -414,11 +446,29 @@ class _Walk:
         made = kind(**self.by_field(right, kind, keys))
         # Beside other faults only what concerns keys that are there and right by themselves.
         faultless = len(self.found) == before
-        for below, what in made.problems() if hasattr(made, "problems") else ():
-            path = tuple(int(one) if one.isdigit() else one for one in below.split("."))
+        for path, what in _problems(made):
             if faultless or path[0] in right:
                 self.wrong((*keys, *path), what)
         return made if len(self.found) == before else _WRONG
+
+    def replaced(self, table: Any, path: Keys, value: object, keys: Keys) -> Any:
+        """A table that was right, with another value at ``path``, which is there; or _WRONG."""
+        key, *deeper = path
+        at = (*keys, key)
+        if isinstance(key, int):
+            made = self.replaced(table[key], tuple(deeper), value, at)
+            return (*table[:key], made, *table[key + 1 :])
+        if deeper:
+            made = self.replaced(getattr(table, key), tuple(deeper), value, at)
+        else:
+            kind: Any = type(table)
+            made = self.value(value, _fields(kind)[key], at)
+        if self.found:
+            return _WRONG
+        table = table._replace(**{key: made})
+        for below, what in _problems(table):
+            self.wrong((*keys, *below), what)
+        return table
 
     def named(self, word: str, kind: Any) -> Any:
         """The kind of a table that is called by its kind, which no other distribution but one may
@@ -440,6 +490,12 @@ class _Walk:
         return _WRONG
 
 
+def _problems(table: Any) -> Iterator[tuple[Keys, str]]:
+    """What is wrong between the keys of a table."""
+    for below, what in table.problems() if hasattr(table, "problems") else ():
+        yield tuple(int(one) if one.isdigit() else one for one in below.split(".")), what
+
+
 class _UnknownKey(_Fault):
     """A key that no table here has, or only another table."""
 
@@ -453,7 +509,7 @@ class _UnknownKey(_Fault):
         if place := _elsewhere(str(self.value), self._kind):
             table = ".".join([*(key for key in keys[:-1] if isinstance(key, str)), place])
             return f"{self.what}; it belongs in [{table}]"
-        return f"{self.what}{_meant(self.value, self.choices) or _known(self.choices)}"
+        return f"{self.what}{meant(self.value, self.choices) or _known(self.choices)}"
 
 
 @cache
@@ -625,7 +681,7 @@ def _known(choices: tuple[str, ...]) -> str:
     return "; known here: " + ", ".join(choices)
 
 
-def _meant(value: object, choices: tuple[str, ...]) -> str:
+def meant(value: object, choices: tuple[str, ...]) -> str:
     """A word of ``choices`` that is near: the same but for case and signs, in it, or alike."""
     import difflib  # only where something is wrong
 

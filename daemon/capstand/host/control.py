@@ -1,4 +1,4 @@
-"""The control socket: ``capstand status``, ``reload``, ``release``, ``tap`` ask the daemon here.
+"""The control socket: ``capstand status``, ``reload``, ``set``, ``release``, … ask the daemon here.
 
 One line of JSON each way over a Unix stream socket: ``{"ask": "status"}`` is answered and the
 connection closed. Whatever else comes in is refused with ``{"error": ...}``; a client that is slow,

@@ -1,5 +1,6 @@
 """What a person sees: the line for systemctl, the live line of a terminal, the status table."""
 
+import json
 import shutil
 import sys
 
@@ -118,6 +119,13 @@ def status_table(answer: list[dict[str, object]]) -> str:
             )
         if one.get("notice"):
             lines.append(f"  notice    {one['notice']}")
+        chain = one.get("process") or {}
+        assert isinstance(chain, dict)
+        lines += [
+            f"  set       {change['key']} = {json.dumps(change['value'])} (file: "
+            f"{json.dumps(change['file'])}), until the next reload or start"
+            for change in chain.get("changes", ())
+        ]
         if one["restarts"]:
             lines.append(
                 f"  recovered stream restarted {one['restarts']} times, device opened "

@@ -39,7 +39,8 @@ class Reload:
     """Keeps ``streams`` and ``reporters``, which are the service's own, as ``path`` says.
 
     ``asked`` counts the requests, ``done`` is the last one that was dealt with; ``refused`` holds
-    the faults of the file for as long as it is wrong.
+    the faults of the file for as long as it is wrong; ``running`` is what was read last and is in
+    force, but for what `capstand set` has changed since.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Reload:
         self.refused: list[str] = []
         self.changes: list[str] = []
         self._path = path
-        self._running = running
+        self.running = running
         self._streams = streams
         self._reporters = reporters
         self._folders = state, runtime
@@ -134,7 +135,7 @@ class Reload:
             )
             return
         try:
-            real_time = any(one.capture.rt_priority for one in self._running.stream)
+            real_time = any(one.capture.rt_priority for one in self.running.stream)
             self._reading = _Reading(self._path, realtime.LOWEST if real_time else 0)
         except RuntimeError:
             self._refuse([f"{self._path}: cannot be read: no thread can be started"])
@@ -143,7 +144,8 @@ class Reload:
         self._late = reading.thread
         try:
             wanted = reading.config()
-            todo = plan.plan(self._running, wanted)
+            present = self.running._replace(stream=tuple(one.config for one in self._streams))
+            todo = plan.plan(present, wanted)
             self._to_start = [self._make(one, *self._folders) for one in todo.start]
         except ConfigError as error:
             self._refuse(error.faults)
@@ -152,9 +154,9 @@ class Reload:
             self._refuse([f"the new configuration cannot be applied: {error}"])
             return
         self.refused = []
-        self.changes = plan.describe(self._running, wanted)
+        self.changes = plan.describe(present, wanted)
         log_event(logging.INFO, "reload: %s", "; ".join(self.changes) or "nothing changed")
-        self._running = wanted
+        self.running = wanted
         self._ledger.kept = keep(wanted.ledger)
         for name in todo.stop:
             stream = next(one for one in self._streams if one.name == name)
@@ -181,7 +183,7 @@ class Reload:
         if self._ending:
             return False
         fresh, self._to_start = self._to_start, []
-        order = [one.name for one in self._running.stream]
+        order = [one.name for one in self.running.stream]
         # In one step: other threads go through it, and sort() empties a list while it works.
         self._streams[:] = sorted(
             [*self._streams, *fresh], key=lambda stream: order.index(stream.name)

@@ -35,6 +35,7 @@ from capstand.service.reload import BUSY_S, Reload
 from capstand.service.reporter import Reporter
 from capstand.service.running import Running
 from capstand.sharing.device_release import DeviceRelease
+from capstand.sharing.live_settings import LiveSettings
 from capstand.sharing.order import named
 from capstand.sharing.reservation_manager import ReservationManager, session_address
 from capstand.sharing.tapping import tap
@@ -91,6 +92,9 @@ class Service:
             make,
             runtime,
         )
+        self._settings = LiveSettings(
+            lambda: self._streams, lambda: self._reload.running, path, self._ledger
+        )
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
         self._notify_due_ns = 0
@@ -114,6 +118,7 @@ class Service:
                     "reload": self.answer_reload,
                     "release": self._device_release.release,
                     "resume": self._device_release.resume,
+                    "set": self._settings.set,
                     "push": self.answer_push,
                     "tap": lambda request, peer: tap(request, peer, self._streams),
                 },
@@ -289,8 +294,14 @@ class Service:
             "version": __version__,
             "pid": os.getpid(),
             "reload": self._reload.answer(),
-            "streams": [stream.stats(now_ns).as_json() for stream in self._streams],
+            "streams": [self._status_of(stream, now_ns) for stream in self._streams],
         }
+
+    def _status_of(self, stream: Running, now_ns: int) -> dict[str, Any]:
+        status = stream.stats(now_ns).as_json()
+        if status["process"] is not None:
+            status["process"] = status["process"] | {"changes": self._settings.changes(stream)}
+        return status
 
     def answer_reload(self, request: Mapping[str, Any], peer: Peer) -> dict[str, object]:
         """The number of the request; `status` says when it is done, and what came of it."""
