@@ -20,6 +20,7 @@ from capstand.cli import main as cli
 from capstand.cli import run
 from capstand.devices import listing as devices
 from capstand.devices.listing import Device
+from capstand.dsp import loudness
 from capstand.service.display import LiveLine, status_line, status_table
 from tests.host.test_control import replying
 from tests.patience import PATIENCE_S
@@ -415,6 +416,28 @@ def test_a_running_daemon_tells_its_state(place: Place, daemon: subprocess.Popen
     assert re.match(r"mic  (OK|STARTING)  synthetic  48000 Hz, 2 ch, S16_LE\n", out)
     assert "counted exactly" in out
     assert "→ file    open; " in out
+
+
+def test_loudness_is_in_the_status_where_it_is_wanted(place: Place) -> None:
+    """A stream with ``loudness = true``: its process measures it, and the daemon tells it."""
+    if not loudness.is_there():
+        pytest.skip(f"{loudness.PACKAGE} is missing")
+    tone = place.config.read_text().replace('"counter"', '"tone", level_dbfs = -20, tone_hz = 997')
+    wanted = 'device = "synthetic"\nbuffer_ms = 10000\nloudness = true\n'
+    place.config.write_text(tone.replace('device = "synthetic"\n', wanted))
+    with place.start("run", "--config", place.config) as process:
+        try:
+            place.wait_for_sound()
+            deadline, figures = time.monotonic() + PATIENCE_S, None
+            while figures is None or figures["short_term_lufs"] < -21:
+                assert time.monotonic() < deadline, figures
+                figures = json.loads(place.call("status", "--json")[1])["streams"][0]["loudness"]
+            shown = place.call("status")[1]
+        finally:
+            process.terminate()
+            process.communicate(timeout=PATIENCE_S)
+    assert figures["max_true_peak_dbtp"] == pytest.approx(-20, abs=0.2)
+    assert re.search(r"loudness  -2\d\.\d+ LUFS short-term, .* true peak -20\.0 dBTP", shown)
 
 
 def test_two_daemons_do_not_share_a_directory(place: Place, daemon: subprocess.Popen[str]) -> None:

@@ -259,6 +259,10 @@ def test_channels_are_of_the_card_and_pick_is_what_is_kept(
         dead_warn_s=st.floats(0, 86_400),
         dc_warn_dbfs=st.floats(-60, 0),
         clip_warn_per_s=st.floats(0, 10_000),
+        loudness=st.just(True),
+        quiet_warn_lufs=st.floats(-100, -51),
+        loud_warn_lufs=st.floats(-50, 0),
+        true_peak_warn_dbtp=st.floats(-60, 0),
         reserve_priority=st.integers(-(2**31), 2**31 - 1),
         source=st.none(),
     ),
@@ -540,9 +544,16 @@ def test_channels_and_app_ids_are_those_the_source_takes(text: str) -> None:
             "zzz = 1",
             "zzz: unknown key; known here: device, rate_hz, channels, pick, format, "
             "period_ms, buffer_ms, rt_priority, silence_warn_s, dead_warn_s, dc_warn_dbfs, "
-            "clip_warn_per_s, reserve_priority, file, pipe, socket, synthetic",
+            "clip_warn_per_s, loudness, quiet_warn_lufs, loud_warn_lufs, true_peak_warn_dbtp, "
+            "reserve_priority, file, pipe, socket, synthetic",
         ),
         ("pick = 1", "pick: 1: expected an array such as [1]"),
+        ("loudness = 1", "loudness: 1: expected true or false"),
+        ("loud_warn_lufs = -10", "loud_warn_lufs: needs loudness = true beside it"),
+        (
+            "quiet_warn_lufs = -20\nloud_warn_lufs = -30\nloudness = true",
+            "quiet_warn_lufs: -20 is not below loud_warn_lufs (-30)",
+        ),
         ("pick = []", "pick: 0 values; expected 1 to 32"),
         ("pick = [0]", "pick: 0: expected an integer from 1 to 32"),
         ("pick = [1, 3, 1]", "pick: 1 is in the array twice; expected each value once"),

@@ -6,8 +6,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from capstand.audio.block import AudioFormat, SampleFormat
+from capstand.config.schema import CaptureConfig
 from capstand.dsp import loudness
-from capstand.dsp.loudness import FLOOR, Loudness, LoudnessMeter
+from capstand.dsp.loudness import (
+    FLOOR,
+    Loudness,
+    LoudnessFigures,
+    LoudnessMeter,
+    LoudnessWatch,
+)
 
 RATE = 48_000
 Sound = npt.NDArray[np.float32]
@@ -89,6 +97,93 @@ def test_a_state_with_no_number_in_it_is_made_anew() -> None:
 
 def test_true_peaks_are_left_out_where_nobody_asks() -> None:
     assert heard(sine(1, -20), true_peak=False).true_peak_dbtp is None
+
+
+def test_each_input_counts_alike() -> None:
+    """Channels beyond two are inputs of a card, and not the loudspeakers of a cinema."""
+    for at in (0, 2, 3, 4, 7):
+        eight = np.zeros((5 * RATE, 8), np.float32)
+        eight[:, at] = sine(5, -20, channels=1)[:, 0]
+        assert heard(eight).integrated_lufs == pytest.approx(-23, abs=0.1), at
+
+
+def watch(channels: int = 2, format: str = "FLOAT_LE", **keys: Any) -> LoudnessWatch:
+    audio = AudioFormat(RATE, channels, SampleFormat[format])
+    return LoudnessWatch(audio, CaptureConfig("hw:0", loudness=True, **keys))
+
+
+def feed(one: LoudnessWatch, sound: Sound, seconds: float) -> list[LoudnessFigures]:
+    """A second of sound, over and over; the figures after each second."""
+    found = []
+    for _ in range(round(seconds)):
+        for at in range(0, RATE, 9600):
+            one.window(sound[at : at + 9600], 1.0)
+        assert one.figures is not None
+        found.append(one.figures)
+    return found
+
+
+def test_there_are_figures_once_a_second() -> None:
+    """And the highest true peak stays."""
+    one = watch()
+    one.window(sine(0.9, -20), 1.0)
+    assert one.figures is None
+    *_, last = feed(one, sine(1, -20), 5)
+    assert last.heard[:3] == pytest.approx([-20] * 3, abs=0.1)
+    assert last.heard.true_peak_dbtp == pytest.approx(-20, abs=0.2)
+    *_, last = feed(one, sine(1, -40), 10)
+    assert last.heard[:2] == pytest.approx([-40] * 2, abs=0.1)
+    assert last.heard.true_peak_dbtp == pytest.approx(-40, abs=0.2)
+    assert last.max_true_peak_dbtp == pytest.approx(-20, abs=0.2)
+
+
+def test_whole_numbers_have_their_own_full_scale() -> None:
+    one = watch(format="S16_LE")
+    for _ in range(25):
+        one.window(sine(0.2, -20) * np.float32(32768), 32768.0)
+    assert one.figures is not None
+    assert one.figures.heard.integrated_lufs == pytest.approx(-20, abs=0.1)
+
+
+def test_quiet_is_what_lasts_a_minute() -> None:
+    """Not a pause in speech; and it ends when there is sound again."""
+    one = watch(quiet_warn_lufs=-50.0)
+    quiet, speech = sine(1, -60), sine(1, -25)
+    feed(one, speech, 5)
+    assert not any(figures.is_quiet for figures in feed(one, quiet, 30))
+    feed(one, speech, 1)
+    found = [figures.is_quiet for figures in feed(one, quiet, 90)]
+    assert 60 <= found.index(True) <= 64 and all(found[found.index(True) :])
+    found = [figures.is_quiet for figures in feed(one, speech, 5)]
+    assert found[0] and not found[-1]
+
+
+def test_loud_is_what_lasts_ten_seconds() -> None:
+    one = watch(loud_warn_lufs=-10.0)
+    loud, speech = sine(1, -6), sine(1, -25)
+    assert not any(figures.is_loud for figures in feed(one, loud, 8) + feed(one, speech, 12))
+    found = [figures.is_loud for figures in feed(one, loud, 20)]
+    assert 9 <= found.index(True) <= 12 and all(found[found.index(True) :])
+    found = [figures.is_loud for figures in feed(one, speech, 20)]
+    assert found[8] and not found[-1]
+
+
+def test_a_single_true_peak_is_over() -> None:
+    """At once, with the highest one, until there was none for half a minute."""
+    one = watch(true_peak_warn_dbtp=-1.0)
+    assert not any(figures.is_over for figures in feed(one, sine(1, -2), 5))
+    (first,) = feed(one, sine(1, 1), 1)
+    assert first.is_over and first.reported_peak_dbtp == pytest.approx(1, abs=0.2)
+    found = feed(one, sine(1, -20), 40)
+    assert [figures.is_over for figures in found].index(False) in (29, 30)
+    assert found[10].reported_peak_dbtp == first.reported_peak_dbtp
+    (again,) = feed(one, sine(1, -0.5), 1)
+    assert again.is_over and again.reported_peak_dbtp == pytest.approx(-0.5, abs=0.2)
+
+
+def test_without_limits_nothing_is_reported() -> None:
+    *_, last = feed(watch(), sine(1, 2), 90)
+    assert not (last.is_quiet or last.is_loud or last.is_over)
 
 
 def test_two_side_by_side_do_not_touch_each_other() -> None:

@@ -1,6 +1,7 @@
 """What is wrong with single channels is told, and ordinary sound is not."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from capstand.accounting.stats import Health
 from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.capture.types.synthetic import SyntheticConfig
 from capstand.config.schema import CaptureConfig
+from capstand.dsp import loudness
 from capstand.dsp.convert import from_float, from_int32
 from capstand.dsp.defects import Defects, Limits
 from capstand.dsp.level import Meter
+from capstand.service.display import status_table
 from capstand.service.reporter import Reporter
 from capstand.stream import defect
 from tests.line import Keep, Line, capture
@@ -259,6 +262,110 @@ def test_a_dead_side_is_a_concern_and_told_once(
     assert len(told) == 2
     assert told[0].startswith("mic: channel 2 is dead: only zeros for 20 s while channel 1 sounds")
     assert told[1] == "mic: no channel is dead now"
+
+
+class Told:
+    """A stream of a tone with ``keys``, and what its reporter logs."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> None:
+        tone = SyntheticConfig(signal="tone", level_dbfs=-6.0, tone_hz=997)
+        self.line = Line(capture(source=tone, **keys), [Keep()])
+        self.stream = self.line.stream
+        self.stream.pusher.meter = None
+        self.stream.start_meter()
+        self.reporter = Reporter(self.stream.config, Ledger(folder))
+        self.said: list[str] = []
+        monkeypatch.setattr(
+            "capstand.service.reporter.log_event",
+            lambda _, text, *words, **__: self.said.append(text % words),
+        )
+
+    def run(self, seconds: float) -> None:
+        end = self.line.time.now_ns() + seconds * S
+        while self.line.time.now_ns() < end:
+            for _ in range(100):
+                self.line.capture()
+                self.line.push()
+            self.line.deliver()
+            self.reporter.update(self.line.report())
+
+    def quieter(self) -> None:
+        """The same tone at a hundredth."""
+        source = self.stream.source
+        fill = source._fill  # type: ignore[attr-defined]
+
+        def soft(slot: memoryview, at: int, count: int) -> None:
+            fill(slot, at, count)
+            samples = np.frombuffer(slot, "<i2")[: 2 * count]
+            samples[:] = samples // 100
+
+        source._fill = soft  # type: ignore[attr-defined]
+
+
+def test_loudness_that_is_wrong_is_a_concern_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the limits of the configuration: STATUS says it, the journal its beginning and its end,
+    and the figures are in the status."""
+    if not loudness.is_there():
+        pytest.skip(f"{loudness.PACKAGE} is missing")
+    limits = {"loud_warn_lufs": -10.0, "true_peak_warn_dbtp": -7.0, "quiet_warn_lufs": -40.0}
+    told = Told(tmp_path, monkeypatch, loudness=True, **limits)
+    assert told.line.stats().as_json()["loudness"] is None
+    told.run(20)
+    figures = told.line.stats().as_json()["loudness"]
+    assert figures == {
+        "momentary_lufs": pytest.approx(-6, abs=0.1),
+        "short_term_lufs": pytest.approx(-6, abs=0.1),
+        "integrated_lufs": pytest.approx(-6, abs=0.1),
+        "true_peak_dbtp": pytest.approx(-6, abs=0.1),
+        "max_true_peak_dbtp": pytest.approx(-6, abs=0.1),
+    }
+    assert "-6.0 LUFS short-term" in status_table([told.line.stats().as_json()])
+    verdict = told.stream.assessment(told.line.time.now_ns())
+    assert (verdict.health, verdict.alive) == (Health.DEGRADED, True)
+    peak = "true peak of -6.0 dBTP, above true_peak_warn_dbtp (-7); lower the gain"
+    loud = "loudness of -6.0 LUFS, above loud_warn_lufs (-10); lower the gain"
+    assert verdict.reason == f"{peak}; {loud}"
+    told.quieter()
+    told.run(80)
+    verdict = told.stream.assessment(told.line.time.now_ns())
+    assert verdict.reason is not None and verdict.reason.startswith("loudness of -46.")
+    levels = [one.removeprefix("mic: ") for one in told.said if "LUFS" in one or "dBTP" in one]
+    quiet = levels.pop()
+    assert re.fullmatch(
+        r"loudness of -46\.\d LUFS, below quiet_warn_lufs \(-40\): is the .*", quiet
+    )
+    assert levels == [
+        *(peak, loud),
+        *("the loudness is below -10 LUFS again", "no true peak above -7 dBTP now"),
+    ]
+
+
+def test_loudness_costs_nothing_where_it_is_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loudness, "_library", lambda: pytest.fail("it is loaded"))
+    told = Told(tmp_path, monkeypatch)
+    told.run(3)
+    stats = told.line.stats()
+    assert stats.level_dbfs is not None and stats.loudness is None
+    assert "LUFS" not in status_table([stats.as_json()])
+
+
+def test_a_missing_library_is_told_and_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sound flows, all other figures are there, and the status says what to install."""
+    monkeypatch.setattr(loudness, "_library", lambda: None)
+    told = Told(tmp_path, monkeypatch, loudness=True, loud_warn_lufs=-10.0)
+    told.run(20)
+    stats = told.line.stats()
+    assert (stats.health, stats.loudness) == ("OK", None)
+    assert stats.level_dbfs == -9.0 and stats.channel_levels is not None
+    assert stats.notice == (
+        "loudness needs libebur128; install the Debian package (apt install libebur128-1)"
+    )
 
 
 def test_one_value_after_the_other_is_not_one_value() -> None:

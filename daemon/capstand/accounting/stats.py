@@ -267,6 +267,7 @@ class StreamStats(NamedTuple):
     pid: int | None = None  # of the process that takes its sound in
     simulated: bool = False  # what is heard comes from no card
     process: dict[str, Any] | None = None  # the chain of processors: its stages and their delay
+    loudness: dict[str, float] | None = None  # of what is captured, where it is measured
 
     @property
     def balanced(self) -> bool:

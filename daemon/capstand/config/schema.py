@@ -18,6 +18,7 @@ from typing import Annotated, Any, NamedTuple, Protocol, cast
 from capstand.audio.block import AudioFormat, SampleFormat, Shape
 from capstand.config.decode import (
     Choice,
+    Flag,
     Number,
     OneOrSome,
     Prefixed,
@@ -84,6 +85,10 @@ class CaptureConfig(NamedTuple):
     dead_warn_s: Annotated[float, Number(0, 86_400)] = 60.0
     dc_warn_dbfs: Annotated[float, Number(-60, 0)] = -26.0
     clip_warn_per_s: Annotated[float, Number(0, 10_000)] = 5.0
+    loudness: Annotated[bool, Flag()] = False
+    quiet_warn_lufs: Annotated[float, Number(-100, 0)] = 0.0
+    loud_warn_lufs: Annotated[float, Number(-100, 0)] = 0.0
+    true_peak_warn_dbtp: Annotated[float, Number(-60, 0)] = 0.0
     reserve_priority: Annotated[int, Whole(-(2**31), 2**31 - 1)] = 10
     source: Annotated[Any, OfSources()] = None
 
@@ -166,6 +171,13 @@ class CaptureConfig(NamedTuple):
                 f"{self.buffer_ms:g} is less than 4 periods of {self.period_ms:g} ms; "
                 f"take {4 * self.period_ms:g} or more (500 outlives most stalls)",
             )
+        if not self.loudness:
+            for key in ("quiet_warn_lufs", "loud_warn_lufs", "true_peak_warn_dbtp"):
+                if getattr(self, key):
+                    yield key, "needs loudness = true beside it"
+        quiet, loud = self.quiet_warn_lufs, self.loud_warn_lufs
+        if quiet and loud and quiet >= loud:
+            yield "quiet_warn_lufs", f"{quiet:g} is not below loud_warn_lufs ({loud:g})"
         try:
             yield from self._source_problems()
         except Unusable as error:

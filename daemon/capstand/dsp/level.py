@@ -5,12 +5,16 @@ reads −3.0 dBFS RMS). Thread: the pusher updates, any may read.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.dsp.convert import to_float32
 from capstand.dsp.defects import Defects
+
+if TYPE_CHECKING:
+    from capstand.dsp.loudness import LoudnessWatch
 
 FLOOR_DBFS = -120.0
 WINDOW_S = 0.2
@@ -23,17 +27,23 @@ MOST_BYTES = 1 << 22
 class Meter:
     """``level_dbfs`` and ``peak_dbfs`` of the last full window; None before the first. ``zeros_s``:
     for how long every sample has been exactly zero, which no open microphone is, however quiet.
-    ``defects``, where given, looks at the channels apart.
+    ``defects``, where given, looks at the channels apart, ``loudness`` measures that.
 
     Blocks are gathered and measured once a window: twenty small calls into numpy, each with cold
     caches, cost more than all else that happens to a block.
     """
 
-    def __init__(self, audio: AudioFormat, defects: Defects | None = None) -> None:
+    def __init__(
+        self,
+        audio: AudioFormat,
+        defects: Defects | None = None,
+        loudness: "LoudnessWatch | None" = None,
+    ) -> None:
         self.level_dbfs: float | None = None
         self.peak_dbfs: float | None = None
         self.zeros_s = 0.0
         self._defects = defects
+        self._loudness = loudness
         self._sample = audio.sample
         self._channels = audio.channels
         self._bytes_per_s = audio.rate_hz * audio.frame_bytes
@@ -66,6 +76,8 @@ class Meter:
         self.peak_dbfs = dbfs(peak)
         if self._defects is not None:
             self._defects.window(values.reshape(-1, self._channels), full, peak)
+        if self._loudness is not None:
+            self._loudness.window(values.reshape(-1, self._channels), full)
 
 
 def dbfs(amplitude: float) -> float:

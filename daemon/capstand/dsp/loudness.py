@@ -5,9 +5,12 @@ used in its histogram mode, because the integrated measure otherwise keeps each 
 NaN stays in it for good, so what is no number is silence here, and a state that shows one all the
 same is made anew.
 
-It costs nothing while nobody looks: a meter is made for whoever wants to know, and closed after.
+A stream has a meter only where its configuration says ``loudness = true``: the integrated measure
+and the highest true peak are about all that came before, so a meter that began when somebody asks
+would have nothing to say; and what nobody wants costs nothing.
 
-Source: ``ebur128.h`` 1.2.6. Thread: one at a time, Python's lock released.
+Source: ``ebur128.h`` 1.2.6. Thread: one at a time, Python's lock released; of a stream, the pusher,
+``figures`` may be read from any.
 """
 
 import ctypes
@@ -20,13 +23,24 @@ from weakref import finalize
 import numpy as np
 import numpy.typing as npt
 
+from capstand.audio.block import AudioFormat
+from capstand.config.schema import CaptureConfig
+
 LIBRARY, PACKAGE = "libebur128.so.1", "libebur128-1"
 MISSING = f"loudness needs libebur128; install the Debian package (apt install {PACKAGE})"
 FLOOR = -120.0
 """LUFS and dB of what is silent, or not long enough yet."""
 _LOUDNESS, _TRUE_PEAK, _HISTOGRAM = 1 | 2 | 4, 16 | 32, 64
+_LEFT = 1
 _SANE = 1e12
 _LOUDEST = 8.0  # +18 dBFS; what is beyond is no sound
+
+
+LOOK_S = 1.0
+QUIET_S, QUIET_END_S = 60.0, 3.0
+"""Speech has pauses; and a first word ends it."""
+LOUD_S, LOUD_END_S = 10.0, 10.0
+OVER_END_S = 30.0
 
 
 class Loudness(NamedTuple):
@@ -63,6 +77,9 @@ class LoudnessMeter:
         if not state:
             raise MemoryError("libebur128")
         self._state = c_void_p(state)
+        if self._shape[0] > 2:  # inputs of a card, and not the loudspeakers of a film
+            for channel in range(self._shape[0]):
+                self._library.ebur128_set_channel(self._state, channel, _LEFT)
         self._end = finalize(self, self._library.ebur128_destroy, byref(self._state))
 
     def restart(self) -> None:
@@ -109,6 +126,71 @@ class LoudnessMeter:
         return value.value if math.isnan(value.value) else round(max(FLOOR, value.value), 2)
 
 
+class LoudnessFigures(NamedTuple):
+    """As of the last second: ``heard``; the highest true peak since the meter began, and of what is
+    reported now; and which of the limits are passed for long enough."""
+
+    heard: Loudness
+    max_true_peak_dbtp: float
+    reported_peak_dbtp: float
+    is_quiet: bool
+    is_loud: bool
+    is_over: bool
+
+
+class LoudnessWatch:
+    """The loudness of what a stream captures, held against the limits of ``capture``; ``figures``
+    are None for a second. Raises OSError where libebur128 is missing."""
+
+    def __init__(self, audio: AudioFormat, capture: CaptureConfig) -> None:
+        self.figures: LoudnessFigures | None = None
+        self._meter = LoudnessMeter(audio.rate_hz, audio.channels)
+        self._rate_hz = audio.rate_hz
+        self._frames = 0
+        self._highest = self._reported = FLOOR
+        self._limits = capture.quiet_warn_lufs, capture.loud_warn_lufs, capture.true_peak_warn_dbtp
+        self._quiet = _Lasting(QUIET_S, QUIET_END_S)
+        self._loud = _Lasting(LOUD_S, LOUD_END_S)
+        self._over = _Lasting(0.0, OVER_END_S)
+
+    def window(self, values: npt.NDArray[np.float32], full: float) -> None:
+        """Of shape (frames, channels), with this full scale."""
+        self._meter.update(values if full == 1.0 else values * np.float32(1 / full))
+        self._frames += len(values)
+        if self._frames >= self._rate_hz * LOOK_S:
+            self._look(self._frames / self._rate_hz)
+            self._frames = 0
+
+    def _look(self, seconds: float) -> None:
+        heard = self._meter.read()
+        quiet_lufs, loud_lufs, over_dbtp = self._limits
+        short, peak = heard.short_term_lufs, heard.true_peak_dbtp
+        assert peak is not None
+        was_over = self._over.on
+        self._quiet.update(bool(quiet_lufs) and short < quiet_lufs, seconds)
+        self._loud.update(bool(loud_lufs) and short > loud_lufs, seconds)
+        self._over.update(bool(over_dbtp) and peak > over_dbtp, seconds)
+        self._highest = max(self._highest, peak)
+        self._reported = max(self._reported, peak) if was_over else peak
+        states = self._quiet.on, self._loud.on, self._over.on
+        self.figures = LoudnessFigures(heard, self._highest, self._reported, *states)
+
+
+class _Lasting:
+    """What has been so for ``begins_s`` without a break is ``on``, until it has not been so for
+    ``ends_s``."""
+
+    def __init__(self, begins_s: float, ends_s: float) -> None:
+        self.on = False
+        self._limits_s = begins_s, ends_s
+        self._other_s = 0.0
+
+    def update(self, there: bool, seconds: float) -> None:
+        self._other_s = self._other_s + seconds if there != self.on else 0.0
+        if self._other_s and self._other_s >= self._limits_s[self.on]:
+            self.on, self._other_s = there, 0.0
+
+
 @cache
 def _library() -> Any:
     """None where it is missing."""
@@ -120,6 +202,7 @@ def _library() -> Any:
     library.ebur128_init.restype = c_void_p
     library.ebur128_destroy.argtypes = (c_void_p,)
     library.ebur128_destroy.restype = None
+    library.ebur128_set_channel.argtypes = (c_void_p, c_uint, c_int)
     library.ebur128_add_frames_float.argtypes = (c_void_p, c_void_p, c_size_t)
     library.ebur128_prev_true_peak.argtypes = (c_void_p, c_uint, POINTER(c_double))
     for which in ("momentary", "shortterm", "global"):

@@ -94,6 +94,16 @@ class LiveLine:
             self.active = False
 
 
+def _loudness_lines(figures: object) -> list[str]:
+    if not isinstance(figures, dict):
+        return []
+    return [
+        f"  loudness  {figures['short_term_lufs']} LUFS short-term, "
+        f"{figures['integrated_lufs']} LUFS integrated, "
+        f"true peak {figures['max_true_peak_dbtp']} dBTP"
+    ]
+
+
 def status_table(answer: list[dict[str, object]]) -> str:
     """``capstand status`` for people."""
     lines = []
@@ -107,6 +117,7 @@ def status_table(answer: list[dict[str, object]]) -> str:
             *([f"  source    {SIMULATED}"] if one.get("simulated") else []),
             *([f"  trouble   {one['trouble']}"] if one["trouble"] else []),
             f"  level     {f'{level} dBFS' if level is not None else 'none yet'}   drift {drift}",
+            *_loudness_lines(one.get("loudness")),
             f"  frames    {one['produced_frames']} produced = {one['captured_frames']} captured "
             f"+ {one['lost_frames']} lost in {one['gaps']} gaps ({counted})",
         ]

@@ -9,6 +9,7 @@ from capstand.config.schema import CaptureConfig
 
 if TYPE_CHECKING:
     from capstand.dsp.defects import ChannelFigures
+    from capstand.dsp.loudness import LoudnessFigures
 
 
 class Defect(NamedTuple):
@@ -55,6 +56,33 @@ def find(figures: Sequence["ChannelFigures"], capture: CaptureConfig) -> list[De
             )
         )
     return [one for one in found if one is not None]
+
+
+def of_loudness(figures: "LoudnessFigures", capture: CaptureConfig) -> list[Defect]:
+    """What is wrong with the loudness of a stream, by the limits that its configuration sets."""
+    short_lufs = figures.heard.short_term_lufs
+    found = []
+    if figures.is_over:
+        limit = capture.true_peak_warn_dbtp
+        words = (
+            f"true peak of {figures.reported_peak_dbtp:+.1f} dBTP, above true_peak_warn_dbtp "
+            f"({limit:g}); lower the gain"
+        )
+        found.append(Defect("true peak", (), words, f"no true peak above {limit:g} dBTP now"))
+    if figures.is_loud:
+        limit = capture.loud_warn_lufs
+        words = (
+            f"loudness of {short_lufs:.1f} LUFS, above loud_warn_lufs ({limit:g}); lower the gain"
+        )
+        found.append(Defect("loud", (), words, f"the loudness is below {limit:g} LUFS again"))
+    if figures.is_quiet:
+        limit = capture.quiet_warn_lufs
+        words = (
+            f"loudness of {short_lufs:.1f} LUFS, below quiet_warn_lufs ({limit:g}): is the "
+            "microphone far away, or its gain low?"
+        )
+        found.append(Defect("quiet", (), words, f"the loudness is above {limit:g} LUFS again"))
+    return found
 
 
 def _stuck(figures: Sequence["ChannelFigures"], limit_s: float) -> Defect | None:

@@ -71,6 +71,7 @@ from capstand.stream.report import (
 
 if TYPE_CHECKING:
     from capstand.dsp.defects import Defects
+    from capstand.dsp.loudness import LoudnessWatch
 
 JOIN_S = 1.0
 GATHER_MS = 200
@@ -142,6 +143,9 @@ class Intake:
             self._follow(chained)
         self.wakes()
         self.watch: Defects | None = None
+        self.loudness: LoudnessWatch | None = None
+        self.unmeasured: str | None = None
+        """Why there is no loudness although it is wanted."""
         self._threads: dict[str, threading.Thread] = {}
         self._progress = ProgressTracker()
         self._looked_ns = self._back_ns = 0
@@ -249,7 +253,18 @@ class Intake:
         if self.pusher.meter is None:
             capture = self.config.capture
             self.watch = Defects(capture.audio, Limits.of(capture))
-            self.pusher.meter = Meter(capture.audio, self.watch)
+            if capture.loudness:
+                self._start_loudness()
+            self.pusher.meter = Meter(capture.audio, self.watch, self.loudness)
+
+    def _start_loudness(self) -> None:
+        from capstand.dsp.loudness import LoudnessWatch
+
+        capture = self.config.capture
+        try:
+            self.loudness = LoudnessWatch(capture.audio, capture)
+        except OSError as error:
+            self.unmeasured = str(error)
 
     def _show(self) -> None:
         """How much each sink has delivered can be read after a kill: a word of the page each."""
@@ -408,6 +423,7 @@ class Intake:
             ring_dropped_frames=self.pusher.missed,
             notice=self.notice(now_ns),
             channel_levels=self._channel_levels(),
+            loudness=self._loudness_figures(),
             device_lost_ms_last_hour=round(self.lost_on_bus(now_ns)[0], 1),
             simulated=SOURCES.of(self.config.capture.device).simulated,
         )
@@ -446,7 +462,7 @@ class Intake:
             self._successor = params.successor, now_ns
         successor, since_ns = self._successor
         new = successor if now_ns - since_ns < MINUTE_NS else None
-        return "; ".join(filter(None, (self.short_buffer(), new))) or None
+        return "; ".join(filter(None, (self.short_buffer(), new, self.unmeasured))) or None
 
     def short_buffer(self) -> str | None:
         """What it means that the open card granted a shorter buffer."""
@@ -535,9 +551,12 @@ class Intake:
         return None if rate_hz is None else describe_rate(self.config.capture.rate_hz, rate_hz)
 
     def defects(self) -> list[Defect]:
-        """What is wrong with the sound of single channels."""
+        """What is wrong with the sound of single channels, and with its loudness."""
+        capture = self.config.capture
         figures = self.watch.figures if self.watch else None
-        return defect.find(figures, self.config.capture) if figures else []
+        found = defect.find(figures, capture) if figures else []
+        heard = self.loudness.figures if self.loudness else None
+        return found + (defect.of_loudness(heard, capture) if heard else [])
 
     def _channel_levels(self) -> list[dict[str, float | None]] | None:
         """Of each channel, by the card's number: its peak just now, over the last seconds its mean
@@ -555,6 +574,12 @@ class Intake:
             }
             for at, one in enumerate(figures)
         ]
+
+    def _loudness_figures(self) -> dict[str, float] | None:
+        figures = self.loudness.figures if self.loudness else None
+        if figures is None:
+            return None
+        return figures.heard._asdict() | {"max_true_peak_dbtp": figures.max_true_peak_dbtp}
 
     def only_zeros(self) -> str | None:
         """What to look at when nothing but zeros has come for ``silence_warn_s``."""

@@ -8,6 +8,7 @@ Threads: main; those of the Intake.
 """
 
 import json
+import logging
 import os
 import select
 import threading
@@ -21,6 +22,7 @@ from capstand.config.plan import same_chain
 from capstand.config.schema import StreamConfig
 from capstand.errors import DeviceError
 from capstand.host import bug, realtime
+from capstand.host.logs import log_event
 from capstand.processes.child import FAILED, DaemonLink
 from capstand.processes.page import Doing
 from capstand.stream.handover import ABANDON_S
@@ -218,6 +220,9 @@ class StreamWorker:
         realtime.prepare_thread("load", realtime.LOWEST if real_time else 0)
         try:
             intake.start_meter()
+            if intake.unmeasured:
+                fields = {"KIND": "loudness", "STREAM": intake.name}
+                log_event(logging.WARNING, "%s: %s", intake.name, intake.unmeasured, **fields)
             realtime.freeze_heap()
         except Exception as error:  # noqa: BLE001  the level is not worth the sound
             bug.log_unexpected("the level meter cannot be loaded", error)
