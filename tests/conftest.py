@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import figures
 from tests.fakecard import FakeCard, build, missing
+from tests.fakecard.mixer import Mixer
 from tests.timing import NOT_JUDGED, bare_timer
 
 __all__ = ["bare_timer"]
@@ -90,6 +91,27 @@ def fakecard(tmp_path: Path, fakecard_plugin: Path, monkeypatch: pytest.MonkeyPa
     for name, value in card.env.items():
         monkeypatch.setenv(name, value)
     return card
+
+
+@pytest.fixture(scope="session")
+def fakemix_plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plug-in of a card's controls, built once."""
+    lacking = missing()
+    if lacking is not None:
+        pytest.skip(f"{lacking} is missing")
+    return build(tmp_path_factory.mktemp("plugin"), "fakemix", "ctl")
+
+
+@pytest.fixture
+def fakemixer(
+    tmp_path: Path, fakemix_plugin: Path, fakecard: FakeCard, monkeypatch: pytest.MonkeyPatch
+) -> Mixer:
+    """The controls of ``fakecard``."""
+    rc = Path(fakecard.env["ALSA_CONFIG_PATH"])
+    mixer = Mixer(tmp_path, fakemix_plugin, fakecard.device, rc)
+    for name, value in mixer.env.items():
+        monkeypatch.setenv(name, value)
+    return mixer
 
 
 @pytest.fixture

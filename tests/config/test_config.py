@@ -15,6 +15,7 @@ from capstand.agora import source
 from capstand.agora.sdk import rtc as sdk
 from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.capture.types.synthetic import FaultConfig, SyntheticConfig
+from capstand.config.controls import Setting
 from capstand.config.decode import decode
 from capstand.config.schema import (
     COMMON_RATES,
@@ -264,6 +265,11 @@ def test_channels_are_of_the_card_and_pick_is_what_is_kept(
         loud_warn_lufs=st.floats(-50, 0),
         true_peak_warn_dbtp=st.floats(-60, 0),
         reserve_priority=st.integers(-(2**31), 2**31 - 1),
+        controls=st.dictionaries(
+            st.from_regex(r"[A-Z][A-Za-z ,0-9]{0,20}[a-z]", fullmatch=True),
+            st.builds(Setting, st.sampled_from(["80%", "-6.5 dB", "Line"]), st.booleans()),
+            max_size=3,
+        ).map(lambda one: tuple(one.items())),
         source=st.none(),
     ),
     st.builds(
@@ -289,8 +295,10 @@ def test_channels_are_of_the_card_and_pick_is_what_is_kept(
 def test_what_is_written_is_what_is_read(capture: CaptureConfig, sink: FileSinkConfig) -> None:
     """Every value within its bounds comes out as it was written."""
     lines = ['[[stream]]\nname = "mic"\n[stream.capture]']
-    for key in [field for field in CaptureConfig._fields if field != "source"]:
+    for key in [field for field in CaptureConfig._fields if field not in ("source", "controls")]:
         lines.append(f"{key} = {written(getattr(capture, key))}")
+    lines.append("[stream.capture.controls]")
+    lines += [f'"{name}" = ["{one.text}", {written(one.on)}]' for name, one in capture.controls]
     lines.append("[[stream.sink]]")
     for key in [field for field in FileSinkConfig._fields if field not in ("group", "spool")]:
         lines.append(f"{key} = {written(getattr(sink, key))}")
@@ -545,7 +553,7 @@ def test_channels_and_app_ids_are_those_the_source_takes(text: str) -> None:
             "zzz: unknown key; known here: device, rate_hz, channels, pick, format, "
             "period_ms, buffer_ms, rt_priority, silence_warn_s, dead_warn_s, dc_warn_dbfs, "
             "clip_warn_per_s, loudness, quiet_warn_lufs, loud_warn_lufs, true_peak_warn_dbtp, "
-            "reserve_priority, file, pipe, socket, synthetic",
+            "reserve_priority, controls, file, pipe, socket, synthetic",
         ),
         ("pick = 1", "pick: 1: expected an array such as [1]"),
         ("loudness = 1", "loudness: 1: expected true or false"),

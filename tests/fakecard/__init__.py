@@ -95,10 +95,10 @@ def missing() -> str | None:
     return None if probe.returncode == 0 else "alsa/asoundlib.h (libasound2-dev)"
 
 
-def build(directory: Path, name: str = "fakecap") -> Path:
+def build(directory: Path, name: str = "fakecap", kind: str = "pcm") -> Path:
     """Compile a plug-in into `directory` unless a current one is there; return its path."""
     source = _FOLDER / f"{name}.c"
-    library = directory.resolve() / f"libasound_module_pcm_{name}.so"
+    library = directory.resolve() / f"libasound_module_{kind}_{name}.so"
     if library.exists() and library.stat().st_mtime_ns >= source.stat().st_mtime_ns:
         return library
     fresh = library.with_suffix(f".{os.getpid()}")

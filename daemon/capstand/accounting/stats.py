@@ -268,6 +268,7 @@ class StreamStats(NamedTuple):
     simulated: bool = False  # what is heard comes from no card
     process: dict[str, Any] | None = None  # the chain of processors: its stages and their delay
     loudness: dict[str, float] | None = None  # of what is captured, where it is measured
+    controls: dict[str, dict[str, str | None]] | None = None  # of the card, those that are set
 
     @property
     def balanced(self) -> bool:

@@ -22,6 +22,7 @@ import re
 import select
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import alsaaudio
@@ -34,8 +35,9 @@ from capstand.capture.shortfall import PAUSE_MS, Shortfall
 from capstand.capture.source import UNKNOWN, NegotiatedParams, Reading
 from capstand.capture.truerate import FASTEST, SLACK_S, too_fast
 from capstand.config import naming
+from capstand.config.controls import ControlState, Setting
 from capstand.config.schema import LARGEST_PERIOD, CaptureConfig
-from capstand.devices import address, holder, identity, libasound, rebind
+from capstand.devices import address, controls, holder, identity, libasound, rebind
 from capstand.devices.libasound import refresh_configuration
 from capstand.errors import DeviceError
 
@@ -117,6 +119,9 @@ class AlsaSource:
         self._place: identity.Location | None = None  # of the card that was opened last
         self._successor: str | None = None
         self._denied_ns = 0  # since when it may not be opened
+        self._settings = capture.controls
+        self._settings_due = False  # they are other ones since they were set
+        self.controls: tuple[ControlState, ...] = ()
         self.batch_ms = 0
         self.wary = False
         self._look_ms = 0  # half a buffer: a look at least so often, so that no turn can hide
@@ -204,9 +209,19 @@ class AlsaSource:
             if self._place is not None and (told := place.instead_of(self._place, self._name)):
                 self._successor = told
             self._place = place
+        self._set_controls()
         return NegotiatedParams(
             self._label, self._audio, granted, self._buffer, exact, self._successor
         )
+
+    def adjust(self, wanted: Sequence[tuple[str, Setting]]) -> None:
+        self._settings, self._settings_due = tuple(wanted), True
+
+    def _set_controls(self) -> None:
+        """Those of the open card; a fault is told, and capture goes on."""
+        self._settings_due = False
+        mixer = controls.mixer_of(self._device)
+        self.controls = controls.apply(mixer, self._settings) if self._settings else ()
 
     def _configured(self, device: str) -> "alsaaudio.PCM":
         """The device as asked for. Where its period is another one, so is the buffer of so many
@@ -290,6 +305,8 @@ class AlsaSource:
         if self._after:
             after, self._after = self._after, 0
             self._lose(after, Cause.OVERRUN) if after != UNKNOWN else self._lose_all()
+        if self._settings_due:
+            self._set_controls()
         try:
             if self._kernel is not None:
                 self._read_exact(self._kernel, slot, timeout_ms)

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 
 from capstand.accounting.stats import Cause
 from capstand.audio.block import NS_PER_S
-from capstand.capture.source import UNKNOWN, NegotiatedParams, Reading, Source
+from capstand.capture.source import UNKNOWN, Adjustable, NegotiatedParams, Reading, Source
+from capstand.config.controls import ControlState, Setting
 from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
 
@@ -105,6 +106,17 @@ class Failover:
     @wary.setter
     def wary(self, wary: bool) -> None:
         self._sources[self._at].wary = wary
+
+    @property
+    def controls(self) -> tuple[ControlState, ...]:
+        """Of the source in use."""
+        source = self._sources[self._at]
+        return source.controls if isinstance(source, Adjustable) else ()
+
+    def adjust(self, wanted: Sequence[tuple[str, Setting]]) -> None:
+        for source in self._sources:
+            if isinstance(source, Adjustable):
+                source.adjust(wanted)
 
     def restart(self) -> None:
         self._sources[self._at].restart()

@@ -5,10 +5,12 @@ where only time can tell (the stream was stopped, the device was away), ``lost``
 the capturer works it out from the clock.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from capstand.accounting.stats import Cause
 from capstand.audio.block import AudioFormat
+from capstand.config.controls import ControlState, Setting
 
 UNKNOWN = -1
 
@@ -83,3 +85,14 @@ class Source(Protocol):
 
     def wake(self) -> None:
         """Makes a waiting ``read`` return at once, from now on. Any thread."""
+
+
+@runtime_checkable
+class Adjustable(Protocol):
+    """A source that has controls, such as a card's capture volume."""
+
+    controls: tuple[ControlState, ...]
+    """As they were set last. Any thread."""
+
+    def adjust(self, wanted: Sequence[tuple[str, Setting]]) -> None:
+        """From now on, also after the next ``open``, these are wanted. Any thread."""

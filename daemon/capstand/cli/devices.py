@@ -14,8 +14,8 @@ def add(commands: "Commands") -> None:
         help="list capture devices, what they support and who uses them",
         description="Lists every capture device by its most stable name, to paste into the "
         "configuration, "
-        "with its rates, channels and formats, or the program that uses it. Each free device "
-        "is opened briefly.",
+        "with its rates, channels and formats, or the program that uses it, and the controls of "
+        "its card as lines for [stream.capture.controls]. Each free device is opened briefly.",
     )
     devices.add_argument("--json", action="store_true", help="as JSON")
     devices.set_defaults(act=act)
@@ -27,7 +27,7 @@ def act(chosen: argparse.Namespace) -> int:
 
     found = devices.find()
     if chosen.json:
-        print(json.dumps({"devices": [one._asdict() for one in found]}, indent=2))
+        print(json.dumps({"devices": [one.as_json() for one in found]}, indent=2))
         return 0
     for one in found:
         print(one)

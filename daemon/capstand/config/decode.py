@@ -19,7 +19,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import NoneType
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tomli
 
@@ -248,6 +257,21 @@ class Tagged:
         return self._kinds[Choice(self.choices).check(word)]
 
 
+class Rule(Protocol):
+    """What a value must be like."""
+
+    def check(self, value: object) -> Any:
+        """The value as the configuration has it. Raises _Fault."""
+
+
+class Keyed(NamedTuple):
+    """A table of up to ``most`` keys that the schema does not know, as pairs."""
+
+    key: Text
+    value: Rule
+    most: int
+
+
 class Named:
     """Of a field: a table of one of several kinds, whose key in the file is the kind's name."""
 
@@ -360,6 +384,8 @@ class _Walk:
         """The value as the schema's ``kind``, or _WRONG."""
         if get_origin(kind) is Annotated:
             rule = get_args(kind)[1]
+            if isinstance(rule, Keyed):
+                return self.keyed(value, rule, keys)
             return (
                 self.tagged(value, rule, keys)
                 if isinstance(rule, Tagged)
@@ -377,6 +403,17 @@ class _Walk:
             return rule.check(value)
         except _Fault as fault:
             return self.wrong(keys, fault)
+
+    def keyed(self, value: object, rule: Keyed, keys: Keys) -> Any:
+        if not isinstance(value, dict):
+            return self.wrong(keys, _no_table(value, keys))
+        if len(value) > rule.most:
+            return self.wrong(keys, f"{len(value)} keys are more than {rule.most}")
+        made = []
+        for key, one in value.items():
+            path = (*keys, key)
+            made += [self.checked(key, rule.key, path), self.checked(one, rule.value, path)]
+        return _WRONG if _WRONG in made else tuple(zip(made[::2], made[1::2], strict=True))
 
     def array(self, value: object, kind: Any, keys: Keys) -> Any:
         name = ".".join(str(key) for key in keys if isinstance(key, str))

@@ -2,9 +2,9 @@
 
 Streams and sinks are told apart by their names. A stream whose ``capture`` is the same goes on
 capturing, whatever becomes of its sinks; a sink of it that is the same is not touched, nor is one
-whose chain of processors has other settings. But where other channels come out of that, or there
-was none before, it is another chain, and its sinks are others, too. Whatever else has changed ends,
-and begins again as the new file says.
+whose chain of processors, or whose card's controls, have other settings. But where other channels
+come out of a chain, or there was none before, it is another chain, and its sinks are others, too.
+Whatever else has changed ends, and begins again as the new file says.
 """
 
 from typing import NamedTuple
@@ -41,7 +41,10 @@ def plan(old: Config, new: Config) -> ReloadPlan:
     after = {one.name: one for one in new.stream}
 
     def goes_on(name: str) -> bool:
-        return name in before and name in after and before[name].capture == after[name].capture
+        return name in before and name in after and same_capture(before[name], after[name])
+
+    def exchanged(one: StreamConfig) -> tuple[object, ...]:
+        return one.sink, one.process, one.capture.controls
 
     return ReloadPlan(
         stop=tuple(name for name in before if not goes_on(name)),
@@ -49,8 +52,7 @@ def plan(old: Config, new: Config) -> ReloadPlan:
         exchange=tuple(
             one
             for one in new.stream
-            if goes_on(one.name)
-            and (one.sink, one.process) != (before[one.name].sink, before[one.name].process)
+            if goes_on(one.name) and exchanged(one) != exchanged(before[one.name])
         ),
     )
 
@@ -63,6 +65,11 @@ def sink_plan(old: StreamConfig, new: StreamConfig) -> SinkPlan:
         removed=tuple(one[0] for one in before if one not in after),
         added=tuple(one[0] for one in after if one not in before),
     )
+
+
+def same_capture(old: StreamConfig, new: StreamConfig) -> bool:
+    """Whether capture goes on, perhaps with other settings of the card's controls."""
+    return old.capture.without_controls == new.capture.without_controls
 
 
 def same_chain(old: StreamConfig, new: StreamConfig) -> bool:
@@ -89,6 +96,8 @@ def describe(old: Config, new: Config) -> list[str]:
             told += [f"sink {name} new" for name in sorted(come - gone)]
             if stream.process != before[stream.name].process:
                 told.append("processing changed")
+            if stream.capture.controls != before[stream.name].capture.controls:
+                told.append("controls of the card changed")
             lines.append(f"{stream.name}: {', '.join(told) or 'sinks in another order'}")
     if new.ledger != old.ledger:
         days, most_mb = new.ledger

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, cast
 
 from capstand.audio.block import AudioFormat, SampleFormat, Shape
+from capstand.config.controls import CONTROLS, Setting
 from capstand.config.decode import (
     Choice,
     Flag,
@@ -90,12 +91,18 @@ class CaptureConfig(NamedTuple):
     loud_warn_lufs: Annotated[float, Number(-100, 0)] = 0.0
     true_peak_warn_dbtp: Annotated[float, Number(-60, 0)] = 0.0
     reserve_priority: Annotated[int, Whole(-(2**31), 2**31 - 1)] = 10
+    controls: Annotated[tuple[tuple[str, Setting], ...], CONTROLS] = ()
     source: Annotated[Any, OfSources()] = None
 
     @property
     def devices(self) -> tuple[str, ...]:
         """The names of the devices to take, the best one first."""
         return (self.device,) if isinstance(self.device, str) else self.device
+
+    @property
+    def without_controls(self) -> "CaptureConfig":
+        """All of it that cannot change while sound flows."""
+        return self._replace(controls=())
 
     @property
     def wanted(self) -> str:
@@ -193,6 +200,8 @@ class CaptureConfig(NamedTuple):
             table = SOURCES.name_of(self.source)
             device = table if table in SOURCES.built_in() else f"{table}:…"
             yield table, f'is for device = "{device}" only; delete it or set that device'
+        if self.controls and not kind.rest:
+            yield "controls", f'"{self.wanted}" is no sound card and has none; delete the table'
         if isinstance(self.device, tuple):
             alone = next((at for at, one in enumerate(kinds) if not one.rest), None)
             if alone is not None:
@@ -278,8 +287,9 @@ class StreamConfig(NamedTuple):
     def heard_by(self, sink: SinkConfig) -> CaptureConfig:
         """The capture as it is for a sink: with the channels of the sound that it gets."""
         if self.input_of(sink) == "captured":
-            return self.capture
-        return self.capture._replace(channels=self.processed.channels, pick=None)
+            return self.capture.without_controls
+        sound = self.capture.without_controls
+        return sound._replace(channels=self.processed.channels, pick=None)
 
     def on(self, input_: str) -> "StreamConfig":
         """With the sinks alone that get this sound."""

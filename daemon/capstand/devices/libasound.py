@@ -41,8 +41,8 @@ _LINE_BYTES = 400
 _HANDLER = ctypes.CFUNCTYPE(
     None, *(ctypes.c_char_p, ctypes.c_int) * 2, ctypes.c_char_p, ctypes.c_void_p
 )
-_asound = ctypes.CDLL("libasound.so.2")
-_asound.snd_pcm_format_name.restype = ctypes.c_char_p
+asound = ctypes.CDLL("libasound.so.2")
+asound.snd_pcm_format_name.restype = ctypes.c_char_p
 _libc = ctypes.CDLL(None)
 _vsnprintf = _libc.vsnprintf
 _vsnprintf.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_void_p]
@@ -68,7 +68,7 @@ def record_errors() -> None:
     """From now on what libasound has to say in this thread is kept for ``last_errors``, not
     printed."""
     _heard.lines = []
-    _asound.snd_lib_error_set_local(_keep)
+    asound.snd_lib_error_set_local(_keep)
 
 
 def last_errors() -> str:
@@ -85,7 +85,7 @@ def last_errors() -> str:
 
 def refresh_configuration() -> None:
     """Makes ALSA look again: else a card plugged in later is never found by its name."""
-    _asound.snd_config_update_free_global()
+    asound.snd_config_update_free_global()
 
 
 class Abilities(NamedTuple):
@@ -157,33 +157,33 @@ def abilities(device: str, *, playback: bool = False) -> Abilities:
     """Of its capture or its playback; opens the device for a moment. Raises OSError."""
     pcm = ctypes.c_void_p()
     side = _PLAYBACK if playback else _CAPTURE
-    _checked(_asound.snd_pcm_open(ctypes.byref(pcm), device.encode(), side, _NONBLOCK))
+    checked(asound.snd_pcm_open(ctypes.byref(pcm), device.encode(), side, _NONBLOCK))
     try:
         return _asked(pcm)
     finally:
-        _asound.snd_pcm_close(pcm)
+        asound.snd_pcm_close(pcm)
 
 
 def channel_counts(device: str, rate_hz: int, sample: SampleFormat) -> tuple[int, ...]:
     """How many channels the device can have at that rate and in that format; none where it has not
     these. Opens it for a moment. Raises OSError."""
     pcm = ctypes.c_void_p()
-    _checked(_asound.snd_pcm_open(ctypes.byref(pcm), device.encode(), _CAPTURE, _NONBLOCK))
+    checked(asound.snd_pcm_open(ctypes.byref(pcm), device.encode(), _CAPTURE, _NONBLOCK))
     try:
-        space = ctypes.create_string_buffer(_asound.snd_pcm_hw_params_sizeof())
-        _checked(_asound.snd_pcm_hw_params_any(pcm, space))
+        space = ctypes.create_string_buffer(asound.snd_pcm_hw_params_sizeof())
+        checked(asound.snd_pcm_hw_params_any(pcm, space))
         if (
-            _asound.snd_pcm_hw_params_set_format(pcm, space, sample.alsa_number) < 0
-            or _asound.snd_pcm_hw_params_set_rate(pcm, space, rate_hz, 0) < 0
+            asound.snd_pcm_hw_params_set_format(pcm, space, sample.alsa_number) < 0
+            or asound.snd_pcm_hw_params_set_rate(pcm, space, rate_hz, 0) < 0
         ):
             return ()
         return tuple(
             count
             for count in range(1, ASKABLE_CHANNELS[1] + 1)
-            if _asound.snd_pcm_hw_params_test_channels(pcm, space, count) == 0
+            if asound.snd_pcm_hw_params_test_channels(pcm, space, count) == 0
         )
     finally:
-        _asound.snd_pcm_close(pcm)
+        asound.snd_pcm_close(pcm)
 
 
 def try_out(device: str, rate_hz: int, channels: int, sample: SampleFormat) -> None:
@@ -191,24 +191,22 @@ def try_out(device: str, rate_hz: int, channels: int, sample: SampleFormat) -> N
     5 s, and pyalsaaudio asks with Python's lock in its hand. Raises OSError, but not where the card
     answers that it cannot do that."""
     pcm = ctypes.c_void_p()
-    _checked(_asound.snd_pcm_open(ctypes.byref(pcm), device.encode(), _CAPTURE, _NONBLOCK))
+    checked(asound.snd_pcm_open(ctypes.byref(pcm), device.encode(), _CAPTURE, _NONBLOCK))
     try:
         setup = (sample.alsa_number, _INTERLEAVED, channels, rate_hz, 1, _TRIAL_US)
-        if (result := _asound.snd_pcm_set_params(pcm, *setup)) != -errno.EINVAL:
-            _checked(result)
+        if (result := asound.snd_pcm_set_params(pcm, *setup)) != -errno.EINVAL:
+            checked(result)
     finally:
-        _asound.snd_pcm_close(pcm)
+        asound.snd_pcm_close(pcm)
         record_errors()
 
 
 def _asked(pcm: ctypes.c_void_p) -> Abilities:
-    space = ctypes.create_string_buffer(_asound.snd_pcm_hw_params_sizeof())
-    _checked(_asound.snd_pcm_hw_params_any(pcm, space))
+    space = ctypes.create_string_buffer(asound.snd_pcm_hw_params_sizeof())
+    checked(asound.snd_pcm_hw_params_any(pcm, space))
 
     def can(question: str, *values: int) -> bool:
-        return bool(
-            getattr(_asound, f"snd_pcm_hw_params_test_{question}")(pcm, space, *values) == 0
-        )
+        return bool(getattr(asound, f"snd_pcm_hw_params_test_{question}")(pcm, space, *values) == 0)
 
     low, high = _bound(space, "rate_min"), _bound(space, "rate_max")
     continuous = low < high and can("rate", low + 1, 0)
@@ -216,9 +214,9 @@ def _asked(pcm: ctypes.c_void_p) -> Abilities:
     least, most = _bound(space, "channels_min"), _bound(space, "channels_max")
     channels = range(least, min(most, max(least, ASKABLE_CHANNELS[1])) + 1)
     formats = {
-        _asound.snd_pcm_format_name(number).decode(): number
+        asound.snd_pcm_format_name(number).decode(): number
         for number in range(64)
-        if can("format", number) and _asound.snd_pcm_format_name(number)
+        if can("format", number) and asound.snd_pcm_format_name(number)
     }
     known = [one.alsa_name for one in SampleFormat]
     return Abilities(
@@ -232,12 +230,13 @@ def _asked(pcm: ctypes.c_void_p) -> Abilities:
 
 def _bound(space: ctypes.Array[ctypes.c_char], which: str) -> int:
     value, direction = ctypes.c_uint(), ctypes.c_int()
-    ask = getattr(_asound, f"snd_pcm_hw_params_get_{which}")
+    ask = getattr(asound, f"snd_pcm_hw_params_get_{which}")
     places = (ctypes.byref(value), ctypes.byref(direction))
-    _checked(ask(space, *places[: 2 if which.startswith("rate") else 1]))
+    checked(ask(space, *places[: 2 if which.startswith("rate") else 1]))
     return value.value
 
 
-def _checked(result: int) -> None:
+def checked(result: int) -> None:
+    """Raises OSError for what libasound answers to say so."""
     if result < 0:
         raise OSError(-result, os.strerror(-result))

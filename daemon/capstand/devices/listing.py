@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from capstand.audio.block import SampleFormat
 from capstand.config.registry import SOURCES
-from capstand.devices import identity, libasound, node
+from capstand.devices import controls, identity, libasound, node
+from capstand.devices.controls import CardControl
 from capstand.devices.holder import holder_of
 from capstand.devices.libasound import Abilities
 from capstand.errors import DeviceError
@@ -23,7 +24,8 @@ class Device(NamedTuple):
 
     ``rates_hz`` is a list of single rates, or of two bounds where ``rates_continuous``; the lists
     are empty while another program holds the device (``holder``) or it cannot be opened
-    (``trouble``).
+    (``trouble``). ``controls`` are those of the card, with its first device, that may change what
+    is captured.
     """
 
     device: str
@@ -38,6 +40,7 @@ class Device(NamedTuple):
     trouble: str | None
     note: str | None = None
     other_formats: tuple[str, ...] = ()
+    controls: tuple[CardControl, ...] = ()
 
     @property
     def can(self) -> Abilities | None:
@@ -63,8 +66,12 @@ class Device(NamedTuple):
 
     def __str__(self) -> str:
         words = str(self.can) if self.can and not self.holder else self.unusable
-        note = f"\n    {self.note}" if self.note else ""
-        return f"{self.device}\n    {self.name}\n    {words}{note}"
+        lines = [self.name, words, *([self.note] if self.note else [])]
+        lines += [control.line for control in self.controls]
+        return "\n    ".join([self.device, *map(str, lines)])
+
+    def as_json(self) -> dict[str, object]:
+        return self._asdict() | {"controls": [one.as_json() for one in self.controls]}
 
 
 def find(root: Path = Path("/")) -> list[Device]:
@@ -128,7 +135,19 @@ def _examine(
         trouble=trouble,
         note=note,
         other_formats=can.others,
+        controls=_controls(card) if number == min(card.captures) else (),
     )
+
+
+def _controls(card: identity.Card) -> tuple[CardControl, ...]:
+    """None where they cannot be opened; another program that has the device does not matter."""
+    try:
+        there = controls.read(f"hw:{card.number}")
+    except OSError:
+        return ()
+    finally:
+        libasound.record_errors()  # what it said of them is not about the next device
+    return tuple(one for one in there if one.about_capture)
 
 
 def _trouble(error: OSError) -> str:

@@ -62,6 +62,7 @@ class Reporter:
         self._day = _today()
         self._pid: int | None = None
         self._processing: str | None = None
+        self._controls: dict[str, dict[str, str | None]] = {}
         self._fields = {"STREAM": stream.name, "DEVICE": stream.capture.wanted}
 
     def _write(self, event: str, **what: object) -> None:
@@ -86,6 +87,7 @@ class Reporter:
         self._pid = stats.pid or self._pid
         for one in report.left:
             self._leave(one, stats)
+        self._tell_controls(stats)
         self._tell_gaps(report)
         self._tell_released(stats)
         self._tell_trouble(report)
@@ -120,6 +122,23 @@ class Reporter:
             log_event(logging.WARNING, "%s: %s", name, SIMULATED, **self._fields)
         said = {"successor": granted.successor} if changed and granted.successor else {}
         self._write("opened", device=granted.device, exact=granted.exact, **said)
+
+    def _tell_controls(self, stats: StreamStats) -> None:
+        """What was changed on the card, also by a replug, and what it did not take."""
+        before, self._controls = self._controls, stats.controls or {}
+        for name, one in self._controls.items():
+            fields = {"KIND": f"control {name}", **self._fields}
+            last = before.get(name, {})
+            if one["fault"] is not None and one["fault"] != last.get("fault"):
+                words = "%s: control %s: %s"
+                log_event(logging.WARNING, words, self._name, name, one["fault"], **fields)
+            elif one["fault"] is None and one != last and one["is"] != one["was"]:
+                log_event(
+                    logging.INFO,
+                    "%s: control %s set to %s: was %s, is %s",
+                    *(self._name, name, one["wanted"], one["was"], one["is"]),
+                    **fields,
+                )
 
     def _tell_gaps(self, report: Report) -> None:
         stats, seen = report.stats, report.gaps

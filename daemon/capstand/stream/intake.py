@@ -31,9 +31,9 @@ from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
 from capstand.capture.capturer import Capturer
 from capstand.capture.failover import Failover
-from capstand.capture.source import NegotiatedParams, Source
+from capstand.capture.source import Adjustable, NegotiatedParams, Source
 from capstand.capture.truerate import describe_rate
-from capstand.config.plan import same_chain, sink_plan
+from capstand.config.plan import same_capture, same_chain, sink_plan
 from capstand.config.registry import SINKS, SOURCES, SinkContext, describe_failure
 from capstand.config.schema import (
     CaptureConfig,
@@ -280,11 +280,14 @@ class Intake:
             sink_queue.tells(sink_queue.counters().delivered)
 
     def exchange(self, config: StreamConfig, chained: Chained | None = None) -> None:
-        """Other sinks for the same capture, from the next block on. What a removed sink was given
-        and what an added one gets are all the frames there are; the added one begins to collect at
-        once, and opens when a removed one has left its place. ``chained`` is for another chain than
-        before."""
-        assert config.capture == self.config.capture
+        """Other sinks for the same capture, from the next block on, and other settings of its
+        controls. What a removed sink was given and what an added one gets are all the frames there
+        are; the added one begins to collect at once, and opens when a removed one has left its
+        place. ``chained`` is for another chain than before."""
+        assert same_capture(self.config, config)
+        if config.capture.controls != self.config.capture.controls:
+            assert isinstance(self.source, Adjustable)
+            self.source.adjust(config.capture.controls)
         change = sink_plan(_only_queued(self.config), _only_queued(config))
         before = self.config
         running: dict[SinkConfig, SinkQueue] = dict(
@@ -426,7 +429,20 @@ class Intake:
             loudness=self._loudness_figures(),
             device_lost_ms_last_hour=round(self.lost_on_bus(now_ns)[0], 1),
             simulated=SOURCES.of(self.config.capture.device).simulated,
+            controls=self._controls(),
         )
+
+    def _controls(self) -> dict[str, dict[str, str | None]] | None:
+        """Those of the card that are set by the configuration."""
+        if not self.config.capture.controls or not isinstance(self.source, Adjustable):
+            return None
+        return {one.name: one.as_json() for one in self.source.controls}
+
+    def _controls_fault(self) -> str | None:
+        faults = {name: one["fault"] for name, one in (self._controls() or {}).items()}
+        wrong = [name for name, fault in faults.items() if fault]
+        more = f" (and {len(wrong) - 1} more controls)" if len(wrong) > 1 else ""
+        return f"control {wrong[0]}: {faults[wrong[0]]}{more}" if wrong else None
 
     def report(self, now_ns: int) -> Report:
         """The books, how all is, and what has happened since the last report."""
@@ -454,7 +470,7 @@ class Intake:
 
     def notice(self, now_ns: int) -> str | None:
         """What a person should know of the open card: what its grant lacks, and for a minute that
-        it is another one than before."""
+        it is another one than before; and which of its controls could not be set."""
         params = self.capturer.params
         if params is None:
             return None
@@ -462,7 +478,8 @@ class Intake:
             self._successor = params.successor, now_ns
         successor, since_ns = self._successor
         new = successor if now_ns - since_ns < MINUTE_NS else None
-        return "; ".join(filter(None, (self.short_buffer(), new, self.unmeasured))) or None
+        told = self.short_buffer(), new, self.unmeasured, self._controls_fault()
+        return "; ".join(filter(None, told)) or None
 
     def short_buffer(self) -> str | None:
         """What it means that the open card granted a shorter buffer."""

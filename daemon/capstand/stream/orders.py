@@ -6,8 +6,9 @@ from capstand.config.schema import StreamConfig
 
 
 class Exchange(NamedTuple):
-    """Other sinks. The descriptors that come along are those of the chain (``intake.Chained``),
-    where there is one, and the eventfds of all live sinks of the captured ring."""
+    """Other sinks, processors or settings of the card's controls. The descriptors that come along
+    are those of the chain (``intake.Chained``), where there is one, and the eventfds of all live
+    sinks of the captured ring."""
 
     config: StreamConfig
 

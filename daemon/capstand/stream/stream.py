@@ -22,7 +22,7 @@ from capstand.accounting.stats import Gap, Health, SinkState, SinkStats, StreamS
 from capstand.audio.block import NS_PER_S
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
-from capstand.config.plan import same_chain, sink_plan
+from capstand.config.plan import same_capture, same_chain, sink_plan
 from capstand.config.registry import SINKS, SOURCES, SinkContext, describe_failure
 from capstand.config.schema import SinkConfig, StreamConfig
 from capstand.host import realtime
@@ -189,9 +189,10 @@ class Stream:
         return self.process.page.words[StreamWord.RESTS] == self._ordered
 
     def exchange(self, config: StreamConfig) -> None:
-        """Other sinks for the same capture, while sound flows: the device, the clock and the frame
-        index go on. An added sink opens when a removed one has left its place."""
-        assert config.capture == self.config.capture
+        """Other sinks for the same capture, or settings of the card's controls, while sound flows:
+        the device, the clock and the frame index go on. An added sink opens when a removed one has
+        left its place."""
+        assert same_capture(self.config, config)
         change, before = sink_plan(self.config, config), self.config
         parted = {one: self._live.pop(one) for one in change.removed if _is_live(one)}
         self.config = config
