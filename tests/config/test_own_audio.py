@@ -60,7 +60,11 @@ def test_it_is_read(device: str, table: str, source: object) -> None:
             'socket = {path = "../a"}',
             'socket.path: "../a": expected an absolute path, or a',
         ),
-        ("socket", 'socket = {path = "control.sock"}', 'socket.path: "control.sock" is already used'),
+        (
+            "socket",
+            'socket = {path = "control.sock"}',
+            'socket.path: "control.sock" is already used',
+        ),
         ("socket", f'socket = {{path = "/{"a" * 107}"}}', "more than 107 bytes"),
         ("socket:mic", "", 'did you mean "socket"?'),
         ("pip:mic", "", 'did you mean "pipe"?'),

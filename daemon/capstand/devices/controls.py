@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from capstand.config.controls import ControlState, Setting
-from capstand.devices.holder import place_of
+from capstand.devices.address import place_of
 from capstand.devices.libasound import asound, checked, last_errors, record_errors
 from capstand.text import clean
 
