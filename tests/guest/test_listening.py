@@ -25,7 +25,7 @@ LOOPED = """
 [[stream.sink]]
 type = "alsa"
 device = "hw:CARD=Loopback,DEV=0,SUBDEV=1"
-latency_ms = 500
+latency_ms = 2000
 rate_lock = false
 """
 ARECORD = "arecord -D hw:CARD=Loopback,DEV=1,SUBDEV=1 -t raw -f S16_LE -r 48000 -c 2"
