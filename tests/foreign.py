@@ -4,7 +4,7 @@ from pathlib import Path
 
 SINKS = """
 from typing import Annotated, NamedTuple
-from capstand.config.decode import Choice, Whole
+from capstand.config.rules import Choice, Whole
 from capstand.config.registry import Resource, SinkType
 from capstand.config.schema import AbsolutePath, Name
 from capstand.sinks.live import SinkFactory
@@ -67,7 +67,7 @@ SOURCE = """
 from typing import Annotated, NamedTuple
 from capstand.capture.synthetic import SyntheticSource
 from capstand.capture.types.synthetic import SyntheticConfig
-from capstand.config.decode import Number
+from capstand.config.rules import Number
 from capstand.config.registry import SourceType
 
 

@@ -85,7 +85,7 @@ def test_a_table_of_another_shape() -> None:
     text = '[[stream]]\nname = "mic"\n[stream.capture]\ndevice = "hw:0"\ncontrols = true\n'
     with pytest.raises(ConfigError) as caught:
         decode(text + '[[stream.sink]]\ntype = "file"\npath = "/a"\n', "c.toml", Config)
-    assert "controls: true is no table; write [stream.capture.controls]" in caught.value.faults[0]
+    assert "controls: true is not a table; write [stream.capture.controls]" in caught.value.faults[0]
 
 
 @pytest.mark.parametrize("device", ["synthetic", "socket"])

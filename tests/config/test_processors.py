@@ -192,7 +192,7 @@ def test_numpy_is_not_loaded_to_check_a_chain(tmp_path: Path) -> None:
 
 FOREIGN = """
 from typing import Annotated, NamedTuple
-from capstand.config.decode import Choice, Number
+from capstand.config.rules import Choice, Number
 from capstand.config.registry import ProcessorType
 
 

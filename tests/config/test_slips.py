@@ -11,7 +11,7 @@ import tomli
 
 from capstand.agora.tokens.sources import LocalTokens, TokenServer, read_secret
 from capstand.agora.tokens.token import TokenError
-from capstand.config import decode
+from capstand.config import decode, lines, rules, wording
 from capstand.config import schema as config
 from capstand.config.decode import MOST_FAULTS
 from capstand.config.schema import MAX_BYTES, Config, load
@@ -389,13 +389,14 @@ def test_a_file_that_is_wrong_everywhere_is_told_up_to_a_bound() -> None:
 def test_a_hint_is_worked_out_for_what_is_told_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """To compare a word with all that it may mean takes long."""
     asked: list[object] = []
-    meant = decode.meant
+    meant = wording.meant
 
     def count(value: object, words: tuple[str, ...]) -> str:
         asked.append(value)
         return meant(value, words)
 
-    monkeypatch.setattr(decode, "meant", count)
+    for module in (decode, rules):
+        monkeypatch.setattr(module, "meant", count)
     faults(RIGHT + "".join(f"wrong_{number} = 1\n" for number in range(10_000)))
     assert len(asked) == MOST_FAULTS
 
@@ -434,7 +435,7 @@ def test_no_file_takes_long_to_refuse(kind: str, monkeypatch: pytest.MonkeyPatch
     except ConfigError as error:
         assert len(error.faults) <= MOST_FAULTS + 1
         assert all(len(fault) < 2000 for fault in error.faults)
-    assert given <= MAX_BYTES + decode.WORK
+    assert given <= MAX_BYTES + lines.WORK
 
 
 def test_a_pipe_without_an_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from capstand.config.decode import Choice, Number
 from capstand.config.registry import ProcessorType
+from capstand.config.rules import Choice, Number
 from capstand.processing.processor import Samples, Shape
 
 

@@ -10,8 +10,8 @@ from hypothesis import settings as options
 from hypothesis import strategies as st
 
 from capstand.audio.block import NS_PER_S, Shape
-from capstand.config.decode import Choice
 from capstand.config.registry import PROCESSORS, ProcessorType
+from capstand.config.rules import Choice
 from capstand.processing.chain import Chain
 from capstand.processing.fade import Crossfade, Fade
 from capstand.processing.processor import Samples

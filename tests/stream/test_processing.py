@@ -45,7 +45,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from capstand.config.decode import Choice, Whole
+from capstand.config.rules import Choice, Whole
 from capstand.config.registry import ProcessorType, SinkType
 from capstand.config.schema import Input, Name
 from capstand.sinks.live import SinkFactory

@@ -7,7 +7,7 @@ does not have like that, shows when it is opened (``devices/controls.py``).
 import re
 from typing import NamedTuple
 
-from capstand.config.decode import Keyed, Text
+from capstand.config.rules import Keyed, Text
 
 MOST_CONTROLS = 32
 NAME = Text(

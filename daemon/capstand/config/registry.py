@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, get_type_hints
 
 from capstand.audio.block import Shape
-from capstand.config.decode import Choice, Named, Tagged, Unusable, is_ours
+from capstand.config.decode import Named, Tagged, Unusable, is_ours
 from capstand.config.naming import SHAPES, fault
+from capstand.config.rules import Choice
 from capstand.text import clean
 
 if TYPE_CHECKING:

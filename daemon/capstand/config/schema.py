@@ -17,18 +17,7 @@ from typing import Annotated, Any, NamedTuple, Protocol, cast
 
 from capstand.audio.block import AudioFormat, SampleFormat, Shape
 from capstand.config.controls import CONTROLS, Setting
-from capstand.config.decode import (
-    Choice,
-    Flag,
-    Number,
-    OneOrSome,
-    Prefixed,
-    Some,
-    Text,
-    Unusable,
-    Whole,
-    decode,
-)
+from capstand.config.decode import Unusable, decode
 from capstand.config.naming import SHAPES, fault
 from capstand.config.registry import (
     PROCESSORS,
@@ -39,6 +28,7 @@ from capstand.config.registry import (
     OfSources,
     Resource,
 )
+from capstand.config.rules import Choice, Flag, Number, OneOrSome, Prefixed, Some, Text, Whole
 from capstand.config.unreadable import unreadable
 from capstand.errors import ConfigError
 

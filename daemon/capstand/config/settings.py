@@ -8,8 +8,9 @@ with its position, counted from 1, which it has to be where the chain has two st
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from capstand.config.decode import Keys, meant, with_value
+from capstand.config.decode import with_value
 from capstand.config.schema import Processing, StreamConfig
+from capstand.config.wording import Keys, meant
 from capstand.errors import ConfigError
 
 TABLE = "process"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from capstand.agora.tokens import token
 from capstand.agora.tokens.token import TokenError
-from capstand.config.decode import secretive
+from capstand.config.wording import secretive
 from capstand.text import clean, secret
 
 if TYPE_CHECKING:

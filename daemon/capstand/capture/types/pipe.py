@@ -4,8 +4,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from capstand.config.decode import Flag, OneOrSome, Text
 from capstand.config.registry import SourceType
+from capstand.config.rules import Flag, OneOrSome, Text
 from capstand.config.schema import AbsolutePath, CaptureConfig
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from capstand.config.decode import Flag, Text
 from capstand.config.registry import SourceType
+from capstand.config.rules import Flag, Text
 from capstand.config.schema import PATH, CaptureConfig
 from capstand.host import rights
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from capstand.config.decode import Choice, Number, Whole
 from capstand.config.registry import SourceType
+from capstand.config.rules import Choice, Number, Whole
 from capstand.config.schema import AbsolutePath, CaptureConfig
 
 if TYPE_CHECKING:

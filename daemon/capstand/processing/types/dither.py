@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.audio.block import Shape
-from capstand.config.decode import Choice, Whole
 from capstand.config.registry import ProcessorType
+from capstand.config.rules import Choice, Whole
 
 if TYPE_CHECKING:
     from capstand.processing.dither import Dither

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.audio.block import Shape
-from capstand.config.decode import Choice, Number, Whole
 from capstand.config.registry import ProcessorType
+from capstand.config.rules import Choice, Number, Whole
 
 if TYPE_CHECKING:
     from capstand.processing.linear import Linear

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.audio.block import AudioFormat
-from capstand.config.decode import Choice, Flag, Tagged, Text, Whole, secretive
+from capstand.config.decode import Tagged
 from capstand.config.registry import Resource, SinkContext, SinkType
+from capstand.config.rules import Choice, Flag, Text, Whole
 from capstand.config.schema import PATH, AbsolutePath, Input, Name, SpoolConfig, StreamConfig
+from capstand.config.wording import secretive
 
 if TYPE_CHECKING:
     from capstand.sinks.live import SinkFactory

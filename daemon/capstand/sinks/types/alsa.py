@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.config import naming
-from capstand.config.decode import Choice, Flag, Whole
 from capstand.config.registry import Resource, SinkContext, SinkType
+from capstand.config.rules import Choice, Flag, Whole
 from capstand.config.schema import ALSA_NAME, Input, Name, StreamConfig
 
 if TYPE_CHECKING:

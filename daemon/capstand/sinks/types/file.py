@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.audio.block import AudioFormat
-from capstand.config.decode import Choice, FlagOr, Number, Text, Whole
 from capstand.config.registry import Resource, SinkContext, SinkType
+from capstand.config.rules import Choice, FlagOr, Number, Text, Whole
 from capstand.config.schema import AbsolutePath, Input, Name, SpoolConfig, StreamConfig
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from os.path import normpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from capstand.config.decode import Choice, Text, Whole
 from capstand.config.registry import Resource, SinkContext, SinkType
+from capstand.config.rules import Choice, Text, Whole
 from capstand.config.schema import AbsolutePath, Input, Name, StreamConfig
 
 if TYPE_CHECKING:
