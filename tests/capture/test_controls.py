@@ -56,9 +56,10 @@ class Card:
         return self.source.open()
 
     def read(self) -> int:
-        """One period more."""
-        self.card.virtual(self.card.position + 480)
+        """One period more; the first look starts the stream."""
         deadline = time.monotonic() + PATIENCE_S
+        self.source.read(self.slot, 0)
+        self.card.virtual(self.card.position + 480)
         while not (frames := self.source.read(self.slot, 100).frames):
             assert time.monotonic() < deadline
         return frames
@@ -153,7 +154,7 @@ def test_what_is_wrong_with_them_stops_no_sound(
     (state,) = card.source.controls
     told = {
         "missing": "the card has no such control",
-        "refused": "the card did not take 80%, on and has 33%, on",
+        "refused": "the card did not take 80%, on and has 33%, off",
         "closed": "fake has no controls that can be opened: Permission denied",
     }
     assert (state.name, state.fault) == ("Mic", told[fault])

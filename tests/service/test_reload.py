@@ -54,6 +54,7 @@ from capstand.stream.handover import SinkSnapshot
 from capstand.stream.intake import Intake
 from tests.counts import counts
 from tests.fakecard import FakeCard
+from tests.fakecard.mixer import Mixer
 from tests.figures import figure
 from tests.line import Keep, Line, capture
 from tests.patience import PATIENCE_S
@@ -537,6 +538,47 @@ def test_a_sink_changes_under_a_card_without_a_loss(
     numbers = recorded(*(tmp_path / name for name in "abcd"))
     assert fakecard.opens == 1 and fakecard.frames_lost == 0
     assert whole(numbers) and len(numbers) == stop["captured_frames"]
+
+
+def test_a_cards_controls_change_under_sound(
+    run: Callable[[str], Running],
+    tmp_path: Path,
+    fakecard: FakeCard,
+    fakemixer: Mixer,
+    said: list[str],
+) -> None:
+    """Without a frame lost or a sink touched; what the card then has, and what it has not, is a
+    line in the journal each, once."""
+    fakemixer.volume("Mic Capture Volume", 0, 7)
+    fakemixer.switch("Auto Gain Control Playback Switch", True)
+
+    def text(*settings: str) -> str:
+        controls = "\n".join(["[stream.capture.controls]", *settings])
+        return stream_text("mic", controls, sink_text("a", tmp_path / "a"), device=fakecard.device)
+
+    running = run(text('Mic = "50%"'))
+    running.hear("mic")
+    pushers = idents(running["mic"])
+    other = text('Mic = "100%"', '"Auto Gain Control" = false', "Boost = true")
+    assert running.change(other) == ["mic: controls of the card changed"]
+    running.until(lambda: any("Boost" in line for line in said))
+    running.hear("mic")
+    assert (fakemixer["Mic Capture Volume"], running.change(text())) == (
+        [7, 7],
+        ["mic: controls of the card changed"],
+    )
+    running.hear("mic")
+    assert running["mic"].stats(0).controls is None and idents(running["mic"]) == pushers
+    running.end()
+    assert [line for line in said if "control " in line] == [
+        "mic: control Mic set to 50%: was 0%, is 57%",
+        "mic: control Mic set to 100%: was 57%, is 100%",
+        "mic: control Auto Gain Control set to off: was on, is off",
+        'mic: control Boost: the card has no such control; it has "Mic", "Auto Gain Control"',
+    ]
+    (stop,) = running.events("mic", "stop")
+    assert fakecard.opens == 1 and stop["lost_frames"] == 0
+    assert whole(recorded(tmp_path / "a"))
 
 
 def test_a_wrong_file_changes_nothing_and_says_why(
