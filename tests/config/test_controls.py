@@ -1,5 +1,8 @@
 """The table [stream.capture.controls]: what a card's own controls are to be set to."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from capstand.config.controls import Setting
@@ -86,6 +89,13 @@ def test_a_table_of_another_shape() -> None:
     with pytest.raises(ConfigError) as caught:
         decode(text + '[[stream.sink]]\ntype = "file"\npath = "/a"\n', "c.toml", Config)
     assert "controls: true is not a table; write [stream.capture.controls]" in caught.value.faults[0]
+
+
+def test_the_example_of_the_documentation_is_right() -> None:
+    text = (Path(__file__).parents[2] / "docs/devices.md").read_text()
+    (example,) = re.findall(r"```toml\n\[stream.capture.controls\]\n(.*?)```", text, re.DOTALL)
+    controls = dict(read(example).stream[0].capture.controls)
+    assert controls["Mic"] == Setting("80%", True) and controls["Mic Boost"].db == 20
 
 
 @pytest.mark.parametrize("device", ["synthetic", "socket"])

@@ -7,6 +7,7 @@ beside the one that was booked. The machine has a time of its own: a busy host c
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,6 +191,34 @@ def test_a_microphone_is_recorded_whole(usb: Usb) -> None:
     assert recorded.silent == 0 == ledger[-1]["lost_frames"]
     assert drift == pytest.approx(-120, abs=5)
     figure("USB: a minute of a microphone 120 ppm slow", f"0 lost, drift {drift} ppm")
+
+
+def test_the_controls_of_a_microphone_are_set_again_after_a_replug(usb: Usb) -> None:
+    """Its volume and its switch, as `capstand devices` names them: before the first frame and, as
+    it comes back with its own defaults, after each replug."""
+    controls = '[stream.capture.controls]\nMic = ["-12 dB", true]\n[[stream.sink]]'
+    text = CONFIGURATION.format(
+        name="mic", device="card:Microphone", rate_hz=48_000, channels=2, format="S16_LE"
+    ).replace("[[stream.sink]]", controls)
+    microphone = usb.plug()
+    listed = json.loads(usb.guest.run("capstand devices --json").out)["devices"]
+    (mic,) = next(one["controls"] for one in listed if "Microphone" in one["name"])
+    usb.machine.configure(text=text)
+    usb.machine.start()
+    usb.frames(4)
+    first = usb.status()
+    microphone.pull()
+    usb.frames(2)
+    usb.plug()
+    usb.frames(4)
+    again = usb.status()
+    shown = usb.guest.run("amixer -c Microphone sget Mic").out
+
+    assert mic["name"] == "Mic" and mic["volume_db_range"] == [-32, 8]
+    for status in (first, again):
+        assert status["controls"]["Mic"]["is"] == "50% (-12 dB), on", status
+        assert status["controls"]["Mic"]["fault"] is None
+    assert again["opens"] == 2 and "[-12.00dB] [on]" in shown, shown
 
 
 def faults(rows: list[tuple[int, int, int, str]]) -> list[tuple[int, int, set[str]]]:
