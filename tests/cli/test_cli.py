@@ -20,7 +20,7 @@ from capstand.cli import main as cli
 from capstand.cli import run
 from capstand.devices import listing as devices
 from capstand.devices.listing import Device
-from capstand.dsp import loudness
+from capstand.dsp import ebur128
 from capstand.service.display import LiveLine, status_line, status_table
 from tests.host.test_control import replying
 from tests.patience import PATIENCE_S
@@ -420,8 +420,8 @@ def test_a_running_daemon_tells_its_state(place: Place, daemon: subprocess.Popen
 
 def test_loudness_is_in_the_status_where_it_is_wanted(place: Place) -> None:
     """A stream with ``loudness = true``: its process measures it, and the daemon tells it."""
-    if not loudness.is_there():
-        pytest.skip(f"{loudness.PACKAGE} is missing")
+    if not ebur128.library():
+        pytest.skip(f"{ebur128.PACKAGE} is missing")
     tone = place.config.read_text().replace('"counter"', '"tone", level_dbfs = -20, tone_hz = 997')
     wanted = 'device = "synthetic"\nbuffer_ms = 10000\nloudness = true\n'
     place.config.write_text(tone.replace('device = "synthetic"\n', wanted))

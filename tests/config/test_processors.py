@@ -140,10 +140,13 @@ def test_it_ends_at_the_rate_at_which_it_begins() -> None:
 
 def lacking() -> str:
     """What of the machine the examples need and it has not."""
+    from capstand.dsp import ebur128
     from capstand.processing import engines, ladspa
 
     if not engines.has_webrtc() and engines.libspeexdsp() is None:
         return "pywebrtc-audio or libspeexdsp1"
+    if ebur128.library() is None:
+        return ebur128.PACKAGE
     try:
         ladspa.find("single_para_1203")
     except ladspa.PluginError:

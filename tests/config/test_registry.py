@@ -53,6 +53,7 @@ OWN: dict[registry.Registry[Any], dict[str, tuple[str, ...]]] = {
         "gain": ("processing/types/gain.py",),
         "high-pass": ("processing/types/high_pass.py",),
         "limiter": ("processing/types/limiter.py", "processing/limiter.py"),
+        "loudness": ("processing/types/loudness.py", "processing/loudness.py"),
         "low-pass": ("processing/types/low_pass.py",),
         "noise-suppression": (
             "processing/types/noise_suppression.py",

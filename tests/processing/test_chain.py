@@ -506,6 +506,7 @@ ANY: dict[str, list[Any]] = {
     ],
     "plugin": there("plugin", plugin="amp_1181"),
     "vad": [*there("vad"), *there("vad", mode="gate", engine="speex")],
+    "loudness": there("loudness"),
     "channels": [settings("channels", swap=True), settings("channels", matrix=((0.5, 0.5),) * 2)],
     "gain": [settings("gain", gain_db=-6.0), settings("gain", gain_db=20.0)],
     "high-pass": [HIGH, settings("high-pass", cutoff_hz=200.0, order=5)],

@@ -15,7 +15,7 @@ from capstand.accounting.stats import Health
 from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.capture.types.synthetic import SyntheticConfig
 from capstand.config.schema import CaptureConfig
-from capstand.dsp import loudness
+from capstand.dsp import ebur128
 from capstand.dsp.convert import from_float, from_int32
 from capstand.dsp.defects import Defects, Limits
 from capstand.dsp.level import Meter
@@ -307,8 +307,8 @@ def test_loudness_that_is_wrong_is_a_concern_and_told_once(
 ) -> None:
     """By the limits of the configuration: STATUS says it, the journal its beginning and its end,
     and the figures are in the status."""
-    if not loudness.is_there():
-        pytest.skip(f"{loudness.PACKAGE} is missing")
+    if not ebur128.library():
+        pytest.skip(f"{ebur128.PACKAGE} is missing")
     limits = {"loud_warn_lufs": -10.0, "true_peak_warn_dbtp": -7.0, "quiet_warn_lufs": -40.0}
     told = Told(tmp_path, monkeypatch, loudness=True, **limits)
     assert told.line.stats().as_json()["loudness"] is None
@@ -345,7 +345,7 @@ def test_loudness_that_is_wrong_is_a_concern_and_told_once(
 def test_loudness_costs_nothing_where_it_is_not_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loudness, "_library", lambda: pytest.fail("it is loaded"))
+    monkeypatch.setattr(ebur128, "library", lambda: pytest.fail("it is loaded"))
     told = Told(tmp_path, monkeypatch)
     told.run(3)
     stats = told.line.stats()
@@ -357,7 +357,7 @@ def test_a_missing_library_is_told_and_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sound flows, all other figures are there, and the status says what to install."""
-    monkeypatch.setattr(loudness, "_library", lambda: None)
+    monkeypatch.setattr(ebur128, "library", lambda: None)
     told = Told(tmp_path, monkeypatch, loudness=True, loud_warn_lufs=-10.0)
     told.run(20)
     stats = told.line.stats()

@@ -1,4 +1,4 @@
-"""Loudness and true peak as EBU R 128 has them, by libebur128 through ctypes (MIT, 32 kB).
+"""Loudness and true peak as EBU R 128 has them, by libebur128 (``ebur128.py``).
 
 The library was the cheapest of those measured: 4 µs for 10 ms of loudness, 40 for true peaks. It is
 used in its histogram mode, because the integrated measure otherwise keeps each 100 ms for ever. A
@@ -9,15 +9,12 @@ A stream has a meter only where its configuration says ``loudness = true``: the 
 and the highest true peak are about all that came before, so a meter that began when somebody asks
 would have nothing to say; and what nobody wants costs nothing.
 
-Source: ``ebur128.h`` 1.2.6. Thread: one at a time, Python's lock released; of a stream, the pusher,
-``figures`` may be read from any.
+Thread: one at a time, a stream's pusher or the chain's; what was read may be had from any.
 """
 
-import ctypes
 import math
-from ctypes import POINTER, byref, c_double, c_int, c_size_t, c_uint, c_ulong, c_void_p
-from functools import cache
-from typing import Any, NamedTuple
+from ctypes import byref, c_double, c_void_p
+from typing import NamedTuple
 from weakref import finalize
 
 import numpy as np
@@ -25,9 +22,8 @@ import numpy.typing as npt
 
 from capstand.audio.block import AudioFormat
 from capstand.config.schema import CaptureConfig
+from capstand.dsp import ebur128
 
-LIBRARY, PACKAGE = "libebur128.so.1", "libebur128-1"
-MISSING = f"loudness needs libebur128; install the Debian package (apt install {PACKAGE})"
 FLOOR = -120.0
 """LUFS and dB of what is silent, or not long enough yet."""
 _LOUDNESS, _TRUE_PEAK, _HISTOGRAM = 1 | 2 | 4, 16 | 32, 64
@@ -54,17 +50,13 @@ class Loudness(NamedTuple):
     true_peak_dbtp: float | None
 
 
-def is_there() -> bool:
-    return _library() is not None
-
-
 class LoudnessMeter:
     """Of interleaved float32 frames. Raises OSError where libebur128 is missing."""
 
     def __init__(self, rate_hz: int, channels: int, *, true_peak: bool = True) -> None:
-        library = _library()
+        library = ebur128.library()
         if library is None:
-            raise OSError(MISSING)
+            raise OSError(ebur128.MISSING)
         self._library = library
         self._shape = (channels, rate_hz)
         self._true_peak = true_peak
@@ -126,12 +118,41 @@ class LoudnessMeter:
         return value.value if math.isnan(value.value) else round(max(FLOOR, value.value), 2)
 
 
+class RunningLoudness:
+    """What goes on and on, read once a second. ``heard`` is None before, then the newest, and the
+    highest true peak so far. Raises OSError where libebur128 is missing."""
+
+    def __init__(self, rate_hz: int, channels: int) -> None:
+        self.heard: tuple[Loudness, float] | None = None
+        self._meter = LoudnessMeter(rate_hz, channels)
+        self._rate_hz = rate_hz
+        self._frames = 0
+
+    def update(self, block: npt.NDArray[np.float32]) -> float:
+        """Of shape (frames, channels). Where it was read, how many seconds that covers; else 0."""
+        self._meter.update(block)
+        self._frames += len(block)
+        if self._frames < self._rate_hz * LOOK_S:
+            return 0.0
+        seconds, self._frames = self._frames / self._rate_hz, 0
+        newest = self._meter.read()
+        assert newest.true_peak_dbtp is not None
+        highest = self.heard[1] if self.heard else FLOOR
+        self.heard = newest, max(highest, newest.true_peak_dbtp)
+        return seconds
+
+    def figures(self) -> dict[str, float] | None:
+        """For ``capstand status --json``. Any thread."""
+        if (heard := self.heard) is None:
+            return None
+        return heard[0]._asdict() | {"max_true_peak_dbtp": heard[1]}
+
+
 class LoudnessFigures(NamedTuple):
-    """As of the last second: ``heard``; the highest true peak since the meter began, and of what is
-    reported now; and which of the limits are passed for long enough."""
+    """As of the last second: ``heard``; the highest true peak of what is reported now; and which of
+    the limits are passed for long enough."""
 
     heard: Loudness
-    max_true_peak_dbtp: float
     reported_peak_dbtp: float
     is_quiet: bool
     is_loud: bool
@@ -144,25 +165,20 @@ class LoudnessWatch:
 
     def __init__(self, audio: AudioFormat, capture: CaptureConfig) -> None:
         self.figures: LoudnessFigures | None = None
-        self._meter = LoudnessMeter(audio.rate_hz, audio.channels)
-        self._rate_hz = audio.rate_hz
-        self._frames = 0
-        self._highest = self._reported = FLOOR
+        self.running = RunningLoudness(audio.rate_hz, audio.channels)
         self._limits = capture.quiet_warn_lufs, capture.loud_warn_lufs, capture.true_peak_warn_dbtp
         self._quiet = _Lasting(QUIET_S, QUIET_END_S)
         self._loud = _Lasting(LOUD_S, LOUD_END_S)
         self._over = _Lasting(0.0, OVER_END_S)
+        self._reported = FLOOR
 
     def window(self, values: npt.NDArray[np.float32], full: float) -> None:
         """Of shape (frames, channels), with this full scale."""
-        self._meter.update(values if full == 1.0 else values * np.float32(1 / full))
-        self._frames += len(values)
-        if self._frames >= self._rate_hz * LOOK_S:
-            self._look(self._frames / self._rate_hz)
-            self._frames = 0
+        seconds = self.running.update(values if full == 1.0 else values * np.float32(1 / full))
+        if seconds and self.running.heard:
+            self._judge(self.running.heard[0], seconds)
 
-    def _look(self, seconds: float) -> None:
-        heard = self._meter.read()
+    def _judge(self, heard: Loudness, seconds: float) -> None:
         quiet_lufs, loud_lufs, over_dbtp = self._limits
         short, peak = heard.short_term_lufs, heard.true_peak_dbtp
         assert peak is not None
@@ -170,10 +186,9 @@ class LoudnessWatch:
         self._quiet.update(bool(quiet_lufs) and short < quiet_lufs, seconds)
         self._loud.update(bool(loud_lufs) and short > loud_lufs, seconds)
         self._over.update(bool(over_dbtp) and peak > over_dbtp, seconds)
-        self._highest = max(self._highest, peak)
         self._reported = max(self._reported, peak) if was_over else peak
         states = self._quiet.on, self._loud.on, self._over.on
-        self.figures = LoudnessFigures(heard, self._highest, self._reported, *states)
+        self.figures = LoudnessFigures(heard, self._reported, *states)
 
 
 class _Lasting:
@@ -189,22 +204,3 @@ class _Lasting:
         self._other_s = self._other_s + seconds if there != self.on else 0.0
         if self._other_s and self._other_s >= self._limits_s[self.on]:
             self.on, self._other_s = there, 0.0
-
-
-@cache
-def _library() -> Any:
-    """None where it is missing."""
-    try:
-        library = ctypes.CDLL(LIBRARY)
-    except OSError:
-        return None
-    library.ebur128_init.argtypes = (c_uint, c_ulong, c_int)
-    library.ebur128_init.restype = c_void_p
-    library.ebur128_destroy.argtypes = (c_void_p,)
-    library.ebur128_destroy.restype = None
-    library.ebur128_set_channel.argtypes = (c_void_p, c_uint, c_int)
-    library.ebur128_add_frames_float.argtypes = (c_void_p, c_void_p, c_size_t)
-    library.ebur128_prev_true_peak.argtypes = (c_void_p, c_uint, POINTER(c_double))
-    for which in ("momentary", "shortterm", "global"):
-        getattr(library, f"ebur128_loudness_{which}").argtypes = (c_void_p, POINTER(c_double))
-    return library

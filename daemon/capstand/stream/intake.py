@@ -593,10 +593,7 @@ class Intake:
         ]
 
     def _loudness_figures(self) -> dict[str, float] | None:
-        figures = self.loudness.figures if self.loudness else None
-        if figures is None:
-            return None
-        return figures.heard._asdict() | {"max_true_peak_dbtp": figures.max_true_peak_dbtp}
+        return self.loudness.running.figures() if self.loudness else None
 
     def only_zeros(self) -> str | None:
         """What to look at when nothing but zeros has come for ``silence_warn_s``."""

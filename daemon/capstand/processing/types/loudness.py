@@ -1,0 +1,33 @@
+"""The type "loudness": a meter, which leaves the sound as it is (``processing/loudness.py``)."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from capstand.audio.block import Shape
+from capstand.config.decode import Choice
+from capstand.config.registry import ProcessorType
+
+if TYPE_CHECKING:
+    from capstand.processing.processor import Processor
+
+
+class LoudnessProcessor(NamedTuple):
+    """Nothing to set: it measures where it stands."""
+
+    type: Annotated[str, Choice(("loudness",))]
+
+
+def _make(settings: LoudnessProcessor, shape: Shape) -> "Processor":
+    from capstand.processing.loudness import LoudnessStage  # brings numpy
+
+    return LoudnessStage(shape)
+
+
+def _problems(settings: LoudnessProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
+    from capstand.dsp import ebur128
+
+    if ebur128.library() is None:
+        yield "type", ebur128.MISSING
+
+
+TYPE = ProcessorType(LoudnessProcessor, page="processing.md", make=_make, problems=_problems)
