@@ -88,7 +88,9 @@ def test_a_table_of_another_shape() -> None:
     text = '[[stream]]\nname = "mic"\n[stream.capture]\ndevice = "hw:0"\ncontrols = true\n'
     with pytest.raises(ConfigError) as caught:
         decode(text + '[[stream.sink]]\ntype = "file"\npath = "/a"\n', "c.toml", Config)
-    assert "controls: true is not a table; write [stream.capture.controls]" in caught.value.faults[0]
+    assert (
+        "controls: true is not a table; write [stream.capture.controls]" in caught.value.faults[0]
+    )
 
 
 def test_the_example_of_the_documentation_is_right() -> None:

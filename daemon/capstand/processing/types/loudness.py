@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.audio.block import Shape
-from capstand.config.decode import Choice
+from capstand.config.rules import Choice
 from capstand.config.registry import ProcessorType
 
 if TYPE_CHECKING:
