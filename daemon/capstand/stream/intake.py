@@ -14,18 +14,16 @@ Thread: main of its process (``worker.py``); but ``start_meter`` is called by on
 meter and ends.
 """
 
-import math
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from capstand.accounting.stats import StreamPosition, StreamStats, span
-from capstand.audio.block import NS_PER_S, AudioFormat
+from capstand.audio.block import NS_PER_S
 from capstand.audio.clock import Clock
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
@@ -34,20 +32,16 @@ from capstand.capture.failover import Failover
 from capstand.capture.source import Adjustable, NegotiatedParams, Source
 from capstand.capture.truerate import describe_rate
 from capstand.config.plan import same_capture, same_chain, sink_plan
-from capstand.config.registry import SINKS, SOURCES, SinkContext, describe_failure
+from capstand.config.registry import SINKS, SOURCES, describe_failure
 from capstand.config.schema import (
     CaptureConfig,
     QueuedSinkConfig,
     SinkConfig,
     StreamConfig,
-    spool_of,
 )
 from capstand.errors import CapstandError
-from capstand.host import realtime
-from capstand.sinks.sink import BrokenSink, Sink
 from capstand.sinks.sink_queue import SinkQueue
-from capstand.stream import defect
-from capstand.stream.defect import Defect
+from capstand.stream.bus import BusLosses
 from capstand.stream.handover import (
     ABANDON_S,
     LEAVE_S,
@@ -57,7 +51,9 @@ from capstand.stream.handover import (
     events_of,
 )
 from capstand.stream.health import Assessment, View, assess
+from capstand.stream.meters import Meters
 from capstand.stream.pusher import Pusher
+from capstand.stream.queues import BATCH_MS, batch_ms, make_queue
 from capstand.stream.report import (
     DISK_S,
     RUNTIME,
@@ -69,21 +65,9 @@ from capstand.stream.report import (
     StreamWord,
 )
 
-if TYPE_CHECKING:
-    from capstand.dsp.defects import Defects
-    from capstand.dsp.loudness import LoudnessWatch
-
 JOIN_S = 1.0
-GATHER_MS = 200
-BATCH_MS = 200
 CAPTURE_BATCH_MS = 50
-WINDOW_MS = 5000
-"""A sink that is slower than that is spooled: what is in memory, a crash takes along."""
 MINUTE_NS = 60 * NS_PER_S
-CABLE_MS = 10
-CABLE_MINUTES = 3
-"""A sound bus loses nothing for weeks, and a knock at a plug loses some packets once. Ten packets
-of 1 ms an hour are a click every six minutes; in three minutes of it they are no single knock."""
 AWAY_NS = 2 * NS_PER_S
 """So long between two looks the process itself stood still, and what it saw says nothing."""
 
@@ -125,7 +109,7 @@ class Intake:
         self.ring = ring or Ring(capture.ring_slots, capture.slot_bytes)
         self.source = make_source(capture)
         self.capturer = Capturer(self.source, self.clock, self.ring, capture.rt_priority)
-        self.sink_queues = [_make_queue(config, one, self._folders) for one in config.queued]
+        self.sink_queues = [make_queue(config, one, self._folders) for one in config.queued]
         self._live: tuple[WakeUp, ...] = ()
         memory = self.ring.open_for_reading()
         self.pusher = Pusher(
@@ -133,7 +117,7 @@ class Intake:
             None,
             self._outlets_on("captured"),
             capture.rt_priority,
-            _batch_ms(config.on("captured")),
+            batch_ms(config.on("captured")),
         )
         os.close(memory)
         self._chain_wake: WakeUp | None = None
@@ -142,15 +126,11 @@ class Intake:
         if chained is not None:
             self._follow(chained)
         self.wakes()
-        self.watch: Defects | None = None
-        self.loudness: LoudnessWatch | None = None
-        self.unmeasured: str | None = None
-        """Why there is no loudness although it is wanted."""
+        self.meters = Meters(capture)
         self._threads: dict[str, threading.Thread] = {}
         self._progress = ProgressTracker()
         self._looked_ns = self._back_ns = 0
-        self._bus_losses: deque[tuple[int, int]] = deque()  # of an hour: minute, frames
-        self._bus_lost = 0
+        self.bus = BusLosses(audio.rate_hz)
         self._successor: tuple[str | None, int] = None, 0  # of whom was told, and since when
         self._gaps_told = 0
         self._left: list[LastReport] = []
@@ -196,7 +176,7 @@ class Intake:
             None,
             self._outlets_on("processed"),
             config.capture.rt_priority,
-            _batch_ms(config.on("processed")),
+            batch_ms(config.on("processed")),
             WakeUp(chained.push),
             WakeUp(chained.quarter_full),
         )
@@ -245,27 +225,6 @@ class Intake:
         """The captured one, whatever is asked for."""
         return self.ring
 
-    def start_meter(self) -> None:
-        """Once sound flows: loading numpy takes longer than opening a card would."""
-        from capstand.dsp.defects import Defects, Limits
-        from capstand.dsp.level import Meter
-
-        if self.pusher.meter is None:
-            capture = self.config.capture
-            self.watch = Defects(capture.audio, Limits.of(capture))
-            if capture.loudness:
-                self._start_loudness()
-            self.pusher.meter = Meter(capture.audio, self.watch, self.loudness)
-
-    def _start_loudness(self) -> None:
-        from capstand.dsp.loudness import LoudnessWatch
-
-        capture = self.config.capture
-        try:
-            self.loudness = LoudnessWatch(capture.audio, capture)
-        except OSError as error:
-            self.unmeasured = str(error)
-
     def _show(self) -> None:
         """How much each sink has delivered can be read after a kill: a word of the page each."""
         words = self._words
@@ -295,7 +254,7 @@ class Intake:
         )
         leaving = {sink: RemovedSink(running[sink]) for sink in change.removed}
         for sink in change.added:
-            running[sink] = _make_queue(config, cast(QueuedSinkConfig, sink), self._folders)
+            running[sink] = make_queue(config, cast(QueuedSinkConfig, sink), self._folders)
             running[sink].since = None
         for sink in change.removed:
             self._progress.forget(sink.name)
@@ -303,7 +262,7 @@ class Intake:
         self.sink_queues = [running[sink] for sink in config.queued]
         self._leaving += leaving.values()
         self._show()
-        self.pusher.exchange(self._outlets_on("captured"), _batch_ms(config.on("captured")))
+        self.pusher.exchange(self._outlets_on("captured"), batch_ms(config.on("captured")))
         self._exchange_chain(before, chained)
         for sink in change.added:
             after = [leaving[one].feed for one in change.before(sink)]
@@ -313,7 +272,7 @@ class Intake:
         config, pusher = self.config, self.processed_pusher
         if pusher is not None and same_chain(before, config):
             sink_queues = self._outlets_on("processed")
-            pusher.exchange(sink_queues, _batch_ms(config.on("processed")))
+            pusher.exchange(sink_queues, batch_ms(config.on("processed")))
             return
         if pusher is not None:
             pusher.exchange((), BATCH_MS)
@@ -425,9 +384,11 @@ class Intake:
             released=capturer.released,
             ring_dropped_frames=self.pusher.missed,
             notice=self.notice(now_ns),
-            channel_levels=self._channel_levels(),
-            loudness=self._loudness_figures(),
-            device_lost_ms_last_hour=round(self.lost_on_bus(now_ns)[0], 1),
+            channel_levels=self.meters.channel_levels(),
+            loudness=self.meters.loudness_figures(),
+            device_lost_ms_last_hour=round(
+                self.bus.look(capturer.tally.lost_by_device, now_ns)[0], 1
+            ),
             simulated=SOURCES.of(self.config.capture.device).simulated,
             controls=self._controls(),
         )
@@ -459,7 +420,7 @@ class Intake:
             short_buffer=self.short_buffer(),
             only_zeros=self.only_zeros(),
             wrong_rate=self.wrong_rate(),
-            defects=tuple(self.defects()),
+            defects=tuple(self.meters.defects()),
             concerns={sink_queue.name: sink_queue.concern for sink_queue in self.sink_queues},
             gaps=tuple(table.since(before, stats.gaps)) if stats.gaps != before else (),
             events=tuple(events_of(self.sink_queues)),
@@ -478,7 +439,7 @@ class Intake:
             self._successor = params.successor, now_ns
         successor, since_ns = self._successor
         new = successor if now_ns - since_ns < MINUTE_NS else None
-        told = self.short_buffer(), new, self.unmeasured, self._controls_fault()
+        told = self.short_buffer(), new, self.meters.unmeasured, self._controls_fault()
         return "; ".join(filter(None, told)) or None
 
     def short_buffer(self) -> str | None:
@@ -505,7 +466,8 @@ class Intake:
             self._back_ns = now_ns
         self._looked_ns = now_ns
         here_ns = now_ns - self._back_ns
-        defects = "; ".join(one.message for one in self.defects()) or None
+        defects = "; ".join(one.message for one in self.meters.defects()) or None
+        bad_bus = self.bus.concern(capturer.tally.lost_by_device, now_ns)
         return View(
             open=capturer.params is not None,
             trouble=str(trouble) if trouble else None,
@@ -527,7 +489,7 @@ class Intake:
             ),
             sinks=tuple(self._progress.view(sink_queue, now_ns) for sink_queue in self.sink_queues),
             stall_timeout_ns=capturer.stall_timeout_ns,
-            concern=self.wrong_rate() or self.bad_bus(now_ns) or self.only_zeros() or defects,
+            concern=self.wrong_rate() or bad_bus or self.only_zeros() or defects,
             released=capturer.released,
         )
 
@@ -537,63 +499,15 @@ class Intake:
             return 0
         return self._progress.still("push-processed", pusher.captured, pusher.waiting > 0, now_ns)
 
-    def lost_on_bus(self, now_ns: int) -> tuple[float, int]:
-        """What the device did not deliver in the last hour, in ms, and in how many minutes."""
-        lost, minute, losses = (
-            self.capturer.tally.lost_by_device,
-            now_ns // MINUTE_NS,
-            self._bus_losses,
-        )
-        if lost > self._bus_lost:
-            before = losses.pop()[1] if losses and losses[-1][0] == minute else 0
-            losses.append((minute, before + lost - self._bus_lost))
-            self._bus_lost = lost
-        while losses and losses[0][0] <= minute - 60:
-            losses.popleft()
-        return sum(one for _, one in losses) * 1000 / self.config.capture.rate_hz, len(losses)
-
-    def bad_bus(self, now_ns: int) -> str | None:
-        """What to look at where a card loses sound on its way again and again."""
-        lost_ms, minutes = self.lost_on_bus(now_ns)
-        if lost_ms < CABLE_MS or minutes < CABLE_MINUTES:
-            return None
-        return (
-            f"the card failed to deliver {lost_ms:.0f} ms of sound in the last hour, in {minutes} "
-            "different minutes: try another cable, a port without a hub, a stronger power supply"
-        )
-
     def wrong_rate(self) -> str | None:
         """What to do about a card that runs at another rate than it says."""
         rate_hz = self.capturer.true_rate.rate_hz
         return None if rate_hz is None else describe_rate(self.config.capture.rate_hz, rate_hz)
 
-    def defects(self) -> list[Defect]:
-        """What is wrong with the sound of single channels, and with its loudness."""
-        capture = self.config.capture
-        figures = self.watch.figures if self.watch else None
-        found = defect.find(figures, capture) if figures else []
-        heard = self.loudness.figures if self.loudness else None
-        return found + (defect.of_loudness(heard, capture) if heard else [])
-
-    def _channel_levels(self) -> list[dict[str, float | None]] | None:
-        """Of each channel, by the card's number: its peak just now, over the last seconds its mean
-        and its clipped peaks, and for how long it has brought a single value."""
-        figures = self.watch.figures if self.watch else None
-        if figures is None:
-            return None
-        return [
-            {
-                "channel": self.config.capture.card_channel(at),
-                "peak_dbfs": round(20 * math.log10(max(one.peak, 1e-6)), 1) + 0.0,
-                "dc": None if one.dc is None else round(one.dc, 5) + 0.0,
-                "clipped_per_s": None if one.clipped_per_s is None else round(one.clipped_per_s, 1),
-                "constant_s": round(one.constant_s, 1),
-            }
-            for at, one in enumerate(figures)
-        ]
-
-    def _loudness_figures(self) -> dict[str, float] | None:
-        return self.loudness.running.figures() if self.loudness else None
+    def start_meter(self) -> None:
+        """Once sound flows."""
+        if self.pusher.meter is None:
+            self.pusher.meter = self.meters.load()
 
     def only_zeros(self) -> str | None:
         """What to look at when nothing but zeros has come for ``silence_warn_s``."""
@@ -632,65 +546,6 @@ def _granted(params: NegotiatedParams | None) -> Granted | None:
 
 def _only_queued(config: StreamConfig) -> StreamConfig:
     return config._replace(sink=tuple(config.queued))
-
-
-def _batch_ms(config: StreamConfig) -> int:
-    """How long the pusher may rest: no longer than any of its sinks' queues allow."""
-    return min(BATCH_MS, *(one.queue_ms // 4 for one in config.queued), BATCH_MS)
-
-
-def _make_queue(
-    config: StreamConfig, sink: QueuedSinkConfig, folders: tuple[Path, Path]
-) -> SinkQueue:
-    try:
-        return _made(config.name, sink, config.heard_by(sink), *folders)
-    except Exception as error:  # noqa: BLE001
-        words = f"{describe_failure(SINKS[sink.type], error)}, then restart capstand"
-        return SinkQueue(sink.name, BrokenSink(words), 0)
-
-
-def _made(
-    stream: str, sink: QueuedSinkConfig, capture: CaptureConfig, state: Path, runtime: Path
-) -> SinkQueue:
-    audio = capture.audio
-    gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
-    priority = realtime.lower_priority(capture.rt_priority, capture.rt_priority)
-    around = SinkContext(stream, capture, state, priority, runtime)
-    made: Sink = SINKS[sink.type].make(sink, around)
-    if Sink not in type(made).__mro__:
-        raise TypeError(f"{type(made).__name__} is no {Sink.__module__}.{Sink.__name__}")
-    window_frames = capture.queue_frames(min(WINDOW_MS, sink.queue_ms))
-    kept = _spooled(stream, made, sink, audio, priority, window_frames)
-    queue_frames = capture.queue_frames(sink.queue_ms)
-    return SinkQueue(sink.name, kept, queue_frames, gather_frames, priority=priority)
-
-
-def _spooled(
-    stream: str,
-    sink: Sink,
-    setup: SinkConfig,
-    audio: AudioFormat,
-    priority: int,
-    window_frames: int,
-) -> Sink:
-    """The sink itself, or with a spool in front of it."""
-    waits = spool_of(setup)
-    if waits is None:
-        return sink
-    from capstand.sinks.spool.spool import Spool
-    from capstand.sinks.spool.spooled import Spooled
-
-    folder = Path(waits.path) / stream / setup.name
-    spool = Spool(folder, audio, waits.max_mb * 1_000_000, waits.max_age_s)
-    return Spooled(
-        setup.name,
-        sink,
-        spool,
-        rate_hz=audio.rate_hz,
-        catch_up_speed=waits.catch_up_speed,
-        window_frames=window_frames,
-        priority=priority,
-    )
 
 
 def make_source(capture: CaptureConfig) -> Source:

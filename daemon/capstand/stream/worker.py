@@ -220,9 +220,11 @@ class StreamWorker:
         realtime.prepare_thread("load", realtime.LOWEST if real_time else 0)
         try:
             intake.start_meter()
-            if intake.unmeasured:
+            if intake.meters.unmeasured:
                 fields = {"KIND": "loudness", "STREAM": intake.name}
-                log_event(logging.WARNING, "%s: %s", intake.name, intake.unmeasured, **fields)
+                log_event(
+                    logging.WARNING, "%s: %s", intake.name, intake.meters.unmeasured, **fields
+                )
             realtime.freeze_heap()
         except Exception as error:  # noqa: BLE001  the level is not worth the sound
             bug.log_unexpected("the level meter cannot be loaded", error)
