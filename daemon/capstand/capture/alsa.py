@@ -18,7 +18,6 @@ error carries no errno but only its text.
 import errno
 import math
 import os
-import re
 import select
 import time
 import weakref
@@ -29,7 +28,7 @@ import alsaaudio
 
 from capstand.accounting.stats import Cause
 from capstand.audio.block import NS_PER_S, AudioFormat
-from capstand.capture import kernel
+from capstand.capture import kernel, refusal
 from capstand.capture.pick import Pick
 from capstand.capture.shortfall import PAUSE_MS, Shortfall
 from capstand.capture.source import UNKNOWN, NegotiatedParams, Reading
@@ -37,7 +36,7 @@ from capstand.capture.truerate import FASTEST, SLACK_S, too_fast
 from capstand.config import naming
 from capstand.config.controls import ControlState, Setting
 from capstand.config.schema import LARGEST_PERIOD, CaptureConfig
-from capstand.devices import address, controls, holder, identity, libasound, rebind
+from capstand.devices import address, controls, identity, libasound, rebind
 from capstand.devices.libasound import refresh_configuration
 from capstand.errors import DeviceError
 
@@ -57,24 +56,6 @@ UDEV_NS = 2 * NS_PER_S
 """So long udev may take to give a card that was just plugged in to its group."""
 ROOM = 0.75
 """So much of the buffer may fill while a suspicious pointer is looked at again."""
-
-_ERRNOS = {
-    os.strerror(number): number
-    for number in (
-        errno.ENOENT,
-        errno.ENODEV,
-        errno.ENXIO,
-        errno.EBUSY,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EIO,
-        errno.EINVAL,
-        errno.ESTRPIPE,
-        errno.ENOMEM,
-        errno.EMFILE,
-        errno.ETIMEDOUT,
-    )
-}
 
 
 class AlsaSource:
@@ -579,6 +560,9 @@ class AlsaSource:
         self._lost = 0
         self._brought_ns = reading.stamp_ns
 
+    def _failure(self, error: Exception, what: str) -> DeviceError:
+        return refusal.failure(error, what, self._label, self._device, self._root)
+
     def _check(self, pcm: "alsaaudio.PCM") -> None:
         """Compares what was granted with what was asked. Raises DeviceError, refused."""
         capture, info = self._capture, pcm.info()
@@ -604,7 +588,7 @@ class AlsaSource:
             more = not capture.pick and granted["channels"] > asked["channels"]
             advice = "; pick = [1] takes one channel of a card with more" if more else ""
             raise DeviceError(
-                f"{self._label}: {'; '.join(wrong)}; {offers(self._device)}{advice}",
+                f"{self._label}: {'; '.join(wrong)}; {refusal.offers(self._device)}{advice}",
                 errno.EINVAL,
                 refused=True,
             )
@@ -619,64 +603,3 @@ class AlsaSource:
                 errno.EINVAL,
                 refused=True,
             )
-
-    def _failure(self, error: Exception, what: str) -> DeviceError:
-        device = self._label
-        text = str(error).removesuffix(f" [{self._device}]")
-        number = error.errno if isinstance(error, OSError) else _ERRNOS.get(text, 0)
-        if number == errno.EBUSY:
-            return DeviceError(self._busy(), number)
-        reason = os.strerror(number) if number else text
-        match number:
-            case errno.ENOENT | errno.ENODEV | errno.ENXIO:
-                advice = "is it plugged in? `capstand devices` lists the devices"
-                if not (self._root / "dev/snd").is_dir():
-                    advice += " (/dev/snd is missing; pass it to the container)"
-            case errno.EACCES:
-                advice = identity.joining()
-            case errno.EPERM:
-                advice = (
-                    "the unit or the container denies access: DeviceAllow=char-alsa rw, or "
-                    "--device-cgroup-rule='c 116:* rw'"
-                )
-            case errno.EINVAL:
-                advice = "`capstand devices` lists its capabilities"
-            case errno.EIO | errno.ETIMEDOUT:
-                advice = f"reopening it; if that does not help, {self.advice()}"
-            case _:
-                advice = "reopening it"
-        if what == "cannot be opened" and _config_at_fault(said := libasound.last_errors()):
-            files = os.environ.get("ALSA_CONFIG_PATH", "/etc/asound.conf, ~/.asoundrc")
-            reason, advice = f"{reason}; ALSA says: {said}", f"see {files}"
-        return DeviceError(f"{device} {what}: {reason}; {advice}", number or 0)
-
-    def _busy(self) -> str:
-        """Names who has the device, and what could be done about it."""
-        device, place = self._label, address.place_of(self._device)
-        name = holder.holder_of(*place) if place else None
-        if name is None:
-            return f"{device} is in use: another program has it open; waiting for it"
-        advice = "stop it, or share the card through dsnoop"
-        if name.startswith(holder.SOUND_SERVERS):
-            advice = "run capstand as that user, so that it can reserve the card"
-        return f"{device} is in use by {name}; waiting for it; {advice}"
-
-
-def _config_at_fault(said: str) -> bool:
-    """Whether what libasound says is about its configuration, not about a card or its node."""
-    about_card = re.search(r"cannot (get|find) card|/dev/snd/", said, re.IGNORECASE)
-    return bool(said) and about_card is None
-
-
-def offers(device: str) -> str:
-    """What a device can do and what to do about it, in words; opens it for a moment."""
-    try:
-        can = libasound.abilities(device)
-    except OSError as error:
-        return f"its capabilities cannot be queried: {error.strerror}; `capstand devices` lists it"
-    if can.usable:
-        return f"the device offers {can}; set [stream.capture] to one of these"
-    return (
-        f"the device offers {can}; define a PCM of type plug in /etc/asound.conf, which converts, "
-        "and use it as the device"
-    )
