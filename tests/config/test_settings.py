@@ -49,7 +49,7 @@ def stream(chain: str = CHAIN) -> StreamConfig:
 def fault(key: str, text: str, of: StreamConfig | None = None) -> str:
     """All that is said of a value that is refused."""
     with pytest.raises(ConfigError) as refused:
-        changed(of or stream(), key, text)
+        changed(Config((of or stream(),)), "mic", key, text)
     return "\n".join(refused.value.faults)
 
 
@@ -89,7 +89,7 @@ def test_each_key_has_a_name_and_its_value() -> None:
 )
 def test_one_value_changes_and_nothing_else(key: str, text: str, name: str, value: Any) -> None:
     before = stream()
-    after = changed(before, key, text)
+    after = changed(Config((before,)), "mic", key, text)
     assert changes(after.process, before.process) == [
         Change(name, value, settings(before.process)[name])
     ]
@@ -100,8 +100,8 @@ def test_an_array_of_tables_may_be_changed_as_a_whole() -> None:
     """What is there on one side only is not set on the other."""
     before = stream()
     text = '[{kind = "peak", frequency_hz = 1000, gain_db = 3}]'
-    told = {one.key: (one.value, one.file) for one in
-            changes(changed(before, "eq.band", text).process, before.process)}  # fmt: skip
+    after = changed(Config((before,)), "mic", "eq.band", text)
+    told = {one.key: (one.value, one.file) for one in changes(after.process, before.process)}
     assert told == {
         "eq.band.2.kind": (None, "notch"),
         "eq.band.2.frequency_hz": (None, 50.0),
@@ -177,6 +177,19 @@ def test_a_type_that_is_there_twice_needs_its_position() -> None:
 
 def test_a_near_key_is_asked_for() -> None:
     assert "did you mean high-pass.cutoff_hz?" in fault("high-pass.cutof_hz", "1")
+
+
+def test_other_streams_stay_as_they_are() -> None:
+    """A key is one of its own stream, whichever place that has in the file."""
+    first, second = stream(), stream()._replace(name="second")
+    second = second._replace(capture=second.capture._replace(device="card:Mic"))
+    made = changed(Config((first, second)), "second", "process.2.gain_db", "3")
+    assert made.name == "second"
+    assert changes(made.process, second.process) == [Change("process.2.gain_db", 3.0, 0.0)]
+    with pytest.raises(ConfigError) as refused:
+        changed(Config((first, second)), "second", "process.2.gain_db", "99")
+    (told,) = refused.value.faults
+    assert told == "process.2.gain_db: 99: expected a number from -120 to 60"
 
 
 def test_what_comes_out_stays() -> None:

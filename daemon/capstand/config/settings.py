@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from capstand.config.decode import with_value
-from capstand.config.schema import Processing, StreamConfig
+from capstand.config.schema import Config, Processing, StreamConfig
 from capstand.config.wording import Keys, meant
 from capstand.errors import ConfigError
 
@@ -67,13 +67,18 @@ def find(stream: StreamConfig, key: str) -> Keys:
     return (TABLE, alike[0], *path)
 
 
-def changed(stream: StreamConfig, key: str, text: str) -> StreamConfig:
-    """The stream with another value, TOML, at ``key``. Raises ConfigError for a value that the file
-    could not have, and for one that a chain cannot take while it runs."""
-    where = find(stream, key)
-    made, faults = with_value(stream, where, text)
-    if made is None:
-        raise ConfigError([f"{_called(stream.process, keys)}: {what}" for keys, what in faults])
+def changed(config: Config, name: str, key: str, text: str) -> StreamConfig:
+    """The stream of this name with another value, TOML, at ``key``. Raises ConfigError for a value
+    that the file could not have, and for one that a chain cannot take while it runs."""
+    at = [one.name for one in config.stream].index(name)
+    stream = config.stream[at]
+    own = ("stream", at)
+    wanted, faults = with_value(config, (*own, *find(stream, key)), text)
+    if wanted is None:
+        raise ConfigError(
+            [f"{_called(stream.process, keys, own)}: {what}" for keys, what in faults]
+        )
+    made = wanted.stream[at]
     if made.processed != stream.processed:
         before, after = stream.processed, made.processed
         raise ConfigError(
@@ -127,10 +132,12 @@ def _listed(stream: StreamConfig) -> list[str]:
     return [f"  {key}" for key in settings(stream.process)]
 
 
-def _called(process: Sequence[Processing], keys: Keys) -> str:
-    """A place in the stream's table as it is listed."""
-    if keys[0] == TABLE and len(keys) > 1 and isinstance(keys[1], int):
-        keys = (_name(process, keys[1]), *keys[2:])
+def _called(process: Sequence[Processing], keys: Keys, own: Keys) -> str:
+    """A place in the configuration; in the stream's ``own`` table as it is listed."""
+    if keys[: len(own)] == own:
+        keys = keys[len(own) :]
+        if keys[0] == TABLE and len(keys) > 1 and isinstance(keys[1], int):
+            keys = (_name(process, keys[1]), *keys[2:])
     return ".".join(str(one + 1) if isinstance(one, int) else one for one in keys)
 
 

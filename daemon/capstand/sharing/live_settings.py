@@ -79,7 +79,8 @@ class LiveSettings:
         ]
 
     def _change(self, stream: Chained, key: str, text: str, peer: Peer) -> Response:
-        before, config = stream.config, changed(stream.config, key, text)
+        present = Config(tuple(one.config for one in self._streams()))
+        before, config = stream.config, changed(present, stream.name, key, text)
         if config != before:
             stream.exchange(config)
         told = changes(config.process, before.process)
