@@ -19,6 +19,7 @@ SECTIONS = {
     "load": "loss on a loaded machine",
     "start": "exec to first frame",
     "clock": "timestamps against the truth",
+    "processors": "what each processor costs",
     "scale": "many streams in one daemon",
     "day": "a day of drift",
     "week": "a week of faults",
