@@ -8,7 +8,7 @@ import pytest
 
 from capstand.config.controls import ControlState, Setting
 from capstand.devices import controls, listing
-from capstand.devices.controls import CardControl, apply, mixer_of, read
+from capstand.devices.controls import apply, mixer_of, read
 from tests.fakecard import FakeCard
 from tests.fakecard.mixer import Mixer
 from tests.soundcards import Slots
@@ -250,8 +250,11 @@ def test_a_card_without_controls(fakemixer: Mixer) -> None:
 
 
 def test_a_control_without_values(fakemixer: Mixer) -> None:
-    """A driver may describe a volume of no steps."""
+    """A driver may describe a volume of no steps, and a control of no channels."""
     fakemixer.volume("Mic Capture Volume", 0, 0)
-    (control,) = read("fake")
-    assert isinstance(control, CardControl) and str(control) == "0%"
+    fakemixer.volume("Line Capture Volume", 0, 7, channels=0)
+    fakemixer.switch("Boost Capture Switch", True, channels=0)
+    there = {one.name: (str(one), one.about_capture) for one in read("fake")}
+    assert there == {"Mic": ("0%", True), "Line": ("", False), "Boost": ("", False)}
     assert set_to("Mic", "80%").after == "0%"
+    assert set_to("Line", "80%").fault == '"80%" is not for it; it cannot be set'

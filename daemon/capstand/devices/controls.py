@@ -102,7 +102,8 @@ class CardControl(NamedTuple):
     def about_capture(self) -> bool:
         """Whether it may change what is captured."""
         sides = [one.captures for one in (self.volume, self.switch) if one is not None]
-        return any(sides) or _ABOUT_CAPTURE.search(self.bare) is not None
+        named = _ABOUT_CAPTURE.search(self.bare) is not None
+        return any(sides) or (named and bool(sides or self.choice))
 
     def __str__(self) -> str:
         return ", ".join(str(one) for one in self[2:] if one is not None)
@@ -357,6 +358,8 @@ def _volume(element: ctypes.c_void_p) -> Volume | None:
     low, high = ctypes.c_long(), ctypes.c_long()
     checked(_of(captures, "get_{}_volume_range")(element, ctypes.byref(low), ctypes.byref(high)))
     steps = _each(element, captures, "volume", ctypes.c_long())
+    if not steps:
+        return None
     bounds = _bounds_db(element, captures)
     db = _each(element, captures, "dB", ctypes.c_long()) if bounds else []
     low_db, high_db = bounds or (None, None)
@@ -378,7 +381,7 @@ def _switch(element: ctypes.c_void_p) -> Switch | None:
     if captures is None:
         return None
     channels = _each(element, captures, "switch", ctypes.c_int())
-    return Switch(captures, tuple(map(bool, channels)))
+    return Switch(captures, tuple(map(bool, channels))) if channels else None
 
 
 def _choice(element: ctypes.c_void_p) -> Choice:
