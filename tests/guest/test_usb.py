@@ -202,7 +202,7 @@ def test_the_controls_of_a_microphone_are_set_again_after_a_replug(usb: Usb) -> 
     ).replace("[[stream.sink]]", controls)
     microphone = usb.plug()
     listed = json.loads(usb.guest.run("capstand devices --json").out)["devices"]
-    (mic,) = next(one["controls"] for one in listed if "Microphone" in one["name"])
+    (mic,) = next(one["controls"] for one in listed if one["id"] == "Microphone")
     usb.machine.configure(text=text)
     usb.machine.start()
     usb.frames(4)

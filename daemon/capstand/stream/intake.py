@@ -64,10 +64,13 @@ from capstand.stream.report import (
     ResumePoint,
     StreamWord,
 )
+from capstand.text import clean
 
 JOIN_S = 1.0
 CAPTURE_BATCH_MS = 50
 MINUTE_NS = 60 * NS_PER_S
+LONGEST_NOTICE = 150
+"""Of a control that could not be set, in a line with all streams; the journal has all of it."""
 AWAY_NS = 2 * NS_PER_S
 """So long between two looks the process itself stood still, and what it saw says nothing."""
 
@@ -402,8 +405,10 @@ class Intake:
     def _controls_fault(self) -> str | None:
         faults = {name: one["fault"] for name, one in (self._controls() or {}).items()}
         wrong = [name for name, fault in faults.items() if fault]
+        if not wrong:
+            return None
         more = f" (and {len(wrong) - 1} more controls)" if len(wrong) > 1 else ""
-        return f"control {wrong[0]}: {faults[wrong[0]]}{more}" if wrong else None
+        return clean.line(f"control {wrong[0]}: {faults[wrong[0]]}", LONGEST_NOTICE) + more
 
     def report(self, now_ns: int) -> Report:
         """The books, how all is, and what has happened since the last report."""
