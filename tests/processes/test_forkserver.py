@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from capstand.processes import forkserver
+from capstand.processes import forkserver, supervisor
 from capstand.processes.child import Task
 from capstand.processes.page import Doing
 from capstand.processes.supervisor import ProcessState, Supervisor
@@ -150,7 +150,9 @@ def test_one_that_is_wanted_no_more_ends_at_once(make: Make) -> None:
     two.abandon()
     os.kill(nurse, signal.SIGCONT)
     ours = {str(one.pid), str(nurse)}
-    until(one, lambda: not set(mine.read_text().split()) - before - ours)
+    assert supervisor.ghosts
+    until(one, lambda: not supervisor.ghosts)
+    assert not set(mine.read_text().split()) - before - ours
     ended(one)
 
 

@@ -100,6 +100,8 @@ class Supervisor:
     def poll(self, now_ns: int) -> None:
         """Starts it when it is time, hears what it says, ends what hangs."""
         forkserver.shared.poll()
+        if ghosts:
+            _lay()
         if self.state is ProcessState.ABSENT and now_ns >= self._due_ns:
             self._start(now_ns)
         if self._process is None:
@@ -275,9 +277,12 @@ class Supervisor:
             channel.close()
         if process is not None and process.poll() is None:
             process.kill()
-            _ghosts.append(process)
-        _ghosts[:] = [ghost for ghost in _ghosts if ghost.poll() is None]
+            ghosts.append(process)
 
 
-_ghosts: list[Process] = []
-"""Killed, but not yet gone; waited for at the next occasion."""
+ghosts: list[Process] = []
+"""Killed, but not yet gone, or not yet there; whoever is polled next looks after all of them."""
+
+
+def _lay() -> None:
+    ghosts[:] = [ghost for ghost in ghosts if ghost.poll() is None]

@@ -130,8 +130,12 @@ class Reporter:
             fields = {"KIND": f"control {name}", **self._fields}
             last = before.get(name, {})
             if one["fault"] is not None and one["fault"] != last.get("fault"):
-                words = "%s: control %s: %s"
-                log_event(logging.WARNING, words, self._name, name, one["fault"], **fields)
+                log_event(
+                    logging.WARNING,
+                    "%s: control %s: %s",
+                    *(self._name, name, one["fault"]),
+                    **fields,
+                )
             elif one["fault"] is None and one != last and one["is"] != one["was"]:
                 log_event(
                     logging.INFO,
