@@ -301,7 +301,7 @@ def wheel(folder: Path, name: str, pure: bool = True) -> Path:
 
 def environment(folder: Path) -> Path:
     """With pip, and capstand in it as far as its metadata go."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder, symlinks=True, with_pip=True)
     put(folder, "capstand", "numpy>=1", "from_index; extra == 'speech'")
     put(folder, "numpy")
     return folder
