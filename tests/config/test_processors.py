@@ -162,6 +162,10 @@ def test_the_examples_of_the_page_are_right() -> None:
         pytest.skip(f"what the examples need is missing: {missing}")
     types = set()
     for example in re.findall(r"```toml\n(.*?)```", page, re.DOTALL):
+        if "[[stream]]" in example:
+            whole = decode(example, "processing.md", Config)
+            types |= {one.type for found in whole.stream for one in found.process}
+            continue
         head = text("type = 'dc-block'")
         if "stream.sink" in example:
             decode(head + example + 'name = "raw"', "processing.md", Config)

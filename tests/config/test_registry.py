@@ -49,6 +49,7 @@ OWN: dict[registry.Registry[Any], dict[str, tuple[str, ...]]] = {
         "dc-block": ("processing/types/dc_block.py",),
         "delay": ("processing/types/delay.py",),
         "dither": ("processing/types/dither.py", "processing/dither.py"),
+        "echo-cancellation": ("processing/types/echo_cancellation.py", "processing/echo.py"),
         "eq": ("processing/types/eq.py",),
         "gain": ("processing/types/gain.py",),
         "high-pass": ("processing/types/high_pass.py",),

@@ -17,6 +17,7 @@ import soxr
 from capstand.processing.processor import Samples
 
 Mask = npt.NDArray[np.bool_]
+Mono = npt.NDArray[np.float32]
 
 SENTENCES = (
     "The birch canoe slid on the smooth planks.",
@@ -111,6 +112,28 @@ def wavering(rate_hz: int, seed: int = 1) -> npt.NDArray[np.float32]:
 def aligned(out: Samples, delay_frames: int) -> Samples:
     """The output as if it came at once, silence at its end."""
     return np.concatenate((out[delay_frames:], np.zeros((delay_frames, out.shape[1]), np.float32)))
+
+
+def echoed(sound: Mono, away_s: float = 0.03, rt60_s: float = 0.2) -> Mono:
+    """Through a room, 6 dB below what is played."""
+    count = round(rt60_s * 48_000)
+    decay = np.exp(-6.9 * np.arange(count) / count)
+    tail = np.random.default_rng(3).standard_normal(count) * decay
+    tail[0] = 5.0
+    tail *= 0.5 / np.sqrt(np.sum(tail**2))
+    size = len(sound) + count
+    out = np.fft.irfft(np.fft.rfft(sound, size) * np.fft.rfft(tail, size), size)[: len(sound)]
+    away = round(away_s * 48_000)
+    return np.concatenate((np.zeros(away), out[:-away])).astype(np.float32)
+
+
+def erle(near: Mono, left: Mono, delay_frames: int, from_s: float) -> float:
+    """By how much the echo falls where there is one."""
+    left = left[delay_frames:]
+    near = near[: len(left)]
+    loud = np.convolve(np.square(near), np.ones(4800) / 4800, "same") > 10**-4
+    loud[: round(from_s * 48_000)] = False
+    return level(near[loud]) - level(left[loud])
 
 
 def lag(sent: npt.NDArray[np.floating], got: npt.NDArray[np.floating]) -> int:

@@ -9,17 +9,23 @@ from hypothesis import given
 from hypothesis import settings as options
 from hypothesis import strategies as st
 
-from capstand.audio.block import NS_PER_S, Shape
+from capstand.audio.block import NS_PER_S, AudioFormat, SampleFormat, Shape
+from capstand.audio.ring import Ring
 from capstand.config.registry import PROCESSORS, ProcessorType
 from capstand.config.rules import Choice
 from capstand.processing.chain import Chain
 from capstand.processing.fade import Crossfade, Fade
-from capstand.processing.processor import Samples
+from capstand.processing.processor import Moment, Samples
+from capstand.processing.sidechain import Sidechain
+from capstand.processing.stage import make
 from capstand.processing.types.eq import Band
 from tests.processing.signals import RATE, bend, cut, noise, settings, sine, step, through
 
 MONO, STEREO = Shape(RATE, 1), Shape(RATE, 2)
 BLOCK_NS = NS_PER_S // 100
+FAR = AudioFormat(RATE, 1, SampleFormat.S16_LE)
+SIDECHAINS = {"far": Sidechain(Ring(8, 960).open_for_reading(), FAR, 10.0)}
+"""A stream that plays nothing."""
 
 
 class Rig:
@@ -28,14 +34,16 @@ class Rig:
     def __init__(self, *kinds: Any, shape: Shape = MONO) -> None:
         self.told: list[str] = []
         self.now_ns = 0
-        self.chain = Chain(kinds, shape, self.told.append)
+        self.chain = Chain(kinds, shape, self.told.append, SIDECHAINS)
 
     def run(self, sound: Samples, *lengths: int, gap: bool = False, ends: bool = False) -> Samples:
         given = []
         blocks = list(cut(sound, lengths or (480,)))
         for number, block in enumerate(blocks):
             first, last = number == 0, number == len(blocks) - 1
-            out = self.chain.process(block, self.now_ns, gap=gap and first, ends=ends and last)
+            moment = Moment(NS_PER_S + self.now_ns, NS_PER_S / self.chain.shape.rate_hz)
+            edges = {"gap": gap and first, "ends": ends and last}
+            out = self.chain.process(block, self.now_ns, moment, **edges)
             given.append(out.copy())
             self.now_ns += len(block) * NS_PER_S // self.chain.shape.rate_hz
         return np.concatenate(given)
@@ -486,7 +494,7 @@ def test_built_in_ones_never_work_in_place() -> None:
         for each in one:
             kind = PROCESSORS[each.type]
             block = noise(480, 2)
-            made = kind.make(each, STEREO)
+            made: Any = make((each,), STEREO, SIDECHAINS)[0]
             kind.out(each, STEREO)
             made.process(block)
             assert np.array_equal(block, noise(480, 2)) and made.stays_finite
@@ -504,6 +512,7 @@ ANY: dict[str, list[Any]] = {
         *there("noise-suppression", engine="webrtc"),
         *there("noise-suppression", engine="speex"),
     ],
+    "echo-cancellation": there("echo-cancellation", reference="far"),
     "plugin": there("plugin", plugin="amp_1181"),
     "vad": [*there("vad"), *there("vad", mode="gate", engine="speex")],
     "loudness": there("loudness"),
@@ -580,7 +589,7 @@ def test_any_chain_keeps_every_frame(
     sound, taken, gone_out = noise(sum(lengths) * 2, 2, level), 0, 0
     resamplers = [one for one in kinds if one.type == "resample"]
     for number, frames in enumerate(lengths * 2):
-        if number == change and chain.change(others):
+        if number == change and chain.change(others, SIDECHAINS):
             kinds = others
             resamplers += [one for one in kinds if one.type == "resample"]
         block = sound[taken : taken + frames].copy()
@@ -594,7 +603,7 @@ def test_any_chain_keeps_every_frame(
     delay_s, shape = 0.0, STEREO
     for one in kinds:
         kind = PROCESSORS[one.type]
-        made = kind.make(one, shape)
+        made: Any = make((one,), shape, SIDECHAINS)[0]
         shape = kind.out(one, shape)
         delay_s += made.delay_frames / shape.rate_hz
     assert chain.delay_ns == round(delay_s * NS_PER_S) and chain.out == shape

@@ -19,7 +19,7 @@ Thread: any. The idea of entry points: packaging.python.org, "Entry points speci
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, get_type_hints
 
@@ -168,6 +168,10 @@ def _same(settings: Any, shape: Shape) -> Shape:
     return shape
 
 
+def _alone(_: Any) -> Mapping[str, str]:
+    return {}
+
+
 class ProcessorType(NamedTuple):
     """Everything that is to know of a type of processor.
 
@@ -179,14 +183,17 @@ class ProcessorType(NamedTuple):
     ``out``: the Shape of what comes out.
     ``problems``: what is wrong with it where such a Shape comes in, by the key of its table.
     ``extra``: which of capstand's optional dependencies it needs.
+    ``sidechains``: the other streams that it listens to, by the keys of its table; ``make`` gets a
+    ``processing.sidechain.Sidechain`` of each as further arguments.
     """
 
     schema: Any
     page: str
-    make: Callable[[Any, Shape], Any]
+    make: Callable[..., Any]
     out: Callable[[Any, Shape], Shape] = _same
     problems: Callable[[Any, Shape], Iterable[tuple[str, str]]] = _nothing
     extra: str = ""
+    sidechains: Callable[[Any], Mapping[str, str]] = _alone
 
     @property
     def fault(self) -> str | None:
@@ -201,6 +208,7 @@ class ProcessorType(NamedTuple):
         def asked() -> Iterable[tuple[str, str]]:
             found = list(self.problems(settings, shape))
             self.out(settings, shape)
+            dict(self.sidechains(settings))
             return found
 
         return _told(self, "type", asked)

@@ -236,6 +236,8 @@ class Processing(Protocol):
 
 MOST_SINKS = 100
 """Of a stream: their descriptors go to its process in one message, which holds 253 of them."""
+MOST_SIDECHAINS = 32
+"""Likewise."""
 
 
 class StreamConfig(NamedTuple):
@@ -291,8 +293,6 @@ class StreamConfig(NamedTuple):
         return [cast(QueuedSinkConfig, one) for one in self.sink if not SINKS[one.type].live]
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if not self.sink:
-            yield "sink", "there is no [[stream.sink]]; the sound would not be used"
         if len(self.sink) > MOST_SINKS:
             yield "sink", f"there are {len(self.sink)}; expected at most {MOST_SINKS}"
         yield from _twice("sink", "name", [one.name for one in self.sink])
@@ -316,6 +316,15 @@ class StreamConfig(NamedTuple):
                     'or take "captured"',
                 )
         yield from chain
+
+    @property
+    def sidechains(self) -> dict[str, str]:
+        """The other streams that its processors listen to, by the keys that name them."""
+        return {
+            f"process.{number}.{key}": name
+            for number, one in enumerate(self.process)
+            for key, name in PROCESSORS[one.type].sidechains(one).items()
+        }
 
     def _chain_problems(self) -> Iterator[tuple[str, str]]:
         """What does not fit what comes in; behind a type that fails nothing is known."""
@@ -380,12 +389,42 @@ class Config(NamedTuple):
             for at, stream in enumerate(self.stream)
             for number, keys, resource in stream.resources(anywhere=True)
         )
+        yield from self._sidechain_problems()
+
+    def _sidechain_problems(self) -> Iterator[tuple[str, str]]:
+        """Streams that others listen to need no sink of their own."""
+        names = [one.name for one in self.stream]
+        heard = {name for one in self.stream if one.sink for name in one.sidechains.values()}
+        for at, stream in enumerate(self.stream):
+            for keys, name in stream.sidechains.items():
+                if name not in names or name == stream.name:
+                    what = "is this stream itself" if name == stream.name else "is no stream"
+                    yield f"stream.{at}.{keys}", f'"{name}" {what}; expected {_others(names, at)}'
+            if (count := len(set(stream.sidechains.values()))) > MOST_SIDECHAINS:
+                what = f"its processors listen to {count} streams; expected at most"
+                yield f"stream.{at}.process", f"{what} {MOST_SIDECHAINS}"
+            if stream.sink:
+                continue
+            if stream.name not in heard:
+                what = "there is no [[stream.sink]]; the sound would not be used"
+                yield f"stream.{at}.sink", what
+            elif stream.process:
+                yield (
+                    f"stream.{at}.process",
+                    "nobody gets what is processed: other streams listen to what is captured; add "
+                    "a [[stream.sink]], or delete the processors",
+                )
 
 
 def spool_of(sink: SinkConfig) -> SpoolConfig | None:
     """Where its sound waits while it is away, if there is such a place."""
     spool = getattr(sink, "spool", None)
     return spool if isinstance(spool, SpoolConfig) else None
+
+
+def _others(names: Sequence[str], at: int) -> str:
+    others = [f'"{name}"' for name in (*names[:at], *names[at + 1 :])]
+    return f"one of {', '.join(others)}" if others else "another stream, and there is none"
 
 
 def _same_resource(resources: Iterable[tuple[int, str, Resource]]) -> Iterator[tuple[str, str]]:

@@ -22,8 +22,10 @@ import numpy as np
 from capstand.audio.block import NS_PER_S, Shape
 from capstand.config.registry import PROCESSORS
 from capstand.processing.fade import Crossfade, Fade
-from capstand.processing.processor import Samples
-from capstand.processing.stage import EDGE_MS, FADE_MS, LISTEN_MS, Stage, Tell, is_sound
+from capstand.processing.processor import Moment, Samples
+from capstand.processing.stage import EDGE_MS, FADE_MS, LISTEN_MS, Sidechains, Stage, Tell, is_sound
+
+NO_STREAMS: Sidechains = {}
 
 
 def shapes(settings: Sequence[Any], shape: Shape) -> list[Shape]:
@@ -36,15 +38,18 @@ def shapes(settings: Sequence[Any], shape: Shape) -> list[Shape]:
 
 class Chain:
     """Of processors with these ``settings``, in their order, for sound of a ``shape``; ``tell``
-    gets a line where one fails, and when it works again. ``out``: what comes out.
+    gets a line where one fails, and when it works again. ``sidechains`` are the other streams that
+    they listen to. ``out``: what comes out.
     """
 
-    def __init__(self, settings: Sequence[Any], shape: Shape, tell: Tell) -> None:
+    def __init__(
+        self, settings: Sequence[Any], shape: Shape, tell: Tell, sidechains: Sidechains = NO_STREAMS
+    ) -> None:
         self.shape = shape
         self.out = shapes(settings, shape)[-1]
         self._tell = tell
-        self._settings = self._wanted = tuple(settings)
-        self._before = _stages(self._settings, shape, tell)
+        self._done = self._wanted = tuple(settings), sidechains
+        self._before = _stages(settings, shape, tell, sidechains)
         self._change: _Change | None = None
         self._behind: list[Stage] = []
         self._last = np.zeros((1, self.out.channels), np.float32)
@@ -64,7 +69,13 @@ class Chain:
         return round(self.delay_ns * self.out.rate_hz / NS_PER_S)
 
     def process(
-        self, block: Samples, now_ns: int, *, gap: bool = False, ends: bool = False
+        self,
+        block: Samples,
+        now_ns: int,
+        moment: Moment | None = None,
+        *,
+        gap: bool = False,
+        ends: bool = False,
     ) -> Samples:
         """The block, which is the chain's now; what is returned is the caller's until the next
         call. ``gap``: it does not follow the one before; ``ends``: none will follow it."""
@@ -74,10 +85,10 @@ class Chain:
             if self._rise is not None:
                 block = block * self._rise.take(len(block))
                 self._rise = None if self._rise.done else self._rise
-            block = _run(self._before, block, now_ns)
+            block, moment = _run(self._before, block, now_ns, moment)
             if self._change is not None:
-                block = self._change.run(block, now_ns)
-            block = _run(self._behind, block, now_ns)
+                block, moment = self._change.run(block, now_ns, moment)
+            block, _ = _run(self._behind, block, now_ns, moment)
             if not is_sound(block):
                 block = self._silenced(block, now_ns)
             if self._fall is not None:
@@ -90,12 +101,12 @@ class Chain:
             self._end_change()
         return block
 
-    def change(self, settings: Sequence[Any]) -> bool:
+    def change(self, settings: Sequence[Any], sidechains: Sidechains = NO_STREAMS) -> bool:
         """Other settings, from the next block on. False, and nothing changes: what comes out would
         have another shape. Making processors may take some milliseconds."""
         if shapes(settings, self.shape)[-1] != self.out:
             return False
-        self._wanted = tuple(settings)
+        self._wanted = tuple(settings), sidechains
         if self._change is None:
             self._begin_change()
         return True
@@ -106,11 +117,11 @@ class Chain:
 
     def _begin_change(self) -> None:
         """What is the same at the beginning and at the end runs on."""
-        wanted, stages = self._wanted, self._before
+        (wanted, sidechains), stages = self._wanted, self._before
         comes = shapes(wanted, self.shape)
         first, begin = 0, 0
-        while (
-            first < len(stages) and stages[first].settings == wanted[begin:][: len(stages[first])]
+        while first < len(stages) and stages[first].is_for(
+            wanted[begin:][: len(stages[first])], sidechains
         ):
             begin += len(stages[first])
             first += 1
@@ -118,15 +129,17 @@ class Chain:
         while last > first and end - len(stages[last - 1]) >= begin:
             stage = stages[last - 1]
             at = end - len(stage)
-            if stage.settings != wanted[at:end] or stage.shape != comes[at]:
+            if not stage.is_for(wanted[at:end], sidechains) or stage.shape != comes[at]:
                 break
             last, end = last - 1, at
-        self._settings = wanted
+        self._done = self._wanted
         old, new = stages[first:last], wanted[begin:end]
-        if not (old or new) or (_same_type(old, new, comes[begin]) and old[0].change(new[0])):
+        if not (old or new):
+            return
+        if _same_type(old, new, comes[begin]) and old[0].change(new[0], sidechains):
             return
         self._before, self._behind = stages[:first], stages[last:]
-        made = _stages(new, comes[begin], self._tell)
+        made = _stages(new, comes[begin], self._tell, sidechains)
         if len(made) == len(old):
             for one, other in zip(made, old, strict=True):
                 one.continue_from(other)
@@ -135,7 +148,7 @@ class Chain:
 
     def _end_change(self) -> None:
         self._before, self._behind, self._change = self._stages, [], None
-        if self._wanted != self._settings:
+        if self._wanted != self._done:
             self._begin_change()
 
     def _number(self) -> None:
@@ -185,16 +198,21 @@ class _Change:
     def done(self) -> bool:
         return self._fade.done
 
-    def run(self, block: Samples, now_ns: int) -> Samples:
-        fading = _run(self.old, block.copy(), now_ns)
-        return self._fade.mix(fading, _run(self.new, block, now_ns))
+    def run(
+        self, block: Samples, now_ns: int, moment: Moment | None
+    ) -> tuple[Samples, Moment | None]:
+        fading, _ = _run(self.old, block.copy(), now_ns, moment)
+        block, moment = _run(self.new, block, now_ns, moment)
+        return self._fade.mix(fading, block), moment
 
 
-def _stages(settings: Sequence[Any], shape: Shape, tell: Tell) -> list[Stage]:
+def _stages(
+    settings: Sequence[Any], shape: Shape, tell: Tell, sidechains: Sidechains
+) -> list[Stage]:
     """Neighbours that can be are joined."""
     stages: list[Stage] = []
     for setting in settings:
-        stage = Stage(setting, shape, tell)
+        stage = Stage(setting, shape, tell, sidechains)
         shape = stage.out
         if not (stages and stages[-1].joins(stage)):
             stages.append(stage)
@@ -203,10 +221,14 @@ def _stages(settings: Sequence[Any], shape: Shape, tell: Tell) -> list[Stage]:
     return stages
 
 
-def _run(stages: list[Stage], block: Samples, now_ns: int) -> Samples:
+def _run(
+    stages: list[Stage], block: Samples, now_ns: int, moment: Moment | None
+) -> tuple[Samples, Moment | None]:
     for stage in stages:
-        block = stage.run(block, now_ns)
-    return block
+        block = stage.run(block, now_ns, moment)
+        if moment is not None:
+            moment = stage.moment_out(moment)
+    return block, moment
 
 
 def _same_type(old: list[Stage], new: Sequence[Any], shape: Shape) -> bool:

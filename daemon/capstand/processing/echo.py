@@ -3,13 +3,16 @@
 WebRTC's canceller (AEC3) learns the way from the one to the other, up to about half a second long;
 it needs what is played, as the ``Reference`` has it. What is played must not come later than its
 echo. So the microphone's sound waits here for ``hold_frames``, as long as the reference's own
-blocks may be late, and half of that the reference is ahead, which forgives the clocks as much.
+blocks may be late, and up to half of that the reference is ahead, which forgives the clocks as
+much.
 
 The canceller subtracts one far channel from every near one. libspeexdsp has one too, but not for
 two cards: at 100 ppm between them it takes away 7 dB instead of 40.
 
 Thread: the chain's.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +22,12 @@ from capstand.processing.processor import Samples
 from capstand.processing.reference import Reference
 from capstand.processing.whole import WholeBlocks
 
-HOLD_MS = 40.0
+HOLD_MS, LEAD_MS = 40.0, 20.0
+
+
+def hold_ms(period_ms: float) -> float:
+    """For a reference whose card may grant twice the period that is asked for."""
+    return max(HOLD_MS, LEAD_MS + 2 * period_ms)
 
 
 class EchoCancellation:
@@ -45,7 +53,7 @@ class EchoCancellation:
             grain_frames=grain_frames,
         )
         self._hold = round(hold_ms * rate_hz / 1000)
-        self._lead = self._hold // 2
+        self._lead = min(self._hold // 2, round(LEAD_MS * rate_hz / 1000))
         self.delay_frames = self._hold + self._whole.delay_frames
         self._held = np.zeros((self._hold, channels), np.float32)
         self._at_ns, self._ns_per_frame = 0, NS_PER_S / rate_hz
@@ -73,9 +81,12 @@ class EchoCancellation:
     def reset(self) -> None:
         """What the canceller has learnt of the room it keeps."""
         self._held = np.zeros_like(self._held)
-        self._whole.reset()
+        self._whole.reset(self._hold)
         self._reference.restart()
         self._at_ns = 0
+
+    def change(self, settings: Any) -> bool:
+        return False
 
     def figures(self) -> dict[str, object]:
         return {

@@ -15,6 +15,14 @@ class Word(IntEnum):
     MISSED = 3  # frames of which the captured ring held nothing any more
 
 
+class SidechainFormat(NamedTuple):
+    """Another stream that a chain listens to; its captured ring's descriptor comes along."""
+
+    stream: str
+    audio: AudioFormat
+    period_ms: float
+
+
 class Work(NamedTuple):
     """What a chain's process is given: the ``audio`` that is captured, and how the processed ring
     is laid out."""
@@ -25,14 +33,17 @@ class Work(NamedTuple):
     slot_bytes: int
     gather_frames: int
     priority: int
+    sidechains: tuple[SidechainFormat, ...] = ()
 
 
 class Set(NamedTuple):
-    """Other settings, and readers of the processed ring: the descriptors that come along are the
-    eventfds of the pusher, the one for each quarter first, and of all live sinks."""
+    """Other settings, and readers of the processed ring: the descriptors that come along are those
+    of the ``sidechains``, then the eventfds of the pusher, the one for each quarter first, and of
+    all live sinks."""
 
     settings: tuple[Any, ...]
     gather_frames: int
+    sidechains: tuple[SidechainFormat, ...] = ()
 
 
 class Finish(NamedTuple):

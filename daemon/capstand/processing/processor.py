@@ -4,10 +4,13 @@ Blocks are numpy arrays of shape (frames, channels), C-contiguous, full scale ±
 its state from block to block, so that where a block ends is never heard. It may be anybody's: what
 it raises, and what comes out of it that cannot be, is the chain's to find and to bypass.
 
+One that has to know when its sound was captured has a method ``at``, besides: the chain calls it
+before each ``process`` with the values of a ``Moment``.
+
 Thread: the one whose chain it is; ``figures`` any.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +18,13 @@ import numpy.typing as npt
 from capstand.audio.block import Shape as Shape
 
 Samples = npt.NDArray[np.float32]
+
+
+class Moment(NamedTuple):
+    """When the first frame of a block was captured, and the pace of its stream's clock."""
+
+    captured_at_ns: int
+    ns_per_frame: float
 
 
 class Processor(Protocol):

@@ -31,8 +31,8 @@ from capstand.host.starved import waited_for_cpu_ns
 from capstand.processing.chain import Chain
 from capstand.processing.delay import DelayLine
 from capstand.processing.fade import Crossfade, Fade
-from capstand.processing.processor import Samples
-from capstand.processing.stage import EDGE_MS, FADE_MS, LISTEN_MS, Stage
+from capstand.processing.processor import Moment, Samples
+from capstand.processing.stage import EDGE_MS, FADE_MS, LISTEN_MS, Sidechains, Stage
 
 LOOK_S = 0.015
 LOOKS = 3
@@ -92,7 +92,7 @@ class Pump:
         self._reader = Reader(rings.captured, rings.audio, keep=None)
         self._chain = chain
         self._offered: Chain | None = None
-        self._settings: Sequence[Any] | None = None
+        self._settings: tuple[Sequence[Any], Sidechains] | None = None
         self._until: int | None = None
         self._line: DelayLine | None = None
         self._come: Crossfade | None = None
@@ -114,9 +114,9 @@ class Pump:
         """Is faded in."""
         self._offered = chain
 
-    def set(self, settings: Sequence[Any], gather_frames: int) -> None:
+    def set(self, settings: Sequence[Any], sidechains: Sidechains, gather_frames: int) -> None:
         """From the next block on."""
-        self._settings, self._gather_frames = settings, gather_frames
+        self._settings, self._gather_frames = (settings, sidechains), gather_frames
         self._wake.set()
 
     def finish(self, until: int) -> None:
@@ -261,9 +261,10 @@ class Pump:
         self._next_frame = first_frame + frames
         now_ns = time.monotonic_ns()
         self._begin(now_ns, LOOK_S)
-        out = self._through(self._floats(samples), now_ns, gap)
-        packed = from_float(out, self._rings.audio.sample)
         ring, reader = self._rings.ring, self._reader
+        moment = Moment(at_ns, reader.ns_per_frame)
+        out = self._through(self._floats(samples), now_ns, moment, gap)
+        packed = from_float(out, self._rings.audio.sample)
         delay_ns = round(self.delay_frames * 1e9 / self._rings.audio.rate_hz)
         with self._lock:
             self._came_back()
@@ -286,7 +287,7 @@ class Pump:
         settings, self._settings = self._settings, None
         assert self._chain is not None and settings is not None
         self._begin(time.monotonic_ns(), CHANGE_LOOK_S)
-        self._chain.change(settings)
+        self._chain.change(*settings)
         with self._lock:
             self._came_back()
         self.delay_frames = self._chain.delay_frames
@@ -296,12 +297,12 @@ class Pump:
     def _floats(self, samples: bytes) -> Samples:
         return to_float32(samples, self._rings.audio.sample).reshape(-1, self._rings.audio.channels)
 
-    def _through(self, block: Samples, now_ns: int, gap: bool) -> Samples:
+    def _through(self, block: Samples, now_ns: int, moment: Moment, gap: bool) -> Samples:
         if self._chain is None and self._offered is not None:
             self._come_in(self._offered)
         chain, line = self._chain, self._line
         if chain is not None and self._come is None:
-            out = chain.process(block, now_ns, gap=gap)
+            out = chain.process(block, now_ns, moment, gap=gap)
             self.delay_frames = chain.delay_frames
             return out
         assert line is not None
@@ -312,7 +313,7 @@ class Pump:
         plain = line.read()[:, self._to]
         if chain is None or self._come is None:
             return self._continued(plain)
-        out = self._come.mix(plain, chain.process(block, now_ns, gap=gap))
+        out = self._come.mix(plain, chain.process(block, now_ns, moment, gap=gap))
         if self._come.done:
             self._come = self._line = None
         return self._continued(out)

@@ -20,6 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from capstand.audio.block import NS_PER_S
 from capstand.processing.processor import Samples
+from capstand.processing.sidechain import Sidechain, SidechainReader
 from capstand.processing.whole import mended
 
 TAPS = 24
@@ -27,17 +28,18 @@ PHASES = 256
 KAISER = 8.0
 FOLLOW_S = 2.0
 JUMP_S = 0.001
-KEPT_S = 2.0
+KEPT_S = 4.0
 
 
 class Reference:
     """Mono sound of ``far_hz``, given out at ``near_hz``. ``missing``: frames that were asked for
-    and not there."""
+    and not there, because they had not come or were lost."""
 
     def __init__(self, far_hz: int, near_hz: int) -> None:
         self.missing = 0
         self._near_hz = near_hz
         self._kept = np.zeros(round(KEPT_S * far_hz), np.float32)
+        self._came = np.zeros(len(self._kept), bool)
         self._margin = _reach(far_hz, near_hz)
         self._table = _sinc(far_hz, near_hz)
         self._end = 0  # frames of the far side so far, lost ones counted
@@ -52,18 +54,19 @@ class Reference:
         if self._end:
             lost = round((captured_at_ns - self._anchor_ns) / ns_per_frame)
             if lost > JUMP_S * NS_PER_S / ns_per_frame:
-                self._write(np.zeros(min(lost, len(self._kept)), np.float32))
+                self._write(np.zeros(min(lost, len(self._kept)), np.float32), came=False)
                 self._end += max(0, lost - len(self._kept))
         self._write(samples)
         self._anchor_ns = captured_at_ns + round(len(samples) * ns_per_frame)
         self._ns_per_frame = ns_per_frame
 
-    def _write(self, samples: npt.NDArray[np.float32]) -> None:
+    def _write(self, samples: npt.NDArray[np.float32], came: bool = True) -> None:
         samples = samples[-len(self._kept) :]
         at = self._end % len(self._kept)
         first = min(len(samples), len(self._kept) - at)
         self._kept[at : at + first] = samples[:first]
         self._kept[: len(samples) - first] = samples[first:]
+        self._came[at : at + first] = self._came[: len(samples) - first] = came
         self._end += len(samples)
 
     def take(self, at_ns: int, frames: int, ns_per_frame: float) -> Samples:
@@ -88,6 +91,7 @@ class Reference:
         phase = np.rint((positions - whole) * PHASES).astype(np.int64)
         reach = self._margin
         there = (whole >= self._end - len(self._kept) + reach) & (whole < self._end - reach)
+        there &= self._came.take(whole, mode="wrap")
         missing = len(whole) - int(np.count_nonzero(there))
         self.missing += missing
         first, last = int(whole[0]) + 1 - reach, int(whole[-1]) + reach
@@ -101,6 +105,19 @@ class Reference:
     def restart(self) -> None:
         """The near side's times begin anew."""
         self._position = None
+
+
+class SidechainReference(Reference):
+    """Fed by a sidechain: what has come until now is put in before any is taken."""
+
+    def __init__(self, far: Sidechain, near_hz: int) -> None:
+        super().__init__(far.audio.rate_hz, near_hz)
+        self._reader = SidechainReader(far)
+
+    def take(self, at_ns: int, frames: int, ns_per_frame: float) -> Samples:
+        for block, moment in self._reader.read():
+            self.put(block, *moment)
+        return super().take(at_ns, frames, ns_per_frame)
 
 
 def _reach(far_hz: int, near_hz: int) -> int:

@@ -34,8 +34,9 @@ from capstand.host.logs import log_event
 from capstand.processes.child import FAILED, DaemonLink
 from capstand.processes.page import Doing
 from capstand.processing.chain import Chain, shapes
-from capstand.processing.orders import Finish, Set, Word, Work
+from capstand.processing.orders import Finish, Set, SidechainFormat, Word, Work
 from capstand.processing.pump import Abandoned, Pump, Rings
+from capstand.processing.sidechain import Sidechain
 
 TELL_MS = 250
 RETRY_S, MOST_RETRY_S = 1.0, 300.0
@@ -53,7 +54,7 @@ HANGS = "did not return within 50 ms"
 def run(line: DaemonLink, descriptors: tuple[int, ...], work: Work) -> int:
     """Does the work of a Task; returns the process' status. ``descriptors``: the captured ring, the
     processed one, the eventfd that the captured one sets; then those of a Set."""
-    captured, processed, wake, *readers = descriptors
+    captured, processed, wake, *given = descriptors
     _bound_memory()
     realtime.set_switch_interval(1, True)
     ring = Ring(work.slots, work.slot_bytes, processed)
@@ -61,7 +62,7 @@ def run(line: DaemonLink, descriptors: tuple[int, ...], work: Work) -> int:
     channels = shapes(work.settings, shape)[-1].channels
     rings = Rings(captured, processed, ring, work.audio, channels)
     minder = Minder(line, rings, WakeUp(wake), work)
-    minder.wakes(readers)
+    minder.take(work.sidechains, given)
     return minder.run()
 
 
@@ -88,6 +89,7 @@ class Minder:
         self._rings = rings
         self._wake = wake
         self._settings = work.settings
+        self._sidechains: dict[str, Sidechain] = {}
         self._gather_frames = work.gather_frames
         self._priority = work.priority
         self._missed_before = self._words[Word.MISSED]
@@ -107,9 +109,14 @@ class Minder:
         self._alarms.setblocking(False)
         self._wakes = wakes
 
-    def wakes(self, readers: list[int]) -> None:
-        told, *others = map(WakeUp, readers)
+    def take(self, sidechains: tuple[SidechainFormat, ...], given: list[int]) -> None:
+        """The descriptors of a Set. A sidechain with the same ring as before is the one before."""
+        told, *others = map(WakeUp, given[len(sidechains) :])
         self._rings.ring.wakes(*others, rests=(told,))
+        before, self._sidechains = self._sidechains, {}
+        for (stream, audio, period_ms), descriptor in zip(sidechains, given, strict=False):
+            made, had = Sidechain(descriptor, audio, period_ms), before.get(stream)
+            self._sidechains[stream] = had if had and had.has_ring(descriptor) else made
 
     def run(self) -> int:
         line, words = self._line, self._words
@@ -145,12 +152,12 @@ class Minder:
 
     def _obey(self, order: object) -> None:
         match order:
-            case Set(settings, gather_frames):
+            case Set(settings, gather_frames, sidechains):
                 if settings != self._settings:
                     self._hangs.clear()
                 self._settings, self._gather_frames = settings, gather_frames
-                self.wakes(self._line.taken())
-                self._pump.set(settings, gather_frames)
+                self.take(sidechains, self._line.taken())
+                self._pump.set(settings, self._sidechains, gather_frames)
             case Finish():
                 self._finish = order
                 self._pump.finish(order.number)
@@ -170,7 +177,7 @@ class Minder:
         self._does(Doing.OPENING)
         self._words[Word.TRIES] += 1
         shape, settings = self._rings.shape, self._settings
-        self._chain = Chain(settings, shape, self._say)
+        self._chain = Chain(settings, shape, self._say, self._sidechains)
         self._words[Word.DELAY] = self._chain.delay_frames
         self._chain_since_ns = time.monotonic_ns()
         self._fault = None

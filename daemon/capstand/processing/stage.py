@@ -10,7 +10,7 @@ Thread: the chain's; ``figures`` any.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from capstand.host.backoff import Backoff
 from capstand.processing.delay import DelayLine
 from capstand.processing.fade import Crossfade, Fade
 from capstand.processing.linear import Linear
-from capstand.processing.processor import Processor, Samples
+from capstand.processing.processor import Moment, Processor, Samples
+from capstand.processing.sidechain import Sidechain
 from capstand.text import clean
 
 EDGE_MS = 5.0
@@ -38,6 +39,8 @@ LOUDEST = 1e30
 LONGEST_REASON = 200
 
 Tell = Callable[[str], None]
+Sidechains = Mapping[str, Sidechain]
+"""By the names of their streams."""
 
 
 def is_sound(block: Samples) -> bool:
@@ -46,13 +49,22 @@ def is_sound(block: Samples) -> bool:
     return bool(np.dot(flat, flat) < LOUDEST)
 
 
-def make(settings: Sequence[Any], shape: Shape) -> tuple[Processor | None, str]:
+def named_by(settings: Sequence[Any], sidechains: Sidechains) -> Sidechains:
+    """Those that these processors listen to, and that are there."""
+    names = {name for one in settings for name in PROCESSORS[one.type].sidechains(one).values()}
+    return {name: sidechains[name] for name in names & sidechains.keys()}
+
+
+def make(
+    settings: Sequence[Any], shape: Shape, sidechains: Sidechains
+) -> tuple[Processor | None, str]:
     """One processor for all of them, or why there is none."""
     try:
         made: Processor | None = None
         for setting in settings:
             kind = PROCESSORS[setting.type]
-            next_made = kind.make(setting, shape)
+            heard = [sidechains[name] for name in kind.sidechains(setting).values()]
+            next_made = kind.make(setting, shape, *heard)
             shape = kind.out(setting, shape)
             made = next_made if made is None else made.then(next_made)  # type: ignore[attr-defined]
         assert made is not None
@@ -71,7 +83,7 @@ class Stage:
     """``settings`` are those of its processor: of several where they are joined. ``shape`` is what
     comes in, ``out`` what comes out."""
 
-    def __init__(self, settings: Any, shape: Shape, tell: Tell) -> None:
+    def __init__(self, settings: Any, shape: Shape, tell: Tell, sidechains: Sidechains) -> None:
         self.settings: tuple[Any, ...] = (settings,)
         self.number = 1
         self.shape = shape
@@ -79,7 +91,8 @@ class Stage:
         self.faults = 0
         self.fault: str | None = None
         self._tell = tell
-        self._processor, self._why = make(self.settings, shape)
+        self._sidechains = named_by(self.settings, sidechains)
+        self._processor, self._why = make(self.settings, shape, self._sidechains)
 
     def joins(self, other: "Stage") -> bool:
         """Whether the stage behind it is now done by this one, too."""
@@ -103,6 +116,10 @@ class Stage:
         if isinstance(self._processor, Linear):
             self._processor.prepare()
 
+    def is_for(self, settings: Sequence[Any], sidechains: Sidechains) -> bool:
+        """Whether it is what another one made of this would be."""
+        return self.settings == settings and self._sidechains == named_by(settings, sidechains)
+
     def _stands_in(self) -> None:
         made = self._processor
         self.trusted = getattr(made, "stays_finite", False)
@@ -121,13 +138,13 @@ class Stage:
     def bypassed(self) -> bool:
         return self._processor is None or self._return is not None
 
-    def run(self, block: Samples, now_ns: int) -> Samples:
+    def run(self, block: Samples, now_ns: int, moment: Moment | None = None) -> Samples:
         if not len(block):
             return np.empty((0, self.out.channels), np.float32)
         self._dry.feed(block)
         if self._processor is None:
             self._try_again(now_ns)
-        wet = None if self._processor is None else self._processed(block, now_ns)
+        wet = None if self._processor is None else self._processed(block, now_ns, moment)
         if wet is None:
             out = self._dry.read()
         elif self._return is None:
@@ -142,6 +159,14 @@ class Stage:
             self._last[0] = out[-1]
         return out
 
+    def moment_out(self, moment: Moment) -> Moment:
+        """Of what comes out where this came in."""
+        if not self.delay_frames and self.shape.rate_hz == self.out.rate_hz:
+            return moment
+        ns_per_frame = moment.ns_per_frame * self.shape.rate_hz / self.out.rate_hz
+        delay_ns = round(self.delay_frames * ns_per_frame)
+        return Moment(moment.captured_at_ns - delay_ns, ns_per_frame)
+
     def reset(self, now_ns: int) -> None:
         self._dry.clear()
         self._difference = None
@@ -152,12 +177,13 @@ class Stage:
             except (Exception, SystemExit) as error:  # noqa: BLE001
                 self.bypass(_reason(error), now_ns)
 
-    def change(self, settings: Any) -> bool:
+    def change(self, settings: Any, sidechains: Sidechains) -> bool:
         """Whether its processor takes other settings of its type."""
         if self._processor is None or len(self.settings) > 1:
             return False
         try:
-            taken = bool(self._processor.change(settings))
+            same = self._sidechains == named_by((settings,), sidechains)
+            taken = same and bool(self._processor.change(settings))
         except (Exception, SystemExit):  # noqa: BLE001  a new one is made then
             return False
         if taken:
@@ -195,10 +221,12 @@ class Stage:
             pass
         return [{"type": setting.type, **common} for setting in self.settings]
 
-    def _processed(self, block: Samples, now_ns: int) -> Samples | None:
+    def _processed(self, block: Samples, now_ns: int, moment: Moment | None) -> Samples | None:
         """What the processor makes of the block; None where that is no sound."""
         assert self._processor is not None
         try:
+            if moment is not None and (at := getattr(self._processor, "at", None)) is not None:
+                at(*moment)
             wet = self._processor.process(block)
             wrong = self._wrong_with(wet, len(block))
         except (Exception, SystemExit) as error:  # noqa: BLE001
@@ -240,7 +268,7 @@ class Stage:
         assert self._retry_at_ns is not None
         if now_ns < self._retry_at_ns:
             return
-        made, why = make(self.settings, self.shape)
+        made, why = make(self.settings, self.shape, self._sidechains)
         if made is None:
             self._failed(why, now_ns, True)
             return

@@ -50,11 +50,11 @@ class WholeBlocks:
         self._hush = 0
         self._left, self._ready = self._empty, self._silence
 
-    def reset(self) -> None:
+    def reset(self, silent_frames: int = 0) -> None:
         """Lets go of all sound. What the engine has learnt it keeps, and what it holds of the sound
-        of before is silence when it comes out."""
+        of before is silence when it comes out, as are the ``silent_frames`` that it gets next."""
         self._left, self._ready = self._empty, self._silence
-        self._hush = self._engine_delay
+        self._hush = self._engine_delay + silent_frames
 
     def process(self, block: Samples) -> Samples:
         frames = len(block)

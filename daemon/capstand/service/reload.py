@@ -162,6 +162,9 @@ class Reload:
             stream = next(one for one in self._streams if one.name == name)
             self._streams.remove(stream)
             self._ending.append(_Ending(stream, self._reporters.pop(name)))
+        going_on = [*self._streams, *self._to_start]
+        for stream in going_on:
+            stream.listen_to(going_on)
         for one in todo.exchange:
             stream = next(running for running in self._streams if running.name == one.name)
             stream.exchange(one)

@@ -138,6 +138,7 @@ class Service:
             self._control.start()
             for stream in self._streams:
                 self._reporters[stream.name].begin()
+                stream.listen_to(self._streams)
                 stream.start()
             # Until sound is captured nothing is in a hurry, and other services start too.
             if refusal := realtime.in_one_line(refused, self._keep_up()):
@@ -279,9 +280,8 @@ class Service:
             report = stream.report(time.monotonic_ns())
             stats = report.stats
             self._reporters[stream.name].end(report, hung[stream.name])
-            if at_hand and not any(
-                sink.delivered_frames or sink.in_flight_frames for sink in stats.sinks
-            ):
+            none = not any(sink.delivered_frames or sink.in_flight_frames for sink in stats.sinks)
+            if at_hand and stats.sinks and none:
                 log_event(logging.ERROR, "%s: nothing was recorded: %s", stream.name, _why(stats))
                 self._failed = True
         self._reservations.stop()

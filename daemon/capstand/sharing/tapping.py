@@ -10,25 +10,15 @@ Thread: main.
 import fcntl
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from capstand.audio.ring import Ring
-from capstand.config.schema import StreamConfig
 from capstand.errors import CapstandError
 from capstand.host.control import Handed
 from capstand.host.peer import Peer
 from capstand.sharing.order import allowed, named, shown
+from capstand.stream.chaining import Heard
 
 INPUTS = ("captured", "processed")
-
-
-class Heard(Protocol):
-    """A stream, as far as its sound is concerned."""
-
-    name: str
-    config: StreamConfig
-
-    def ring_of(self, input_: str) -> Ring: ...
 
 
 def tap(request: Mapping[str, Any], peer: Peer, streams: Sequence[Heard]) -> Handed:

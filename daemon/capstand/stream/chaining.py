@@ -11,7 +11,8 @@ Thread: main.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from capstand.audio.block import NS_PER_S
 from capstand.audio.ring import Reader, Ring
@@ -24,7 +25,7 @@ from capstand.host.starved import waited_for_cpu_ns
 from capstand.processes.child import Task
 from capstand.processes.page import DOING, Doing
 from capstand.processes.supervisor import LIMITS_S, ProcessState, Supervisor
-from capstand.processing.orders import Finish, Set, Word, Work
+from capstand.processing.orders import Finish, Set, SidechainFormat, Word, Work
 
 GATHER_MS, LIVE_GATHER_MS = 40, 20
 """What a live sink waits for comes sooner; else fewer wake-ups count."""
@@ -38,6 +39,15 @@ RESTART_S = (0.02, 5.0)
 PROCESSING = "processing: "
 """So begins what main says of the process itself."""
 MODULES = ("capstand.processing.run",)
+
+
+class Heard(Protocol):
+    """A stream, as far as its sound is concerned."""
+
+    name: str
+    config: StreamConfig
+
+    def ring_of(self, input_: str) -> Ring: ...
 
 
 class Chaining:
@@ -60,12 +70,12 @@ class Chaining:
         if self._source.captured:
             self._ends_here()  # what was captured before is not meant for it
         self._present = Reader(self.memory, self.audio)
-        self._settings = config.process
-        self._gather_frames = _gather_frames(config)
+        self._sidechains: dict[str, _Sidechain] = {}
+        gather_frames = _gather_frames(config)
         priority = realtime.lower_priority(capture.rt_priority, 10)
         work = Work(
             *(config.process, capture.audio, self.ring.slots, slot_bytes),
-            *(self._gather_frames, priority),
+            *(gather_frames, priority),
         )
         minder = realtime.lower_priority(capture.rt_priority, 9)
         fields = {"STREAM": config.name}
@@ -79,15 +89,30 @@ class Chaining:
     def wakes(self, live: Sequence[WakeUp]) -> None:
         """The live sinks that read the processed ring; before the process begins."""
         given = self._captured, self.ring.descriptor, self.wake.fileno()
-        self.process.descriptors = (*given, *self._readers(live))
+        self.process.descriptors = (*given, *self._given(live))
 
-    def set(self, config: StreamConfig, live: Sequence[WakeUp]) -> None:
-        """Other settings or live sinks for the same kind of sound."""
-        self._settings, self._gather_frames = config.process, _gather_frames(config)
-        self._work = self._work._replace(settings=self._settings, gather_frames=self._gather_frames)
+    def set(
+        self, config: StreamConfig, live: Sequence[WakeUp], others: Mapping[str, Heard]
+    ) -> None:
+        """Other settings, live sinks, or streams to listen to, for the same kind of sound."""
+        self._listen_to(frozenset(config.sidechains.values()), others)
+        sidechains = tuple(one.format for one in self._sidechains.values())
+        order = Set(config.process, _gather_frames(config), sidechains)
+        self._work = self._work._replace(**order._asdict())
         self.process.task = self.process.task._replace(arguments=(self._work,))
         self.wakes(live)
-        self.process.order(Set(self._settings, self._gather_frames), self._readers(live))
+        self.process.order(order, self._given(live))
+
+    def _listen_to(self, names: frozenset[str], others: Mapping[str, Heard]) -> None:
+        """One that is not among the others is the one that it was."""
+        for name in names & others.keys():
+            before, heard = self._sidechains.get(name), others[name]
+            if before is None or before.ring is not heard.ring_of("captured"):
+                self._sidechains[name] = _Sidechain(heard)
+                if before is not None:
+                    before.close()
+        for name in self._sidechains.keys() - names:
+            self._sidechains.pop(name).close()
 
     def poll(self, now_ns: int) -> None:
         self.process.poll(now_ns)
@@ -168,12 +193,15 @@ class Chaining:
         self.process.close()
         self._present.close()
         self._source.close()
+        self._listen_to(frozenset(), {})
         self.ring.close()
         os.close(self.memory)
         os.close(self._captured)
 
-    def _readers(self, live: Sequence[WakeUp]) -> list[int]:
-        return [one.fileno() for one in (self.told, self.push, *live)]
+    def _given(self, live: Sequence[WakeUp]) -> list[int]:
+        """The descriptors of a Set."""
+        sidechains = [one.descriptor for one in self._sidechains.values()]
+        return [*sidechains, *(one.fileno() for one in (self.told, self.push, *live))]
 
     def _ends_here(self) -> None:
         """Says to the processed ring's readers that they have missed what has been captured."""
@@ -181,6 +209,20 @@ class Chaining:
         last = Ring(self.ring.slots, self.ring.slot_bytes, os.dup(self.ring.descriptor))
         last.publish(source.next_frame, 0, source.due_ns, source.captured, source)
         last.close()
+
+
+class _Sidechain:
+    """What the chain's process is given of a stream; the descriptor is our own, so that the next
+    process can be given it whatever has become of that stream."""
+
+    def __init__(self, heard: Heard) -> None:
+        capture = heard.config.capture
+        self.format = SidechainFormat(heard.name, capture.audio, capture.period_ms)
+        self.ring = heard.ring_of("captured")
+        self.descriptor = self.ring.open_for_reading()
+
+    def close(self) -> None:
+        os.close(self.descriptor)
 
 
 def _gather_frames(config: StreamConfig) -> int:

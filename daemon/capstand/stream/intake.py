@@ -224,6 +224,9 @@ class Intake:
         """Whether the device is closed because it was released."""
         return self.capturer.resting.is_set()
 
+    def listen_to(self, streams: Sequence[object]) -> None:
+        """What listens is not in this process."""
+
     def ring_of(self, input_: str) -> Ring:
         """The captured one, whatever is asked for."""
         return self.ring

@@ -14,7 +14,7 @@ that a reload ends by one that waits for it.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain as joined
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from capstand.processes.child import Task
 from capstand.processes.page import DOING, Doing
 from capstand.processes.supervisor import LIMITS_S, ProcessState, Supervisor
 from capstand.sinks.live import LiveSink, SinkFactory
-from capstand.stream.chaining import Chaining
+from capstand.stream.chaining import Chaining, Heard
 from capstand.stream.handover import (
     ABANDON_S,
     LEAVE_S,
@@ -83,6 +83,7 @@ class Stream:
         self._present = Reader(self._memory, capture.audio)
         self._chain = Chaining(config, self.ring) if config.process else None
         self._former: list[Chaining] = []  # that are to end
+        self._others: Mapping[str, Heard] = {}
         self._live = {one: self._live_sink(one) for one in config.sink if _is_live(one)}
         self._leaving: list[RemovedSink] = []  # live ones
         self._parting: dict[str, None] = {}  # the others, by name
@@ -210,12 +211,19 @@ class Stream:
         self._give()
         self._order(Exchange(config), [*self._chained(), *self._wakes("captured")])
         if self._chain is not None:
-            self._chain.set(config, self._live_wakes("processed"))
+            self._chain.set(config, self._live_wakes("processed"), self._others)
         for feed in parted.values():
             feed.finish()
         for sink, feed in added.items():
             after = [parted[one] for one in change.before(sink) if one in parted]
             feed.start(self.name, after, LEAVE_S)
+
+    def listen_to(self, streams: Sequence[Heard]) -> None:
+        """All streams that there are: its processors may listen to any; before it starts, and
+        before an ``exchange``."""
+        self._others = {one.name: one for one in streams}
+        if self._chain is not None and self.config.sidechains:
+            self._chain.set(self.config, self._live_wakes("processed"), self._others)
 
     @property
     def leaving(self) -> list[str]:
