@@ -105,6 +105,6 @@ def test_only_a_sound_card_has_controls(device: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read("Mic = true", device)
     assert caught.value.faults == [
-        f'c.toml:5: stream.mic.capture.controls: "{device}" is no sound card and has none; '
+        f'c.toml:5: stream.mic.capture.controls: "{device}" is not a sound card and has none; '
         "delete the table"
     ]

@@ -54,14 +54,14 @@ def test_two_streams_may_name_each_other() -> None:
 def test_a_name_that_is_no_other_stream_is_told() -> None:
     """With its line, and with the names that there are."""
     assert faults(stream("mic", "fra"), stream("far")) == [
-        'c.toml:9: stream.mic.process.1.reference: "fra" is no stream; expected one of "far"'
+        'c.toml:9: stream.mic.process.1.reference: "fra" is not a stream; expected one of "far"'
     ]
     assert faults(stream("mic", "mic"), stream("far"), stream("hall")) == [
         'c.toml:9: stream.mic.process.1.reference: "mic" is this stream itself; expected one of '
         '"far", "hall"'
     ]
     assert faults(stream("mic", "far")) == [
-        'c.toml:9: stream.mic.process.1.reference: "far" is no stream; expected another stream, '
+        'c.toml:9: stream.mic.process.1.reference: "far" is not a stream; expected another stream, '
         "and there is none"
     ]
     (told,) = faults(stream("mic", "a b"), stream("far"))

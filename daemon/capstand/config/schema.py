@@ -191,7 +191,7 @@ class CaptureConfig(NamedTuple):
             device = table if table in SOURCES.built_in() else f"{table}:…"
             yield table, f'is for device = "{device}" only; delete it or set that device'
         if self.controls and not kind.rest:
-            yield "controls", f'"{self.wanted}" is no sound card and has none; delete the table'
+            yield "controls", f'"{self.wanted}" is not a sound card and has none; delete the table'
         if isinstance(self.device, tuple):
             alone = next((at for at, one in enumerate(kinds) if not one.rest), None)
             if alone is not None:
@@ -398,7 +398,7 @@ class Config(NamedTuple):
         for at, stream in enumerate(self.stream):
             for keys, name in stream.sidechains.items():
                 if name not in names or name == stream.name:
-                    what = "is this stream itself" if name == stream.name else "is no stream"
+                    what = "is this stream itself" if name == stream.name else "is not a stream"
                     yield f"stream.{at}.{keys}", f'"{name}" {what}; expected {_others(names, at)}'
             if (count := len(set(stream.sidechains.values()))) > MOST_SIDECHAINS:
                 what = f"its processors listen to {count} streams; expected at most"

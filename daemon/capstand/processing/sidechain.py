@@ -40,7 +40,7 @@ class SidechainReader:
 
     def __init__(self, sidechain: Sidechain) -> None:
         self._audio = sidechain.audio
-        self._reader = Reader(sidechain.descriptor, self._audio.frame_bytes, keep=None)
+        self._reader = Reader(sidechain.descriptor, self._audio, keep=None)
         self._reader.go_back(max(0, self._reader.captured - round(BACK_S * self._audio.rate_hz)))
 
     def read(self) -> Iterator[tuple[Samples, Moment]]:
@@ -54,7 +54,7 @@ class SidechainReader:
             if not parts:
                 at_ns = block.captured_at_ns
             parts.append(block.samples)
-            end = block.first_frame + block.frames
+            end = block.end_frame
         if parts:
             yield self._piece(parts, at_ns)
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from capstand.audio.block import Shape
-from capstand.config.decode import Choice, Number
 from capstand.config.registry import ProcessorType
+from capstand.config.rules import Choice, Number
 from capstand.config.schema import Name
 from capstand.processing.engines import INSTALL_WEBRTC, SPEECH, WEBRTC_HZ, has_webrtc
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from capstand.processing.sidechain import Sidechain
 
 
-class EchoCancellationProcessor(NamedTuple):
+class EchoCancellationConfig(NamedTuple):
     """``reference``: the stream that captures what is played; the sound waits ``hold_ms`` for it,
     by default as long as its period needs."""
 
@@ -23,7 +23,7 @@ class EchoCancellationProcessor(NamedTuple):
     hold_ms: Annotated[float, Number(20, 1000)] | None = None
 
 
-def _make(settings: EchoCancellationProcessor, shape: Shape, far: "Sidechain") -> "Processor":
+def _make(settings: EchoCancellationConfig, shape: Shape, far: "Sidechain") -> "Processor":
     from capstand.processing.echo import EchoCancellation, hold_ms  # brings numpy and the engine
     from capstand.processing.reference import SidechainReference
 
@@ -31,7 +31,7 @@ def _make(settings: EchoCancellationProcessor, shape: Shape, far: "Sidechain") -
     return EchoCancellation(reference, shape, settings.hold_ms or hold_ms(far.period_ms))
 
 
-def _problems(settings: EchoCancellationProcessor, shape: Shape) -> Iterator[tuple[str, str]]:
+def _problems(settings: EchoCancellationConfig, shape: Shape) -> Iterator[tuple[str, str]]:
     if shape.rate_hz not in WEBRTC_HZ:
         yield (
             "type",
@@ -42,12 +42,12 @@ def _problems(settings: EchoCancellationProcessor, shape: Shape) -> Iterator[tup
         yield "type", f"{settings.type} needs pywebrtc-audio; {INSTALL_WEBRTC}"
 
 
-def _sidechains(settings: EchoCancellationProcessor) -> Mapping[str, str]:
+def _sidechains(settings: EchoCancellationConfig) -> Mapping[str, str]:
     return {"reference": settings.reference}
 
 
 TYPE = ProcessorType(
-    EchoCancellationProcessor,
+    EchoCancellationConfig,
     page="processing-speech.md",
     make=_make,
     problems=_problems,
