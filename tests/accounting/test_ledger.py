@@ -10,6 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ DAY_S = 86_400
 
 def events(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def written(path: Path, lines: int) -> bool:
+    return path.read_bytes().count(b"\n") == lines
 
 
 def until(state: Callable[[], bool]) -> None:
@@ -85,6 +90,32 @@ def test_a_file_that_is_far_too_large_holds_no_ledger_up(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".new"] == []
     (gone,) = one.forget(366, 200_000_000, None)
     assert (gone.file, gone.reason) == ("mic.jsonl.000001", "more than 200 MB")
+
+
+def test_what_has_been_written_rests_until_it_is_time_to_tidy(tmp_path: Path) -> None:
+    """With no line waiting there is nothing to do for hours; a line that comes is due at once."""
+    book = module._Book(tmp_path, "mic")
+    in_one_second_steps(book, 1e9, "start")
+    assert book.due_s(1e9) == 1e9
+    book.put(1e9, module.KEEP, lambda: None, tidy=True)
+    assert book.due_s(1e9) == 1e9 + module.TIDY_S
+    in_one_second_steps(book, 1e9 + 1, "stop")
+    assert book.due_s(1e9 + 1) == 1e9 + 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_more_is_read_of_a_large_archive_than_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    """However much it unpacks to, it holds the other ledgers up no longer than a file of ours."""
+    path = tmp_path / "mic.jsonl.000001"
+    path.write_bytes(b'{"event": "gap"}\n' * 100_000)
+    book = LedgerFile(tmp_path, "mic")
+    if packed:
+        book.compress()
+    monkeypatch.setattr(ledger_file, "LARGEST_BYTES", 10_000)
+    (gone,) = book.forget(1, 10, None)
+    assert 0 < gone.lines < 1_000
 
 
 def test_text_from_outside_is_bounded(tmp_path: Path) -> None:
@@ -201,6 +232,60 @@ def test_the_file_of_an_older_release_is_taken_over(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_that_cannot_be_compressed_is_told_and_costs_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ones after it are compressed, and the error is raised at the end."""
+    for number in (1, 2):
+        (tmp_path / f"mic.jsonl.00000{number}").write_bytes(b"{}\n")
+    pack = ledger_file._pack
+
+    def refuse_first(path: Path, fresh: Path) -> None:
+        if path.name.endswith("1"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        pack(path, fresh)
+
+    monkeypatch.setattr(ledger_file, "_pack", refuse_first)
+    with pytest.raises(OSError, match="Input/output error"):
+        LedgerFile(tmp_path, "mic").compress()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["mic.jsonl.000001", "mic.jsonl.000002.gz"]
+
+
+def test_the_end_of_a_file_is_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that the beginning of the part or a power cut has torn is none; it is known whether
+    the part is all, and nothing is known of a file that cannot be read."""
+    path = tmp_path / "mic.jsonl"
+    path.write_bytes(b"one\ntwo\nthr")
+    assert ledger_file.read_tail(path) == ([b"one\n", b"two\n"], True)
+    assert ledger_file.read_tail(path, 11) == ([b"one\n", b"two\n"], True)
+    assert ledger_file.read_tail(path, 10) == ([b"two\n"], False)
+    assert ledger_file.read_tail(tmp_path / "absent") == ([], False)
+
+    def fail(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fail)
+    assert ledger_file.read_tail(path) == ([], False)
+
+
+def test_what_replaces_a_file_is_safe_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut leaves the old content or the new, both whole."""
+    path = tmp_path / "mic.open.json"
+    path.write_bytes(b"old")
+    sync, steps = os.fdatasync, []
+
+    def note(descriptor: int) -> None:
+        sync(descriptor)
+        steps.append((path.read_bytes(), os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(os, "fdatasync", note)
+    ledger_file.replace(path, b"new")
+    assert steps == [(b"old", 3)] and path.read_bytes() == b"new"
+
+
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     """Links, directories and names that are not ours are neither packed nor deleted."""
     (tmp_path / "mic.jsonl.000001").mkdir()
@@ -240,8 +325,11 @@ def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["directory", "link", "pipe"])
-def test_what_cannot_be_a_ledger_is_put_aside(tmp_path: Path, what: str) -> None:
-    """A directory, a dangling link or a pipe of that name is renamed, and the ledger goes on."""
+def test_what_cannot_be_a_ledger_is_put_aside(
+    tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A directory, a dangling link or a pipe of that name is renamed, which is told, and the ledger
+    goes on."""
     path = tmp_path / "mic.jsonl"
     if what == "directory":
         path.mkdir()
@@ -255,6 +343,7 @@ def test_what_cannot_be_a_ledger_is_put_aside(tmp_path: Path, what: str) -> None
     assert ledger.trouble is None
     assert [event["event"] for event in events(path)] == ["start"]
     assert os.path.lexists(tmp_path / "mic.jsonl.aside-1")
+    assert "renamed to mic.jsonl.aside-1" in caplog.text
     assert not (tmp_path / "absent").exists()
 
 
@@ -328,6 +417,8 @@ def test_lines_that_a_failed_sync_lost_are_written_again(
     assert taken(book, lines) == [b"3\n"]
     kept = (tmp_path / "mic.jsonl").read_bytes().split()
     assert sorted(set(kept)) == [b"1", b"2", b"3"]
+    lines.extend([b"4\n", b"5\n"])
+    assert taken(book, lines) == [b"4\n", b"5\n"]
 
 
 def test_a_file_system_that_cannot_sync_is_as_good_as_it_gets(
@@ -491,6 +582,19 @@ def test_whoever_causes_events_cannot_push_out_the_rest(tmp_path: Path, event: s
     assert len(found) < 3_000
     assert sum(one.get("count", 1) for one in found) == count
     assert sum(one["frames"] for one in found) == 2 * count
+
+
+def test_an_allowance_grows_back_and_no_higher_than_it_was() -> None:
+    """Of most kinds 1,000 lines at once and 500 more a day."""
+
+    def lines_at(time_s: float) -> int:
+        return sum(limit.takes(time_s) for _ in range(3_000))
+
+    limit = module._RateLimit("drop", 0.0)
+    assert lines_at(0.0) == 1_000
+    assert lines_at(DAY_S / 2) == 250
+    assert lines_at(1.5 * DAY_S) == 500
+    assert lines_at(100 * DAY_S) == 1_000
 
 
 def test_a_card_that_is_handed_about_hides_no_gap(tmp_path: Path) -> None:
@@ -675,6 +779,27 @@ def test_what_a_crash_took_of_the_sums_is_made_good(tmp_path: Path, rotated: boo
     (line,) = events(tmp_path / "days/mic.jsonl")
     assert line["gaps"]["overrun"] == {"count": 3, "frames": 6, "estimated_frames": 0}
     assert line["produced_frames"] == 10
+
+
+def test_the_ledger_makes_good_once_what_a_crash_took(tmp_path: Path) -> None:
+    """Its first lines add what the last run wrote after its sums were saved, and no others do."""
+    saved, lost = [start("2025-11-25T1"), total("2025-11-25T2", 10)], gap("2025-11-25T3", 2)
+    days = DayTotalsFile(tmp_path, "mic")
+    for event in saved:
+        days.add(event)
+    days.save()
+    ledger = Ledger(tmp_path)
+    ledger.path("mic").write_bytes(
+        b"".join(json.dumps(one).encode() + b"\n" for one in (*saved, lost))
+    )
+    for number, name in enumerate(("start", "gap", "stop"), start=4):
+        ledger.write("mic", name, frames=1, cause="overrun", exact=True)
+        until(partial(written, ledger.path("mic"), number))
+    ledger.close(PATIENCE_S)
+    (line,) = events(tmp_path / "days/mic.jsonl")
+    assert (line["day"], line["events"]) == ("2025-11-25", {"start": 1, "total": 1, "gap": 1})
+    today = json.loads((tmp_path / "days/mic.open.json").read_text())
+    assert today["events"] == {"start": 1, "gap": 1, "stop": 1}
 
 
 def test_a_day_that_ended_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
