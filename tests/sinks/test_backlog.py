@@ -56,8 +56,12 @@ def folder() -> Iterator[Path]:
 
 
 def test_the_window_is_used_to_its_last_frame(folder: Path) -> None:
-    """A window that is just full needs no disk; one block more does, with all that waits."""
+    """A window that is just full needs no disk, whatever was delivered before; one block more does,
+    with all that waits."""
     queue = backlog(folder)
+    put(queue, 3)
+    give(queue, 3)
+    queue.commit(None)
     assert put(queue, 5) == 5 and queue.in_memory and queue.spooled_frames == 0
     assert put(queue, 1) == 1 and queue.spooling and queue.spooled_frames == 6 * FRAMES
     assert events(queue) == [("spool_begin", "the sink is too slow")]

@@ -145,7 +145,9 @@ def test_a_block_of_an_earlier_boot_has_its_true_wall_time(folder: Path) -> None
     wall_ns = clock.wall_ns() - 3 * NS_PER_S
 
     clock.ns += 1000 * NS_PER_S
-    (same,) = rest(spool(folder, clock=clock))
+    set_back = Spool(folder, AUDIO, ROOM, 1e6, now_ns=clock.now_ns, wall_ns=lambda: WALL_NS)
+    set_back.open()
+    (same,) = rest(set_back)
     assert same.block.captured_at_ns == at_ns
 
     clock.ns = NS_PER_S  # the machine has started again, half an hour later
@@ -278,6 +280,26 @@ def test_a_segment_that_was_deleted_costs_itself(folder: Path) -> None:
     records = rest(queue)
     assert sound(records) and len(records) in range(15, 20)
     assert records[0].position == 0 and records[-1].end == queue.end
+
+
+def test_what_is_in_the_way_costs_itself_and_is_told(folder: Path) -> None:
+    """A directory where the note should be is renamed, one where a segment should be is passed
+    over; each is told once, and the rest is read."""
+    queue = spool(folder)
+    queue.commit(0, "")
+    fill(queue, 3)
+    queue.close()
+    (folder / "position").unlink()
+    (folder / "position").mkdir()
+    segment = folder / f"{1000:016x}.spool"
+    segment.mkdir()
+    later = spool(folder)
+    later.open()
+    assert sound(rest(later)) and later.end == 300
+    position, other = later.notes
+    assert position == f"{folder}/position: Is a directory; skipped"
+    assert other.startswith(f"{segment}: ") and other.endswith("; skipped")
+    assert len(list(folder.glob("position.aside-*"))) == 1
 
 
 def test_a_full_disk_takes_no_part_of_a_block(
