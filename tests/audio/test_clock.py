@@ -399,6 +399,44 @@ def test_a_card_that_is_off_by_up_to_a_hundredth_is_followed(ppm: float) -> None
     assert clock.relocks <= 3
 
 
+@pytest.mark.parametrize("ppm", [-50_000, 50_000])
+def test_no_card_is_believed_to_be_off_by_more_than_a_hundredth(ppm: float) -> None:
+    """Whoever keeps step with the clock is safe from a device that says nonsense."""
+    clock = Clock(48_000, 480)
+    frame_ns = NS_PER_S / (48_000 * (1 + ppm * 1e-6))
+    for frame in range(480, 30 * 48_000, 480):
+        clock.observe(frame, T0 + round(frame * frame_ns))
+        assert abs(clock.ns_per_frame / clock.nominal_ns - 1) <= RATE_LIMIT + 1e-12
+
+
+@pytest.mark.parametrize("slew_ppm", [-500.0, 500.0])
+def test_a_slew_of_the_machines_clock_is_followed_at_once(slew_ppm: float) -> None:
+    """NTP changes the rate of CLOCK_MONOTONIC from one moment to the next: five seconds later the
+    drift is within 50 ppm, times stay within 1 ms, and nothing is taken for a loss or a step."""
+    sim = card(20, outliers=0, seconds=140)
+    clock = Clock(sim.rate_hz, sim.period)
+    for number, (stamp, true) in enumerate(zip(sim.stamp_ns, sim.true_ns, strict=True), start=1):
+        late = max(0.0, true - T0 - 120 * S) * slew_ppm * -1e-6
+        clock.observe(number * sim.period, round(stamp + late))
+        assert abs(clock.time_of(number * sim.period) - true - late) < 1e6
+        if true > T0 + 125 * S:
+            assert abs(clock.drift_ppm - 20 - slew_ppm) < 50
+    assert clock.relocks == 0 and clock.missing == 0
+
+
+def test_what_was_settled_is_not_after_a_restart() -> None:
+    """The line from which the rate is told begins anew with the device, though the loop is sure
+    long before."""
+    sim = card(20, outliers=0, seconds=80)
+    clock = Clock(sim.rate_hz, sim.period)
+    for number, stamp in enumerate(sim.stamp_ns.tolist(), start=1):
+        if number == 6000:
+            assert clock.settled
+            clock.restart(number * sim.period, round(stamp))
+        clock.observe(number * sim.period, round(stamp))
+        assert not clock.settled or number < 6000
+
+
 def test_a_clock_goes_on_from_another() -> None:
     """It has the rate and the place in time that the other one had come to, and no step follows."""
     before, period = Clock(48_000, 480), 480
