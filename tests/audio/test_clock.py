@@ -424,6 +424,19 @@ def test_a_slew_of_the_machines_clock_is_followed_at_once(slew_ppm: float) -> No
     assert clock.relocks == 0 and clock.missing == 0
 
 
+def test_more_looks_in_doubt_make_no_loss_of_half_a_second_of_lateness() -> None:
+    """Of a reader who looks every second period, and twenty times as often while the clock is in
+    doubt: a window lasts as long as before, so three of them are no less sure."""
+    clock, rng, frame, doubts = Clock(48_000, 480), random.Random(1), 0, 0
+    while frame < 62 * 48_000:
+        frame += 48 if clock.ambiguous else 960
+        late = 5e6 if 60 * 48_000 <= frame < 60.5 * 48_000 else 0.0
+        clock.observe(frame, T0 + round(frame * clock.nominal_ns + late + rng.expovariate(1 / 8e4)))
+        doubts += clock.ambiguous
+        assert clock.missing == clock.relocks == 0
+    assert doubts > 100
+
+
 def test_what_was_settled_is_not_after_a_restart() -> None:
     """The line from which the rate is told begins anew with the device, though the loop is sure
     long before."""
