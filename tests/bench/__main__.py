@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 import tempfile
@@ -39,6 +40,7 @@ def main() -> None:
     if unknown := [one for one in chosen.section if one not in SECTIONS]:
         parser.error(f"unknown section {unknown[0]}; expected one of {', '.join(SECTIONS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no program is left running
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed has its bytecode
     print("\n".join(machine.describe()))
     print("programs read fake cards in user space (kernel: the kernel's): 48 kHz stereo S16, 10 ms "
           "periods, 500 ms buffer")  # fmt: skip
