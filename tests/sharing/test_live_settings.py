@@ -124,3 +124,11 @@ def test_what_cannot_be_meant_is_refused(place: Place, asked: dict[str, Any], wo
     (first, *_) = place.set(**asked)["refused"]
     assert words in first
     assert not place.chain.exchanged
+
+
+def test_a_stream_that_a_reload_has_taken_out_differs_from_nothing(place: Place) -> None:
+    """It is still there while it ends, and its status is still asked for."""
+    place.set(stream="mic", key="gain.gain_db", value="-6")
+    place.file = Config(())
+    assert place.settings.changes(place.chain) == []
+    assert place.set(stream="mic")["settings"][0]["key"] == "high-pass.cutoff_hz"

@@ -64,9 +64,13 @@ class LiveSettings:
             return {"refused": str(error).split("\n")}
 
     def changes(self, stream: Chained) -> list[dict[str, Any]]:
-        """How its chain differs from the file's."""
-        file = next(one for one in self._file().stream if one.name == stream.name)
-        return [one._asdict() for one in changes(stream.config.process, file.process)]
+        """How its chain differs from the file's; one that the file has no more is ending."""
+        file = [one for one in self._file().stream if one.name == stream.name]
+        return [
+            change._asdict()
+            for one in file
+            for change in changes(stream.config.process, one.process)
+        ]
 
     def _shown(self, stream: Chained, key: str | None) -> list[dict[str, Any]]:
         where = find(stream.config, key) if key is not None else None
