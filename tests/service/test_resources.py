@@ -34,7 +34,7 @@ from tests.fakecard import FakeCard
 from tests.figures import figure
 from tests.line import Keep
 from tests.patience import PATIENCE_S
-from tests.service.test_service import Daemon
+from tests.service.test_service import Daemon, DaemonEnded
 from tests.sinks.test_recording import heard
 
 BYTES_PER_S = 48000 * 2 * 2
@@ -297,7 +297,11 @@ def test_no_memory_is_free(tmp_path: Path, places: list[Place]) -> None:
         place.limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
         place.record(0.4)
         place.daemon.forget()
-        place.hear_well()
+        try:
+            place.hear_well()
+        except DaemonEnded:  # it was at its end already when there was room again
+            assert place.daemon.process.returncode == 1
+            continue
         stats = place.status()
         assert stats["balanced"] is True
         lost += stats["lost_frames"]

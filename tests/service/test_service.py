@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -36,6 +37,13 @@ path = "{folder}/sound"
 """
 
 
+LOOK_S = 0.5
+
+
+class DaemonEnded(Exception):
+    """With that status."""
+
+
 class Daemon:
     """`capstand run` as a child, and what it tells its service manager."""
 
@@ -57,10 +65,17 @@ class Daemon:
         )
 
     def hear(self, wanted: str) -> str:
-        """Listens until something said contains ``wanted``."""
+        """Listens until something said contains ``wanted``. Raises DaemonEnded where nothing more
+        can come."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            said = self.manager.next()[1]
+            try:
+                said = self.manager.next(LOOK_S)[1]
+            except queue.Empty:
+                if self.process.poll() is not None:
+                    raise DaemonEnded(self.process.returncode) from None
+                assert time.monotonic() < deadline, f"not {wanted}, but {self.heard[-3:]}"
+                continue
             self.heard.append(said)
             if wanted in said:
                 return said
