@@ -48,9 +48,8 @@ class Failover:
         self._better: tuple[int, NegotiatedParams] | None = None  # on trial
         self._proven = False  # it has brought frames
         self._until_ns = 0  # the end of its trial
-        self._arrived: NegotiatedParams | None = (
-            None  # of a source just taken over, until it brings frames
-        )
+        # of a source just taken over, until it brings frames
+        self._arrived: NegotiatedParams | None = None
         self._retry_requested = False
         self._pause_ns = SHORTEST_PAUSE_NS
         self._due_ns = 0

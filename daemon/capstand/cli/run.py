@@ -65,9 +65,8 @@ def act(chosen: argparse.Namespace) -> int:
     os.environ["RUNTIME_DIRECTORY"] = str(runtime.absolute())  # for sources that have sockets there
     if note := rights.take_rights_of_owner(state, runtime):
         console.print_error(f"capstand: {note}")
-    forkserver.shared.begin(
-        ["capstand.stream.worker"]
-    )  # now: what we load from here on is not in it
+    # now: what we load from here on is not in it
+    forkserver.shared.begin(["capstand.stream.worker"])
 
     from capstand.config import schema as config
     from capstand.host import logs

@@ -104,7 +104,7 @@ class Tap:
             raise CapstandError(NONSENSE)
         self._missed = reader.missed
         self.missing = Missing(self.missing.missed + missed, self.missing.lost + missing - missed)
-        self._next_frame = block.first_frame + frames
+        self._next_frame = block.end_frame
         self.due_ns = block.captured_at_ns + frames * NS_PER_S // audio.rate_hz
         return missing
 

@@ -27,6 +27,8 @@ from capstand.text import clean
 MOST_NAMES = 16
 """So many are listed where one is missing."""
 LONGEST_FAULT, LONGEST_VALUE = 500, 100
+_MOST_CONTROLS = 1024
+"""More than any card has; a plug-in may go on for ever."""
 _MOST_CHANNELS = 32
 _MOST_ITEMS = 256
 _ITEM_BYTES = 64
@@ -313,7 +315,9 @@ def _opened(mixer: str) -> Iterator[ctypes.c_void_p]:
 
 def _elements(handle: ctypes.c_void_p) -> Iterator[ctypes.c_void_p]:
     at = asound.snd_mixer_first_elem(handle)
-    while at:
+    for _ in range(_MOST_CONTROLS):
+        if not at:
+            return
         element = ctypes.c_void_p(at)
         yield element
         at = asound.snd_mixer_elem_next(element)
@@ -388,6 +392,7 @@ def _choice(element: ctypes.c_void_p) -> Choice:
     items, text = [], ctypes.create_string_buffer(_ITEM_BYTES)
     many = asound.snd_mixer_selem_get_enum_items(element)
     for number in range(min(many, _MOST_ITEMS)):
+        text.value = b""  # not the name of the one before where there is none
         asound.snd_mixer_selem_get_enum_item_name(element, number, _ITEM_BYTES - 1, text)
         items.append(text.value.decode(errors="surrogateescape"))
     at, chosen = ctypes.c_uint(), []

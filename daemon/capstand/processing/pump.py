@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from capstand.audio.block import AudioFormat, Block, Shape
+from capstand.audio.block import AudioFormat, Block, Shape, joined
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
 from capstand.dsp.convert import from_float, to_float32
@@ -237,10 +237,8 @@ class Pump:
                 raise Abandoned
             self.missed, missed = reader.missed, reader.missed - self.missed
             gathered, self._block_frames = self._gathered, block.frames
-            if gathered:
-                end = gathered[-1].first_frame + gathered[-1].frames
-                if missed or block.first_frame != end:
-                    self._process_gathered()
+            if gathered and (missed or block.first_frame != gathered[-1].end_frame):
+                self._process_gathered()
             if not gathered:
                 self._gathered_before = reader.captured - block.frames
             if block.frames:
@@ -250,26 +248,27 @@ class Pump:
                 self._process_gathered()
 
     def _process_gathered(self) -> None:
-        gathered, frames = self._gathered, self._gathered_frames
-        if not gathered:
+        if not self._gathered:
             return
-        samples = b"".join([one.samples for one in gathered])
-        first_frame, at_ns = gathered[0].first_frame, gathered[0].captured_at_ns
-        gathered.clear()
+        block = joined(self._gathered)
+        self._gathered.clear()
         self._gathered_frames = 0
-        gap = self._next_frame is not None and first_frame != self._next_frame
-        self._next_frame = first_frame + frames
+        gap = self._next_frame is not None and block.first_frame != self._next_frame
+        self._next_frame = block.end_frame
         now_ns = time.monotonic_ns()
         self._begin(now_ns, LOOK_S)
         ring, reader = self._rings.ring, self._reader
-        moment = Moment(at_ns, reader.ns_per_frame)
-        out = self._through(self._floats(samples), now_ns, moment, gap)
+        moment = Moment(block.captured_at_ns, reader.ns_per_frame)
+        out = self._through(self._floats(block.samples), now_ns, moment, gap)
         packed = from_float(out, self._rings.audio.sample)
         delay_ns = round(self.delay_frames * 1e9 / self._rings.audio.rate_hz)
         with self._lock:
             self._came_back()
             ring.slot()[: len(packed)] = packed
-            ring.publish(first_frame, frames, at_ns - delay_ns, self._gathered_before, reader)
+            heard_at_ns = block.captured_at_ns - delay_ns
+            ring.publish(
+                block.first_frame, block.frames, heard_at_ns, self._gathered_before, reader
+            )
 
     def _begin(self, now_ns: int, look_s: float) -> None:
         """What now comes may hang: from now on the minder looks."""

@@ -12,7 +12,7 @@ import os
 import weakref
 from collections.abc import Iterator
 
-from capstand.audio.block import AudioFormat
+from capstand.audio.block import AudioFormat, Block, joined
 from capstand.audio.ring import Reader
 from capstand.dsp.convert import to_float32
 from capstand.processing.processor import Moment, Samples
@@ -45,19 +45,16 @@ class SidechainReader:
 
     def read(self) -> Iterator[tuple[Samples, Moment]]:
         """All that has come since, in as few pieces as it has gaps."""
-        parts: list[bytes] = []
-        at_ns = end = 0
+        blocks: list[Block] = []
         for block in self._reader.blocks():
-            if parts and block.first_frame != end:
-                yield self._piece(parts, at_ns)
-                parts = []
-            if not parts:
-                at_ns = block.captured_at_ns
-            parts.append(block.samples)
-            end = block.end_frame
-        if parts:
-            yield self._piece(parts, at_ns)
+            if blocks and block.first_frame != blocks[-1].end_frame:
+                yield self._piece(blocks)
+                blocks = []
+            blocks.append(block)
+        if blocks:
+            yield self._piece(blocks)
 
-    def _piece(self, parts: list[bytes], at_ns: int) -> tuple[Samples, Moment]:
-        samples = to_float32(b"".join(parts), self._audio.sample)
-        return samples.reshape(-1, self._audio.channels), Moment(at_ns, self._reader.ns_per_frame)
+    def _piece(self, blocks: list[Block]) -> tuple[Samples, Moment]:
+        whole = joined(blocks)
+        samples = to_float32(whole.samples, self._audio.sample).reshape(-1, self._audio.channels)
+        return samples, Moment(whole.captured_at_ns, self._reader.ns_per_frame)

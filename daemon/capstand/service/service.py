@@ -98,9 +98,8 @@ class Service:
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
         self._notify_due_ns = 0
-        self._told: list[
-            tuple[Health, str | None]
-        ] = []  # how each stream was, when STATUS was told
+        # how each stream was, when STATUS was told
+        self._told: list[tuple[Health, str | None]] = []
         self._stopping = ""
         self._failed = False
         self._begun = 0.0

@@ -32,6 +32,7 @@ import alsaaudio
 
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.audio.clock import Pace
+from capstand.audio.continuity import Continuity
 from capstand.devices import address, holder, identity, libasound
 from capstand.devices.libasound import Abilities
 from capstand.errors import SinkBusy, SinkError
@@ -77,7 +78,7 @@ class AlsaPlayback(Sink):
         self._buffer = 0
         self._live: LiveTrack | None = None
         self._converts = False
-        self._next_frame = -1
+        self._continuity = Continuity()
         self._started = False  # the device has been given sound
         self._broken = True  # the block before this one was not played
         self._behind = False
@@ -140,8 +141,7 @@ class AlsaPlayback(Sink):
 
     def write(self, block: Block) -> None:
         frame_ms = 1000 / self._audio.rate_hz
-        gap = 0 if self._next_frame < 0 else block.first_frame - self._next_frame
-        self._next_frame = block.first_frame + block.frames
+        gap = self._continuity.follow(block)
         running, held = self._look()
         if not running and self._started:
             self._ran_dry(sounds=gap == 0)

@@ -66,9 +66,8 @@ class SinkQueue:
         self.state = SinkState.OPENING
         self.trouble: str | None = None
         self.failures = 0
-        self.since: StreamPosition | None = StreamPosition(
-            0, 0
-        )  # None until the pusher has taken it up
+        # None until the pusher has taken it up
+        self.since: StreamPosition | None = StreamPosition(0, 0)
         self.until: StreamPosition | None = None
         self.missed = 0  # what the ring had no room for until the pusher came to it
         self.entered = 0

@@ -26,6 +26,7 @@ from pathlib import Path
 from capstand.audio import wav
 from capstand.audio.block import NS_PER_S, AudioFormat, Block
 from capstand.audio.clock import Pace
+from capstand.audio.continuity import Continuity
 from capstand.errors import SinkError
 from capstand.host.control import is_served
 from capstand.host.peer import GROUPS, Peer, peer_of
@@ -64,7 +65,7 @@ class StreamSocket(Sink):
         self._server: socket.socket | None = None
         self._inode = (0, 0)
         self._readers: list[_Reader] = []
-        self._next_frame = -1
+        self._continuity = Continuity()
         self._lost_frames = 0  # of readers that have gone
         self._refused = self._turned_away = 0
 
@@ -104,8 +105,7 @@ class StreamSocket(Sink):
 
     def write(self, block: Block) -> None:
         self._accept()
-        gap = 0 if self._next_frame < 0 else block.first_frame - self._next_frame
-        self._next_frame = block.first_frame + block.frames
+        gap = self._continuity.follow(block)
         samples, frames = self._packed(block.samples), block.frames
         if gap > 0 and self._setup.gaps == "silence":
             silent = min(gap, self._most_frames // 2)

@@ -48,9 +48,8 @@ class Pusher:
         self.refusal: str | None = None
         self.batch_ms = batch_ms
         self.wake = wake or WakeUp()  # by the ring, for each block
-        self.quarter_full = (
-            quarter_full or WakeUp()
-        )  # for each quarter of it, and by those who want something
+        # for each quarter of it, and by those who want something
+        self.quarter_full = quarter_full or WakeUp()
         self._reader = reader
         self._sink_queues = sink_queues
         self._wanted = sink_queues  # written by main, taken over between two blocks

@@ -1,14 +1,10 @@
 """The type "high-pass": a Butterworth filter, 3 dB down at its cutoff."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated, NamedTuple
 
-from capstand.audio.block import Shape
 from capstand.config.registry import ProcessorType
 from capstand.config.rules import Choice, Number, Whole
-
-if TYPE_CHECKING:
-    from capstand.processing.linear import Linear
+from capstand.processing import cutoff
 
 
 class HighPassConfig(NamedTuple):
@@ -19,20 +15,6 @@ class HighPassConfig(NamedTuple):
     order: Annotated[int, Whole(1, 8)] = 2
 
 
-def _make(settings: HighPassConfig, shape: Shape) -> "Linear":
-    from capstand.processing.biquads import butterworth
-    from capstand.processing.linear import Linear, filtering
-
-    sections = butterworth("high-pass", settings.order, settings.cutoff_hz, shape.rate_hz)
-    return Linear(filtering(sections, shape.channels), shape.rate_hz)
-
-
-def _problems(settings: HighPassConfig, shape: Shape) -> Iterator[tuple[str, str]]:
-    if settings.cutoff_hz * 2 >= shape.rate_hz:
-        yield (
-            "cutoff_hz",
-            f"{settings.cutoff_hz:g} is not below half the rate, {shape.rate_hz / 2:g}",
-        )
-
-
-TYPE = ProcessorType(HighPassConfig, page="processing.md", make=_make, problems=_problems)
+TYPE = ProcessorType(
+    HighPassConfig, page="processing.md", make=cutoff.make, problems=cutoff.problems
+)
