@@ -315,9 +315,14 @@ def test_whoever_listens_there_cannot_confuse_it(tmp_path: Path, said: bytes, to
         thread.join()
 
 
+def explained() -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "own-audio.md").read_text(), re.DOTALL)
+    return str(code)
+
+
 def test_the_client_that_is_explained_works(place: Place) -> None:
     """The program of docs/own-audio.md, as it stands."""
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "own-audio.md").read_text(), re.DOTALL)
+    code = explained()
     assert len(code.splitlines()) <= 20
     run = [sys.executable, "-c", code, str(place.socket)]
     done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
@@ -330,6 +335,25 @@ def test_the_client_that_is_explained_works(place: Place) -> None:
     first.close()
     recorded = np.array(place.recorded()[: 2 * 48_000])
     assert abs(recorded.astype(np.uint32).view(np.int32) % 65_536).max() > 7000
+
+
+def test_the_client_that_is_explained_says_why_it_was_refused(tmp_path: Path) -> None:
+    """Also where it had written already what nobody read: then the connection is reset."""
+    path = tmp_path / "push.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        run = [sys.executable, "-c", explained(), str(path)]
+        with subprocess.Popen(run, stdout=subprocess.PIPE, text=True) as client:
+            link, _ = server.accept()
+            with link:
+                link.send(b"error: the stream is somebody else's\n")
+                link.recv(1)
+            assert (
+                client.communicate(timeout=PATIENCE_S)[0]
+                == "error: the stream is somebody else's\n"
+            )
+            assert client.returncode == 0
 
 
 @pytest.mark.parametrize(
