@@ -4,6 +4,7 @@ import math
 import re
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -30,7 +31,8 @@ from capstand.config.schema import (
     spool_of,
 )
 from capstand.errors import ConfigError
-from capstand.sinks.recording.segment import subtype
+from capstand.sinks.recording.flac import subtype
+from capstand.sinks.recording.wav import WavFile
 from capstand.sinks.types.agora import (
     AGORA_ID,
     AREAS,
@@ -821,15 +823,22 @@ def test_what_flac_is_asked_to_hold_is_what_libsndfile_writes(rate_hz: int) -> N
         for channels in (1, 8, 9, 32):
             audio = AudioFormat(rate_hz, channels, sample)
             refused = bool(list(flac_refuses(audio)))
-            assert writes(audio, "FLAC", "flac") is not refused, audio
-            assert writes(audio, "WAV", "wav") and writes(audio, "RF64", "wav"), audio
+            assert flac_writes(audio) is not refused, audio
+            for large in (False, True):
+                with TemporaryFile() as file:
+                    wav = WavFile(file.fileno(), audio, large=large)
+                    wav.write(audio.sample.silence(5 * channels), 5)
+                    wav.close()
+                    file.seek(0)
+                    facts = soundfile.info(file)
+                assert (facts.samplerate, facts.channels, facts.frames) == (rate_hz, channels, 5)
 
 
-def writes(audio: AudioFormat, kind: str, container: str) -> bool:
+def flac_writes(audio: AudioFormat) -> bool:
     """Whether libsndfile writes so much as a block of this."""
-    shape = (audio.rate_hz, audio.channels, subtype(audio.sample, container))
+    shape = (audio.rate_hz, audio.channels, subtype(audio.sample))
     try:
-        with soundfile.SoundFile(BytesIO(), "w", *shape, format=kind) as file:
+        with soundfile.SoundFile(BytesIO(), "w", *shape, format="FLAC") as file:
             file.buffer_write(bytes(4 * audio.channels * 5000), "int32")
     except (RuntimeError, ValueError):
         return False

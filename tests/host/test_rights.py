@@ -273,7 +273,7 @@ def test_a_directory_of_the_services_keeps_no_user_from_starting(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
     assert places.runtime_directory(service=True) == session / "capstand"
-    chosen = cli._parser().parse_args(["status"])
+    chosen = cli._parser(["status"]).parse_args(["status"])
     assert places.socket(chosen) == system / control.NAME  # nobody is there: say so of the service
     (session / "capstand").mkdir()
     (session / "capstand" / control.NAME).touch()

@@ -184,9 +184,18 @@ def test_a_file_that_cannot_be_named_is_no_loss(
 
 
 def test_a_write_that_fails_once_is_told_in_words(record: Callable[..., Outcome]) -> None:
-    """What libsndfile says of it says nothing; the sound before it is in the file."""
+    """The reason is the system's own; the sound before it is in the file."""
     out = record("write_once=5")
     assert (out.delivered, out.dropped, out.frames) == (1600, 800, 1600)
+    assert "the disk is failing" in out.told[0]
+
+
+def test_what_libsndfile_keeps_quiet_about_is_told_in_words(
+    record: Callable[..., Outcome],
+) -> None:
+    """Of a FLAC it only says that the system failed."""
+    out = record("write_once=5", container="flac")
+    assert 0 < out.delivered == out.frames and out.dropped
     assert (
         "the disk rejected a write, then accepted the next one; recording is paused" in out.told[0]
     )

@@ -17,7 +17,7 @@ from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.dsp.convert import to_int32
 from capstand.errors import SinkError
 from capstand.sinks.recording.recording import RESUME_MB, Recording
-from capstand.sinks.recording.segment import repair_wav
+from capstand.sinks.recording.wav import WavFile, repair_wav
 from capstand.sinks.sink_queue import SinkQueue
 from capstand.sinks.types.file import FileSinkConfig
 
@@ -197,16 +197,9 @@ def test_what_a_crash_leaves_is_read_in_every_format(
             desk.sink.prepare(desk.block(0))
         segment = desk.sink._segment
         assert segment is not None
-        segment._file.close = lambda: None  # nothing more is done to it
-        os.fsync(segment._descriptor)
-        (part,) = tmp_path.iterdir()
-        left = part.read_bytes()
-        segment._file = None
-        os.close(segment._descriptor)
+        os.close(segment._descriptor)  # nothing more is done to it
         os.close(segment._folder)
         desk.sink._segment = None
-        gc.collect()
-        part.write_bytes(left)  # what libsndfile does at its end undone
         Desk(tmp_path, AudioFormat(48_000, 2, sample)).sink.open()
         if written:
             (path,) = tmp_path.iterdir()
@@ -465,6 +458,36 @@ def test_a_gap_may_carry_a_segment_past_its_limit(tmp_path: Path) -> None:
     (part,) = tmp_path.iterdir()
     assert part.read_bytes()[12:16] == b"JUNK"
     desk.sink.close()
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "left by a crash"])
+def test_a_segment_that_passes_4_gib_becomes_rf64(tmp_path: Path, closed: bool) -> None:
+    """What is after 4 GiB is found at its place, by a reader that knows RF64."""
+    audio = AudioFormat(192_000, 2, SampleFormat.S32_LE)
+    desk = Desk(tmp_path, audio, segment_s=86_400.0)
+    desk.write(0)
+    segment = desk.sink._segment
+    assert segment is not None
+    frames = 2**32 // 8
+    assert isinstance(segment._file, WavFile)
+    segment._file.frames += frames  # as if so much had been written: a hole, which costs no disk
+    segment._file._end = os.lseek(segment._descriptor, frames * 8, os.SEEK_CUR)
+    samples = desk.write(PERIOD)
+    desk.sink.flush()
+    (part,) = tmp_path.iterdir()
+    assert soundfile.info(part).frames == frames + 2 * PERIOD
+    desk.sink.close()
+    (path,) = tmp_path.iterdir()
+    if not closed:
+        with path.open("r+b", buffering=0) as file:  # as before the flush that passed 4 GiB
+            file.write(b"RIFF" + bytes(4) + b"WAVEJUNK")
+            repair_wav(file.fileno())
+    facts = soundfile.info(path)
+    assert (facts.format, facts.frames) == ("RF64", frames + 2 * PERIOD)
+    with soundfile.SoundFile(path) as file:
+        file.seek(frames + PERIOD)
+        assert file.read(dtype="int32").tobytes() == samples
+    path.unlink()
 
 
 @pytest.mark.parametrize("extra", [0, 1, 3])

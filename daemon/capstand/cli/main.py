@@ -2,14 +2,29 @@
 agora."""
 
 import errno
+import importlib
+import sys
 
 from capstand import __version__
-from capstand.cli import agora, check, devices, push, release, reload, run, settings, status, tap
 from capstand.cli.parsing import SHAPE, Parser
 from capstand.errors import CapstandError, ConfigError
 from capstand.host import console, signals
 from capstand.text import clean
 
+COMMANDS = {
+    "run": "run",
+    "check": "check",
+    "devices": "devices",
+    "status": "status",
+    "reload": "reload",
+    "set": "settings",
+    "release": "release",
+    "resume": "release",
+    "push": "push",
+    "tap": "tap",
+    "agora": "agora",
+}
+"""In the order of the help, and in which module of ``cli`` each is."""
 EX_CONFIG = 78
 DESCRIPTION = """\
 Captures sound from ALSA devices, gives every frame its true time, and delivers it to its
@@ -49,8 +64,11 @@ examples:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
     try:
-        chosen = _parser().parse_args(arguments)
-        if chosen.act is not run.act:
+        arguments = sys.argv[1:] if arguments is None else arguments
+        named = arguments[0] if arguments else ""
+        # The daemon does without the memory of what the other commands load.
+        chosen = _parser([named] if named in COMMANDS else list(COMMANDS)).parse_args(arguments)
+        if named != "run":
             signals.unblock()
         return int(chosen.act(chosen))
     except ConfigError as error:
@@ -78,10 +96,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> Parser:
+def _parser(names: list[str]) -> Parser:
     parser = Parser(prog="capstand", description=DESCRIPTION, epilog=EPILOG, formatter_class=SHAPE)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, check, devices, status, reload, settings, release, push, tap, agora):
-        command.add(commands)
+    for module in dict.fromkeys(COMMANDS[name] for name in names):
+        importlib.import_module(f"capstand.cli.{module}").add(commands)
     return parser

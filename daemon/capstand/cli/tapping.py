@@ -139,16 +139,11 @@ class Raw:
 
 class Wav:
     def __init__(self, audio: AudioFormat) -> None:
-        framed = wav.in_wav(audio)
-        self.begin = wav.header(framed)
-        self._from, self._to = audio.sample, framed.sample
+        self.begin = wav.header(wav.in_wav(audio))
+        self._sample = audio.sample
 
     def pack(self, samples: bytes) -> bytes:
-        if self._from is self._to:
-            return samples
-        from capstand.dsp.convert import convert  # brings numpy
-
-        return convert(samples, self._from, self._to)
+        return wav.packed(samples, self._sample)
 
     def end(self) -> bytes:
         return b""

@@ -28,8 +28,6 @@ from typing import (
     get_type_hints,
 )
 
-import tomli
-
 from capstand.config.lines import line_of, lines_of_keys, spoken
 from capstand.config.rules import NOTHING, Choice, Fault, Keyed
 from capstand.config.slips import explain, odd_sign
@@ -94,6 +92,8 @@ def decode(text: str, path: str, kind: type[T]) -> T:
 
     Raises ConfigError with every fault found.
     """
+    import tomli  # for the process that reads the file alone: the others do without its memory
+
     text = text.removeprefix("\ufeff")
     if _has_deep_keys(text):
         raise ConfigError([f"{path}: not a configuration: nested too deeply"])
@@ -140,6 +140,8 @@ def with_value(table: T, keys: Keys, text: str) -> tuple[T | None, list[tuple[Ke
 
 def _value_in(text: str, key: str) -> Any:
     """Raises Fault."""
+    import tomli
+
     line = f"{key} = {text}"
     try:
         document = tomli.loads(line)

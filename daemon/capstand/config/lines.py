@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import tomli
-
 from capstand.config.wording import PLAIN, Keys, near_secret, secretive
 from capstand.text import clean
 
@@ -22,6 +20,8 @@ def lines_of_keys(text: str) -> dict[Keys, int]:
     each a valid file of its own: so lines are gathered until tomli takes them. That is not worth
     more than ``WORK`` characters; keys beyond are told by the line of the table they are in.
     """
+    import tomli
+
     work = WORK
     lines: dict[Keys, int] = {}
     newest: dict[Keys, int] = {}  # array of tables → number of its newest element

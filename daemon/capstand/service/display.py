@@ -1,7 +1,6 @@
 """What a person sees: the line for systemctl, the live line of a terminal, the status table."""
 
 import json
-import shutil
 import sys
 
 from capstand.accounting.stats import SIMULATED, StreamStats
@@ -76,6 +75,8 @@ class LiveLine:
             f"{lost_words(stream)}  " + ", ".join(f"→ {sink.detail}" for sink in stream.sinks)
             for stream in streams
         )
+        import shutil  # brings what a service does without
+
         width = max(1, shutil.get_terminal_size().columns - 1)
         shown = clean.in_encoding(clean.line(text), sys.stderr.encoding)
         self._write("\r\033[K" + shown[:width])

@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from capstand.audio.block import NS_PER_S
 from capstand.sinks import disk
-from capstand.sinks.recording.segment import HEADER_BYTES, is_there, lock, name_it, repair_wav
+from capstand.sinks.recording.segment import HEADER_BYTES, is_there, lock, name_it
+from capstand.sinks.recording.wav import repair_wav
 
 QUIET_NS = 90 * NS_PER_S
 LOOK_NS = 10 * NS_PER_S

@@ -10,14 +10,13 @@ that has been set by as much since the segment began (or a machine that was susp
 was mounted or unmounted there, and a file that may grow no further. The name carries the time (UTC)
 at which its first frame was sampled: ``mic-20261122T031500.250Z.wav``.
 
-Thread: the sink queue's, behind a spool the forwarder's; libsndfile and numpy are loaded in it, so
-that they do not hold up the start of capture. Old recordings are removed in another
+Thread: the sink queue's, behind a spool the forwarder's; a FLAC's libsndfile and numpy are loaded
+in it, so that they do not hold up the start of capture. Old recordings are removed in another
 (``retention.py``).
 """
 
 import contextlib
 import errno
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -46,8 +45,8 @@ NOTES = 100
 FULL = 0.8
 """From this share of the disk on, the status says so and how long the rest will last."""
 MEASURED_NS = 60 * NS_PER_S
-_FAULTS = (OSError, RuntimeError, AssertionError, struct.error, ZeroDivisionError)
-"""What libsndfile, python-soundfile, the system and a file that somebody changed may bring."""
+_FAULTS = (OSError, RuntimeError, AssertionError)
+"""What the system, and for a FLAC libsndfile and python-soundfile may bring."""
 
 
 class Recording(Sink):
@@ -184,8 +183,6 @@ class Recording(Sink):
             self._segment.probe()
         except OSError as plain:
             return plain
-        if isinstance(error, struct.error | ZeroDivisionError):
-            return error
         return RuntimeError("the disk rejected a write, then accepted the next one")
 
     def write(self, block: Block) -> None:

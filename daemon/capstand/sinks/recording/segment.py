@@ -1,4 +1,4 @@
-"""One file of a recording, by libsndfile: WAV, RF64 where it can pass 4 GiB, or FLAC.
+"""One file of a recording: WAV (``wav.py``) or FLAC (``flac.py``).
 
 It is written as ``NAME.part`` and gets its name when it is whole. A flush brings the header up to
 date and syncs the data, so that what a crash leaves can be read; ``cut`` takes back what is to come
@@ -17,21 +17,19 @@ import stat
 import struct
 from pathlib import Path
 
-from capstand.audio.block import AudioFormat, SampleFormat
+from capstand.audio.block import AudioFormat
 from capstand.sinks import disk
-from capstand.sinks.recording.append_only import AppendOnlyFile
+from capstand.sinks.recording.flac import FlacFile, end_flac
 from capstand.sinks.recording.folder import DEFAULT_MODE, Access
+from capstand.sinks.recording.wav import WavFile, repair_wav
 
 HEADER_BYTES = 112
-"""The longest header of a segment without sound (RF64); that of WAV is 44, of FLAC 86."""
-FLAC_LENGTH = 2**36 - 1
+"""A segment that is no longer has no sound; the headers of WAV have 44 to 92, that of FLAC 86."""
 _FLAC_HELD = 4608
 """So many frames at most the encoder holds back, to fill a block."""
 _SPARE_BYTES = 8192
 """For headers, and for a FLAC of noise, which is a little larger than the noise."""
 _NAMES = 1000
-_UPDATE_HEADER_NOW, _RF64_AUTO_DOWNGRADE = 0x1060, 0x1210
-_BYTES = {"PCM_U8": 1, "PCM_S8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
 
 
 class Segment:
@@ -46,19 +44,14 @@ class Segment:
         self, folder: Path, stem: str, container: str, audio: AudioFormat, large: bool,
         access: Access,
     ) -> None:  # fmt: skip
-        self.frames = 0
         self.refused: OSError | None = None
         self.appends = False
         self.unnamed: OSError | None = None  # why it is whole and still has no name
         self._audio = audio
         self._flac = container == "flac"
-        self._subtype = subtype(audio.sample, container)
-        self._frame_bytes = audio.channels * _BYTES[self._subtype]
         self._dirty = False
         self.failed = False
         self._safe = 0
-        import soundfile
-
         with contextlib.ExitStack() as undo:
             self._folder = disk.open_folder(folder)
             undo.callback(os.close, self._folder)
@@ -73,23 +66,21 @@ class Segment:
                 self.name, self._descriptor = self._create(stem, container, os.O_WRONLY)
                 undo.callback(os.unlink, self.name + ".part", dir_fd=self._folder)
                 undo.callback(os.close, self._descriptor)
-            self._file_end = AppendOnlyFile(self._descriptor)
             try:
                 access.give(self._descriptor)
             except OSError as error:
                 self.refused = error
-            self._file = soundfile.SoundFile(
-                self._file_end if self.appends else self._descriptor,
-                "w",
-                samplerate=audio.rate_hz,
-                channels=audio.channels,
-                subtype=self._subtype,
-                format="FLAC" if self._flac else "RF64" if large and not self.appends else "WAV",
-                closefd=False,
-            )
+            self._file = self._begin(large)
             undo.pop_all()
-        if large and not self._flac and not self.appends:
-            self._command(_RF64_AUTO_DOWNGRADE, 1)
+
+    def _begin(self, large: bool) -> WavFile | FlacFile:
+        if self._flac:
+            return FlacFile(self._descriptor, self._audio)
+        return WavFile(self._descriptor, self._audio, large=large, appends=self.appends)
+
+    @property
+    def frames(self) -> int:
+        return self._file.frames
 
     def __str__(self) -> str:
         return f"{self.name}, {self.frames / self._audio.rate_hz:.0f} s"
@@ -134,27 +125,15 @@ class Segment:
         if self._flac:
             size = os.fstat(self._descriptor).st_size
             waiting = self.frames - self._safe + _FLAC_HELD
-            return size + (waiting + frames) * self._frame_bytes + _SPARE_BYTES <= self._limit
-        return (self.frames + frames) * self._frame_bytes + _SPARE_BYTES <= self._limit
+            return size + (waiting + frames) * self._file.frame_bytes + _SPARE_BYTES <= self._limit
+        return (self.frames + frames) * self._file.frame_bytes + _SPARE_BYTES <= self._limit
 
     def write(self, samples: bytes, frames: int) -> None:
         try:
-            match self._audio.sample:
-                case SampleFormat.S16_LE:
-                    self._file.buffer_write(samples, "int16")
-                case SampleFormat.S32_LE:
-                    self._file.buffer_write(samples, "int32")
-                case SampleFormat.FLOAT_LE:
-                    self._file.buffer_write(samples, "float32")
-                case packed:
-                    from capstand.dsp.convert import to_int32
-
-                    values = to_int32(samples, packed)
-                    self._file.buffer_write(values.tobytes(), "int32")
+            self._file.write(samples, frames)
         except BaseException:
             self.failed = True
             raise
-        self.frames += frames
         self._dirty = True
 
     def silence(self, frames: int) -> None:
@@ -168,11 +147,7 @@ class Segment:
     def flush(self) -> int:
         """Header up to date, data on the disk; returns how many frames are safe."""
         if self._dirty:
-            safe = self.frames
-            if self._flac:
-                safe = self._state_flac_length()
-            else:
-                self._command(_UPDATE_HEADER_NOW, 0)
+            safe = self._file.flush()
             disk.sync_file(self._descriptor)
             self._safe = safe
             self._dirty = False
@@ -204,7 +179,7 @@ class Segment:
         part = self.name + ".part"
         try:
             try:
-                kept = self._close()
+                kept = self._file.close()
                 disk.sync_file(self._descriptor)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -228,66 +203,11 @@ class Segment:
             os.close(self._folder)
         return kept
 
-    def _close(self) -> int:
-        """Returns how many frames are in the file then."""
-        if self.appends:
-            self._file.close()
-            return self.frames
-        if self.failed and not self._flac:
-            end = wav_data(self._descriptor)[0] + self.frames * self._frame_bytes
-            if end < os.fstat(self._descriptor).st_size:
-                os.ftruncate(self._descriptor, end)
-        try:
-            self._file.close()
-        except RuntimeError:
-            self.failed = True
-        if self._flac:
-            return self._state_flac_length()
-        if self.failed:
-            repair_wav(self._descriptor)
-        at, align, _ = wav_data(self._descriptor)
-        return min(self.frames, (os.fstat(self._descriptor).st_size - at) // align)
-
     def probe(self) -> None:
         """Raises OSError where the file can take no more."""
-        if self._file_end.error is not None:
-            raise self._file_end.error
         end = os.fstat(self._descriptor).st_size
         os.pwrite(self._descriptor, bytes(4096), end)
         os.ftruncate(self._descriptor, end)
-
-    def _command(self, command: int, size: int) -> None:
-        import soundfile
-
-        # python-soundfile has no public way to these commands of libsndfile.
-        soundfile._snd.sf_command(self._file._file, command, soundfile._ffi.NULL, size)
-
-    def _state_flac_length(self) -> int:
-        """Writes the number of complete frames into STREAMINFO, which libFLAC does only at the end,
-        and not after an error; returns it.
-
-        Readers that want a length (libsndfile) can read the file then; the 36-bit field ends at
-        byte 26. The encoder holds back the last, incomplete block.
-        """
-        head = os.pread(self._descriptor, 26, 0)
-        if len(head) < 26:
-            return 0
-        field = int.from_bytes(head[21:26], "big")
-        if field & FLAC_LENGTH == self.frames:
-            return self.frames
-        block_frames = int.from_bytes(head[8:10], "big")
-        whole = max(0, self.frames - 1) // block_frames * block_frames
-        os.pwrite(self._descriptor, (field & ~FLAC_LENGTH | whole).to_bytes(5, "big"), 21)
-        return whole
-
-
-def subtype(sample: SampleFormat, container: str) -> str:
-    """How libsndfile calls what holds these samples without loss."""
-    if sample.alsa_name.startswith("FLOAT"):
-        return "FLOAT"
-    if sample.bits == 8:
-        return "PCM_S8" if container == "flac" else "PCM_U8"
-    return {16: "PCM_16", 20: "PCM_24", 24: "PCM_24", 32: "PCM_32"}[sample.bits]
 
 
 def lock(descriptor: int) -> bool | None:
@@ -350,40 +270,8 @@ def cut(file: Path, frames: int, size: int) -> None:
             return
         os.ftruncate(descriptor, size)
         if ".flac" in file.suffixes:
-            field = int.from_bytes(os.pread(descriptor, 5, 21), "big")
-            length = (field & ~FLAC_LENGTH | frames).to_bytes(5, "big")
-            os.pwrite(descriptor, length + bytes(16), 21)  # and no MD5 of the sound
+            end_flac(descriptor, frames)
         else:
             with contextlib.suppress(struct.error, ZeroDivisionError):
                 repair_wav(descriptor)
         disk.sync_file(descriptor)
-
-
-def wav_data(descriptor: int) -> tuple[int, int, int]:
-    """Where the sound of a WAV begins, bytes per frame, and where an RF64 keeps its sizes. Raises
-    struct.error where there is none.
-    """
-    head = os.pread(descriptor, 4096, 0)
-    at, align, ds64 = 12, 0, 0
-    while head[at : at + 4] != b"data":
-        kind, size = struct.unpack_from("<4sI", head, at)
-        if kind == b"fmt ":
-            align = struct.unpack_from("<H", head, at + 20)[0]
-        elif kind == b"ds64":
-            ds64 = at + 8
-        at += 8 + size + size % 2
-    return at + 8, align, ds64
-
-
-def repair_wav(descriptor: int) -> None:
-    """Makes the sizes in the header cover all that is in the file (whole frames)."""
-    length = os.fstat(descriptor).st_size
-    at, align, ds64 = wav_data(descriptor)
-    data_bytes = (length - at) // align * align
-    riff_bytes = at - 8 + data_bytes
-    if os.pread(descriptor, 4, 0) == b"RF64":
-        sizes = struct.pack("<QQQ", riff_bytes, data_bytes, data_bytes // align)
-        os.pwrite(descriptor, sizes, ds64)
-    else:
-        os.pwrite(descriptor, struct.pack("<I", min(riff_bytes, 2**32 - 1)), 4)
-        os.pwrite(descriptor, struct.pack("<I", min(data_bytes, 2**32 - 1)), at - 4)
