@@ -35,7 +35,6 @@ from tests.figures import figure
 from tests.line import Keep
 from tests.patience import PATIENCE_S
 from tests.service.test_service import Daemon, DaemonEnded
-from tests.sinks.test_recording import heard
 
 BYTES_PER_S = 48000 * 2 * 2
 CONFIGURATION = """
@@ -259,10 +258,12 @@ sys.meta_path.insert(0, Slow())
 def test_a_machine_slow_to_start_loses_nothing(
     tmp_path: Path, fakecard: FakeCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sound that comes while the machine takes 8 s to load what writes recordings is in them."""
+    """Sound that comes while the machine takes 8 s to load what writes a FLAC is in it."""
     (tmp_path / "sitecustomize.py").write_text(SLOW)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    daemon = Daemon(tmp_path, CAPTURED.format(device=fakecard.device, folder=tmp_path / "rec"))
+    text = CAPTURED.format(device=fakecard.device, folder=tmp_path / "rec")
+    text = text.replace("S32_LE", "S16_LE").replace("channels = 1", "channels = 2")
+    daemon = Daemon(tmp_path, text + 'container = "flac"\n')
     try:
         daemon.hear("READY=1")
         daemon.hear("file has accepted no data for ")
@@ -273,8 +274,9 @@ def test_a_machine_slow_to_start_loses_nothing(
     books = daemon.ledger()[-1]
     (sink,) = books["sinks"]
     assert (books["balanced"], books["lost_frames"], sink["dropped_frames"]) == (True, 0, 0)
-    (path,) = (tmp_path / "rec").glob("*.wav")
-    sound = heard(path)
+    (path,) = (tmp_path / "rec").glob("*.flac")
+    low, high = soundfile.read(path, dtype="int16")[0].view(np.uint16).astype(np.int64).T
+    sound = low | high << 16
     assert len(sound) == sink["delivered_frames"] == books["captured_frames"] > 8 * 48000
     assert (np.diff(sound) == 1).all()
 
