@@ -1,6 +1,10 @@
 """Waking a thread that waits."""
 
-from capstand.audio.wake import WakeUp
+import os
+from collections import deque
+from threading import Thread
+
+from capstand.audio.wake import Doorbell, WakeUp
 
 
 def test_it_is_set_until_it_is_cleared() -> None:
@@ -14,3 +18,36 @@ def test_it_is_set_until_it_is_cleared() -> None:
     wake.clear()
     wake.clear()
     assert not wake.wait(0)
+
+
+def test_a_doorbell_rings_only_for_those_who_wait() -> None:
+    """Nothing is set for a thread that is at work; one that is about to wait is woken once."""
+    bell = Doorbell()
+    bell.set()
+    assert not bell.wait(0)
+    bell.expect()
+    bell.set()
+    bell.set()
+    assert os.eventfd_read(bell.descriptor) == 1
+
+
+def test_nothing_is_missed_at_the_door() -> None:
+    """Whatever comes between the look whether something is there and the wait: it is found."""
+    bell, there, found = Doorbell(), deque[int](), list[int]()
+
+    def work() -> None:
+        while len(found) < 20_000:
+            bell.expect()
+            if not there:
+                assert bell.wait(600)
+            bell.clear()
+            while there:
+                found.append(there.popleft())
+
+    reader = Thread(target=work)
+    reader.start()
+    for number in range(20_000):
+        there.append(number)
+        bell.set()
+    reader.join(600)
+    assert found == list(range(20_000))

@@ -29,8 +29,29 @@ class WakeUp:
         with suppress(BlockingIOError):
             os.eventfd_read(self.descriptor)
 
+    def expect(self) -> None:
+        """It is about to be waited for."""
+
     def wait(self, timeout_s: float) -> bool:
         """Whether it was set by then; it stays so."""
         poll = select.poll()
         poll.register(self.descriptor, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000))
+
+
+class Doorbell(WakeUp):
+    """One whose reader is a thread of the same process and calls ``expect`` before it looks whether
+    something is there and waits; else ``set``, called behind something new, costs no system call.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._expected = False
+
+    def expect(self) -> None:
+        self._expected = True
+
+    def set(self) -> None:
+        if self._expected:
+            self._expected = False
+            super().set()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from capstand.accounting.stats import StreamPosition
 from capstand.audio.ring import Reader
-from capstand.audio.wake import WakeUp
+from capstand.audio.wake import Doorbell, WakeUp
 from capstand.host.realtime import lower_priority, prepare_thread
 from capstand.sinks.sink_queue import SinkQueue
 
@@ -47,7 +47,7 @@ class Pusher:
         self.meter = meter
         self.refusal: str | None = None
         self.batch_ms = batch_ms
-        self.wake = wake or WakeUp()  # by the ring, for each block
+        self.wake = wake or Doorbell()  # by the ring, for each block
         # for each quarter of it, and by those who want something
         self.quarter_full = quarter_full or WakeUp()
         self._reader = reader
@@ -85,7 +85,9 @@ class Pusher:
         rest.register(self.quarter_full, select.POLLIN)
         stopping, rest_ms = False, FIRST_REST_MS
         while not stopping:
-            wait.poll()
+            self.wake.expect()
+            if not self._reader.waiting and not self._stopping:
+                wait.poll()
             self.wake.clear()
             self.quarter_full.clear()
             stopping = self._stopping
