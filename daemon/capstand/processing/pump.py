@@ -39,6 +39,8 @@ LOOKS = 3
 """A block that is under way at so many looks in a row hangs: after 45 ms."""
 URGENT_MS = 40
 """Who gathers less is in a hurry."""
+REST_MS = 200.0
+"""Of one who is not. A block is not made longer for that: what is long under way hangs."""
 CHANGE_LOOK_S = 0.5
 """New processors may take their time to be made."""
 STARVED_SHARE = 0.5
@@ -206,8 +208,9 @@ class Pump:
         wait = select.poll()
         wait.register(self._wake, select.POLLIN)
         while self._until is None or self._reader.number < self._until:
-            wait.poll()
-            self._wake.clear()
+            if not self._reader.waiting:
+                wait.poll()
+                self._wake.clear()
             if self._settings is not None and self._chain is not None:
                 self._change()
             self._drain()
@@ -216,12 +219,12 @@ class Pump:
         self._process_gathered()
 
     def _rest_ms(self) -> float:
-        """Until what it gathers is there; where that is urgent, until the block before the last, so
-        that the last one wakes it."""
+        """Where it is urgent, until the block before the last of what it gathers, so that the last
+        one wakes it; else for long, since what follows in one go finds its code in the caches."""
         rate_hz = self._rings.audio.rate_hz
-        missing = self._gather_frames - self._gathered_frames
-        if self._gather_frames * 1000 < URGENT_MS * rate_hz:
-            missing -= self._block_frames
+        if self._gather_frames * 1000 >= URGENT_MS * rate_hz:
+            return REST_MS
+        missing = self._gather_frames - self._gathered_frames - self._block_frames
         return max(0.0, missing * 1000 / rate_hz)
 
     _block_frames = 0
