@@ -23,7 +23,7 @@ from capstand.capture.types.synthetic import SyntheticConfig
 from capstand.config.schema import CaptureConfig
 from capstand.devices import rebind
 from capstand.dsp.convert import from_int32
-from capstand.dsp.level import Meter
+from capstand.dsp.level import WINDOW_S, Meter
 from capstand.errors import DeviceError
 from capstand.service.reporter import Reporter
 from tests.counts import FULL
@@ -377,13 +377,13 @@ def test_exact_zeros_are_counted(sample: SampleFormat, channels: int) -> None:
     zeros = sample.silence(480 * channels)
     if sample is SampleFormat.S24_LE:
         zeros = b"\0\0\0\x7f" * (480 * channels)
-    for _ in range(500):
+    for _ in range(480):
         meter.update(zeros)
-    assert meter.zeros_s == pytest.approx(5.0)
+    assert meter.zeros_s == pytest.approx(4.8)
     quiet = np.zeros(480 * channels, np.int32)
     quiet[17] = 1 << (32 - sample.bits)
     meter.update(from_int32(quiet, sample))
-    for _ in range(19):
+    for _ in range(round(WINDOW_S * 100) - 1):
         meter.update(zeros)
     assert meter.zeros_s == 0.0
 

@@ -21,7 +21,7 @@ from capstand.capture.time import MonotonicTime
 from capstand.capture.types.synthetic import FaultConfig, SyntheticConfig
 from capstand.config.schema import CaptureConfig
 from capstand.dsp.convert import to_int32
-from capstand.dsp.level import FLOOR_DBFS, Meter
+from capstand.dsp.level import FLOOR_DBFS, WINDOW_S, Meter
 from capstand.errors import DeviceError
 from tests.line import Keep, Line, capture, counters
 from tests.patience import PATIENCE_S
@@ -215,7 +215,7 @@ def test_tone_level(format: str, level_dbfs: float) -> None:
     setup = SyntheticConfig(signal="tone", level_dbfs=level_dbfs, tone_hz=1000)
     played = Played(capture(format=format, source=setup))
     meter = Meter(played.card.audio)
-    for _ in range(30):
+    for _ in range(round(1.5 * WINDOW_S * 100)):
         meter.update(played.read()[1])
     if format == "U8" and level_dbfs == -60.0:  # less than half of its lowest bit
         assert meter.peak_dbfs == meter.level_dbfs == FLOOR_DBFS

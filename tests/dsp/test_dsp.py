@@ -14,7 +14,7 @@ from capstand.dsp import resample
 from capstand.dsp.catchup import power
 from capstand.dsp.channels import to_channels
 from capstand.dsp.convert import from_float, from_int32, to_float32, to_int32, to_s16
-from capstand.dsp.level import Meter, mean_square
+from capstand.dsp.level import WINDOW_S, Meter, mean_square
 from capstand.dsp.resample import Resampler
 from capstand.errors import SinkError
 
@@ -318,7 +318,7 @@ def test_the_power_of_a_block(sound: tuple[SampleFormat, list[int]]) -> None:
 @pytest.mark.parametrize("value", [2.0, 1e20, -3e38, float("inf"), float("nan")])
 def test_floats_far_beyond_full_scale_have_a_level(value: float) -> None:
     """Whatever a device calls a sample, the meter says a number, without a warning of numpy's."""
-    packed = np.full(1600, value, "<f4").tobytes()
+    packed = np.full(round(8000 * WINDOW_S), value, "<f4").tobytes()
     meter = Meter(AudioFormat(8000, 1, SampleFormat.FLOAT_LE))
     with np.errstate(all="raise"):
         meter.update(packed)

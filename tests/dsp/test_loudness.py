@@ -63,6 +63,15 @@ def test_a_peak_between_the_samples_is_found() -> None:
     assert heard(tone).true_peak_dbtp == pytest.approx(-6, abs=0.4)
 
 
+@pytest.mark.parametrize("phase", [0.25, 0.5, 1.0, 2.0, 4.5])
+def test_sound_that_is_under_way_begins_without_a_peak(phase: float) -> None:
+    """A meter that begins in the middle of a tone hears no more than the tone."""
+    tone = 0.1 * np.sin(2 * np.pi * 997 * np.arange(48_000) / 48_000 + phase)
+    meter = LoudnessMeter(48_000, 1)
+    meter.update(tone.astype(np.float32).reshape(-1, 1))
+    assert meter.read().true_peak_dbtp == pytest.approx(-20, abs=0.1)
+
+
 def test_the_peak_begins_anew_when_it_was_told() -> None:
     meter = LoudnessMeter(RATE, 1)
     meter.update(sine(0.1, -3, channels=1))

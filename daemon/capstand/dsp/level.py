@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from capstand.dsp.loudness import LoudnessWatch
 
 FLOOR_DBFS = -120.0
-WINDOW_S = 0.2
+WINDOW_S = 0.4
 MOST = 1e3
 """Floats may be anything; what is more than this is no sound, and its square no number."""
 MOST_BYTES = 1 << 22

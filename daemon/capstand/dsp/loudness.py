@@ -32,6 +32,8 @@ _SANE = 1e12
 _LOUDEST = 8.0  # +18 dBFS; what is beyond is no sound
 
 
+LEAD_FRAMES = 32
+"""More than the filter of the true peak is long, in frames."""
 LOOK_S = 1.0
 QUIET_S, QUIET_END_S = 60.0, 3.0
 """Speech has pauses; and a first word ends it."""
@@ -69,6 +71,7 @@ class LoudnessMeter:
         if not state:
             raise MemoryError("libebur128")
         self._state = c_void_p(state)
+        self._fresh = True
         if self._shape[0] > 2:  # inputs of a card, and not the loudspeakers of a film
             for channel in range(self._shape[0]):
                 self._library.ebur128_set_channel(self._state, channel, _LEFT)
@@ -91,10 +94,22 @@ class LoudnessMeter:
             sane = np.dot(flat, flat) < _SANE
         if not sane:
             flat = np.where(np.abs(flat) < _LOUDEST, flat, np.float32(0))
-        frames = len(flat) // self._shape[0]
-        self._library.ebur128_add_frames_float(self._state, flat.ctypes.data, frames)
+        if self._fresh:
+            self._fresh = False
+            self._add(self._before(flat))
+        self._add(flat)
         if self._true_peak:
             self._peak = max(self._peak, *map(self._channel_peak, range(self._shape[0])), 0.0)
+
+    def _add(self, flat: npt.NDArray[np.float32]) -> None:
+        frames = len(flat) // self._shape[0]
+        self._library.ebur128_add_frames_float(self._state, flat.ctypes.data, frames)
+
+    def _before(self, flat: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What may have come before the first sound, its mirror image: out of silence it would
+        begin with a step that is not in it, whose overshoot tells a peak of 1 dB too much."""
+        begin = flat.reshape(-1, self._shape[0])[: LEAD_FRAMES + 1]
+        return np.ascontiguousarray(begin[:0:-1]).reshape(-1)
 
     def _channel_peak(self, channel: int) -> float:
         value = c_double()
