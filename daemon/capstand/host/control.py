@@ -191,6 +191,11 @@ class ControlServer:
         self._answered.put((client, answer))
         os.eventfd_write(self._to_control, 1)
 
+    @property
+    def waits(self) -> bool:
+        """Whether an order is under way that ``expire`` will answer."""
+        return bool(self._waiting)
+
     def expire(self) -> None:
         """Answers orders that are done, or not in time; called now and then."""
         now_s = time.monotonic()

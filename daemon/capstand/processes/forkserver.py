@@ -43,6 +43,7 @@ NOT_TOLD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 LONGEST = 4096
 MOST_DESCRIPTORS = 253  # SCM_MAX_FD of Linux
 WORD = struct.Struct("@i")
+ONCE = select.EPOLLIN | select.EPOLLONESHOT
 REST_S = 5.0
 """For so long after an order another one may follow."""
 PR_SET_CHILD_SUBREAPER = 36
@@ -57,13 +58,15 @@ class Process:
     why.
     """
 
-    def __init__(self, word: socket.socket) -> None:
+    def __init__(self, word: socket.socket, news: select.epoll) -> None:
         self.pid: int | None = None
         self.returncode: int | None = None
         self.error = ""
         self._word = word  # from the forkserver: its number
+        self._news = news
         self._handle = -1
         self._doomed = False
+        news.register(word, ONCE)
 
     def poll(self) -> int | None:
         """How it ended; None while it has not."""
@@ -96,6 +99,7 @@ class Process:
             return
         self.pid = number
         self._handle = os.pidfd_open(number)  # ours to wait for, so the number is still its own
+        self._news.register(self._handle, ONCE)
         if self._doomed:
             self.kill()
 
@@ -108,11 +112,24 @@ class Process:
 
 
 class ForkServer:
-    """Main's end of it; it is started with the first process, and again where it is gone."""
+    """Main's end of it; it is started with the first process, and again where it is gone.
+
+    ``news`` can be waited for: a process has begun or ended since ``heard``.
+    """
 
     def __init__(self) -> None:
         self.pid: int | None = None
         self.channel: socket.socket | None = None
+        self._news: select.epoll | None = None
+
+    @property
+    def news(self) -> select.epoll:
+        if self._news is None:
+            self._news = select.epoll()
+        return self._news
+
+    def heard(self) -> None:
+        self.news.poll(0)
 
     def begin(self, modules: Sequence[str]) -> None:
         """Forks it from this process, which must have no other thread and not begun its work; it
@@ -153,7 +170,7 @@ class ForkServer:
                 try:
                     given = [its.fileno(), *descriptors]
                     socket.send_fds(self.channel or self._start(), [order], given)
-                    return Process(word)
+                    return Process(word, self.news)
                 except ConnectionError:  # it is gone
                     self.end()
                 except OSError:

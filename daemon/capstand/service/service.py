@@ -30,6 +30,7 @@ from capstand.host.control import NAME, ControlServer
 from capstand.host.logs import RepeatFilter, log_event
 from capstand.host.notify import Notifier
 from capstand.host.peer import Peer
+from capstand.processes import forkserver
 from capstand.service.display import LiveLine, status_line
 from capstand.service.reload import BUSY_S, Reload
 from capstand.service.reporter import Reporter
@@ -41,7 +42,9 @@ from capstand.sharing.reservation_manager import ReservationManager, session_add
 from capstand.sharing.tapping import tap
 from capstand.stream.stream import Stream
 
-TICK_S = 0.25
+TICK_S = 0.5
+"""Each look at all streams costs as much as four periods of one; what cannot wait wakes main."""
+ILL_TICK_S = 0.25
 LIVE_TICK_S = 0.1
 NOTIFY_NS = 1_000_000_000
 STOP_S = 2.5
@@ -102,6 +105,7 @@ class Service:
         self._told: list[tuple[Health, str | None]] = []
         self._stopping = ""
         self._failed = False
+        self._news = False
         self._begun = 0.0
 
     def run(self, seconds: float | None = None) -> int:
@@ -213,14 +217,16 @@ class Service:
         """Until told to stop: look, tell, feed the watchdog. ``seconds`` count from when all
         streams have begun."""
         begun = time.monotonic() + LONGEST_BEGIN_S
-        tick_s = LIVE_TICK_S if self._live.active else TICK_S
+        assert self._control is not None
         due = time.monotonic()
+        self._selector.register(forkserver.shared.news, selectors.EVENT_READ, self._hear_news)
         while not self._stopping:
             wait_s = max(0.0, due - time.monotonic())
-            if self._reload.busy:
+            if self._reload.busy or self._control.waits:
                 wait_s = min(wait_s, BUSY_S)
             for key, _ in self._selector.select(wait_s):
                 key.data()
+            self._control.expire()
             if not self._stopping and self._reload.poll():
                 self._notify_due_ns = 0
                 self._keep_up()
@@ -229,11 +235,17 @@ class Service:
                 begun = min(begun, self._begun)
             if seconds is not None and now >= begun + seconds:
                 self._stopping = "--seconds elapsed"
-            if now >= due:
-                due = now + tick_s
-                self._tick()
+            if now >= due or self._news:
+                self._news = False
+                due = now + self._tick()
 
-    def _tick(self) -> None:
+    def _hear_news(self) -> None:
+        """A process has begun or ended."""
+        forkserver.shared.heard()
+        self._news = True
+
+    def _tick(self) -> float:
+        """Returns after how many seconds the next one is due."""
         now_ns = time.monotonic_ns()
         self._device_release.poll(now_ns)
         all_stats = []
@@ -260,8 +272,10 @@ class Service:
         if self._ledger.trouble != self._ledger_trouble:
             self._ledger_trouble = self._ledger.trouble
             log_event(logging.WARNING, "ledger: %s", self._ledger_trouble or "writable again")
-        if self._control is not None:
-            self._control.expire()
+        if self._live.active:
+            return LIVE_TICK_S
+        well = all(health is Health.OK for health, _ in how)
+        return TICK_S if well else ILL_TICK_S
 
     def _stop(self) -> None:
         self._notifier.stopping()

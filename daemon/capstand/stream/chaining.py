@@ -29,10 +29,10 @@ from capstand.processing.orders import Finish, Set, SidechainFormat, Word, Work
 
 GATHER_MS, LIVE_GATHER_MS = 40, 20
 """What a live sink waits for comes sooner; else fewer wake-ups count."""
-SILENT_NS = NS_PER_S
-"""Its process shows itself four times a second; for so long it may not. Less than the captured ring
-holds, so that another one misses nothing."""
-MOST_LOOK_NS = 3 * NS_PER_S // 10
+SILENT_NS = 9 * NS_PER_S // 10
+"""Its process shows itself four times a second; for so long it may not. With the looks that it
+takes to see that, less than the captured ring holds, so that another one misses nothing."""
+MOST_LOOK_NS = 6 * NS_PER_S // 10
 """Between two looks; what is longer says something of us, or of the machine."""
 RESTART_S = (0.02, 5.0)
 """The captured ring holds two seconds: who is back within them has missed nothing."""

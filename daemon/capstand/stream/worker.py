@@ -1,6 +1,6 @@
 """The inside of a stream's process: its main thread, which obeys, tells, and touches no sound.
 
-Four times a second, and after each order, it tells main how all is (``Report``); what has happened
+Twice a second, and after each order, it tells main how all is (``Report``); what has happened
 since the last one is kept until it could be sent. What takes long to load is loaded once sound
 flows, by a thread that ends.
 
@@ -30,7 +30,9 @@ from capstand.stream.intake import Chained, Intake, make_source
 from capstand.stream.orders import End, Exchange, Processed, Release, Resume, RetryNow, Stop
 from capstand.stream.report import CAN_BE_OPENED, Phase, Report, ResumePoint, StreamWord
 
-TELL_MS = 250
+TELL_MS = 500
+FIRST_TELL_MS = 100
+"""Until sound flows."""
 BUSY_POLL_MS = 10
 """While something is waited for, such as a device that is to be closed."""
 LOAD_RETRY_S = 10.0
@@ -109,7 +111,8 @@ class StreamWorker:
             realtime.set_fifo(f"stream:{intake.name}", realtime.LOWEST)
         while self._end is None:
             link.page.does(Doing.WAITING, time.monotonic_ns())
-            poll.poll(BUSY_POLL_MS if self._waits else TELL_MS)
+            first = intake.pusher.meter is None
+            poll.poll(BUSY_POLL_MS if self._waits else FIRST_TELL_MS if first else TELL_MS)
             while (order := link.receive()) is not None:
                 self._obey(order)
                 self._orders += 1
