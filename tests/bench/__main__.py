@@ -21,6 +21,7 @@ SECTIONS = {
     "start": "exec to first frame",
     "clock": "timestamps against the truth",
     "processors": "what each processor costs",
+    "chain": "what a chain costs in a daemon",
     "scale": "many streams in one daemon",
     "day": "a day of drift",
     "week": "a week of faults",

@@ -181,20 +181,17 @@ def capstand_run(folder: Path, config: str) -> list[str]:
     return [str(HERE / "capstand"), "run", "--quiet", "--config", config_file, *where]
 
 
-def capstand_file(card: str, buffer: int, folder: Path) -> list[str]:
-    capture = CAPTURE.format(name="mic", card=card, buffer_ms=buffer // 48)
-    return capstand_run(folder, capture + FILE.format(folder=folder))
-
-
 def agora_sink(lock: bool, name: str = "studio") -> str:
     """The configuration of a channel, with rate lock or without."""
     return AGORA.format(name=name, lock=str(lock).lower())
 
 
-def _capstand_agora(*sinks: str) -> Callable[[str, int, Path], list[str]]:
+def capstand_with(*tables: str) -> Callable[[str, int, Path], list[str]]:
+    """A stream with these processors and sinks."""
+
     def command(card: str, buffer: int, folder: Path) -> list[str]:
         capture = CAPTURE.format(name="mic", card=card, buffer_ms=buffer // 48)
-        return capstand_run(folder, capture + "".join(sinks))
+        return capstand_run(folder, capture + "".join(tables).replace("{folder}", str(folder)))
 
     return command
 
@@ -221,12 +218,12 @@ def no_agora() -> str | None:
     return f"the stand-in for Agora's library cannot be built: {lacking}" if lacking else None
 
 
-CAPSTAND = Program("capstand, WAV", capstand_file)
+CAPSTAND = Program("capstand, WAV", capstand_with(FILE))
 NOTHING = Program("capstand, to nowhere", capstand_nothing)
 
 
 def _channels(words: str, *sinks: str) -> Program:
-    return Program(f"capstand, {words}", _capstand_agora(*sinks), no_agora, standin_env)
+    return Program(f"capstand, {words}", capstand_with(*sinks), no_agora, standin_env)
 
 
 PASS = _channels("Agora, pass-through", agora_sink(False))
