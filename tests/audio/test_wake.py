@@ -4,7 +4,7 @@ import os
 from collections import deque
 from threading import Thread
 
-from capstand.audio.wake import Doorbell, WakeUp
+from capstand.audio.wake import Doorbell, Paced, WakeUp
 
 
 def test_it_is_set_until_it_is_cleared() -> None:
@@ -51,3 +51,21 @@ def test_nothing_is_missed_at_the_door() -> None:
         bell.set()
     reader.join(600)
     assert found == list(range(20_000))
+
+
+def test_who_is_paced_is_woken_for_so_many_frames() -> None:
+    """Whatever the blocks are: of long ones each wakes it, of short ones every so many; what is
+    too much for one wake-up counts for the next."""
+    wake = WakeUp()
+
+    def woken(frames: int, *blocks: int) -> list[bool]:
+        paced, found = Paced(wake, frames), []
+        for block in blocks:
+            paced.came(block)
+            found.append(wake.wait(0))
+            wake.clear()
+        return found
+
+    assert woken(960, 480, 480, 480, 480) == [False, True, False, True]
+    assert woken(960, 480, 479, 480, 480) == [False, False, True, False]
+    assert woken(960, 1024, 0, 1024, 5000, 1) == [True, False, True, True, True]

@@ -33,7 +33,7 @@ from struct import Struct
 
 from capstand.audio.block import AudioFormat, Block
 from capstand.audio.clock import Pace
-from capstand.audio.wake import WakeUp
+from capstand.audio.wake import Paced, WakeUp
 
 MAGIC = 0x3130676E69720001  # a layout that differs gets another number
 HEAD = 64
@@ -70,6 +70,7 @@ class Ring:
         self._quarter = slots // 4
         self._wakes: tuple[WakeUp, ...] = ()
         self._rests: tuple[WakeUp, ...] = ()
+        self._paced: tuple[Paced, ...] = ()
 
     def open_for_reading(self) -> int:
         """A descriptor of the memory that allows nothing but reading; the caller closes it. Where
@@ -79,10 +80,13 @@ class Ring:
         except FileNotFoundError:
             return os.dup(self.descriptor)
 
-    def wakes(self, *readers: WakeUp, rests: tuple[WakeUp, ...] = ()) -> None:
-        """From the next block on, these are set for each block, and ``rests`` whenever another
-        quarter of the ring is full: a reader may rest until then. Any thread."""
-        self._wakes, self._rests = readers, rests
+    def wakes(
+        self, *readers: WakeUp, rests: tuple[WakeUp, ...] = (), paced: tuple[Paced, ...] = ()
+    ) -> None:
+        """From the next block on, these are set for each block, ``paced`` as they say, and
+        ``rests`` whenever another quarter of the ring is full: a reader may rest until then. Any
+        thread."""
+        self._wakes, self._rests, self._paced = readers, rests, paced
 
     def slot(self) -> memoryview:
         """Where the next block goes."""
@@ -100,6 +104,8 @@ class Ring:
         self.published = self._words[PUBLISHED] = number + 1
         for wake in self._wakes:
             wake.set()
+        for paced in self._paced:
+            paced.came(frames)
         if not (number + 1) % self._quarter:
             for wake in self._rests:
                 wake.set()

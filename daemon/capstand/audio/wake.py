@@ -55,3 +55,18 @@ class Doorbell(WakeUp):
         if self._expected:
             self._expected = False
             super().set()
+
+
+class Paced:
+    """Sets ``wake`` whenever ``frames`` more have come."""
+
+    def __init__(self, wake: WakeUp, frames: int) -> None:
+        self._wake = wake
+        self._frames = frames
+        self._come = 0
+
+    def came(self, frames: int) -> None:
+        self._come += frames
+        if self._come >= self._frames:
+            self._come = min(self._come - self._frames, self._frames - 1)
+            self._wake.set()

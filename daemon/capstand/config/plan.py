@@ -12,6 +12,9 @@ from typing import NamedTuple
 from capstand.config.registry import SINKS
 from capstand.config.schema import Config, SinkConfig, StreamConfig
 
+GATHER_MS, LIVE_GATHER_MS = 40, 20
+WAKE_MS = 200
+
 
 class ReloadPlan(NamedTuple):
     """``stop`` names streams that end; ``start`` are those that begin, ``exchange`` those that get
@@ -75,6 +78,22 @@ def same_capture(old: StreamConfig, new: StreamConfig) -> bool:
 def same_chain(old: StreamConfig, new: StreamConfig) -> bool:
     """Whether the chain goes on, perhaps with other settings."""
     return bool(old.process and new.process) and old.processed == new.processed
+
+
+class ChainPace(NamedTuple):
+    """How many frames a chain works on at a time, and for how many it is woken."""
+
+    gather_frames: int
+    wake_frames: int
+
+
+def chain_pace(config: StreamConfig) -> ChainPace:
+    """What a live sink waits for comes soon. Else fewer wake-ups count: blocks that are worked on
+    one after another find their code in the caches; one long block might be taken to hang."""
+    live = any(SINKS[one.type].live for one in config.on("processed").sink)
+    gather_ms, wake_ms = (LIVE_GATHER_MS, LIVE_GATHER_MS) if live else (GATHER_MS, WAKE_MS)
+    rate_hz = config.capture.rate_hz
+    return ChainPace(gather_ms * rate_hz // 1000, wake_ms * rate_hz // 1000)
 
 
 def describe(old: Config, new: Config) -> list[str]:

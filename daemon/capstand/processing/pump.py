@@ -37,10 +37,6 @@ from capstand.processing.stage import EDGE_MS, FADE_MS, LISTEN_MS, Sidechains, S
 LOOK_S = 0.015
 LOOKS = 3
 """A block that is under way at so many looks in a row hangs: after 45 ms."""
-URGENT_MS = 40
-"""Who gathers less is in a hurry."""
-REST_MS = 200.0
-"""Of one who is not. A block is not made longer for that: what is long under way hangs."""
 CHANGE_LOOK_S = 0.5
 """New processors may take their time to be made."""
 STARVED_SHARE = 0.5
@@ -71,7 +67,7 @@ class Rings(NamedTuple):
 
 
 class Pump:
-    """Woken by ``wake`` for each captured block; gathers ``gather_frames``; sets ``ended`` when it
+    """Woken by ``wake`` as sound comes in; gathers ``gather_frames``; sets ``ended`` when it
     ends. ``delay_frames`` are those of the chain that it stands in for until it has one."""
 
     def __init__(
@@ -204,30 +200,15 @@ class Pump:
         self._reader.missed = 0
 
     def _feed(self) -> None:
-        rest = select.poll()
         wait = select.poll()
         wait.register(self._wake, select.POLLIN)
         while self._until is None or self._reader.number < self._until:
-            if not self._reader.waiting:
-                wait.poll()
-                self._wake.clear()
+            wait.poll()
+            self._wake.clear()
             if self._settings is not None and self._chain is not None:
                 self._change()
             self._drain()
-            if self._until is None:
-                rest.poll(self._rest_ms())
         self._process_gathered()
-
-    def _rest_ms(self) -> float:
-        """Where it is urgent, until the block before the last of what it gathers, so that the last
-        one wakes it; else for long, since what follows in one go finds its code in the caches."""
-        rate_hz = self._rings.audio.rate_hz
-        if self._gather_frames * 1000 >= URGENT_MS * rate_hz:
-            return REST_MS
-        missing = self._gather_frames - self._gathered_frames - self._block_frames
-        return max(0.0, missing * 1000 / rate_hz)
-
-    _block_frames = 0
 
     def _drain(self) -> None:
         """All that is there, as far as it makes whole gathered blocks."""
@@ -239,7 +220,7 @@ class Pump:
             if self._abandoned:
                 raise Abandoned
             self.missed, missed = reader.missed, reader.missed - self.missed
-            gathered, self._block_frames = self._gathered, block.frames
+            gathered = self._gathered
             if gathered and (missed or block.first_frame != gathered[-1].end_frame):
                 self._process_gathered()
             if not gathered:

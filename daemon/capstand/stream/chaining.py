@@ -17,7 +17,7 @@ from typing import Protocol
 from capstand.audio.block import NS_PER_S
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
-from capstand.config.registry import SINKS
+from capstand.config.plan import GATHER_MS, LIVE_GATHER_MS, chain_pace
 from capstand.config.schema import LARGEST_PERIOD, MOST_RING_BYTES, RING_S, StreamConfig
 from capstand.host import realtime
 from capstand.host.backoff import Backoff
@@ -27,8 +27,6 @@ from capstand.processes.page import DOING, Doing
 from capstand.processes.supervisor import LIMITS_S, ProcessState, Supervisor
 from capstand.processing.orders import Finish, Set, SidechainFormat, Word, Work
 
-GATHER_MS, LIVE_GATHER_MS = 40, 20
-"""What a live sink waits for comes sooner; else fewer wake-ups count."""
 SILENT_NS = 9 * NS_PER_S // 10
 """Its process shows itself four times a second; for so long it may not. With the looks that it
 takes to see that, less than the captured ring holds, so that another one misses nothing."""
@@ -71,7 +69,7 @@ class Chaining:
             self._ends_here()  # what was captured before is not meant for it
         self._present = Reader(self.memory, self.audio)
         self._sidechains: dict[str, _Sidechain] = {}
-        gather_frames = _gather_frames(config)
+        gather_frames = chain_pace(config).gather_frames
         priority = realtime.lower_priority(capture.rt_priority, 10)
         work = Work(
             *(config.process, capture.audio, self.ring.slots, slot_bytes),
@@ -97,7 +95,7 @@ class Chaining:
         """Other settings, live sinks, or streams to listen to, for the same kind of sound."""
         self._listen_to(frozenset(config.sidechains.values()), others)
         sidechains = tuple(one.format for one in self._sidechains.values())
-        order = Set(config.process, _gather_frames(config), sidechains)
+        order = Set(config.process, chain_pace(config).gather_frames, sidechains)
         self._work = self._work._replace(**order._asdict())
         self.process.task = self.process.task._replace(arguments=(self._work,))
         self.wakes(live)
@@ -223,8 +221,3 @@ class _Sidechain:
 
     def close(self) -> None:
         os.close(self.descriptor)
-
-
-def _gather_frames(config: StreamConfig) -> int:
-    live = any(SINKS[one.type].live for one in config.on("processed").sink)
-    return (LIVE_GATHER_MS if live else GATHER_MS) * config.capture.rate_hz // 1000

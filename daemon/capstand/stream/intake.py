@@ -26,12 +26,12 @@ from capstand.accounting.stats import StreamPosition, StreamStats, span
 from capstand.audio.block import NS_PER_S
 from capstand.audio.clock import Clock
 from capstand.audio.ring import Reader, Ring
-from capstand.audio.wake import WakeUp
+from capstand.audio.wake import Paced, WakeUp
 from capstand.capture.capturer import Capturer
 from capstand.capture.failover import Failover
 from capstand.capture.source import Adjustable, NegotiatedParams, Source
 from capstand.capture.truerate import describe_rate
-from capstand.config.plan import same_capture, same_chain, sink_plan
+from capstand.config.plan import chain_pace, same_capture, same_chain, sink_plan
 from capstand.config.registry import SINKS, SOURCES, describe_failure
 from capstand.config.schema import (
     CaptureConfig,
@@ -189,8 +189,11 @@ class Intake:
         """The live sinks that read the ring: it wakes them, and where there are some, or behind the
         chain, the card is asked for each block as soon as it is there."""
         self._live = live
-        chain = () if self._chain_wake is None else (self._chain_wake,)
-        self.ring.wakes(*chain, *live, self.pusher.wake, rests=(self.pusher.quarter_full,))
+        paced: list[Paced] = []
+        if self._chain_wake is not None:
+            paced.append(Paced(self._chain_wake, chain_pace(self.config).wake_frames))
+        quarter = self.pusher.quarter_full
+        self.ring.wakes(*live, self.pusher.wake, rests=(quarter,), paced=tuple(paced))
         in_a_hurry = any(SINKS[one.type].live for one in self.config.sink)
         self.source.batch_ms = 0 if live or in_a_hurry else CAPTURE_BATCH_MS
 
