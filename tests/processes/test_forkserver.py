@@ -156,6 +156,35 @@ def test_one_that_is_wanted_no_more_ends_at_once(make: Make) -> None:
     ended(one)
 
 
+def test_one_that_ends_as_soon_as_it_is_there_is_waited_for(make: Make) -> None:
+    """It is not main's child yet then: the one between, which forked it, has not ended."""
+    begun(make())  # main is the subreaper now
+    word, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    gate, open_gate = os.pipe()
+    between = os.fork()
+    if between == 0:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(7)
+        os.close(open_gate)
+        os.write(its.fileno(), forkserver.WORD.pack(pid))
+        os.read(gate, 1)
+        os._exit(0)
+    os.close(gate)
+    try:
+        process = forkserver.Process(word, forkserver.shared.news)
+        deadline = time.monotonic() + PATIENCE_S
+        while process.pid is None or ") Z" not in Path(f"/proc/{process.pid}/stat").read_text():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+        assert process.poll() is None and not process.wait(0.01)
+    finally:
+        os.close(open_gate)
+        os.waitpid(between, 0)
+        its.close()
+    assert process.wait(PATIENCE_S) and process.returncode == 7
+
+
 def test_a_forkserver_with_nothing_to_do_ends(make: Make) -> None:
     """Its memory is then that of the processes it made, which go on, and the next one is made
     by another."""

@@ -81,9 +81,22 @@ class Process:
         if self.returncode is None and self.pid is not None:
             left_s = max(0.0, end - time.monotonic())
             if _readable(self._handle, left_s):
-                _, status = os.waitpid(self.pid, 0)
-                self._over(os.waitstatus_to_exitcode(status))
+                self._reap(self.pid, end)
         return self.returncode is not None
+
+    def _reap(self, pid: int, end: float) -> None:
+        """It has ended; but one that did so at once is not main's to wait for yet: its parent is
+        the fork between, which is about to end, too."""
+        while True:
+            try:
+                _, status = os.waitpid(pid, 0)
+            except ChildProcessError:
+                if time.monotonic() >= end:
+                    return
+                time.sleep(0.001)
+            else:
+                self._over(os.waitstatus_to_exitcode(status))
+                return
 
     def kill(self) -> None:
         self._doomed = True
