@@ -322,6 +322,11 @@ class Running:
         self.ledger.close(PATIENCE_S)
 
     def events(self, name: str, kind: str) -> list[dict[str, Any]]:
+        """Once the ledger's thread has written what it was given until now."""
+        deadline = time.monotonic() + PATIENCE_S
+        while any(book.waiting for book in tuple(self.ledger._books.values())):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
         lines = self.ledger.path(name).read_text().splitlines()
         return [one for one in map(json.loads, lines) if one["event"] == kind]
 

@@ -148,7 +148,7 @@ def test_a_killed_process_costs_its_own_stream_alone(
     assert lost == streams.ended["mic"].lost_frames
     assert lost == pytest.approx(fakecard.frames_lost, abs=480 * rounds)
     files = numbers(streams.folder / "mic")
-    assert all(set(np.diff(file)) == {1} for file in files)
+    assert all(set(np.diff(file)) <= {1} for file in files)  # one may hold a single frame
     heard = [number for file in files for number in file]
     assert len(set(heard)) == len(heard)
 
