@@ -264,6 +264,7 @@ class Running:
         self.command = program.command(self.card.device, cards.buffer_frames, self.folder)
         self._env = {**os.environ, **self.card.env, **program.env(self.folder)}
         self.began_ns = 0
+        self._cpu_s: dict[int, float] = {}
 
     def __enter__(self) -> Self:
         self._log = (self.folder / "log").open("w+")
@@ -300,8 +301,12 @@ class Running:
         return machine.family(self.process.pid)
 
     def cpu_s(self) -> float:
-        """Processor time of all its processes so far, in seconds."""
-        return sum(machine.cpu_s(process) for process in self.processes())
+        """Processor time of all its processes so far, in seconds; of one that has ended since, what
+        it had when this was asked last."""
+        for process in self.processes():
+            with suppress(OSError):  # ended meanwhile
+                self._cpu_s[process] = machine.cpu_s(process)
+        return sum(self._cpu_s.values())
 
     def memory_mb(self) -> float:
         """Memory of all its processes, what they share counted once."""
