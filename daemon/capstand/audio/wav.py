@@ -1,4 +1,4 @@
-"""WAV: its header, and samples as it has them.
+"""WAV: its header, and which format holds what.
 
 Sources: RIFF, Multimedia Programming Interface 1.0; EBU Tech 3306 for RF64. Readers take sizes of
 2³² − 1 for "to the end of the file".
@@ -23,26 +23,6 @@ IN_WAV = {
 def in_wav(audio: AudioFormat) -> AudioFormat:
     """The format in which a WAV holds it."""
     return audio._replace(sample=IN_WAV.get(audio.sample, audio.sample))
-
-
-def packed(samples: bytes, sample: SampleFormat) -> bytes:
-    """Samples in that format."""
-    match sample:
-        case SampleFormat.S16_BE:
-            swapped = bytearray(len(samples))
-            swapped[::2], swapped[1::2] = samples[1::2], samples[::2]
-            return bytes(swapped)
-        case SampleFormat.S24_LE:
-            close = bytearray(len(samples) // 4 * 3)
-            for byte in range(3):
-                close[byte::3] = samples[byte::4]
-            return bytes(close)
-        case SampleFormat.S20_3LE:
-            low = int.from_bytes(b"\xff\xff\x0f" * (len(samples) // 3), "little")
-            raised = (int.from_bytes(samples, "little") & low) << 4  # all of them, as one number
-            return raised.to_bytes(len(samples), "little")
-        case _:
-            return samples
 
 
 def header(audio: AudioFormat, frames: int | None = None, *, large: bool = False) -> bytes:

@@ -139,11 +139,16 @@ class Raw:
 
 class Wav:
     def __init__(self, audio: AudioFormat) -> None:
-        self.begin = wav.header(wav.in_wav(audio))
-        self._sample = audio.sample
+        framed = wav.in_wav(audio)
+        self.begin = wav.header(framed)
+        self._from, self._to = audio.sample, framed.sample
 
     def pack(self, samples: bytes) -> bytes:
-        return wav.packed(samples, self._sample)
+        if self._from is self._to:
+            return samples
+        from capstand.dsp.convert import convert  # brings numpy
+
+        return convert(samples, self._from, self._to)
 
     def end(self) -> bytes:
         return b""

@@ -118,11 +118,11 @@ class StreamSocket(Sink):
         self._send()
 
     def _packed(self, samples: bytes) -> bytes:
-        return (
-            samples
-            if self._sample is self._audio.sample
-            else wav.packed(samples, self._audio.sample)
-        )
+        if self._sample is self._audio.sample:
+            return samples
+        from capstand.dsp.convert import convert  # brings numpy
+
+        return convert(samples, self._audio.sample, self._sample)
 
     def _accept(self) -> None:
         """All who have knocked."""

@@ -37,13 +37,16 @@ class WavFile:
 
     def write(self, samples: bytes, frames: int) -> None:
         """Raises OSError; the file ends with the write before then."""
-        packed = wav.packed(samples, self._sample)
+        if self._sample is not self._audio.sample:
+            from capstand.dsp.convert import convert  # brings numpy
+
+            samples = convert(samples, self._sample, self._audio.sample)
         try:
-            _write_all(self._descriptor, packed)
+            _write_all(self._descriptor, samples)
         except BaseException:
             self._cut()
             raise
-        self._end += len(packed)
+        self._end += len(samples)
         self.frames += frames
 
     def flush(self) -> int:
