@@ -64,7 +64,9 @@ AGAIN_S = (0.2, 2.0)
 """However often a library has ended it, it is back soon after the device is well."""
 TRY_AFTER_NS = 2 * NS_PER_S
 """So long may opening keep the whole process from showing itself before another one tries it."""
-TRY_LIMITS = LIMITS_S | {Doing.OPENING: 2.0}
+TRY_LIMITS = LIMITS_S | {Doing.OPENING: 1.0}
+"""The device may be well just behind the beginning of a try; one that needs longer to be opened is
+left to the process itself, which has half a minute."""
 TRY_AGAIN_S = (0.2, 0.5)
 MODULES = ("capstand.stream.worker",)
 
