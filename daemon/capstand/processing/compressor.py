@@ -15,27 +15,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from capstand.processing.linear import fitting
+from capstand.processing.linear import fitting, multiply
 from capstand.processing.processor import Samples, Shape
 
+Values = npt.NDArray[np.float64]
 HOP_MS = 1.0
 SILENT = 1e-12
 """A mean square of -120 dB, which is below any threshold."""
 
 
 class Curve:
-    """The static curve: how much gain, in dB, a level gets."""
+    """The static curve: how much gain, in dB, each level gets."""
 
     def __init__(self, threshold_dbfs: float, ratio: float, knee_db: float) -> None:
-        self._threshold, self._slope, self._knee = threshold_dbfs, 1 / ratio - 1, knee_db
+        self._begin, self._slope, self._knee = threshold_dbfs - knee_db / 2, 1 / ratio - 1, knee_db
 
-    def gain_db(self, level_dbfs: float) -> float:
-        over = level_dbfs - self._threshold
-        if 2 * over <= -self._knee:
-            return 0.0
-        if 2 * over < self._knee:
-            return self._slope * (over + self._knee / 2) ** 2 / (2 * self._knee)
-        return self._slope * over
+    def gains_db(self, levels_dbfs: Values) -> Values:
+        over = np.maximum(levels_dbfs - self._begin, 0.0)
+        if not self._knee:
+            return self._slope * over
+        bent = np.minimum(over, self._knee)  # how far into the knee
+        return self._slope * (bent * bent / (2 * self._knee) + over - bent)
 
 
 class Compressor:
@@ -45,7 +45,7 @@ class Compressor:
     stays_finite = True
     _at: int
     """In the hop that has begun; ``_power`` is what it has so far, by channel."""
-    _power: npt.NDArray[np.float64]
+    _power: Values
     _before_db: float
     """The gain at the end of the hop before the last; ``_gain_db``: of the last."""
     _gain_db: float
@@ -60,6 +60,7 @@ class Compressor:
         self._attack, self._release = (
             math.exp(-hop_ms / one) if one else 0.0 for one in (attack_ms, release_ms)
         )
+        self._ramp = np.arange(self._hop) / self._hop
         self._out = np.empty((0, shape.channels), np.float32)
         self.reset()
 
@@ -71,19 +72,22 @@ class Compressor:
         starts = [0, *(end for end in ends if end < frames)]
         sums = np.add.reduceat(powers, starts, axis=0)
         sums[0] += self._power
-        knots = [self._before_db, self._gain_db]
-        for number in range(len(ends)):
-            level = 10 * math.log10(max(float(sums[number].max()) / hop, SILENT))
-            knots.append(self._follow(self._curve.gain_db(level)))
+        loudest = sums[: len(ends)].max(axis=1) / hop
+        levels_dbfs = 10 * np.log10(np.maximum(loudest, SILENT))
+        knots = [self._before_db, gain_db := self._gain_db]
+        for wanted_db in self._curve.gains_db(levels_dbfs).tolist():
+            pole = self._attack if wanted_db < gain_db else self._release
+            gain_db = wanted_db + pole * (gain_db - wanted_db)
+            knots.append(gain_db)
         self._at = (first + frames) % hop
         self._power = sums[-1] if len(sums) > len(ends) else np.zeros_like(sums[-1])
         self._before_db, self._gain_db = knots[-2], knots[-1]
         # Over a hop the gain goes from that of the hop before the last to that of the last.
-        there = (first + np.arange(frames)) / hop
-        gain = np.interp(there, np.arange(len(knots)), knots) + self._makeup_db
+        ends_db = np.array(knots) + self._makeup_db
+        lines = ends_db[:-1, None] + np.diff(ends_db)[:, None] * self._ramp
+        gains_db = lines.reshape(-1)[first : first + frames]
         self._out = fitting(self._out, frames)
-        factor = 10.0 ** (gain / 20)
-        np.multiply(block, factor[:, None], out=self._out, casting="same_kind")
+        multiply(block, np.exp(gains_db * (math.log(10) / 20)), self._out)
         return self._out
 
     def reset(self) -> None:
@@ -96,8 +100,3 @@ class Compressor:
 
     def figures(self) -> dict[str, object]:
         return {"reduction_db": round(-self._gain_db, 1) + 0.0}
-
-    def _follow(self, wanted_db: float) -> float:
-        pole = self._attack if wanted_db < self._gain_db else self._release
-        self._gain_db = wanted_db + pole * (self._gain_db - wanted_db)
-        return self._gain_db

@@ -18,18 +18,21 @@ It knows samples; what the sound does between them may be a little higher.
 Thread: the chain's.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from capstand.processing.delay import DelayLine
-from capstand.processing.linear import fitting
+from capstand.processing.linear import fitting, multiply
 from capstand.processing.processor import Samples, Shape
 
 Units = npt.NDArray[np.int64]
 UNIT_DB = 1e-6
 _UNITS = 20 / UNIT_DB
+ROUNDING = 2.5e-7
+"""A gain is rounded to float32, and so is what it makes of a sample: by 6e-8 each."""
 
 
 class Limiter:
@@ -43,11 +46,13 @@ class Limiter:
         self._ceiling = np.float32(ceiling)
         if float(self._ceiling) > ceiling:
             self._ceiling = np.nextafter(self._ceiling, np.float32(0))
+        self._aim = self._ceiling * np.float32(1 - ROUNDING)
         self._window = max(1, round(lookahead_ms * shape.rate_hz / 1000))
         self.delay_frames = self._window - 1
         self._step = max(1, round(release_db_per_s / shape.rate_hz / UNIT_DB))
         self._line = DelayLine(self.delay_frames, shape.channels)
         self._out = np.empty((0, shape.channels), np.float32)
+        self._rise = np.empty(0, np.int64)
         self._lowest_db = 0.0
         self._forget()
 
@@ -61,8 +66,7 @@ class Limiter:
             return self._out
         gain = self._smooth(self._needed(block))
         self._lowest_db = int(gain.min()) / self._window * UNIT_DB
-        factor = 10.0 ** (gain / (self._window * _UNITS))
-        np.multiply(late, factor[:, None], out=self._out, casting="same_kind")
+        multiply(late, np.exp(gain * (math.log(10) / (self._window * _UNITS))), self._out)
         return self._out
 
     def reset(self) -> None:
@@ -82,24 +86,30 @@ class Limiter:
         self._level = 0  # of ``released`` at the newest frame
 
     def _needed(self, block: Samples) -> Units:
-        loudest = np.abs(block).max(axis=1)
-        over = np.maximum(loudest, self._ceiling).astype(np.float64)
-        gain = np.log10(float(self._ceiling) / over) * _UNITS
-        return np.asarray(np.floor(gain), np.int64)
+        loudest = np.full(len(block), self._aim, np.float32)
+        for channel in np.abs(block.T):
+            np.maximum(loudest, channel, out=loudest)
+        gain = np.log10(float(self._aim) / loudest.astype(np.float64)) * _UNITS
+        return np.floor(gain, out=gain).astype(np.int64)
 
     def _smooth(self, needed: Units) -> Units:
         """For each frame that goes out the sum of L gains."""
-        rise = self._step * np.arange(1, len(needed) + 1)
-        lowest = np.minimum.accumulate(np.minimum(needed - rise, self._level))
-        released = np.minimum(lowest + rise, 0)
+        if len(self._rise) != len(needed):
+            self._rise = self._step * np.arange(1, len(needed) + 1)
+        needed -= self._rise
+        needed[0] = min(needed[0], self._level)
+        released = np.minimum.accumulate(needed)
+        released += self._rise
+        np.minimum(released, 0, out=released)
         self._level = int(released[-1])
         window, before = self._window, self.delay_frames
         past = np.concatenate([self._released, released])
         held = np.concatenate([self._held, _least(past, window)])
         self._released, self._held = past[len(past) - before :], held[len(held) - before :]
         self._active = bool(self._level or self._released.any() or self._held.any())
-        sums = np.concatenate([[0], np.cumsum(held)])
-        return np.asarray(sums[window:] - sums[:-window])
+        sums = np.zeros(len(held) + 1, np.int64)
+        np.cumsum(held, out=sums[1:])
+        return sums[window:] - sums[:-window]
 
 
 def _least(values: Units, window: int) -> Units:

@@ -1,12 +1,13 @@
 """Another rate, by libsoxr (``dsp/resample.py``).
 
-libsoxr holds back some milliseconds, at first and then for ever. So many frames of silence are put
-before what it gives: by the count of frames nothing is missing then, as many come out of every
-block as the rates say, and the delay is a number that is known (to less than three frames).
+libsoxr holds back so many milliseconds, and then gives many frames at once. As much silence as it
+holds back at most is put before what it gives: by the count of frames nothing is missing then, as
+many come out of every block as the rates say, and the delay is a number that is known.
 
 Thread: the chain's.
 """
 
+import math
 from functools import cache
 from typing import Any
 
@@ -16,7 +17,7 @@ from capstand.audio.block import SampleFormat
 from capstand.dsp.resample import Resampler
 from capstand.processing.processor import Samples, Shape
 
-PROBE_S = 0.25
+PROBE_S, PROBE_STEP_S = 1.0, 0.001
 
 
 class Resampling:
@@ -43,7 +44,7 @@ class Resampling:
 
     def reset(self) -> None:
         rate_hz, channels = self._shape
-        self._resampler = Resampler(rate_hz, self._to_hz, channels, SampleFormat.FLOAT_LE)
+        self._resampler = _resampler(rate_hz, self._to_hz, channels)
         self._waiting = np.zeros((self.delay_frames, channels), np.float32)
 
     def change(self, settings: Any) -> bool:
@@ -53,11 +54,17 @@ class Resampling:
         return {}
 
 
+def _resampler(rate_hz: int, to_hz: int, channels: int) -> Resampler:
+    return Resampler(rate_hz, to_hz, channels, SampleFormat.FLOAT_LE, steady=False)
+
+
 @cache
 def _held_back(rate_hz: int, to_hz: int) -> int:
-    """In frames that come out; it varies by one with the blocks, by another with where the count of
-    frames was when it began."""
-    frames = round(rate_hz * PROBE_S)
-    resampler = Resampler(rate_hz, to_hz, 1, SampleFormat.FLOAT_LE)
-    given = len(resampler.process(bytes(4 * frames))) // 4
-    return frames * to_hz // rate_hz - given + 2
+    """At most, in frames that come out: it is seen at each step of a second of silence, and may be
+    more by a step in between."""
+    resampler, step = _resampler(rate_hz, to_hz, 1), max(1, round(rate_hz * PROBE_STEP_S))
+    silence, given, most = bytes(4 * step), 0, 0
+    for taken in range(step, round(rate_hz * PROBE_S) + 1, step):
+        given += len(resampler.process(silence)) // 4
+        most = max(most, taken * to_hz // rate_hz - given)
+    return most + math.ceil(step * to_hz / rate_hz) + 2
