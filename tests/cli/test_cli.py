@@ -53,14 +53,15 @@ class Place:
         self.config.write_text(text)
 
     def start(self, command: str, *arguments: object) -> subprocess.Popen[str]:
-        """``capstand command`` as a process; run and status with this place's directories."""
+        """``capstand command`` as a process, as it is installed (-OO); run and status with this
+        place's directories."""
         options: list[object] = []
         if command in ("run", "status"):
             options = ["--runtime", self.folder / "run"]
         if command == "run":
             options += ["--state", self.folder / "state"]
         return subprocess.Popen(
-            [sys.executable, "-m", "capstand", command, *map(str, [*options, *arguments])],
+            [sys.executable, "-OO", "-m", "capstand", command, *map(str, [*options, *arguments])],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -438,6 +439,15 @@ def test_loudness_is_in_the_status_where_it_is_wanted(place: Place) -> None:
             process.communicate(timeout=PATIENCE_S)
     assert figures["max_true_peak_dbtp"] == pytest.approx(-20, abs=0.2)
     assert re.search(r"loudness  -2\d\.\d+ LUFS short-term, .* true peak -20\.0 dBTP", shown)
+
+
+def test_the_command_line_of_the_daemon_is_light() -> None:
+    """What argparse would load to learn how wide a terminal is would stay in memory for months."""
+    code = "import sys\nfrom capstand.cli import main\nmain._parser(['run'])\n"
+    code += "print(sorted({'shutil', 'zlib', 'bz2', 'lzma'} & {*sys.modules} - before))"
+    command = [sys.executable, "-c", "import sys\nbefore = {*sys.modules}\n" + code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_two_daemons_do_not_share_a_directory(place: Place, daemon: subprocess.Popen[str]) -> None:

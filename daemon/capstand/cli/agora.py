@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capstand.cli.parsing import SHAPE
+from capstand.cli.parsing import lined
 from capstand.errors import CapstandError
 from capstand.text import clean
 
@@ -25,7 +25,7 @@ def add(commands: "Commands") -> None:
 def _add_install(commands: "Commands") -> None:
     install = commands.add_parser(
         "install",
-        formatter_class=SHAPE,
+        formatter_class=lined,
         help="download Agora's wrapper and native library",
         description="""\
 Downloads what an Agora sink needs: the Python wrapper, by pip, pinned by version and checksum, and

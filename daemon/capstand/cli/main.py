@@ -6,7 +6,7 @@ import importlib
 import sys
 
 from capstand import __version__
-from capstand.cli.parsing import SHAPE, Parser
+from capstand.cli.parsing import Parser, lined
 from capstand.errors import CapstandError, ConfigError
 from capstand.host import console, signals
 from capstand.text import clean
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser(names: list[str]) -> Parser:
-    parser = Parser(prog="capstand", description=DESCRIPTION, epilog=EPILOG, formatter_class=SHAPE)
+    parser = Parser(prog="capstand", description=DESCRIPTION, epilog=EPILOG, formatter_class=lined)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in dict.fromkeys(COMMANDS[name] for name in names):

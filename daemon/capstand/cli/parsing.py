@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from capstand.host import console
 from capstand.text import clean
@@ -13,10 +13,23 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction["Parser"]
 
-SHAPE = argparse.RawDescriptionHelpFormatter
+
+def lined(prog: str) -> argparse.HelpFormatter:
+    """For a description with lines of its own."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=console.columns() - 2)
+
+
+def _plain(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, width=console.columns() - 2)
 
 
 class Parser(argparse.ArgumentParser):
+    """Says itself how wide the terminal is: for that, argparse loads shutil and with it three
+    compressors, which would stay in the daemon's memory."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{"formatter_class": _plain} | given)
+
     def error(self, message: str) -> NoReturn:
         """What was typed is in the message, and may have come from anywhere."""
         super().error(clean.line(message))

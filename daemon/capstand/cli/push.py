@@ -9,7 +9,6 @@ import contextlib
 import os
 import re
 import select
-import shutil
 import socket
 import stat
 import sys
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capstand.cli import places
-from capstand.cli.parsing import SHAPE, add_runtime
+from capstand.cli.parsing import add_runtime, lined
 from capstand.errors import CapstandError
+from capstand.host import console
 from capstand.text import clean
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def add(commands: "Commands") -> None:
     push = commands.add_parser(
         "push",
         help="bring the sound of a stream: a file, or what another program writes",
-        formatter_class=SHAPE,
+        formatter_class=lined,
         description="""\
 Writes a sound file, or raw sound from stdin, into a stream whose device is "socket", in real time;
 returns when all of it is part of the stream. One program at a time. For root, the daemon's own
@@ -347,7 +347,7 @@ class _Bar:
         text += clock(link.taken / self._rate_hz)
         if self._frames:
             text += f" of {clock(self._frames / self._rate_hz)}"
-        width = max(1, shutil.get_terminal_size().columns - 1)
+        width = max(1, console.columns() - 1)
         self._write("\r\033[K" + clean.in_encoding(text, sys.stderr.encoding)[:width])
 
     def clear(self) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from capstand.cli.parsing import SHAPE, add_runtime, seconds
+from capstand.cli.parsing import add_runtime, lined, seconds
 from capstand.cli.places import socket, understood
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ def add(commands: "Commands") -> None:
     release = commands.add_parser(
         "release",
         help="hand a stream's device to another program",
-        formatter_class=SHAPE,
+        formatter_class=lined,
         description="""\
 Closes the device of a stream and keeps it closed, with the sinks still connected; returns once it
 is closed. What is missed is a gap with cause "released". Repeating it replaces the

@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from capstand.cli.parsing import SHAPE, add_runtime
+from capstand.cli.parsing import add_runtime, lined
 from capstand.cli.places import socket, understood
 from capstand.host import console
 from capstand.text import clean
@@ -31,7 +31,7 @@ def add(commands: "Commands") -> None:
     command = commands.add_parser(
         "set",
         help="change a setting of a running chain of processors, or list them",
-        formatter_class=SHAPE,
+        formatter_class=lined,
         description="""\
 Changes a setting of a stream's processors ([[stream.process]]) while the sound flows: without a
 click, and without losing a frame. The change lasts until the next reload or start; write it into

@@ -5,7 +5,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, NoReturn
 
-from capstand.cli.parsing import SHAPE, add_runtime, seconds
+from capstand.cli.parsing import add_runtime, lined, seconds
 from capstand.cli.places import socket
 from capstand.errors import CapstandError
 
@@ -20,7 +20,7 @@ def add(commands: "Commands") -> None:
     tap = commands.add_parser(
         "tap",
         help="write a running stream to stdout",
-        formatter_class=SHAPE,
+        formatter_class=lined,
         description="""\
 Writes the sound of a running stream to stdout, from now on, until it is stopped or its reader has
 gone. Any number of taps can run; none of them can delay or change the capture, a sink or another

@@ -281,8 +281,10 @@ class Tapping:
         try:
             with understood(self._path):
                 rate_hz, channels = answer["rate_hz"], answer["channels"]
-                assert type(rate_hz) is type(channels) is int
-                assert 0 < rate_hz <= MOST_HZ and channels > 0
+                if not type(rate_hz) is type(channels) is int:
+                    raise TypeError(f"{rate_hz} Hz, {channels} channels")
+                if not (0 < rate_hz <= MOST_HZ and channels > 0):
+                    raise ValueError(f"{rate_hz} Hz, {channels} channels")
                 return AudioFormat(rate_hz, channels, SampleFormat[answer["format"]]), descriptor
         except CapstandError:
             os.close(descriptor)

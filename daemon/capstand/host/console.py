@@ -21,6 +21,9 @@ from types import TracebackType
 
 from capstand.text import clean
 
+COLUMNS = 80
+"""Where nobody says how many there are."""
+
 
 def prepare() -> None:
     """Before anything is opened; the numbers are given out from 0 on."""
@@ -52,6 +55,16 @@ def _open_on_null(number: int) -> None:
 def _tell_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What nobody foresaw, in clean lines; Python would print names and texts as they are."""
     print_error(clean.lines("".join(traceback.format_exception(kind, error, trace)).rstrip()))
+
+
+def columns() -> int:
+    """How wide the terminal is, as ``COLUMNS`` or stdout says."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isascii() and given.isdigit() and int(given[:9]):
+        return int(given[:9])
+    with suppress(OSError, ValueError, AttributeError):
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or COLUMNS  # type: ignore[union-attr]
+    return COLUMNS
 
 
 def print_error(text: str) -> None:

@@ -4,6 +4,7 @@ import json
 import sys
 
 from capstand.accounting.stats import SIMULATED, StreamStats
+from capstand.host import console
 from capstand.text import clean
 
 METER_DB = (-60.0, 0.0)
@@ -75,9 +76,7 @@ class LiveLine:
             f"{lost_words(stream)}  " + ", ".join(f"→ {sink.detail}" for sink in stream.sinks)
             for stream in streams
         )
-        import shutil  # brings what a service does without
-
-        width = max(1, shutil.get_terminal_size().columns - 1)
+        width = max(1, console.columns() - 1)
         shown = clean.in_encoding(clean.line(text), sys.stderr.encoding)
         self._write("\r\033[K" + shown[:width])
         self._drawn = True
