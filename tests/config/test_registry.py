@@ -16,7 +16,7 @@ import tomli
 
 import capstand
 from capstand.audio.block import Block
-from capstand.config import registry
+from capstand.config import registry, trial
 from capstand.config.decode import decode
 from capstand.config.plan import sink_plan
 from capstand.config.schema import CaptureConfig, Config
@@ -294,6 +294,27 @@ def test_one_that_is_broken_is_the_fault_of_who_brings_it(
     told = f'c.toml:6: stream.mic.sink.1.type: "tape" {fault}; {MEND}'
     assert faults(stream('type = "tape"\npath = "/a"')) == [told]
     decode(stream('type = "file"\npath = "/a"'), "c.toml", Config)
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("import os\nos.abort()", "its import was ended by SIGABRT"),
+        ("import ctypes\nctypes.string_at(0)", "its import was ended by SIGSEGV"),
+        ("import os\nos._exit(0)", "its import ended the process with status 0"),
+        ("import time\ntime.sleep(1000)", "its import did not end within 0.5 s"),
+        ("while True: pass", "its import did not end within 0.5 s"),
+    ],
+)
+def test_an_import_that_would_end_the_daemon_is_refused(
+    site: Path, monkeypatch: pytest.MonkeyPatch, code: str, fault: str
+) -> None:
+    """It is tried in a process of its own: what crashes, ends the process or never ends is an
+    error of the configuration, like one that raises."""
+    monkeypatch.setattr(trial, "LIMIT_S", 0.5 if "0.5" in fault else 60.0)
+    install(site, "broken", code, {"capstand.sinks": {"tape": "broken:TYPE"}})
+    told = f'c.toml:6: stream.mic.sink.1.type: "tape" cannot be loaded ({fault}); {MEND}'
+    assert faults(stream('type = "tape"\npath = "/a"')) == [told]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, get_type_hints
 
 from capstand.audio.block import Shape
+from capstand.config import trial
 from capstand.config.decode import Named, Tagged, Unusable, is_ours
 from capstand.config.naming import SHAPES, fault
 from capstand.config.rules import Choice
@@ -323,6 +324,8 @@ class Registry(Generic[T]):
             raise Unusable(f"is brought by {brought}; uninstall all but one of them")
         (point,) = points
         mend = f"fix or uninstall {_origin(point)}"
+        if trouble := trial.trouble_with(point.module):
+            raise Unusable(f"cannot be loaded ({trouble}); {mend}")
         try:
             found = point.load()
         except (Exception, SystemExit) as error:  # noqa: BLE001
