@@ -158,14 +158,13 @@ require_python() {
 # The interpreter itself, as /usr/bin/python3.11: a link python3 is another one after an upgrade.
 base_python() { readlink -f "$(command -v python3)"; }
 
-# fill ENVIRONMENT PIP-ARGUMENT...: a new environment in a folder that is not there yet. Its capstand
-# runs without docstrings (-OO), which are 2 MB in each process.
+# fill ENVIRONMENT PIP-ARGUMENT...: a new environment in a folder that is not there yet.
 fill() {
     local folder=$1
     shift
     "${clean[@]}" "$(base_python)" -I -m venv "$folder" &&
         "${clean[@]}" "$folder/bin/python" -I -m pip install --use-pep517 --retries 2 "$@" &&
-        sed -i '1,2s|/bin/python[0-9.]*"\{0,1\}|& -OOI|' "$folder/bin/capstand"
+        sed -i '1,2s|/bin/python[0-9.]*"\{0,1\}|& -I|' "$folder/bin/capstand"
 }
 
 # fits EXTRA MARK: is .venv whole, and for this checkout, this Python and these dependencies?

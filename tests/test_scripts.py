@@ -17,7 +17,7 @@ NOBODY = 65534
 FILL = r"""
 fill() {
     mkdir -p "$1/bin" && printf '#!/bin/sh\n' >"$1/bin/python" && chmod 755 "$1/bin/python" &&
-        printf '#!%s/bin/python -OOI\n' "$1" >"$1/bin/capstand" && echo made >>"$root/../made"
+        printf '#!%s/bin/python -I\n' "$1" >"$1/bin/capstand" && echo made >>"$root/../made"
 }
 need_64_bit() { :; }
 install_packages() { :; }
@@ -70,7 +70,7 @@ def test_an_environment_is_made_once_and_whole(checkout: Checkout) -> None:
     assert checkout.shell(f"{FILL} make_environment").returncode == 0
     assert checkout.made() == 1
     venv = checkout.root / ".venv"
-    assert (venv / "bin/capstand").read_text() == f"#!{venv}/bin/python -OOI\n"
+    assert (venv / "bin/capstand").read_text() == f"#!{venv}/bin/python -I\n"
     assert [one.name for one in checkout.root.glob(".venv*")] == [".venv"]
 
 
@@ -104,7 +104,7 @@ def test_a_checkout_that_was_moved_gets_a_new_one(checkout: Checkout) -> None:
     assert checkout.shell(f"{FILL} make_environment").returncode == 0
     assert checkout.made() == 2
     venv = checkout.root / ".venv"
-    assert (venv / "bin/capstand").read_text() == f"#!{venv}/bin/python -OOI\n"
+    assert (venv / "bin/capstand").read_text() == f"#!{venv}/bin/python -I\n"
 
 
 @pytest.mark.parametrize("ending", ["false", "kill -INT $$; sleep 60", "kill -TERM $$; sleep 60"])

@@ -53,15 +53,14 @@ class Place:
         self.config.write_text(text)
 
     def start(self, command: str, *arguments: object) -> subprocess.Popen[str]:
-        """``capstand command`` as a process, as it is installed (-OO); run and status with this
-        place's directories."""
+        """``capstand command`` as a process; run and status with this place's directories."""
         options: list[object] = []
         if command in ("run", "status"):
             options = ["--runtime", self.folder / "run"]
         if command == "run":
             options += ["--state", self.folder / "state"]
         return subprocess.Popen(
-            [sys.executable, "-OO", "-m", "capstand", command, *map(str, [*options, *arguments])],
+            [sys.executable, "-m", "capstand", command, *map(str, [*options, *arguments])],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

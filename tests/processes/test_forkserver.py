@@ -4,8 +4,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -215,16 +213,3 @@ def test_it_ends_with_the_daemon() -> None:
         os.close(handle)
         forkserver.shared.end()
     assert process.wait(PATIENCE_S)
-
-
-def test_it_runs_as_main_does() -> None:
-    """A fork server that is executed anew has main's own flags: no docstring comes back with it."""
-    code = (
-        "import os\n"
-        "from capstand.processes import forkserver\n"
-        "os.posix_spawn = lambda path, words, environment, **_: print(words.count('-O'))\n"
-        "forkserver._exec(0, {})"
-    )
-    command = [sys.executable, "-OO", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "2\n"

@@ -81,11 +81,10 @@ class Outcome:
 @pytest.fixture
 def record(shim: Path, tmp_path: Path) -> Callable[..., Outcome]:
     def run(lacks: str, periods: int = 25, **setup: object) -> Outcome:
-        """Records ``periods`` of 800 frames on a file system that lacks something. Without
-        assertions, as capstand is installed."""
+        """Records ``periods`` of 800 frames on a file system that lacks something."""
         rec = tmp_path / "rec"
         said = subprocess.run(
-            [sys.executable, "-OO", "-c", RECORD, rec, json.dumps(setup), str(periods)],
+            [sys.executable, "-c", RECORD, rec, json.dumps(setup), str(periods)],
             cwd=ROOT,
             env=os.environ | {"LD_PRELOAD": str(shim), "SHIM_UNDER": str(rec), "SHIM": lacks},
             capture_output=True,

@@ -32,10 +32,9 @@ def trouble_with(module: str) -> str | None:
 
     kept = {name: value for name, value in os.environ.items() if name not in NOT_TOLD}
     kept["PYTHONPATH"] = os.pathsep.join(one or "." for one in sys.path)
-    flags = [*sys.flags.optimize * ["-O"], "-s", "-P"]
     try:
         status = subprocess.run(
-            [sys.executable, *flags, "-c", TRIAL, module],
+            [sys.executable, "-s", "-P", "-c", TRIAL, module],
             env=kept,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -229,7 +229,7 @@ def _exec(channel: int, environment: dict[str, str]) -> int:
     code = "from capstand.processes import forkserver; forkserver.begin_anew()"
     return os.posix_spawn(
         sys.executable,
-        [sys.executable, *sys.flags.optimize * ["-O"], "-P", "-c", code],
+        [sys.executable, "-P", "-c", code],
         environment,
         file_actions=[
             (os.POSIX_SPAWN_DUP2, channel, CHANNEL),

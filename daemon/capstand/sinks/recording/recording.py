@@ -45,7 +45,7 @@ NOTES = 100
 FULL = 0.8
 """From this share of the disk on, the status says so and how long the rest will last."""
 MEASURED_NS = 60 * NS_PER_S
-_FAULTS = (OSError, RuntimeError, AssertionError)  # the last where Python runs without -O
+_FAULTS = (OSError, RuntimeError, AssertionError)
 """What the system, and for a FLAC libsndfile and python-soundfile may bring."""
 
 
