@@ -216,11 +216,34 @@ def test_a_reference_that_stops_and_comes_back_is_heard_again() -> None:
     far = Far(away=away)
     chain = listening(far)
     left = cancelled(chain, far, column(said), near)
+    assert "concern" not in chain.figures()[0]
     alone = slice(away.start + 4800, away.stop - 4800)
     late = left[chain.delay_frames :]
     assert level(late[alone]) > level(near[alone]) - 3
     assert abs(missing(chain) - len(away)) < 0.04 * RATE
     assert erle(near, left, chain.delay_frames, 15.0) >= 20
+
+
+def test_one_that_hears_nothing_of_its_reference_says_so() -> None:
+    """After five seconds, and until it hears something again."""
+    pytest.importorskip("pywebrtc_audio")
+    near, gathered = white(14 * RATE, -40), 1920
+    far = Far(away=range(7 * RATE))
+    chain = listening(far)
+    told = []
+    for at in range(0, len(near) - gathered, gathered):
+        for first in range(at, at + gathered, far.frames):
+            far.publish(column(near), first)
+        moment = Moment(START_NS + round(at * pace(0)), pace(0))
+        chain.process(column(near[at : at + gathered]), moment[0], moment)
+        told.append(chain.figures()[0].get("concern"))
+    words = [one is not None for one in told]
+    began_s, ended_s = (
+        words.index(True) * gathered / RATE,
+        words.index(False, words.index(True)) * gathered / RATE,
+    )
+    assert set(told) == {None, "no sound comes from its reference, so no echo is removed"}
+    assert 4.9 < began_s < 5.2 and 7.0 <= ended_s < 7.3
 
 
 def test_another_ring_in_its_place_is_listened_to() -> None:

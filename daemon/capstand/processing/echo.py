@@ -23,6 +23,8 @@ from capstand.processing.reference import Reference
 from capstand.processing.whole import WholeBlocks
 
 HOLD_MS, LEAD_MS = 40.0, 20.0
+DEAF_S = 5.0
+"""So long a reference may be missing before that is a concern."""
 
 
 def hold_ms(period_ms: float) -> float:
@@ -57,6 +59,7 @@ class EchoCancellation:
         self.delay_frames = self._hold + self._whole.delay_frames
         self._held = np.zeros((self._hold, channels), np.float32)
         self._at_ns, self._ns_per_frame = 0, NS_PER_S / rate_hz
+        self._deaf_frames = 0
 
     def at(self, captured_at_ns: int, ns_per_frame: float) -> None:
         """When the first frame of the next block was captured, and the pace of its clock."""
@@ -67,12 +70,23 @@ class EchoCancellation:
         late = np.concatenate((self._held, block))
         near, self._held = late[:frames], late[frames:].copy()
         if self._at_ns:
+            missing = self._reference.missing
             from_ns = self._at_ns - round((self._hold - self._lead) * pace)
             far = self._reference.take(from_ns, frames, pace)
             self._at_ns += round(frames * pace)
+            self._listened(frames, self._reference.missing - missing)
         else:
             far = np.zeros((frames, 1), np.float32)
         return self._whole.process(np.concatenate((near, far), axis=1))
+
+    def _listened(self, frames: int, missing: int) -> None:
+        self._deaf_frames = self._deaf_frames + frames if missing == frames else 0
+
+    @property
+    def concern(self) -> str | None:
+        if self._deaf_frames < DEAF_S * self._shape.rate_hz:
+            return None
+        return "no sound comes from its reference, so no echo is removed"
 
     def _cancelled(self, both: Samples) -> Samples:
         far = np.repeat(both[:, -1:], self._shape.channels, axis=1)

@@ -5,7 +5,8 @@ its state from block to block, so that where a block ends is never heard. It may
 it raises, and what comes out of it that cannot be, is the chain's to find and to bypass.
 
 One that has to know when its sound was captured has a method ``at``, besides: the chain calls it
-before each ``process`` with the values of a ``Moment``.
+before each ``process`` with the values of a ``Moment``. One that works and yet is not of the use it
+should be says why in ``concern``, a line or None: the stream is DEGRADED for as long.
 
 Thread: the one whose chain it is; ``figures`` any.
 """

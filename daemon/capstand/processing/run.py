@@ -228,13 +228,9 @@ class Minder:
 
     def _tell(self, now_ns: int, at_last: bool = False) -> None:
         stages = self._stages()
-        bypassed = [stage for stage in stages if stage["bypassed"]]
         concern = self._fault and f"all processors are bypassed: {self._fault}"
-        if concern is None and bypassed:
-            number = stages.index(bypassed[0]) + 1
-            concern = (
-                f"process {number} ({bypassed[0]['type']}) is bypassed: {bypassed[0]['fault']}"
-            )
+        if concern is None:
+            concern = _concern(stages)
         told = concern, self._failed
         if told == self._told and now_ns - self._told_ns < NS_PER_S and not at_last:
             return
@@ -257,7 +253,7 @@ class Minder:
                     "bypassed": True,
                     "faults": 0,
                     "fault": self._fault,
-                    "delay_frames": 0,
+                    "delay_frames": None,  # the sum, delay_ms, is the last chain's
                 }
                 for setting in self._settings
             ]
@@ -279,6 +275,18 @@ class Minder:
         now_ns = time.monotonic_ns()
         self._line.page.does(doing, now_ns)
         return now_ns
+
+
+def _concern(stages: list[dict[str, Any]]) -> str | None:
+    """Of the first that is bypassed, or else of the first that says something of itself."""
+    names = [f"process {number} ({one['type']})" for number, one in enumerate(stages, 1)]
+    for name, stage in zip(names, stages, strict=True):
+        if stage["bypassed"]:
+            return f"{name} is bypassed: {stage['fault']}"
+    for name, stage in zip(names, stages, strict=True):
+        if "concern" in stage:
+            return f"{name}: {stage['concern']}"
+    return None
 
 
 def _nothing(*_: object) -> None:

@@ -217,6 +217,8 @@ class Stage:
         try:
             own = self._processor.figures() if self._processor is not None else {}
             common |= {str(key): value for key, value in own.items() if _is_plain(value)}
+            if (concern := getattr(self._processor, "concern", None)) is not None:
+                common["concern"] = clean.line(concern, LONGEST_REASON)
         except (Exception, SystemExit):  # noqa: BLE001
             pass
         return [{"type": setting.type, **common} for setting in self.settings]
