@@ -31,8 +31,9 @@ from capstand.processing.processor import Samples, Shape
 Units = npt.NDArray[np.int64]
 UNIT_DB = 1e-6
 _UNITS = 20 / UNIT_DB
-ROUNDING = 2.5e-7
-"""A gain is rounded to float32, and so is what it makes of a sample: by 6e-8 each."""
+ROUNDING = 4e-6
+"""Logarithms are float32, whose last digit is 1e-6 where a sample is 10,000 times too loud; so are
+gains, and what they make of samples."""
 
 
 class Limiter:
@@ -86,11 +87,14 @@ class Limiter:
         self._level = 0  # of ``released`` at the newest frame
 
     def _needed(self, block: Samples) -> Units:
-        loudest = np.full(len(block), self._aim, np.float32)
-        for channel in np.abs(block.T):
-            np.maximum(loudest, channel, out=loudest)
-        gain = np.log10(float(self._aim) / loudest.astype(np.float64)) * _UNITS
-        return np.floor(gain, out=gain).astype(np.int64)
+        loud = np.abs(block)
+        loudest = loud[:, 0]
+        for number in range(1, loud.shape[1]):  # numpy takes ten times as long for all in one call
+            loudest = np.maximum(loudest, loud[:, number])
+        over = np.maximum(loudest, self._aim) / self._aim
+        np.log(over, out=over)
+        over *= np.float32(_UNITS / math.log(10))
+        return -np.ceil(over, out=over).astype(np.int64)
 
     def _smooth(self, needed: Units) -> Units:
         """For each frame that goes out the sum of L gains."""
