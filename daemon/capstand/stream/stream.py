@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain as joined
 from pathlib import Path
 
-from capstand.accounting.stats import Gap, Health, SinkState, SinkStats, StreamStats
+from capstand.accounting.stats import Gap, Health, SinkStats, StreamStats
 from capstand.audio.block import NS_PER_S
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
@@ -31,6 +31,7 @@ from capstand.processes.child import Task
 from capstand.processes.page import DOING, Doing
 from capstand.processes.supervisor import LIMITS_S, ProcessState, Supervisor
 from capstand.sinks.live import LiveSink, SinkFactory
+from capstand.stream.blank import BLANK, blank_report
 from capstand.stream.chaining import Chaining, Heard
 from capstand.stream.handover import (
     ABANDON_S,
@@ -40,10 +41,9 @@ from capstand.stream.handover import (
     SinkSnapshot,
     events_of,
 )
-from capstand.stream.health import Assessment, View, assess
+from capstand.stream.health import Assessment, assess
 from capstand.stream.orders import End, Exchange, Processed, Release, Resume, RetryNow, Stop
 from capstand.stream.report import (
-    CAN_BE_OPENED,
     DISK_S,
     RUNTIME,
     STATE,
@@ -54,6 +54,7 @@ from capstand.stream.report import (
     SinkEvent,
     StreamWord,
 )
+from capstand.stream.trial_open import TrialOpen
 from capstand.text import clean, typed
 
 MOST_VALUES = 20_000
@@ -64,10 +65,6 @@ AGAIN_S = (0.2, 2.0)
 """However often a library has ended it, it is back soon after the device is well."""
 TRY_AFTER_NS = 2 * NS_PER_S
 """So long may opening keep the whole process from showing itself before another one tries it."""
-TRY_LIMITS = LIMITS_S | {Doing.OPENING: 1.0}
-"""The device may be well just behind the beginning of a try; one that needs longer to be opened is
-left to the process itself, which has half a minute."""
-TRY_AGAIN_S = (0.2, 0.5)
 MODULES = ("capstand.stream.worker",)
 
 
@@ -94,7 +91,7 @@ class Stream:
         self._ordered = 0
         self._past: ResumePoint | None = None
         self._deaths = 0
-        self._attempt: Supervisor | None = None  # to open what hangs
+        self._trial: TrialOpen | None = None
         self._progress = ProgressTracker()
         self._report: Report | None = None
         self._gaps: list[Gap] = []
@@ -146,24 +143,17 @@ class Stream:
             one.close()
 
     def _detect_hung_open(self, now_ns: int) -> None:
-        """A library may hang in an open indefinitely and hold Python's lock, when the device
-        has long been well: so another process tries it, and where that succeeds, this one goes."""
-        process, attempt = self.process, self._attempt
+        process = self.process
         silent_ns = now_ns - (process.page.words[DOING] >> 3)
         hangs = process.running and silent_ns > TRY_AFTER_NS and not self._last.view.open
         if not hangs:
-            if attempt is not None:
-                attempt.abandon()
-                attempt.close()
-                self._attempt = None
-        elif attempt is None:
-            task = Task("capstand.stream.worker:try_open", (self.config,), {}, "try", 0)
-            backoff = Backoff(*TRY_AGAIN_S)
-            self._attempt = Supervisor(task, (), TRY_LIMITS, backoff, _modules(self.config))
-        else:
-            attempt.poll(now_ns)
-            if attempt.detail == CAN_BE_OPENED:
-                process.kill(now_ns, "its process hung while opening the device")
+            if self._trial is not None:
+                self._trial.close()
+                self._trial = None
+        elif self._trial is None:
+            self._trial = TrialOpen(self.config, _modules(self.config))
+        elif self._trial.succeeds(now_ns):
+            process.kill(now_ns, "its process hung while opening the device")
 
     def retry_now(self) -> None:
         """A sound device came or went: what waits for one tries again at once."""
@@ -281,9 +271,8 @@ class Stream:
         """Gives back what it took of the system; its processes have ended."""
         for one in self._live.values():
             one.close()
-        if self._attempt is not None:
-            self._attempt.abandon()
-            self._attempt.close()
+        if self._trial is not None:
+            self._trial.close()
         self.process.close()
         for chain in [*self._former, *([self._chain] if self._chain else [])]:
             chain.close()
@@ -357,7 +346,7 @@ class Stream:
 
     @property
     def _last(self) -> Report:
-        return self._report or _blank(self.config)
+        return self._report or blank_report(self.config)
 
     def _order(self, order: object, descriptors: Sequence[int] = ()) -> None:
         if self.process.order(order, descriptors):
@@ -457,61 +446,12 @@ class Stream:
         return LiveSink(self.name, sink.name, plan, ring, capture.audio, priority)
 
 
-BLANK = View(
-    open=False,
-    trouble=None,
-    refused=False,
-    frames=0,
-    silent_ns=0,
-    unseen_ns=0,
-    push_still_ns=0,
-    loss_age_ns=None,
-    sinks=(),
-)
-
-
-def _blank(config: StreamConfig) -> Report:
-    """Before the process has said anything."""
-    capture, audio = config.capture, config.capture.audio
-    sinks = [_not_yet(one.name) for one in config.sink if not _is_live(one)]
-    stats = StreamStats(
-        name=config.name,
-        health=Health.STARTING,
-        trouble=None,
-        device=capture.wanted,
-        format=audio.sample.alsa_name,
-        rate_hz=audio.rate_hz,
-        channels=audio.channels,
-        produced_frames=0,
-        captured_frames=0,
-        lost_frames=0,
-        lost_exact=False,
-        lost_estimated_frames=0,
-        gaps=0,
-        restarts=0,
-        opens=0,
-        zeros_s=0.0,
-        drift_ppm=None,
-        drift_settled=False,
-        level_dbfs=None,
-        peak_dbfs=None,
-        captured_at_ns=0,
-        sinks=tuple(sinks),
-        simulated=SOURCES.of(capture.device).simulated,
-    )
-    return Report(stats, None, None, "", (), None, None, None, (), {}, (), (), (), BLANK, {})
-
-
 def _with(sink: SinkStats, frames: int) -> SinkStats:
     """With so many more that are under way to it."""
     if sink.since_frame is None:
         return sink
     captured, in_flight = sink.captured_frames + frames, sink.in_flight_frames + frames
     return sink._replace(captured_frames=captured, in_flight_frames=in_flight)
-
-
-def _not_yet(sink: str) -> SinkStats:
-    return SinkStats(sink, SinkState.OPENING, None, "not started yet", 0, 0, 0, 0, 0, 0, 0.0, {})
 
 
 def _modules(config: StreamConfig) -> tuple[str, ...]:
