@@ -17,11 +17,9 @@ Thread: the pusher; ``figures`` may be read from any.
 import math
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from capstand.audio.block import AudioFormat
 from capstand.config.schema import CaptureConfig
+from capstand.dsp.measure import Channel, Window
 
 LOOK_S = 2.0
 SPAN_S = 5.0
@@ -82,6 +80,7 @@ class Defects:
         self.figures: tuple[ChannelFigures, ...] | None = None
         channels, bits = audio.channels, min(audio.sample.bits, FINEST_BITS)
         self._limits = limits
+        self._bits = bits
         self._rate_hz = audio.rate_hz
         step = 2.0 ** (1 - bits)
         self.full_scale = 1.0 - step
@@ -93,38 +92,28 @@ class Defects:
         self._constant = [0] * channels  # frames
         self._value = [math.nan] * channels
         self._span = self._seen = 0  # frames that passed, and those of them that were looked at
-        self._sums = np.zeros(channels)
-        self._ones = np.ones(0, np.float32)
+        self._sums = [0.0] * channels
         self._runs = [0] * channels
         self._offset = [_Hold(SPANS_TO_BEGIN) for _ in range(channels)]
         self._clipping = [_Hold(SPANS_TO_END) for _ in range(channels)]
 
-    def window(self, values: npt.NDArray[np.float32], full: float, peak: float) -> None:
-        """All samples of some frames, shape (frames, channels), whose full scale is ``full``;
-        ``peak`` is that of them all, as a share."""
-        frames = len(values)
+    def window(self, window: Window, frames: int) -> None:
+        """All samples of so many frames."""
         self._span += frames
         self._unseen += frames
-        clipped = peak >= self.full_scale
+        clipped = window.peak >= self.full_scale
         if clipped or self._close or self._unseen >= LOOK_S * self._rate_hz:
             self._unseen = 0
-            self._examine(values, full, clipped)
+            self._examine(window.channels(len(self._value)), frames, clipped)
         if self._span >= SPAN_S * self._rate_hz:
             self._evaluate()
 
-    def _examine(self, values: npt.NDArray[np.float32], full: float, clipped: bool) -> None:
-        frames, channels = values.shape
-        apart = values if channels == 1 else np.ascontiguousarray(values.T)
-        apart = apart.reshape(channels, frames)
-        highest = (apart.max(axis=1) / full).tolist()
-        lowest = (apart.min(axis=1) / full).tolist()
-        if len(self._ones) != frames:
-            self._ones = np.ones(frames, np.float32)
-        means = apart @ self._ones / (frames * full)  # BLAS; a third of what mean() costs
-        self._sums += means * frames
+    def _examine(self, channels: list[Channel], frames: int, clipped: bool) -> None:
         self._seen += frames
-        close = bool(np.abs(means).max() >= self._limits.dc / 2)
-        for at, (high, low) in enumerate(zip(highest, lowest, strict=True)):
+        close = False
+        for at, (high, low, mean, long_stays) in enumerate(channels):
+            self._sums[at] += mean * frames
+            close = close or abs(mean) >= self._limits.dc / 2
             if high == low:
                 known = self._constant[at] if high == self._value[at] else 0
                 self._constant[at], self._value[at] = known + frames, high
@@ -132,9 +121,9 @@ class Defects:
             else:
                 self._constant[at], self._value[at] = 0, math.nan
                 if clipped and max(high, -low) >= self.full_scale:
-                    self._runs[at] += self._long_runs(apart[at], full * self.full_scale)
+                    self._runs[at] += long_stays(self._bits, self._run)
         self._close = close
-        before = self.figures or (None,) * channels
+        before = self.figures or (None,) * len(channels)
         self.figures = tuple(
             ChannelFigures(
                 max(high, -low),
@@ -142,19 +131,13 @@ class Defects:
                 self._value[at],
                 *(() if (last := before[at]) is None else last[3:]),
             )
-            for at, (high, low) in enumerate(zip(highest, lowest, strict=True))
+            for at, (high, low, *_) in enumerate(channels)
         )
-
-    def _long_runs(self, values: npt.NDArray[np.float32], full: float) -> int:
-        there = np.zeros(len(values) + 2, np.int8)
-        there[1:-1] = np.abs(values) >= full
-        turns = np.flatnonzero(np.diff(there))
-        return int(np.count_nonzero(turns[1::2] - turns[::2] >= self._run))
 
     def _evaluate(self) -> None:
         span_s = self._span / self._rate_hz
         if self.figures is not None and self._seen:
-            dc = (self._sums / self._seen).tolist()
+            dc = [one / self._seen for one in self._sums]
             per_s = [count / span_s for count in self._runs]
             figures = []
             for at, one in enumerate(self.figures):
@@ -170,5 +153,5 @@ class Defects:
                 )
             self.figures = tuple(figures)
         self._span = self._seen = 0
-        self._sums[:] = 0
+        self._sums = [0.0] * len(self._sums)
         self._runs = [0] * len(self._runs)

@@ -7,10 +7,8 @@ reads −3.0 dBFS RMS). Thread: the pusher updates, any may read.
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from capstand.audio.block import AudioFormat, SampleFormat
-from capstand.dsp.convert import to_float32
+from capstand.dsp import measure
 from capstand.dsp.defects import Defects
 
 if TYPE_CHECKING:
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
 
 FLOOR_DBFS = -120.0
 WINDOW_S = 0.4
-MOST = 1e3
-"""Floats may be anything; what is more than this is no sound, and its square no number."""
 MOST_BYTES = 1 << 22
 """What is gathered for one window where a second has very much sound."""
 
@@ -29,8 +25,8 @@ class Meter:
     for how long every sample has been exactly zero, which no open microphone is, however quiet.
     ``defects``, where given, looks at the channels apart, ``loudness`` measures that.
 
-    Blocks are gathered and measured once a window: twenty small calls into numpy, each with cold
-    caches, cost more than all else that happens to a block.
+    Blocks are gathered and measured once a window: forty small calls, each with cold caches, cost
+    more than all else that happens to a block.
     """
 
     def __init__(
@@ -46,6 +42,7 @@ class Meter:
         self._loudness = loudness
         self._sample = audio.sample
         self._channels = audio.channels
+        self._frame_bytes = audio.frame_bytes
         self._bytes_per_s = audio.rate_hz * audio.frame_bytes
         frames = min(round(WINDOW_S * audio.rate_hz), MOST_BYTES // audio.frame_bytes)
         self._window_bytes = frames * audio.frame_bytes
@@ -61,23 +58,15 @@ class Meter:
             self._bytes = 0
 
     def _measure(self, samples: bytes) -> None:
-        if self._sample is SampleFormat.S16_LE:
-            whole = np.frombuffer(samples, "<i2")
-            values, full = whole.astype(np.float32), 2.0**15
-            peak = max(int(whole.max()), -int(whole.min())) / full
-        else:
-            values, full = to_float32(samples, self._sample), 1.0
-            peak = max(float(values.max()), -float(values.min()))
-            if peak > MOST:
-                values, peak = np.clip(values, -MOST, MOST), MOST
-        square = float(np.dot(values, values)) / (full * full)
+        window = measure.window(samples, self._sample)
+        peak = window.peak
         self.zeros_s = 0.0 if peak else self.zeros_s + len(samples) / self._bytes_per_s
-        self.level_dbfs = dbfs(math.sqrt(square / len(values)))
+        self.level_dbfs = dbfs(math.sqrt(window.mean_square))
         self.peak_dbfs = dbfs(peak)
         if self._defects is not None:
-            self._defects.window(values.reshape(-1, self._channels), full, peak)
+            self._defects.window(window, len(samples) // self._frame_bytes)
         if self._loudness is not None:
-            self._loudness.window(values.reshape(-1, self._channels), full)
+            self._loudness.window(*window.floats(self._channels))
 
 
 def dbfs(amplitude: float) -> float:
@@ -86,5 +75,4 @@ def dbfs(amplitude: float) -> float:
 
 def mean_square(samples: bytes, sample: SampleFormat) -> float:
     """The mean power of all channels together; 1.0 is that of full scale."""
-    values = to_float32(samples, sample)
-    return float(np.dot(values, values)) / max(1, len(values))
+    return measure.window(samples, sample).mean_square
