@@ -16,7 +16,8 @@ from capstand.capture import pipe as tested
 from capstand.capture import wire
 from capstand.capture.types.pipe import PipeConfig
 from capstand.config.schema import CaptureConfig
-from tests.capture.programs import AUDIO, Held, Rig, counted, in_order
+from capstand.host import orphans
+from tests.capture.programs import AUDIO, Held, Rig, children, counted, in_order
 from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +187,18 @@ def test_one_that_is_silent_is_ended_and_started_again(
     first, *_ = (tmp_path / "pids").read_text().split()
     rig.until(lambda: gone(int(first)), "its own child lives on")
     assert rig.capturer.stalls >= 1 and in_order(rig.numbers[960:1920], 0, 960)
+
+
+def test_what_a_child_leaves_behind_is_waited_for(rigged: Callable[..., Rig]) -> None:
+    """A pipeline of a shell that is started again and again leaves no zombie, neither to the
+    stream's process nor to the daemon: in a year they would be more than a system has numbers."""
+    orphans.adopt()  # which a daemon has done anyway
+    before = children()
+    rig = rigged(PipeConfig(command=("sh", "-c", "sleep 1000 & sleep 1000 & exit 3")))
+    backoff = rig.source._backoff  # type: ignore[attr-defined]
+    rig.until(lambda: backoff._base_s >= 4 * tested.FIRST_S, "no third start")
+    rig.stop()
+    assert children() <= before
 
 
 def test_a_release_ends_the_child_until_it_is_resumed(rigged: Callable[..., Rig]) -> None:

@@ -36,6 +36,7 @@ from capstand.capture.source import NegotiatedParams
 from capstand.capture.types.pipe import PipeConfig
 from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
+from capstand.host import orphans
 from capstand.host.backoff import Backoff
 from capstand.host.logs import log_event
 from capstand.host.ratelimit import RateLimit
@@ -145,6 +146,7 @@ class CommandSource(ProgramSource):
         self._backoff = Backoff(FIRST_S, MOST_S)
         self._due_at_ns = self._sound_since_ns = 0
         self._outcome = ""  # of the last one
+        self._groups: list[int] = []  # of children that were ended, of which something is left
 
     def open(self) -> NegotiatedParams:
         """Waits for the first sound: a child may have to connect somewhere."""
@@ -178,6 +180,7 @@ class CommandSource(ProgramSource):
         self._start()
 
     def _start(self) -> None:
+        orphans.adopt()
         launch = (sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()))
         try:
             self._child = child = subprocess.Popen(
@@ -251,6 +254,9 @@ class CommandSource(ProgramSource):
                 _over(child.pid, END_S)
             os.killpg(child.pid, signal.SIGKILL)  # before its number may be another's
         status = child.wait()
+        self._groups = [one for one in self._groups if not orphans.reap(one, 0.0)]
+        if not orphans.reap(child.pid, END_S):
+            self._groups.append(child.pid)
         if status < 0:
             return f"was ended by signal {-status}"
         return f"has ended with status {status}"

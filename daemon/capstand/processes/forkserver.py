@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from capstand.host import bug, console, signals
+from capstand.host import bug, console, orphans, signals
 from capstand.processes import child
 
 NOT_TOLD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -46,7 +46,6 @@ WORD = struct.Struct("@i")
 ONCE = select.EPOLLIN | select.EPOLLONESHOT
 REST_S = 5.0
 """For so long after an order another one may follow."""
-PR_SET_CHILD_SUBREAPER = 36
 CHANNEL = 3
 NEVER = 1 << 16
 """The returncode of what never was; no process ends with it."""
@@ -175,7 +174,7 @@ class ForkServer:
         first two of which are its socket and its page. Does not wait for it. Raises OSError where
         it cannot even be asked for.
         """
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        orphans.adopt()
         order = pickle.dumps(tuple(modules))
         word, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
