@@ -95,9 +95,19 @@ class Job:
         self._guest.run(f"kill -{int(number)} {self.pid}", check=False)
         return self.wait(timeout_s)
 
+    def _status(self) -> Any:
+        """A question that is under way while the machine's devices are suspended may be lost; it is
+        asked again when the machine answers."""
+        try:
+            return self._guest.agent("guest-exec-status", pid=self.pid)
+        except GuestError:
+            if not self._guest.answers(60):
+                raise
+            return self._guest.agent("guest-exec-status", pid=self.pid)
+
     def _poll(self) -> Result | None:
         if self._result is None:
-            status = self._guest.agent("guest-exec-status", pid=self.pid)
+            status = self._status()
             if status["exited"]:
                 rc = status["exitcode"] if "exitcode" in status else 128 + status.get("signal", 0)
                 out, err = (
@@ -388,6 +398,15 @@ class Guest:
                 return self._agent.call(command, **arguments)
         except WireError as error:
             raise self.error(f"agent: {error}") from error
+
+    def answers(self, timeout_s: float) -> bool:
+        """Whether the agent does within that time."""
+        deadline = time.monotonic() + timeout_s
+        with self.going():
+            while self._agent is not None and time.monotonic() < deadline:
+                if self._agent.synchronise(timeout_s=5):
+                    return True
+        return False
 
     def monitor(self, command: str, **arguments: Any) -> Any:
         """A command of the qemu machine protocol: stop, cont, query-status, …"""
