@@ -858,9 +858,17 @@ def test_a_bus_that_hangs_does_not_keep_the_card_closed(
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "bus"))
         silent.listen()
-        one = mic(f"unix:path={tmp_path}/bus").start()
-        assert one.released == "waiting to reserve its card"
-        one.flows()
+        one = mic(f"unix:path={tmp_path}/bus")
+        capturer, told = one.stream.capturer, list[str]()
+        release = capturer.release
+
+        def tells(who: str, words: str) -> None:
+            told.append(words)
+            release(who, words)
+
+        monkeypatch.setattr(capturer, "release", tells)
+        one.start().flows()
+        assert told == ["waiting to reserve its card"]
 
 
 @pytest.mark.parametrize("address", ["unix:path=/nowhere", "tcp:host=x", "nonsense", ""])
