@@ -5,7 +5,6 @@ never end itself. Main would go with it, and all streams with main. What only ra
 import that follows: it says more.
 """
 
-import os
 import sys
 
 LIMIT_S = 10.0
@@ -28,14 +27,12 @@ def trouble_with(module: str) -> str | None:
     import signal
     import subprocess  # for who has such a type
 
-    from capstand.processes.forkserver import NOT_TOLD
+    from capstand.processes.forkserver import environment
 
-    kept = {name: value for name, value in os.environ.items() if name not in NOT_TOLD}
-    kept["PYTHONPATH"] = os.pathsep.join(one or "." for one in sys.path)
     try:
         status = subprocess.run(
             [sys.executable, "-s", "-P", "-c", TRIAL, module],
-            env=kept,
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -206,12 +206,10 @@ class ForkServer:
             self.pid = self.channel = None
 
     def _start(self) -> socket.socket:
-        path = os.pathsep.join(one or "." for one in sys.path)
-        kept = {name: value for name, value in os.environ.items() if name not in NOT_TOLD}
         channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             try:
-                self.pid = _exec(its.fileno(), kept | {"PYTHONPATH": path})
+                self.pid = _exec(its.fileno(), environment())
             except OSError:
                 channel.close()
                 raise
@@ -221,6 +219,12 @@ class ForkServer:
 
 
 shared = ForkServer()
+
+
+def environment() -> dict[str, str]:
+    """Of a Python that is executed by this one: it finds what this one finds."""
+    kept = {name: value for name, value in os.environ.items() if name not in NOT_TOLD}
+    return kept | {"PYTHONPATH": os.pathsep.join(one or "." for one in sys.path)}
 
 
 def _exec(channel: int, environment: dict[str, str]) -> int:
