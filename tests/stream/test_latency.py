@@ -14,7 +14,8 @@ from capstand.config.schema import CaptureConfig, StreamConfig
 from capstand.processing import engines
 from tests.fakecard import FakeCard
 from tests.processing.signals import settings
-from tests.stream.test_processing import RATE, Running, running
+from tests.stream.chained import RATE, Running
+from tests.stream.chained import running as running
 
 __all__ = ["running"]
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from capstand.cli.parsing import Commands
     from capstand.config.schema import Config
 
+HOSTED, CHAIN = "capstand.processing.hosted", "capstand.processing.run"
+
 
 def add(commands: "Commands") -> None:
     run = commands.add_parser(
@@ -69,6 +71,7 @@ def act(chosen: argparse.Namespace) -> int:
     forkserver.shared.begin(["capstand.stream.worker"])
 
     from capstand.config import schema as config
+    from capstand.config.plan import host_of
     from capstand.host import logs
     from capstand.host.notify import Notifier
     from capstand.service.display import LiveLine
@@ -92,8 +95,8 @@ def act(chosen: argparse.Namespace) -> int:
         raise
     if len(setup.stream) > 1:
         forkserver.shared.load(["capstand.stream.preload"])
-    if any(one.process for one in setup.stream):
-        forkserver.shared.load(["capstand.processing.run"])
+    if chained := [one for one in setup.stream if one.process]:
+        forkserver.shared.load(sorted({HOSTED if host_of(one) else CHAIN for one in chained}))
     rights.refuse_the_services(_folders(setup), state)
     for name, line in notes(setup):
         logs.log_event(logging.WARNING, "%s: %s", name, line, STREAM=name)

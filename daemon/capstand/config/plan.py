@@ -9,7 +9,7 @@ Whatever else has changed ends, and begins again as the new file says.
 
 from typing import NamedTuple
 
-from capstand.config.registry import SINKS
+from capstand.config.registry import PROCESSORS, SINKS
 from capstand.config.schema import Config, SinkConfig, StreamConfig
 
 GATHER_MS, LIVE_GATHER_MS = 40, 20
@@ -94,6 +94,17 @@ def chain_pace(config: StreamConfig) -> ChainPace:
     gather_ms, wake_ms = (LIVE_GATHER_MS, LIVE_GATHER_MS) if live else (GATHER_MS, WAKE_MS)
     rate_hz = config.capture.rate_hz
     return ChainPace(gather_ms * rate_hz // 1000, wake_ms * rate_hz // 1000)
+
+
+def host_of(config: StreamConfig) -> str | None:
+    """The name of the live sink whose process may host the chain: nobody else gets what comes out,
+    and no processor needs somebody to look after it."""
+    heard = config.on("processed").sink
+    kinds = [PROCESSORS[one.type] for one in config.process]
+    alone = len(heard) == 1 and SINKS[heard[0].type].live
+    if not alone or config.sidechains or not all(kind.hosted for kind in kinds):
+        return None
+    return heard[0].name
 
 
 def describe(old: Config, new: Config) -> list[str]:

@@ -186,6 +186,8 @@ class ProcessorType(NamedTuple):
     ``extra``: which of capstand's optional dependencies it needs.
     ``sidechains``: the other streams that it listens to, by the keys of its table; ``make`` gets a
     ``processing.sidechain.Sidechain`` of each as further arguments.
+    ``hosted``: it can neither hang nor end a process, so it may work in that of a live sink, where
+    nobody looks after it.
     """
 
     schema: Any
@@ -195,6 +197,7 @@ class ProcessorType(NamedTuple):
     problems: Callable[[Any, Shape], Iterable[tuple[str, str]]] = _nothing
     extra: str = ""
     sidechains: Callable[[Any], Mapping[str, str]] = _alone
+    hosted: bool = False
 
     @property
     def fault(self) -> str | None:

@@ -25,6 +25,7 @@ class Doing(IntEnum):
     WRITING = 3
     FLUSHING = 4
     CLOSING = 5
+    PROCESSING = 6
 
 
 class Page:

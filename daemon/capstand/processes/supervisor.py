@@ -38,6 +38,7 @@ LIMITS_S = {
     Doing.WRITING: 10.0,
     Doing.FLUSHING: 10.0,
     Doing.CLOSING: 3.0,
+    Doing.PROCESSING: 5.0,
 }
 BACKOFF_S = (0.5, 30.0)
 MOST_MESSAGES = 16

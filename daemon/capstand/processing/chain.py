@@ -36,6 +36,18 @@ def shapes(settings: Sequence[Any], shape: Shape) -> list[Shape]:
     return found
 
 
+def concern_of(stages: list[dict[str, Any]]) -> str | None:
+    """Of the first that is bypassed, or else of the first that says something of itself."""
+    names = [f"process {number} ({one['type']})" for number, one in enumerate(stages, 1)]
+    for name, stage in zip(names, stages, strict=True):
+        if stage["bypassed"]:
+            return f"{name} is bypassed: {stage['fault']}"
+    for name, stage in zip(names, stages, strict=True):
+        if "concern" in stage:
+            return f"{name}: {stage['concern']}"
+    return None
+
+
 class Chain:
     """Of processors with these ``settings``, in their order, for sound of a ``shape``; ``tell``
     gets a line where one fails, and when it works again. ``sidechains`` are the other streams that

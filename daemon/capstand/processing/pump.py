@@ -1,9 +1,7 @@
 """The pump: captured ring → Chain → processed ring, block by block.
 
-A processed block has the frame index of what was captured, ``captured_before`` likewise, and a time
-stamp that is earlier by the chain's delay: what the chain misses, its readers miss, to the frame.
-All of it can be read from the two rings, so any pump, also one of another process, goes on where
-the one before ended (``resume``).
+All that it needs to know can be read from the two rings, so any pump, also one of another process,
+goes on where the one before ended (``resume``).
 
 It runs without a chain, too: then it passes on what was captured, as late as the chain would have.
 A chain that comes later is listened to first and faded in.
@@ -18,19 +16,20 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from capstand.audio.block import AudioFormat, Block, Shape, joined
-from capstand.audio.ring import Reader, Ring
+from capstand.audio.block import Shape
+from capstand.audio.ring import Reader
 from capstand.audio.wake import WakeUp
-from capstand.dsp.convert import from_float, to_float32
+from capstand.dsp.convert import to_float32
 from capstand.host import realtime
 from capstand.host.starved import waited_for_cpu_ns
 from capstand.processing.chain import Chain
 from capstand.processing.delay import DelayLine
 from capstand.processing.fade import Crossfade, Fade
+from capstand.processing.passage import Batch, Batches, Rings
 from capstand.processing.processor import Moment, Samples
 from capstand.processing.stage import EDGE_MS, FADE_MS, LISTEN_MS, Sidechains, Stage
 
@@ -44,26 +43,6 @@ STARVED_SHARE = 0.5
 
 class Abandoned(BaseException):
     """In a pump that is no longer wanted; no processor catches it by ``except Exception``."""
-
-
-class Rings(NamedTuple):
-    """Where a pump reads and writes: descriptors of the ``captured`` ring and of the ``processed``
-    one, ``ring``, which it writes; the ``audio`` that comes in, and the ``channels`` that go out.
-    """
-
-    captured: int
-    processed: int
-    ring: Ring
-    audio: AudioFormat
-    channels: int
-
-    @property
-    def shape(self) -> Shape:
-        return Shape(self.audio.rate_hz, self.audio.channels)
-
-    @property
-    def out(self) -> AudioFormat:
-        return self.audio._replace(channels=self.channels)
 
 
 class Pump:
@@ -81,13 +60,12 @@ class Pump:
         delay_frames: int = 0,
     ) -> None:
         self.delay_frames = delay_frames if chain is None else chain.delay_frames
-        self.missed = 0
         self._rings = rings
         self._wake = wake
         self._ended = ended
-        self._gather_frames = gather_frames
         self._priority = priority
         self._reader = Reader(rings.captured, rings.audio, keep=None)
+        self._batches = Batches(self._reader, gather_frames)
         self._chain = chain
         self._offered: Chain | None = None
         self._settings: tuple[Sequence[Any], Sidechains] | None = None
@@ -96,8 +74,6 @@ class Pump:
         self._come: Crossfade | None = None
         self._step: tuple[Samples, Fade] | None = None
         self._to = np.arange(rings.channels) % rings.audio.channels
-        self._gathered: list[Block] = []
-        self._gathered_frames = self._gathered_before = 0
         self._next_frame: int | None = None
         self._lock = threading.Lock()
         self._abandoned = False
@@ -105,6 +81,11 @@ class Pump:
         self._look_s = LOOK_S
         self._seen = (0, 0, 0)  # which block was under way, at how many looks, how long it waited
         self.thread = threading.Thread(target=self._run, name="chain", daemon=True)
+
+    @property
+    def missed(self) -> int:
+        """Frames of which the captured ring held nothing any more."""
+        return self._reader.missed
 
     # Its minder's
 
@@ -114,7 +95,7 @@ class Pump:
 
     def set(self, settings: Sequence[Any], sidechains: Sidechains, gather_frames: int) -> None:
         """From the next block on."""
-        self._settings, self._gather_frames = (settings, sidechains), gather_frames
+        self._settings, self._batches.frames = (settings, sidechains), gather_frames
         self._wake.set()
 
     def finish(self, until: int) -> None:
@@ -190,7 +171,7 @@ class Pump:
             if heard is None or self._reader.captured > captured:
                 break
             if self._line is not None:
-                self._line.feed(self._floats(heard.samples))
+                self._line.feed(rings.floats(heard.samples))
                 if last is not None and self._reader.captured == captured:
                     step = last.reshape(1, -1) - self._line.read()[-1:, self._to]
                     self._step = step, Fade(rings.audio.rate_hz, EDGE_MS)
@@ -208,51 +189,28 @@ class Pump:
             if self._settings is not None and self._chain is not None:
                 self._change()
             self._drain()
-        self._process_gathered()
+        if (batch := self._batches.rest()) is not None:
+            self._process(batch)
 
     def _drain(self) -> None:
-        """All that is there, as far as it makes whole gathered blocks."""
-        reader = self._reader
-        while self._until is None or reader.number < self._until:
-            block = reader.read()
-            if block is None:
-                return
-            if self._abandoned:
-                raise Abandoned
-            self.missed, missed = reader.missed, reader.missed - self.missed
-            gathered = self._gathered
-            if gathered and (missed or block.first_frame != gathered[-1].end_frame):
-                self._process_gathered()
-            if not gathered:
-                self._gathered_before = reader.captured - block.frames
-            if block.frames:
-                gathered.append(block)
-                self._gathered_frames += block.frames
-            if self._gathered_frames >= self._gather_frames:
-                self._process_gathered()
+        """All that is there, as far as it makes whole batches."""
+        while (batch := self._batches.take(self._until)) is not None:
+            self._process(batch)
 
-    def _process_gathered(self) -> None:
-        if not self._gathered:
-            return
-        block = joined(self._gathered)
-        self._gathered.clear()
-        self._gathered_frames = 0
+    def _process(self, batch: Batch) -> None:
+        if self._abandoned:
+            raise Abandoned
+        rings, reader, block = self._rings, self._reader, batch.block
         gap = self._next_frame is not None and block.first_frame != self._next_frame
         self._next_frame = block.end_frame
         now_ns = time.monotonic_ns()
         self._begin(now_ns, LOOK_S)
-        ring, reader = self._rings.ring, self._reader
         moment = Moment(block.captured_at_ns, reader.ns_per_frame)
-        out = self._through(self._floats(block.samples), now_ns, moment, gap)
-        packed = from_float(out, self._rings.audio.sample)
-        delay_ns = round(self.delay_frames * 1e9 / self._rings.audio.rate_hz)
+        out = self._through(rings.floats(block.samples), now_ns, moment, gap)
+        processed = rings.processed_block(block, out, self.delay_frames)
         with self._lock:
             self._came_back()
-            ring.slot()[: len(packed)] = packed
-            heard_at_ns = block.captured_at_ns - delay_ns
-            ring.publish(
-                block.first_frame, block.frames, heard_at_ns, self._gathered_before, reader
-            )
+            rings.publish(processed, batch.captured_before, reader)
 
     def _begin(self, now_ns: int, look_s: float) -> None:
         """What now comes may hang: from now on the minder looks."""
@@ -276,9 +234,6 @@ class Pump:
         self.delay_frames = self._chain.delay_frames
 
     # The sound
-
-    def _floats(self, samples: bytes) -> Samples:
-        return to_float32(samples, self._rings.audio.sample).reshape(-1, self._rings.audio.channels)
 
     def _through(self, block: Samples, now_ns: int, moment: Moment, gap: bool) -> Samples:
         if self._chain is None and self._offered is not None:

@@ -33,9 +33,10 @@ from capstand.host import bug, realtime
 from capstand.host.logs import log_event
 from capstand.processes.child import FAILED, DaemonLink
 from capstand.processes.page import Doing
-from capstand.processing.chain import Chain, shapes
+from capstand.processing.chain import Chain, concern_of, shapes
 from capstand.processing.orders import Finish, Set, SidechainFormat, Word, Work
-from capstand.processing.pump import Abandoned, Pump, Rings
+from capstand.processing.passage import Rings
+from capstand.processing.pump import Abandoned, Pump
 from capstand.processing.sidechain import Sidechain
 
 TELL_MS = 250
@@ -230,7 +231,7 @@ class Minder:
         stages = self._stages()
         concern = self._fault and f"all processors are bypassed: {self._fault}"
         if concern is None:
-            concern = _concern(stages)
+            concern = concern_of(stages)
         told = concern, self._failed
         if told == self._told and now_ns - self._told_ns < NS_PER_S and not at_last:
             return
@@ -275,18 +276,6 @@ class Minder:
         now_ns = time.monotonic_ns()
         self._line.page.does(doing, now_ns)
         return now_ns
-
-
-def _concern(stages: list[dict[str, Any]]) -> str | None:
-    """Of the first that is bypassed, or else of the first that says something of itself."""
-    names = [f"process {number} ({one['type']})" for number, one in enumerate(stages, 1)]
-    for name, stage in zip(names, stages, strict=True):
-        if stage["bypassed"]:
-            return f"{name} is bypassed: {stage['fault']}"
-    for name, stage in zip(names, stages, strict=True):
-        if "concern" in stage:
-            return f"{name}: {stage['concern']}"
-    return None
 
 
 def _nothing(*_: object) -> None:

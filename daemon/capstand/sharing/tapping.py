@@ -33,7 +33,7 @@ def tap(request: Mapping[str, Any], peer: Peer, streams: Sequence[Heard]) -> Han
     if input_ == "processed" and not config.process:
         raise CapstandError(f"{stream.name} has no [[stream.process]]; its sound is as captured")
     audio = config.processed_audio if input_ == "processed" else config.capture.audio
-    descriptor = stream.ring_of(input_).open_for_reading()
+    descriptor = stream.tapped(input_).open_for_reading()
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
         os.close(descriptor)
         raise CapstandError("a stream cannot be tapped here: the daemon sees no /proc")

@@ -17,13 +17,15 @@ from capstand.audio.block import AudioFormat
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
 from capstand.processes.child import Task
-from capstand.processes.page import Doing
+from capstand.processes.page import DOING, Doing
 from capstand.processes.supervisor import LIMITS_S, ProcessState, Supervisor
-from capstand.sinks.push import SinkWord
+from capstand.processing.orders import Work
+from capstand.sinks.push import CHAIN, Hosts, HostWord, SinkWord
 from capstand.sinks.sink import Event
 from capstand.sinks.sink_queue import Joinable
 
 JOINED = (SinkWord.JOINED_FRAME, SinkWord.JOINED_CAPTURED)
+MODULES, HOST_MODULES = ("capstand.sinks.push",), ("capstand.processing.hosted",)
 COUNTERS = (SinkWord.DELIVERED, SinkWord.DROPPED, SinkWord.MISSED, SinkWord.INSERTED)
 
 
@@ -36,8 +38,18 @@ class SinkFactory(NamedTuple):
     gather_frames: int = 0
 
 
+class Hosting(NamedTuple):
+    """What a sink's process needs to host the chain that fills its ring: ``captured`` is the ring
+    that the chain reads, ``descriptors`` are those of ``push.run`` behind the sink's own."""
+
+    work: Work
+    captured: int
+    descriptors: tuple[int, ...]
+
+
 class LiveSink:
-    """Sink ``name`` of ``stream``, fed from ``ring`` by a process of its own."""
+    """Sink ``name`` of ``stream``, fed from ``ring`` by a process of its own, which hosts the chain
+    as well where there is a ``hosting``, until ``unhost``."""
 
     on_disk = False
 
@@ -50,23 +62,30 @@ class LiveSink:
         audio: AudioFormat,
         priority: int,
         limits_s: Mapping[Doing, float] = LIMITS_S,
+        hosting: Hosting | None = None,
     ) -> None:
         self.name = name
         self.wake = WakeUp()
         self._memory = ring.open_for_reading()
         self._present = Reader(self._memory, audio)
-        work = audio, plan.gather_frames, *plan[:2]
+        self._source = None if hosting is None else Reader(hosting.captured, hosting.work.audio)
+        self._given = self._memory, self.wake.fileno()
+        self._work = audio, plan.gather_frames, *plan[:2]
         fields = {"STREAM": stream, "SINK": name}
-        task = Task("capstand.sinks.push:run", work, fields, f"push:{name}", priority)
-        given = self._memory, self.wake.fileno()
-        self.process = Supervisor(task, given, limits_s, modules=("capstand.sinks.push",))
+        task = Task("capstand.sinks.push:run", self._work, fields, f"push:{name}", priority)
+        modules = MODULES if hosting is None else (*MODULES, *HOST_MODULES)
+        self.process = Supervisor(task, self._given, limits_s, modules=modules)
         self._words = self.process.page.words
+        if hosting is not None:
+            self._words[HostWord.MAY_HOST] = 1
+            self.host(hosting)
         self._words[SinkWord.JOINED_FRAME] = -1
         self._books = dict.fromkeys(SinkWord, 0) | {
             SinkWord.JOINED_FRAME: -1
         }  # as they were believed last
         self._looked = 0  # what had been captured then
         self._deaths = 0
+        self.died_processing = False
         self._after: Sequence[Joinable] = ()
         self._after_s = 0.0
         self.until: StreamPosition | None = None
@@ -101,7 +120,9 @@ class LiveSink:
         return self.process.concern
 
     def figures(self, now_ns: int) -> dict[str, object]:
-        return self.process.figures | {"pid": self.process.pid}
+        figures = self.process.figures | {"pid": self.process.pid}
+        figures.pop(CHAIN, None)
+        return figures
 
     @property
     def inserted_frames(self) -> int:
@@ -126,14 +147,16 @@ class LiveSink:
         process.poll(now_ns)
         if process.deaths != self._deaths:
             self._deaths = process.deaths
-            self._words[SinkWord.TAKES] = 0
+            self.died_processing = process.page.words[DOING] & 7 == Doing.PROCESSING
+            self._words[SinkWord.TAKES] = self._words[HostWord.HOSTS] = 0
         self._check(now_ns)
 
     def finish(self) -> None:
         """Nothing follows what is in the ring now: it delivers that and ends."""
-        self._present.join()
-        self.until = StreamPosition(self._present.next_frame, self._present.captured)
-        self.process.stop(self._present.number)
+        present = self._source or self._present
+        present.join()
+        self.until = StreamPosition(present.next_frame, present.captured)
+        self.process.stop(present.number)
         self.wake.set()
 
     def join(self, deadline: float) -> bool:
@@ -147,7 +170,7 @@ class LiveSink:
     def force_close(self) -> None:
         """It did not stop in time: it is ended, and what it had counts as dropped."""
         self.process.abandon()
-        self._words[SinkWord.TAKES] = 0
+        self._words[SinkWord.TAKES] = self._words[HostWord.HOSTS] = 0
         self.poll(time.monotonic_ns())
 
     def abandon(self) -> None:
@@ -156,8 +179,42 @@ class LiveSink:
     def close(self) -> None:
         self._closed = True
         self._present.close()
+        if self._source is not None:
+            self._source.close()
         self.process.close()
         os.close(self._memory)
+
+    # The chain that it hosts
+
+    def host(self, hosting: Hosting) -> None:
+        """So begins its next process."""
+        arguments = *self._work, hosting.work
+        self.process.task = self.process.task._replace(arguments=arguments)
+        self.process.descriptors = *self._given, *hosting.descriptors
+
+    def unhost(self) -> None:
+        """The chain is wanted in a process of its own; not once the sink was told to ``finish``."""
+        self._words[HostWord.MAY_HOST] = 0
+        self.wake.set()
+        self.process.task = self.process.task._replace(arguments=self._work)
+        self.process.descriptors = self._given
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+
+    @property
+    def hosts(self) -> bool:
+        """Whether its process writes to the ring that it reads, or will."""
+        if self._closed or not self.process.running:
+            return False
+        says = self._words[HostWord.HOSTS]
+        return says == Hosts.NOW or (says == Hosts.NOT_YET and bool(self._words[HostWord.MAY_HOST]))
+
+    @property
+    def chain_figures(self) -> dict[str, object]:
+        """What the chain that it hosts told last."""
+        figures = self.process.figures.get(CHAIN)
+        return figures if isinstance(figures, dict) else {}
 
     # The books
 
@@ -195,8 +252,9 @@ class LiveSink:
     def _check(self, now_ns: int) -> None:
         """What the page says is believed where it can be true; else the process goes."""
         present, words, before = self._present, self._words, self._books
-        present.join()
-        self._looked = present.captured  # before the look: what came later is not judged
+        newest = self._source or present
+        newest.join()
+        self._looked = newest.captured  # before the look: what came later is not judged
         said = {word: words[word] for word in SinkWord}
         present.join()
         joined = before[SinkWord.JOINED_FRAME] < 0 or all(

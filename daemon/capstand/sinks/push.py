@@ -11,6 +11,10 @@ under way, and counts as dropped as soon as the next process joins.
 A sink that fails says why and ends the process; the supervisor starts another after a pause. Short
 blocks are gathered, since each costs what a long one does; a gap ends a gathered block.
 
+A chain whose only listener it is may be hosted here (``processing/hosted.py``): then it is that one
+which reads the ring. Main and this process agree by two words on who writes to the processed ring:
+each first writes its own, then makes a system call, then reads the other's.
+
 Thread: main, which is the push thread, with a real-time priority below that of capture.
 """
 
@@ -18,10 +22,10 @@ import importlib
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capstand.audio.block import NS_PER_S, AudioFormat, Block
 from capstand.audio.ring import Reader
@@ -29,13 +33,19 @@ from capstand.errors import SinkBusy, SinkError
 from capstand.host import realtime
 from capstand.processes.child import FAILED, DaemonLink
 from capstand.processes.page import Doing
+from capstand.processing.orders import Work
 from capstand.sinks.gathering import Gathering
 from capstand.sinks.sink import Sink
 from capstand.text import clean
 
+if TYPE_CHECKING:
+    from capstand.processing.hosted import Hosted
+
 FLUSH_NS = NS_PER_S
 TELL_NS = NS_PER_S // 5
 """Troubles that come and go are told so often at most."""
+CHAIN = "chain"
+"""Of the figures those of the chain that is hosted."""
 
 
 class SinkWord(IntEnum):
@@ -50,38 +60,72 @@ class SinkWord(IntEnum):
     INSERTED = 7
 
 
+class HostWord(IntEnum):
+    """What else is there, for a chain that this process may host."""
+
+    HOSTS = 8  # a Hosts
+    MAY_HOST = 9  # main's: 0 as soon as the chain is wanted elsewhere
+
+
+class Hosts(IntEnum):
+    """Whether it writes to the processed ring."""
+
+    NOT_YET = 0
+    NOW = 1
+    NO_MORE = 2
+
+
 def run(
     link: DaemonLink,
-    descriptors: tuple[int, int],
+    descriptors: tuple[int, ...],
     audio: AudioFormat,
     gather_frames: int,
     made_by: str,
     arguments: tuple[Any, ...],
+    chain: Work | None = None,
 ) -> int:
     """Does the work of a Task; returns the process' status. ``descriptors`` are those of the ring
-    and of the eventfd that the ring sets for each block. ``made_by`` is the sink's class as
-    "module:class", because the daemon does not import it; the stream's Pace comes behind its
+    and of the eventfd that the ring sets for each block; where it hosts a ``chain`` also the
+    eventfd that the captured ring sets, and those of a ``Hosted``. ``made_by`` is the sink's class
+    as "module:class", because the daemon does not import it; the stream's Pace comes behind its
     ``arguments``.
     """
-    ring, wake = descriptors
-    reader = Reader(ring, audio)
+    ring, *wakes = descriptors
+    hosted = None if chain is None else _host(chain, (ring, *wakes[2:]))
+    reader = hosted or Reader(ring, audio)
 
     def make() -> Sink:
         module, _, name = made_by.partition(":")
         sink: Sink = getattr(importlib.import_module(module), name)(*arguments, reader)
         return sink
 
-    return Push(link, reader, wake, gather_frames).run(make)
+    return Push(link, reader, wakes[:2], gather_frames, hosted).run(make)
+
+
+def _host(chain: Work, descriptors: Sequence[int]) -> "Hosted":
+    from capstand.processing.hosted import Hosted  # loads what computes
+
+    return Hosted(chain, descriptors)
 
 
 class Push:
-    """Opens the sink and feeds it from ``reader`` until told to stop or it fails."""
+    """Opens the sink and feeds it from ``reader``, which is ``hosted`` where it hosts a chain,
+    until told to stop or it fails; ``wakes``, and with a chain that of the captured ring behind it.
+    """
 
-    def __init__(self, link: DaemonLink, reader: Reader, wake: int, gather_frames: int) -> None:
+    def __init__(
+        self,
+        link: DaemonLink,
+        reader: "Reader | Hosted",
+        wakes: Sequence[int],
+        gather_frames: int,
+        hosted: "Hosted | None" = None,
+    ) -> None:
         self._link = link
         self._words = link.page.words
         self._reader = reader
-        self._wake = wake
+        self._hosted = hosted
+        self._wakes = tuple(wakes)
         self._gathering = Gathering(gather_frames)
         self._missed = 0
         self._inserted_before = self._words[SinkWord.INSERTED]
@@ -104,6 +148,7 @@ class Push:
         except SinkError as error:
             self._trouble = clean.line(error)
         self._words[SinkWord.TAKES] = 0
+        self._words[HostWord.HOSTS] = Hosts.NO_MORE
         try:
             self._close()
         except SinkError as error:
@@ -113,8 +158,12 @@ class Push:
 
     def _join(self) -> None:
         words, reader = self._words, self._reader
+        if self._hosted is not None:
+            words[HostWord.HOSTS] = Hosts.NOW
         with suppress(BlockingIOError):  # a process before this one may have left it full
-            os.eventfd_read(self._wake)
+            os.eventfd_read(self._wakes[0])
+        if self._hosted is not None and not words[HostWord.MAY_HOST]:
+            self._let_chain_go(self._hosted)
         reader.join()
         if words[SinkWord.JOINED_FRAME] < 0:
             words[SinkWord.JOINED_FRAME] = reader.next_frame
@@ -126,14 +175,22 @@ class Push:
     def _feed(self, sink: Sink) -> None:
         """Until told to stop."""
         flush_ns = time.monotonic_ns() + FLUSH_NS
-        reader, wake = self._reader, self._wake
+        reader, link = self._reader, self._link.fileno()
         with select.epoll() as poll:
-            poll.register(wake, select.EPOLLIN | select.EPOLLET)  # each time it is set; not read
-            poll.register(self._link, select.EPOLLIN)
+            for wake in self._wakes if self._hosted is not None else self._wakes[:1]:
+                poll.register(
+                    wake, select.EPOLLIN | select.EPOLLET
+                )  # each time it is set; not read
+            poll.register(link, select.EPOLLIN)
             while self._until is None or reader.number < self._until:
                 now_ns = self._does(Doing.WAITING)
-                for ready, _ in poll.poll(max(0, flush_ns - now_ns) / NS_PER_S, 2):
-                    if ready != wake:
+                found = poll.poll(max(0, flush_ns - now_ns) / NS_PER_S, 3)
+                if self._hosted is not None and not self._words[HostWord.MAY_HOST]:
+                    poll.unregister(self._wakes[1])
+                    if (last := self._let_chain_go(self._hosted)) is not None:
+                        self._pass_on(sink, last)
+                for ready, _ in found:
+                    if ready == link:
                         self._hear()
                 self._drain(sink)
                 if time.monotonic_ns() >= flush_ns:
@@ -141,29 +198,49 @@ class Push:
                     sink.flush()
                     self._link.repeats.tell()
                     self._tell()
+        if self._hosted is not None and (last := self._hosted.rest()) is not None:
+            self._pass_on(sink, last)
         for rest in self._gathering.rest():
             self._deliver(sink, rest)
 
     def _hear(self) -> None:
-        message = self._link.receive()
-        if message is not None:
+        message, hosted = self._link.receive(), self._hosted
+        if isinstance(message, int):
             self._until = message
+            if hosted is not None:
+                hosted.until = message
+        elif message is not None:
+            given = self._link.taken()
+            if hosted is not None:
+                hosted.set(message, given)
 
     def _drain(self, sink: Sink) -> None:
         """All that is there, as far as it is meant for this sink."""
-        reader = self._reader
+        reader, processes = self._reader, self._hosted is not None
         while self._until is None or reader.number < self._until:
+            if processes:
+                self._does(Doing.PROCESSING)
             block = reader.read()
             if block is None:
                 return
-            if reader.missed != self._missed:
-                missed, self._missed = reader.missed - self._missed, reader.missed
-                self._words[SinkWord.MISSED] += missed
-                self._words[SinkWord.DROPPED] += missed
-            if not block.frames:
-                continue
+            self._pass_on(sink, block)
+
+    def _pass_on(self, sink: Sink, block: Block) -> None:
+        reader = self._reader
+        if reader.missed != self._missed:
+            missed, self._missed = reader.missed - self._missed, reader.missed
+            self._words[SinkWord.MISSED] += missed
+            self._words[SinkWord.DROPPED] += missed
+        if block.frames:
             for ready in self._gathering.put(block):
                 self._deliver(sink, ready)
+
+    def _let_chain_go(self, hosted: "Hosted") -> Block | None:
+        """It is wanted in a process of its own, which begins behind the block that is returned."""
+        last = hosted.leave()
+        self._hosted = None
+        self._words[HostWord.HOSTS] = Hosts.NO_MORE
+        return last
 
     def _deliver(self, sink: Sink, block: Block) -> None:
         words = self._words
@@ -193,7 +270,8 @@ class Push:
         now_ns = time.monotonic_ns()
         if sink is not None:
             said |= {"detail": sink.detail, "concern": sink.concern}
-            said["figures"] = sink.figures(now_ns)
+            chain = {CHAIN: self._hosted.figures()} if self._hosted is not None else {}
+            said["figures"] = sink.figures(now_ns) | chain
         if self._link.tell(**said):
             self._told, self._told_ns = self._trouble, now_ns
 

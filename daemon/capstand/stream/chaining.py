@@ -6,11 +6,17 @@
 Main keeps the processed ring, as it keeps the captured one: the process may end at any time, and
 the next one goes on where the ring ends, from what the captured one still holds.
 
+Where one live sink alone gets what comes out, the chain begins in that sink's process, its ``host``
+(``processing/hosted.py``). It leaves it for good, for a process of its own, when others want that
+sound, when the sink is taken out, or when a process ended while it processed. While the host is
+away nothing is processed, as nobody would hear it.
+
 Thread: main.
 """
 
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -26,6 +32,7 @@ from capstand.processes.child import Task
 from capstand.processes.page import DOING, Doing
 from capstand.processes.supervisor import LIMITS_S, ProcessState, Supervisor
 from capstand.processing.orders import Finish, Set, SidechainFormat, Word, Work
+from capstand.sinks.live import Hosting, LiveSink
 
 SILENT_NS = 9 * NS_PER_S // 10
 """Its process shows itself four times a second; for so long it may not. With the looks that it
@@ -34,6 +41,8 @@ MOST_LOOK_NS = 6 * NS_PER_S // 10
 """Between two looks; what is longer says something of us, or of the machine."""
 RESTART_S = (0.02, 5.0)
 """The captured ring holds two seconds: who is back within them has missed nothing."""
+HAND_OVER_S = 0.2
+"""So long main waits for a host to write no more; else the next look finds out."""
 PROCESSING = "processing: "
 """So begins what main says of the process itself."""
 MODULES = ("capstand.processing.run",)
@@ -46,6 +55,7 @@ class Heard(Protocol):
     config: StreamConfig
 
     def ring_of(self, input_: str) -> Ring: ...
+    def tapped(self, input_: str) -> Ring: ...
 
 
 class Chaining:
@@ -80,6 +90,10 @@ class Chaining:
         task = Task("capstand.processing.run:run", (work,), fields, f"chain:{config.name}", minder)
         self.process = Supervisor(task, (), LIMITS_S, Backoff(*RESTART_S), MODULES)
         self._work = work
+        self.host: LiveSink | None = None
+        self._host_before: LiveSink | None = None  # that may still write
+        self._leaves = False
+        self._tapped = False
         self._moved = self._present.captured
         self._silent_ns = 0
         self._seen = (0, 0, -1)  # what it showed at the last look, when, how long it had waited
@@ -88,6 +102,56 @@ class Chaining:
         """The live sinks that read the processed ring; before the process begins."""
         given = self._captured, self.ring.descriptor, self.wake.fileno()
         self.process.descriptors = (*given, *self._given(live))
+
+    def hosting(self) -> Hosting | None:
+        """For a live sink that may host it; None where it has a process of its own."""
+        if self.process.running or self._leaves:
+            return None
+        given = (
+            self._captured,
+            self.ring.descriptor,
+            *(one.fileno() for one in (self.told, self.push)),
+        )
+        return Hosting(self._work, self._captured, (self.wake.fileno(), *given))
+
+    def hosted_by(self, host: LiveSink) -> None:
+        """From that one's start on."""
+        self._host_before, self.host = self.host, host
+
+    def holds_back(self, sink: LiveSink) -> bool:
+        """Whether another sink still writes what this one would."""
+        return sink is self.host and self._host_before is not None and self._host_before.hosts
+
+    def tapped(self) -> None:
+        """Somebody listens: it does not stay with a host that is away."""
+        self._tapped = True
+
+    def move_out(self, host_stays: bool) -> None:
+        """To a process of its own, which begins once the host writes no more; a host that does not
+        stay ends by itself."""
+        host = self.host
+        if host is None or self._leaves:
+            return
+        self._leaves = True
+        if host_stays:
+            host.unhost()
+            deadline = time.monotonic() + HAND_OVER_S
+            while host.hosts and time.monotonic() < deadline:
+                time.sleep(0.002)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        if self.host is not None and not self.host.hosts:
+            self.host = None
+
+    def _look_at(self, host: LiveSink) -> None:
+        away = not host.process.running
+        if away and (host.died_processing or self._tapped) and not self._leaves:
+            if host.died_processing:
+                self.process.page.words[Word.TRIES] += 1
+            self.move_out(host_stays=True)
+        elif self._leaves:
+            self._take_over()
 
     def set(
         self, config: StreamConfig, live: Sequence[WakeUp], others: Mapping[str, Heard]
@@ -99,7 +163,11 @@ class Chaining:
         self._work = self._work._replace(**order._asdict())
         self.process.task = self.process.task._replace(arguments=(self._work,))
         self.wakes(live)
-        self.process.order(order, self._given(live))
+        if self.host is None:
+            self.process.order(order, self._given(live))
+        elif not self._leaves and (hosting := self.hosting()) is not None:
+            self.host.host(hosting)
+            self.host.process.order(order, self._given(()))
 
     def _listen_to(self, names: frozenset[str], others: Mapping[str, Heard]) -> None:
         """One that is not among the others is the one that it was."""
@@ -113,6 +181,9 @@ class Chaining:
             self._sidechains.pop(name).close()
 
     def poll(self, now_ns: int) -> None:
+        if self.host is not None:
+            self._look_at(self.host)
+            return
         self.process.poll(now_ns)
         self._present.join()
         if self._present.captured != self._moved:
@@ -143,24 +214,33 @@ class Chaining:
     @property
     def concern(self) -> str | None:
         """Why sound is not processed as it should be."""
+        if self.host is not None:
+            concern = self.host.chain_figures.get("concern")
+            return None if concern is None else str(concern)
         if self.process.trouble is not None:
             return f"{PROCESSING}{self.process.trouble}"
         return self.process.concern
 
     def figures(self) -> dict[str, object]:
         """For ``capstand status --json``."""
-        process = self.process
+        process, host = self.process, self.host
+        if host is not None:
+            told, missed = host.chain_figures, host.chain_figures.get("missed_frames", 0)
+        else:
+            told, missed = process.figures, process.page.words[Word.MISSED]
         return {
-            "pid": process.pid,
+            "host": None if host is None else host.name,
+            "pid": (process if host is None else host.process).pid,
             "restarts": process.deaths,
             "trouble": process.trouble,
-            "missed_frames": process.page.words[Word.MISSED],
-            "delay_ms": process.figures.get("delay_ms"),
-            "stages": process.figures.get("stages", []),
+            "missed_frames": missed,
+            "delay_ms": told.get("delay_ms"),
+            "stages": told.get("stages", []),
         }
 
     def finish(self) -> None:
-        """Nothing more is captured: what is in the captured ring is processed, and it ends."""
+        """Nothing more is captured: what is in the captured ring is processed, and it ends; a host
+        does so when it is told to finish."""
         self._source.join()
         self.process.stop(Finish(self._source.number))
 
@@ -170,11 +250,13 @@ class Chaining:
 
     def over(self, deadline: float = 0.0) -> bool:
         """Whether it has ended by then (time.monotonic)."""
-        return self.process.join(deadline)
+        return not (self.host and self.host.hosts) and self.process.join(deadline)
 
     def end(self, deadline: float) -> bool:
         """Waits for that; what it has not processed by then is missed by all sinks. False: it had
         to be ended."""
+        if self.host is not None:
+            return True
         ended = self.over(deadline)
         if not ended:
             self.process.abandon()

@@ -234,6 +234,8 @@ class Intake:
         """The captured one, whatever is asked for."""
         return self.ring
 
+    tapped = ring_of
+
     def _show(self) -> None:
         """How much each sink has delivered can be read after a kill: a word of the page each."""
         words = self._words

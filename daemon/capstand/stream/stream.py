@@ -22,7 +22,7 @@ from capstand.accounting.stats import Gap, Health, SinkStats, StreamStats
 from capstand.audio.block import NS_PER_S
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
-from capstand.config.plan import same_capture, same_chain, sink_plan
+from capstand.config.plan import host_of, same_capture, same_chain, sink_plan
 from capstand.config.registry import SINKS, SOURCES, SinkContext, describe_failure
 from capstand.config.schema import SinkConfig, StreamConfig
 from capstand.host import realtime
@@ -110,6 +110,12 @@ class Stream:
         """Of "captured" or, where there is a chain, "processed" sound."""
         return self._chain.ring if self._chain and input_ == "processed" else self.ring
 
+    def tapped(self, input_: str) -> Ring:
+        """The same for one who listens, of whom nothing else will be known."""
+        if self._chain is not None and input_ == "processed":
+            self._chain.tapped()
+        return self.ring_of(input_)
+
     # Its life
 
     def start(self) -> None:
@@ -129,10 +135,12 @@ class Stream:
         if process.deaths != self._deaths:
             self._deaths = process.deaths
             self._died()
+        chain = self._chain
         for one in self._live.values():
-            one.poll(now_ns)
-        if self._chain is not None:
-            self._chain.poll(now_ns)
+            if chain is None or not chain.holds_back(one):
+                one.poll(now_ns)
+        if chain is not None:
+            chain.poll(now_ns)
         for former in self._former:
             former.poll(now_ns)
         self._let_chains_go()
@@ -196,6 +204,7 @@ class Stream:
             self._chain = Chaining(config, self.ring) if config.process else None
         added = {one: self._live_sink(one) for one in change.added if _is_live(one)}
         self._live = {one: (self._live | added)[one] for one in config.sink if _is_live(one)}
+        self._settle_chain()
         self._leaving += map(RemovedSink, parted.values())
         self._parting |= {one.name: None for one in change.removed if not _is_live(one)}
         for one in change.removed:
@@ -209,6 +218,15 @@ class Stream:
         for sink, feed in added.items():
             after = [parted[one] for one in change.before(sink) if one in parted]
             feed.start(self.name, after, LEAVE_S)
+
+    def _settle_chain(self) -> None:
+        """It has a process of its own where its host is none any more."""
+        chain, host = self._chain, self._chain.host if self._chain else None
+        if chain is None or host is None:
+            return
+        stays = host in self._live.values()
+        if not stays or host.name != host_of(self.config):
+            chain.move_out(host_stays=stays)
 
     def listen_to(self, streams: Sequence[Heard]) -> None:
         """All streams that there are: its processors may listen to any; before it starts, and
@@ -442,8 +460,15 @@ class Stream:
         except Exception as error:  # noqa: BLE001
             words = f"{describe_failure(kind, error)}, then restart capstand"
             plan = SinkFactory("capstand.sinks.sink:BrokenSink", (words,))
-        ring = self.ring_of(self.config.input_of(sink))
-        return LiveSink(self.name, sink.name, plan, ring, capture.audio, priority)
+        ring, chain = self.ring_of(self.config.input_of(sink)), self._chain
+        hosts = chain is not None and sink.name == host_of(self.config)
+        hosting = chain.hosting() if chain is not None and hosts else None
+        made = LiveSink(
+            *(self.name, sink.name, plan, ring, capture.audio, priority), hosting=hosting
+        )
+        if chain is not None and hosting is not None:
+            chain.hosted_by(made)
+        return made
 
 
 def _with(sink: SinkStats, frames: int) -> SinkStats:

@@ -27,4 +27,4 @@ def _make(settings: AgcConfig, shape: Shape) -> "Processor":
     return AutomaticGain(settings, shape)
 
 
-TYPE = ProcessorType(AgcConfig, page="processing-speech.md", make=_make)
+TYPE = ProcessorType(AgcConfig, page="processing-speech.md", make=_make, hosted=True)

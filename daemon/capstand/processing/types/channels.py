@@ -62,4 +62,6 @@ def _problems(settings: ChannelsConfig, shape: Shape) -> Iterator[tuple[str, str
         yield "matrix", f"its rows have {len(settings.matrix[0])} numbers, and {come}"
 
 
-TYPE = ProcessorType(ChannelsConfig, page="processing.md", make=_make, out=_out, problems=_problems)
+TYPE = ProcessorType(
+    ChannelsConfig, page="processing.md", make=_make, out=_out, problems=_problems, hosted=True
+)

@@ -27,4 +27,4 @@ def _make(settings: CompressorConfig, shape: Shape) -> "Compressor":
     return Compressor(curve, settings.attack_ms, settings.release_ms, settings.makeup_db, shape)
 
 
-TYPE = ProcessorType(CompressorConfig, page="processing.md", make=_make)
+TYPE = ProcessorType(CompressorConfig, page="processing.md", make=_make, hosted=True)

@@ -25,4 +25,4 @@ def _make(settings: DcBlockConfig, shape: Shape) -> "Linear":
     return Linear(filtering(sections, shape.channels), shape.rate_hz)
 
 
-TYPE = ProcessorType(DcBlockConfig, page="processing.md", make=_make)
+TYPE = ProcessorType(DcBlockConfig, page="processing.md", make=_make, hosted=True)

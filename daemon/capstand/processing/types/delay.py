@@ -21,4 +21,4 @@ def _make(settings: DelayConfig, shape: Shape) -> "Delay":
     return Delay(round(settings.delay_ms * shape.rate_hz / 1000), shape.channels)
 
 
-TYPE = ProcessorType(DelayConfig, page="processing.md", make=_make)
+TYPE = ProcessorType(DelayConfig, page="processing.md", make=_make, hosted=True)

@@ -21,4 +21,4 @@ def _make(settings: DitherConfig, shape: Shape) -> "Dither":
     return Dither(settings.bits, shape)
 
 
-TYPE = ProcessorType(DitherConfig, page="processing.md", make=_make)
+TYPE = ProcessorType(DitherConfig, page="processing.md", make=_make, hosted=True)

@@ -55,4 +55,4 @@ def _problems(settings: EqConfig, shape: Shape) -> Iterator[tuple[str, str]]:
             )
 
 
-TYPE = ProcessorType(EqConfig, page="processing.md", make=_make, problems=_problems)
+TYPE = ProcessorType(EqConfig, page="processing.md", make=_make, problems=_problems, hosted=True)

@@ -21,4 +21,4 @@ def _make(settings: GainConfig, shape: Shape) -> "Linear":
     return Linear(filtering((), shape.channels, 10 ** (settings.gain_db / 20)), shape.rate_hz)
 
 
-TYPE = ProcessorType(GainConfig, page="processing.md", make=_make)
+TYPE = ProcessorType(GainConfig, page="processing.md", make=_make, hosted=True)

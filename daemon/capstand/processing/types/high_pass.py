@@ -16,5 +16,9 @@ class HighPassConfig(NamedTuple):
 
 
 TYPE = ProcessorType(
-    HighPassConfig, page="processing.md", make=cutoff.make, problems=cutoff.problems
+    HighPassConfig,
+    page="processing.md",
+    make=cutoff.make,
+    problems=cutoff.problems,
+    hosted=True,
 )

@@ -24,4 +24,4 @@ def _make(settings: LimiterConfig, shape: Shape) -> "Limiter":
     return Limiter(ceiling, settings.lookahead_ms, settings.release_db_per_s, shape)
 
 
-TYPE = ProcessorType(LimiterConfig, page="processing.md", make=_make)
+TYPE = ProcessorType(LimiterConfig, page="processing.md", make=_make, hosted=True)

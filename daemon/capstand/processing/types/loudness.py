@@ -30,4 +30,6 @@ def _problems(settings: LoudnessConfig, shape: Shape) -> Iterator[tuple[str, str
         yield "type", ebur128.MISSING
 
 
-TYPE = ProcessorType(LoudnessConfig, page="processing.md", make=_make, problems=_problems)
+TYPE = ProcessorType(
+    LoudnessConfig, page="processing.md", make=_make, problems=_problems, hosted=True
+)

@@ -16,5 +16,9 @@ class LowPassConfig(NamedTuple):
 
 
 TYPE = ProcessorType(
-    LowPassConfig, page="processing.md", make=cutoff.make, problems=cutoff.problems
+    LowPassConfig,
+    page="processing.md",
+    make=cutoff.make,
+    problems=cutoff.problems,
+    hosted=True,
 )

@@ -40,4 +40,5 @@ TYPE = ProcessorType(
     make=_make,
     problems=_problems,
     extra=SPEECH,
+    hosted=True,
 )

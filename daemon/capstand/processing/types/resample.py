@@ -27,4 +27,4 @@ def _out(settings: ResampleConfig, shape: Shape) -> Shape:
     return shape._replace(rate_hz=settings.rate_hz)
 
 
-TYPE = ProcessorType(ResampleConfig, page="processing.md", make=_make, out=_out)
+TYPE = ProcessorType(ResampleConfig, page="processing.md", make=_make, out=_out, hosted=True)

@@ -36,5 +36,10 @@ def _problems(settings: VadConfig, shape: Shape) -> Iterator[tuple[str, str]]:
 
 
 TYPE = ProcessorType(
-    VadConfig, page="processing-speech.md", make=_make, problems=_problems, extra=SPEECH
+    VadConfig,
+    page="processing-speech.md",
+    make=_make,
+    problems=_problems,
+    extra=SPEECH,
+    hosted=True,
 )
