@@ -43,7 +43,8 @@ class Rig:
             first, last = number == 0, number == len(blocks) - 1
             moment = Moment(NS_PER_S + self.now_ns, NS_PER_S / self.chain.shape.rate_hz)
             edges = {"gap": gap and first, "ends": ends and last}
-            out = self.chain.process(block, self.now_ns, moment, **edges)
+            with np.errstate(all="ignore"):  # as in the thread whose chain it is
+                out = self.chain.process(block, self.now_ns, moment, **edges)
             given.append(out.copy())
             self.now_ns += len(block) * NS_PER_S // self.chain.shape.rate_hz
         return np.concatenate(given)

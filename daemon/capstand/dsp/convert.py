@@ -65,9 +65,12 @@ def from_float(values: npt.NDArray[np.floating[Any]], sample: SampleFormat) -> b
     if sample is SampleFormat.FLOAT_LE:
         return np.asarray(np.clip(values, -1, 1), "<f4").tobytes()
     scale = 2.0 ** (sample.bits - 1)
-    if sample is SampleFormat.S16_LE:  # the usual one, in four steps
-        packed: bytes = np.clip(np.rint(values * scale), -scale, scale - 1).astype("<i2").tobytes()
-        return packed
+    if sample is SampleFormat.S16_LE:  # the usual one; np.clip takes as long as all of this
+        scaled = values * np.float32(scale)
+        np.rint(scaled, out=scaled)
+        np.minimum(scaled, scale - 1, out=scaled)
+        np.maximum(scaled, -scale, out=scaled)
+        return scaled.astype("<i2").tobytes()
     whole = np.clip(np.rint(values * scale), -scale, scale).astype(np.int64)
     np.minimum(whole, int(scale) - 1, out=whole)  # as a float32, 2³¹ − 1 would be 2³¹
     return from_int32((whole << (32 - sample.bits)).astype(np.int32).reshape(-1), sample)
@@ -81,8 +84,8 @@ def to_float32(samples: bytes | memoryview, sample: SampleFormat) -> npt.NDArray
         values = np.nan_to_num(np.frombuffer(samples, "<f4"), nan=0.0, posinf=1.0, neginf=-1.0)
         return np.asarray(np.clip(values, -FAR, FAR), np.float32)
     if sample is SampleFormat.S16_LE:
-        packed = np.frombuffer(samples, "<i2")
-        floats: npt.NDArray[np.float32] = np.multiply(packed, 2.0**-15, dtype=np.float32)
+        floats = np.frombuffer(samples, "<i2").astype(np.float32)
+        floats *= np.float32(2.0**-15)
         return floats
     return to_int32(samples, sample).astype(np.float32) * np.float32(2.0**-31)
 

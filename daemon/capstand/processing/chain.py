@@ -11,7 +11,8 @@ and behind that are the same run on untouched.
 At a gap all is forgotten. What comes after it fades in, and the last frame before it dies away into
 that, within ``EDGE_MS``; who knows beforehand that a gap follows has the end faded out.
 
-Thread: one, its owner's; ``figures`` any. Time is an argument.
+Thread: one, its owner's; ``figures`` any. Time is an argument. The owner has numpy be silent about
+numbers that overflow (``be_silent``), which costs more in here than a whole filter.
 """
 
 from collections.abc import Sequence
@@ -34,6 +35,11 @@ def shapes(settings: Sequence[Any], shape: Shape) -> list[Shape]:
     for setting in settings:
         found.append(PROCESSORS[setting.type].out(setting, found[-1]))
     return found
+
+
+def be_silent() -> None:
+    """What is not finite is found and bypassed. Of the thread that calls it."""
+    np.seterr(all="ignore")
 
 
 def concern_of(stages: list[dict[str, Any]]) -> str | None:
@@ -91,22 +97,21 @@ class Chain:
     ) -> Samples:
         """The block, which is the chain's now; what is returned is the caller's until the next
         call. ``gap``: it does not follow the one before; ``ends``: none will follow it."""
-        with np.errstate(all="ignore"):
-            if gap:
-                self._begin_anew(now_ns)
-            if self._rise is not None:
-                block = block * self._rise.take(len(block))
-                self._rise = None if self._rise.done else self._rise
-            block, moment = _run(self._before, block, now_ns, moment)
-            if self._change is not None:
-                block, moment = self._change.run(block, now_ns, moment)
-            block, _ = _run(self._behind, block, now_ns, moment)
-            if not is_sound(block):
-                block = self._silenced(block, now_ns)
-            if self._fall is not None:
-                block = self._fallen(block)
-            if ends:
-                block = _ending(block, self.out.rate_hz)
+        if gap:
+            self._begin_anew(now_ns)
+        if self._rise is not None:
+            block = block * self._rise.take(len(block))
+            self._rise = None if self._rise.done else self._rise
+        block, moment = _run(self._before, block, now_ns, moment)
+        if self._change is not None:
+            block, moment = self._change.run(block, now_ns, moment)
+        block, _ = _run(self._behind, block, now_ns, moment)
+        if not is_sound(block):
+            block = self._silenced(block, now_ns)
+        if self._fall is not None:
+            block = self._fallen(block)
+        if ends:
+            block = _ending(block, self.out.rate_hz)
         if len(block):
             self._last[0] = block[-1]
         if self._change is not None and self._change.done:

@@ -20,7 +20,7 @@ from capstand.audio.block import Block, Shape
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
 from capstand.host.logs import log_event
-from capstand.processing.chain import Chain, concern_of, shapes
+from capstand.processing.chain import Chain, be_silent, concern_of, shapes
 from capstand.processing.orders import Set, Work
 from capstand.processing.passage import Batch, Batches, Rings
 from capstand.processing.processor import Moment
@@ -28,20 +28,21 @@ from capstand.processing.processor import Moment
 
 class Hosted:
     """``descriptors``: the processed ring, for reading; the captured one; the processed one, for
-    writing, which is closed when the chain leaves; then the eventfds of a Set, which has no
-    sidechains here.
+    writing, which is closed when the chain leaves; an eventfd for each quarter of that. Nobody
+    waits for its blocks: who taps it looks now and then.
     """
 
     def __init__(self, work: Work, descriptors: Sequence[int]) -> None:
-        self._heard, captured, processed, *given = descriptors
+        be_silent()
+        self._heard, captured, processed, quarter_full = descriptors
         shape = Shape(work.audio.rate_hz, work.audio.channels)
         channels = shapes(work.settings, shape)[-1].channels
         ring = Ring(work.slots, work.slot_bytes, processed)
+        ring.wakes(rests=(WakeUp(quarter_full),))
         self._rings = Rings(captured, processed, ring, work.audio, channels)
         self._reader = Reader(captured, work.audio)
         self._batches = Batches(self._reader, work.gather_frames)
         self._chain: Chain | None = Chain(work.settings, shape, _say)
-        self._wakes(given)
         self._ended_at: int | None = None
         self.until: int | None = None
         """What is captured from the block of this number on is not for it."""
@@ -95,12 +96,11 @@ class Hosted:
         self._reader = Reader(self._heard, self._rings.out)
         return block
 
-    def set(self, order: Set, given: Sequence[int]) -> None:
+    def set(self, order: Set) -> None:
         """From the next block on; not for a chain that has left."""
         if self._chain is not None:
             self._chain.change(order.settings)
             self._batches.frames = order.gather_frames
-            self._wakes(given)
 
     def figures(self) -> dict[str, object]:
         """What is told of a chain; "concern": why sound is not processed as it should be."""
@@ -129,10 +129,6 @@ class Hosted:
         self.missed += captured - block.frames - self.captured
         self.captured, self.next_frame = captured, block.end_frame
         return block
-
-    def _wakes(self, given: Sequence[int]) -> None:
-        told, *others = map(WakeUp, given)
-        self._rings.ring.wakes(*others, rests=(told,))
 
 
 def _say(words: str) -> None:

@@ -34,6 +34,7 @@ _UNITS = 20 / UNIT_DB
 ROUNDING = 4e-6
 """Logarithms are float32, whose last digit is 1e-6 where a sample is 10,000 times too loud; so are
 gains, and what they make of samples."""
+_HIGHEST, _LOWEST = np.maximum.reduce, np.minimum.reduce
 
 
 class Limiter:
@@ -61,7 +62,7 @@ class Limiter:
         self._line.feed(block)
         late = self._line.read()
         self._out = fitting(self._out, len(block))
-        quiet = block.max() <= self._ceiling and -block.min() <= self._ceiling
+        quiet = _HIGHEST(block, None) <= self._ceiling and -_LOWEST(block, None) <= self._ceiling
         if quiet and not self._active:
             self._out[...] = late
             return self._out

@@ -26,7 +26,7 @@ from capstand.audio.wake import WakeUp
 from capstand.dsp.convert import to_float32
 from capstand.host import realtime
 from capstand.host.starved import waited_for_cpu_ns
-from capstand.processing.chain import Chain
+from capstand.processing.chain import Chain, be_silent
 from capstand.processing.delay import DelayLine
 from capstand.processing.fade import Crossfade, Fade
 from capstand.processing.passage import Batch, Batches, Rings
@@ -136,6 +136,7 @@ class Pump:
 
     def _run(self) -> None:
         realtime.prepare_thread("chain", self._priority)
+        be_silent()
         try:
             self._resume()
             self._feed()

@@ -46,7 +46,7 @@ Sidechains = Mapping[str, Sidechain]
 def is_sound(block: Samples) -> bool:
     """Whether there are finite numbers only."""
     flat = block.reshape(-1)
-    return bool(np.dot(flat, flat) < LOUDEST)
+    return bool(flat.dot(flat) < LOUDEST)
 
 
 def named_by(settings: Sequence[Any], sidechains: Sidechains) -> Sidechains:

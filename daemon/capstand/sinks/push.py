@@ -209,10 +209,8 @@ class Push:
             self._until = message
             if hosted is not None:
                 hosted.until = message
-        elif message is not None:
-            given = self._link.taken()
-            if hosted is not None:
-                hosted.set(message, given)
+        elif message is not None and hosted is not None:
+            hosted.set(message)
 
     def _drain(self, sink: Sink) -> None:
         """All that is there, as far as it is meant for this sink."""

@@ -107,12 +107,9 @@ class Chaining:
         """For a live sink that may host it; None where it has a process of its own."""
         if self.process.running or self._leaves:
             return None
-        given = (
-            self._captured,
-            self.ring.descriptor,
-            *(one.fileno() for one in (self.told, self.push)),
-        )
-        return Hosting(self._work, self._captured, (self.wake.fileno(), *given))
+        wake, told = self.wake.fileno(), self.told.fileno()
+        given = wake, self._captured, self.ring.descriptor, told
+        return Hosting(self._work, self._captured, given)
 
     def hosted_by(self, host: LiveSink) -> None:
         """From that one's start on."""
@@ -167,7 +164,7 @@ class Chaining:
             self.process.order(order, self._given(live))
         elif not self._leaves and (hosting := self.hosting()) is not None:
             self.host.host(hosting)
-            self.host.process.order(order, self._given(()))
+            self.host.process.order(order)
 
     def _listen_to(self, names: frozenset[str], others: Mapping[str, Heard]) -> None:
         """One that is not among the others is the one that it was."""
