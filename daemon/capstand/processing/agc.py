@@ -67,7 +67,7 @@ class AutomaticGain:
 
     def _part(self, samples: Samples, out: Samples) -> None:
         flat = samples.reshape(-1)
-        self._power += float(np.dot(flat, flat))
+        self._power += float(flat.dot(flat))
         if self._from == self._to:
             np.multiply(samples, np.float32(self._to), out=out)
         else:

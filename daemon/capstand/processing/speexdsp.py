@@ -60,7 +60,9 @@ class Preprocessor:
 
 def to_int16(block: Samples) -> npt.NDArray[np.int16]:
     """(frames, channels) within ±1.0, clipped beyond, to (channels, frames)."""
-    scaled = np.clip(block.T * np.float32(_SCALE), -_SCALE, _SCALE - 1)
+    scaled = block.T * np.float32(_SCALE)
+    np.minimum(scaled, _SCALE - 1, out=scaled)
+    np.maximum(scaled, -_SCALE, out=scaled)
     return np.ascontiguousarray(np.rint(scaled), np.int16)
 
 
