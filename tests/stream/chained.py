@@ -120,6 +120,8 @@ class Writer(Sink):
         self._path = path
 
     def open(self):
+        while os.path.exists(self._path + ".wait"):
+            time.sleep(0.01)
         self._file = open(self._path, "ab", buffering=0)
 
     def write(self, block):

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import pytest
 
 from capstand.audio.ring import Reader
 from capstand.config.plan import host_of
+from capstand.processes.page import DOING, Doing
+from capstand.stream.stream import Stream
 from tests.counts import counts
 from tests.patience import PATIENCE_S
 from tests.processing.signals import settings
@@ -32,6 +35,27 @@ def live(running: Running, *process: Any, signal: str = "counter", **keys: Any) 
 
 def pid_of(running: Running, sink: str) -> Any:
     return sink_of(running.stats(), sink).figures["pid"]
+
+
+def stand_still(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.001)
+
+
+def kill(running: Running) -> int:
+    """The sink's process, while it does not process: that would be the chain's fault."""
+    assert running.stream is not None
+    process = running.stream.live[0].process
+    pid = process.pid
+    assert pid is not None
+    stand_still(pid)
+    while process.page.words[DOING] & 7 == Doing.PROCESSING:
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.002)
+        stand_still(pid)
+    os.kill(pid, signal.SIGKILL)
+    return pid
 
 
 def heard(running: Running, sink: str = "live") -> dict[int, int]:
@@ -163,8 +187,7 @@ def test_who_taps_goes_on_hearing_when_the_sink_is_gone(running: Running) -> Non
     running.start(live(running))
     with tapped(running) as found:
         running.flow()
-        pid = running.process()["pid"]
-        os.kill(pid, signal.SIGKILL)
+        pid = kill(running)
         running.until(lambda: running.process()["host"] is None and running.process()["pid"])
         running.flow()
         assert running.process()["pid"] != pid_of(running, "live") != pid
@@ -182,8 +205,7 @@ def test_a_killed_sink_begins_again_with_its_chain(running: Running) -> None:
     dice = random.Random(7)
     for _ in range(counts(3, 30)):
         running.flow(dice.randrange(480, 9600))
-        pid = pid_of(running, "live")
-        os.kill(pid, signal.SIGKILL)
+        pid = kill(running)
         running.until(lambda pid=pid: pid_of(running, "live") not in (pid, None))  # type: ignore[misc]
         running.flow()
         assert running.process()["host"] == "live"
@@ -228,6 +250,25 @@ def test_a_recording_is_added_while_it_runs(running: Running) -> None:
         return
     assert sorted(got) == list(range(min(got), max(got) + 1))
     assert sink_of(ended, "live").dropped_frames == sink_of(ended, "done").dropped_frames == 0
+
+
+def test_a_recording_is_added_before_the_sink_is_open(running: Running) -> None:
+    """It is not waited for: the chain begins in a process of its own, and the sink reads what that
+    one makes."""
+    wait = running.folder / "live.wait"
+    wait.touch()
+    config = live(running)
+    running.stream = stream = Stream(config, running.folder / "state")
+    stream.start()
+    running.until(lambda: stream.live[0].process.page.doing[0] is Doing.OPENING)
+    stream.exchange(config._replace(sink=(*config.sink, running.file("done"))))
+    running.until(lambda: running.delivered("done") > 9600)
+    wait.unlink()
+    running.flow()
+    ended = running.end()
+    is_the_cards(running, heard(running))
+    assert sink_of(ended, "done").dropped_frames == 0 or running.stalled
+    all_or_booked(running)
 
 
 def test_a_processor_of_others_is_added_while_it_runs(running: Running) -> None:

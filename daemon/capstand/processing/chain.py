@@ -105,7 +105,8 @@ class Chain:
         block, moment = _run(self._before, block, now_ns, moment)
         if self._change is not None:
             block, moment = self._change.run(block, now_ns, moment)
-        block, _ = _run(self._behind, block, now_ns, moment)
+        if self._behind:
+            block, _ = _run(self._behind, block, now_ns, moment)
         if not is_sound(block):
             block = self._silenced(block, now_ns)
         if self._fall is not None:

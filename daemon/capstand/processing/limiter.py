@@ -28,12 +28,13 @@ from capstand.processing.delay import DelayLine
 from capstand.processing.linear import fitting, multiply
 from capstand.processing.processor import Samples, Shape
 
-Units = npt.NDArray[np.int64]
+Units = npt.NDArray[np.int32]
 UNIT_DB = 1e-6
 _UNITS = 20 / UNIT_DB
 ROUNDING = 4e-6
 """Logarithms are float32, whose last digit is 1e-6 where a sample is 10,000 times too loud; so are
-gains, and what they make of samples."""
+gains, and what they make of samples. All of float32 is within 771 dB of the ceiling's: units fit
+into 32 bits, of which processors take twice as many at once."""
 _HIGHEST, _LOWEST = np.maximum.reduce, np.minimum.reduce
 
 
@@ -54,21 +55,20 @@ class Limiter:
         self._step = max(1, round(release_db_per_s / shape.rate_hz / UNIT_DB))
         self._line = DelayLine(self.delay_frames, shape.channels)
         self._out = np.empty((0, shape.channels), np.float32)
-        self._rise = np.empty(0, np.int64)
-        self._lowest_db = 0.0
+        self._rise = np.empty(0, np.int32)
         self._forget()
 
     def process(self, block: Samples) -> Samples:
         self._line.feed(block)
         late = self._line.read()
         self._out = fitting(self._out, len(block))
-        quiet = _HIGHEST(block, None) <= self._ceiling and -_LOWEST(block, None) <= self._ceiling
-        if quiet and not self._active:
+        if not self._active and self._is_below(block):
             self._out[...] = late
             return self._out
         gain = self._smooth(self._needed(block))
-        self._lowest_db = int(gain.min()) / self._window * UNIT_DB
-        multiply(late, np.exp(gain * (math.log(10) / (self._window * _UNITS))), self._out)
+        self._gain = gain
+        factors = (gain * (math.log(10) / (self._window * _UNITS))).astype(np.float32)
+        multiply(late, np.exp(factors, out=factors), self._out)
         return self._out
 
     def reset(self) -> None:
@@ -79,28 +79,35 @@ class Limiter:
         return False
 
     def figures(self) -> dict[str, object]:
-        return {"reduction_db": round(-self._lowest_db, 1) + 0.0 if self._active else 0.0}
+        lowest_db = int(self._gain.min()) / self._window * UNIT_DB if self._active else 0.0
+        return {"reduction_db": round(-lowest_db, 1) + 0.0}
 
     def _forget(self) -> None:
         self._active = False
-        self._released = np.zeros(self.delay_frames, np.int64)
-        self._held = np.zeros(self.delay_frames, np.int64)
+        self._gain = np.zeros(1, np.int64)  # of the last block that was too loud
+        self._released = np.zeros(self.delay_frames, np.int32)
+        self._held = np.zeros(self.delay_frames, np.int32)
         self._level = 0  # of ``released`` at the newest frame
+
+    def _is_below(self, block: Samples) -> bool:
+        ceiling = self._ceiling
+        return bool(_HIGHEST(block, None) <= ceiling and -_LOWEST(block, None) <= ceiling)
 
     def _needed(self, block: Samples) -> Units:
         loud = np.abs(block)
         loudest = loud[:, 0]
         for number in range(1, loud.shape[1]):  # numpy takes ten times as long for all in one call
             loudest = np.maximum(loudest, loud[:, number])
-        over = np.maximum(loudest, self._aim) / self._aim
+        over = np.maximum(loudest, self._aim)
+        over /= self._aim
         np.log(over, out=over)
-        over *= np.float32(_UNITS / math.log(10))
-        return -np.ceil(over, out=over).astype(np.int64)
+        over *= np.float32(-_UNITS / math.log(10))
+        return np.floor(over, out=over).astype(np.int32)
 
-    def _smooth(self, needed: Units) -> Units:
+    def _smooth(self, needed: Units) -> npt.NDArray[np.int64]:
         """For each frame that goes out the sum of L gains."""
         if len(self._rise) != len(needed):
-            self._rise = self._step * np.arange(1, len(needed) + 1)
+            self._rise = self._step * np.arange(1, len(needed) + 1, dtype=np.int32)
         needed -= self._rise
         needed[0] = min(needed[0], self._level)
         released = np.minimum.accumulate(needed)

@@ -128,10 +128,10 @@ def fitting(buffer: Samples, frames: int) -> Samples:
     return buffer if len(buffer) == frames else np.empty((frames, buffer.shape[1]), np.float32)
 
 
-def multiply(block: Samples, gains: Matrix, out: Samples) -> None:
+def multiply(block: Samples, gains: "npt.NDArray[np.floating[Any]]", out: Samples) -> None:
     """Each frame by a gain of its own: channel by channel, of one kind of number, numpy takes half
     as long as for all in one call."""
-    factors = gains.astype(np.float32)
+    factors = gains.astype(np.float32, copy=False)
     for number in range(block.shape[1]):
         np.multiply(block[:, number], factors, out=out[:, number])
 

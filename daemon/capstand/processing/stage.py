@@ -37,6 +37,7 @@ STEADY_S = 60.0
 LOUDEST = 1e30
 """A sum of squares beyond is no sound."""
 LONGEST_REASON = 200
+FLOAT32 = np.dtype(np.float32)
 
 Tell = Callable[[str], None]
 Sidechains = Mapping[str, Sidechain]
@@ -244,7 +245,7 @@ class Stage:
         shape, out = self.shape, self.out
         right = (
             isinstance(wet, np.ndarray)
-            and wet.dtype == np.float32
+            and wet.dtype == FLOAT32
             and wet.ndim == 2
             and wet.flags.c_contiguous
             and wet.shape[1] == out.channels

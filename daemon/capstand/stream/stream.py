@@ -218,6 +218,8 @@ class Stream:
         for sink, feed in added.items():
             after = [parted[one] for one in change.before(sink) if one in parted]
             feed.start(self.name, after, LEAVE_S)
+        if self._chain is not None:
+            self._chain.poll(time.monotonic_ns())  # at once: its live sinks wait
 
     def _settle_chain(self) -> None:
         """It has a process of its own where its host is none any more."""
