@@ -223,7 +223,7 @@ def main() -> None:
                     "put": puts,
                     "write": writes,
                     "lost": lost.lost_exact + lost.lost_estimated + stream.pusher.missed,
-                    "refused": stream.refusals(),
+                    "refused": stream.overview.refusals(),
                 }
             )
         )

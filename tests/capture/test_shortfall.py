@@ -262,15 +262,19 @@ def test_a_bus_that_loses_again_and_again_is_told() -> None:
     stream = Intake(config(capture()))
     tally, minute = stream.capturer.tally, 60 * NS_PER_S
     tally.lost_by_device += RATE
-    assert stream.bus.concern(stream.capturer.tally.lost_by_device, 10 * minute) is None
+    assert stream.overview.bus.concern(stream.capturer.tally.lost_by_device, 10 * minute) is None
     assert stream.stats(10 * minute).device_lost_ms_last_hour == 1000
-    assert stream.bus.concern(stream.capturer.tally.lost_by_device, 80 * minute) is None
+    assert stream.overview.bus.concern(stream.capturer.tally.lost_by_device, 80 * minute) is None
     for number in range(3):
         tally.lost_by_device += 4 * 48
-        told = stream.bus.concern(stream.capturer.tally.lost_by_device, (80 + number) * minute)
+        told = stream.overview.bus.concern(
+            stream.capturer.tally.lost_by_device, (80 + number) * minute
+        )
     assert told is not None
     assert "12 ms" in told
     assert "cable" in told
-    assert stream.bus.concern(stream.capturer.tally.lost_by_device, 139 * minute) is not None
-    assert stream.bus.concern(stream.capturer.tally.lost_by_device, 140 * minute) is None
+    assert (
+        stream.overview.bus.concern(stream.capturer.tally.lost_by_device, 139 * minute) is not None
+    )
+    assert stream.overview.bus.concern(stream.capturer.tally.lost_by_device, 140 * minute) is None
     stream.dispose()

@@ -222,12 +222,12 @@ def test_a_day_without_a_false_alarm(period_ms: float, hours: float) -> None:
             stop_ns = time.now_ns()
             time.at_ns += (5 + 7 * number % 55) * S + 1  # nobody of us ran
             for _ in range(4):
-                verdict = line.stream.assessment(time.now_ns())
+                verdict = line.stream.overview.assessment(time.now_ns())
                 assert verdict.health is not Health.STALLED
                 assert capturer.trouble is None
                 line.capture()
         if number % 40 == 0:
-            assert line.stream.assessment(time.now_ns()).health is not Health.STALLED
+            assert line.stream.overview.assessment(time.now_ns()).health is not Health.STALLED
         assert capturer.restarts == 0
     assert (capturer.stalls, capturer.opens, capturer.trouble) == (0, 1, None)
     assert {gap.cause for gap in capturer.tally.gaps.since(0)} <= {Cause.OVERRUN}
@@ -242,7 +242,7 @@ def test_a_read_that_hangs_starves_the_watchdog() -> None:
     now = line.time.now_ns()
     told = []
     for tick in range(16):
-        verdict = line.stream.assessment(now + tick * S // 4)
+        verdict = line.stream.overview.assessment(now + tick * S // 4)
         told.append(verdict.alive)
     assert told == [True] * 13 + [False] * 3
     assert verdict.reason == "the capture thread has been stuck for 3 s"
@@ -253,7 +253,7 @@ def test_a_pusher_that_hangs_starves_the_watchdog() -> None:
     line = Line(capture(), [Keep()])
     while line.time.now_ns() < 20 * S:
         line.capture()
-        verdict = line.stream.assessment(line.time.now_ns())
+        verdict = line.stream.overview.assessment(line.time.now_ns())
         if not verdict.alive:
             break
     assert verdict.reason == "the push thread has been stuck for 3 s"
@@ -414,7 +414,7 @@ def test_a_muted_microphone_is_a_concern_and_told_once(tmp_path: Path) -> None:
     run(298)
     assert line.stats().trouble is None
     run(10)
-    verdict = line.stream.assessment(line.time.now_ns())
+    verdict = line.stream.overview.assessment(line.time.now_ns())
     assert (verdict.health, verdict.alive) == (Health.DEGRADED, True)
     assert verdict.reason == (
         "only zeros for 5 min: is the microphone muted, or the cable unplugged?"
@@ -440,4 +440,4 @@ def test_zeros_can_be_what_is_wanted() -> None:
     line = Line(capture(silence_warn_s=0.0), [])
     line.stream.pusher.meter = Meter(line.card.audio)
     line.stream.pusher.meter.zeros_s = 1e6
-    assert line.stream.only_zeros() is None
+    assert line.stream.overview.only_zeros() is None

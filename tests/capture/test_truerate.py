@@ -115,7 +115,7 @@ def test_faults_are_no_rate(kind: str) -> None:
     """Overruns, outages and stalls that come again and again say nothing of the rate."""
     fault = FaultConfig(kind=kind, at_s=2.0, for_s=3.0, every_s=9.0)
     line = run(120, ppm=-500.0, faults=(fault,))
-    assert line.stream.wrong_rate() is None
+    assert line.stream.overview.wrong_rate() is None
 
 
 def test_a_backlog_is_not_faster_than_time() -> None:

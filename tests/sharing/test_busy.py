@@ -261,7 +261,7 @@ class Held:
 
     @property
     def health(self) -> str:
-        return self.stream.assessment(time.monotonic_ns()).health.value
+        return self.stream.overview.assessment(time.monotonic_ns()).health.value
 
     @property
     def captured(self) -> int:
@@ -304,7 +304,7 @@ def test_released_and_taken_back_with_exact_books(held: Held) -> None:
     answer = held.order("release", stream="mic")
     assert held.stream.capturer.params is None
     assert answer == {"stream": "mic", "released": "until `capstand resume mic`"}
-    verdict = held.stream.assessment(time.monotonic_ns())
+    verdict = held.stream.overview.assessment(time.monotonic_ns())
     assert verdict == (Health.DEGRADED, "released until `capstand resume mic`", True)
     opens, captured = held.card.opens, held.captured
     time.sleep(0.3)

@@ -311,7 +311,7 @@ def test_jack_gets_the_card_once_it_is_closed_and_gives_it_back(
     jack = desktop(JACK, again=False)
     assert jack.ask_for_it()
     assert one.stream.capturer.params is None
-    verdict = one.stream.assessment(time.monotonic_ns())
+    verdict = one.stream.overview.assessment(time.monotonic_ns())
     assert verdict.health is Health.DEGRADED and verdict.alive
     assert re.fullmatch(
         rf"card 7 is released to [\w.:]+ \(pid {os.getpid()}.*\), which requested it with "

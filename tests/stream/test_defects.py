@@ -248,7 +248,7 @@ def test_a_dead_side_is_a_concern_and_told_once(
 
     stream.source._fill = half  # type: ignore[attr-defined]
     run(30)
-    verdict = stream.assessment(line.time.now_ns())
+    verdict = stream.overview.assessment(line.time.now_ns())
     assert (verdict.health, verdict.alive) == (Health.DEGRADED, True)
     assert verdict.reason is not None and verdict.reason.startswith("channel 2 is dead: only zeros")
     first, second = line.stats().as_json()["channel_levels"]
@@ -257,7 +257,7 @@ def test_a_dead_side_is_a_concern_and_told_once(
     stream.source._fill = fill  # type: ignore[attr-defined]
     run(2)
     ledger.close(10)
-    assert stream.assessment(line.time.now_ns()).health is Health.OK
+    assert stream.overview.assessment(line.time.now_ns()).health is Health.OK
     told = [one for one in said if "channel" in one]
     assert len(told) == 2
     assert told[0].startswith("mic: channel 2 is dead: only zeros for 20 s while channel 1 sounds")
@@ -322,14 +322,14 @@ def test_loudness_that_is_wrong_is_a_concern_and_told_once(
         "max_true_peak_dbtp": pytest.approx(-6, abs=0.1),
     }
     assert "-6.0 LUFS short-term" in status_table([told.line.stats().as_json()])
-    verdict = told.stream.assessment(told.line.time.now_ns())
+    verdict = told.stream.overview.assessment(told.line.time.now_ns())
     assert (verdict.health, verdict.alive) == (Health.DEGRADED, True)
     peak = "true peak of -6.0 dBTP, above true_peak_warn_dbtp (-7); lower the gain"
     loud = "loudness of -6.0 LUFS, above loud_warn_lufs (-10); lower the gain"
     assert verdict.reason == f"{peak}; {loud}"
     told.quieter()
     told.run(80)
-    verdict = told.stream.assessment(told.line.time.now_ns())
+    verdict = told.stream.overview.assessment(told.line.time.now_ns())
     assert verdict.reason is not None and verdict.reason.startswith("loudness of -46.")
     levels = [one.removeprefix("mic: ") for one in told.said if "LUFS" in one or "dBTP" in one]
     quiet = levels.pop()

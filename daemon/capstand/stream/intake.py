@@ -22,15 +22,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from capstand.accounting.stats import StreamPosition, StreamStats, span
-from capstand.audio.block import NS_PER_S
+from capstand.accounting.stats import StreamPosition, StreamStats
 from capstand.audio.clock import Clock
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import Paced, WakeUp
 from capstand.capture.capturer import Capturer
 from capstand.capture.failover import Failover
-from capstand.capture.source import Adjustable, NegotiatedParams, Source
-from capstand.capture.truerate import describe_rate
+from capstand.capture.source import Adjustable, Source
 from capstand.config.plan import chain_pace, same_capture, same_chain, sink_plan
 from capstand.config.registry import SINKS, SOURCES, describe_failure
 from capstand.config.schema import (
@@ -41,38 +39,27 @@ from capstand.config.schema import (
 )
 from capstand.errors import CapstandError
 from capstand.sinks.sink_queue import SinkQueue
-from capstand.stream.bus import BusLosses
 from capstand.stream.handover import (
     ABANDON_S,
     LEAVE_S,
-    ProgressTracker,
     RemovedSink,
-    SinkSnapshot,
-    events_of,
 )
-from capstand.stream.health import Assessment, View, assess
 from capstand.stream.meters import Meters
+from capstand.stream.overview import Overview
 from capstand.stream.pusher import Pusher
 from capstand.stream.queues import BATCH_MS, batch_ms, make_queue
 from capstand.stream.report import (
     DISK_S,
     RUNTIME,
     STATE,
-    Granted,
     LastReport,
     Report,
     ResumePoint,
     StreamWord,
 )
-from capstand.text import clean
 
 JOIN_S = 1.0
 CAPTURE_BATCH_MS = 50
-MINUTE_NS = 60 * NS_PER_S
-LONGEST_NOTICE = 150
-"""Of a control that could not be set, in a line with all streams; the journal has all of it."""
-AWAY_NS = 2 * NS_PER_S
-"""So long between two looks the process itself stood still, and what it saw says nothing."""
 
 
 class Chained(NamedTuple):
@@ -131,11 +118,7 @@ class Intake:
         self.wakes()
         self.meters = Meters(capture)
         self._threads: dict[str, threading.Thread] = {}
-        self._progress = ProgressTracker()
-        self._looked_ns = self._back_ns = 0
-        self.bus = BusLosses(audio.rate_hz)
-        self._successor: tuple[str | None, int] = None, 0  # of whom was told, and since when
-        self._gaps_told = 0
+        self.overview = Overview(self)
         self._left: list[LastReport] = []
         self._words = words
         self._places: dict[str, int] = {}  # of the words, by sink
@@ -147,7 +130,7 @@ class Intake:
         """Where a process before this one ended, with its books."""
         stats = past.stats
         self.capturer.continue_from(*past)
-        self._gaps_told = stats.gaps
+        self.overview.gaps_told = stats.gaps
         before = {one.name: one for one in stats.sinks}
         processed = self._outlets_on("processed")
         for sink_queue in self.sink_queues:
@@ -268,7 +251,7 @@ class Intake:
             running[sink] = make_queue(config, cast(QueuedSinkConfig, sink), self._folders)
             running[sink].since = None
         for sink in change.removed:
-            self._progress.forget(sink.name)
+            self.overview.progress.forget(sink.name)
         self.config = config
         self.sink_queues = [running[sink] for sink in config.queued]
         self._leaving += leaving.values()
@@ -363,177 +346,18 @@ class Intake:
         self.ring.close()
 
     def stats(self, now_ns: int) -> StreamStats:
-        """The books at this moment; the sinks' side is read before the device's."""
-        sides = [SinkSnapshot.of(sink_queue) for sink_queue in self.sink_queues]
-        capturer, clock, audio = self.capturer, self.clock, self.config.capture.audio
-        count = capturer.tally.count()
-        assessment, meter = self.assessment(now_ns), self.pusher.meter
-        params = capturer.last_params
-        return StreamStats(
-            name=self.name,
-            health=assessment.health,
-            trouble=assessment.reason,
-            device=params.device if params and capturer.params else self.config.capture.wanted,
-            format=audio.sample.alsa_name,
-            rate_hz=audio.rate_hz,
-            channels=audio.channels,
-            produced_frames=count.produced,
-            captured_frames=count.captured,
-            lost_frames=count.lost_exact + count.lost_estimated,
-            lost_exact=bool(params and params.exact) and count.lost_estimated == 0,
-            lost_estimated_frames=count.lost_estimated,
-            gaps=count.gaps,
-            restarts=capturer.restarts,
-            opens=capturer.opens,
-            zeros_s=round(meter.zeros_s, 1) if meter else 0.0,
-            drift_ppm=round(clock.drift_ppm, 2) if clock.started else None,
-            drift_settled=clock.settled,
-            level_dbfs=meter.level_dbfs if meter else None,
-            peak_dbfs=meter.peak_dbfs if meter else None,
-            captured_at_ns=capturer.captured_at_ns,
-            sinks=tuple(side.stats(count.captured, audio.rate_hz, now_ns) for side in sides),
-            released=capturer.released,
-            ring_dropped_frames=self.pusher.missed,
-            notice=self.notice(now_ns),
-            channel_levels=self.meters.channel_levels(),
-            loudness=self.meters.loudness_figures(),
-            device_lost_ms_last_hour=round(
-                self.bus.look(capturer.tally.lost_by_device, now_ns)[0], 1
-            ),
-            simulated=SOURCES.of(self.config.capture.device).simulated,
-            controls=self._controls(),
-        )
-
-    def _controls(self) -> dict[str, dict[str, str | None]] | None:
-        """Those of the card that are set by the configuration."""
-        if not self.config.capture.controls or not isinstance(self.source, Adjustable):
-            return None
-        return {one.name: one.as_json() for one in self.source.controls}
-
-    def _controls_fault(self) -> str | None:
-        faults = {name: one["fault"] for name, one in (self._controls() or {}).items()}
-        wrong = [name for name, fault in faults.items() if fault]
-        if not wrong:
-            return None
-        more = f" (and {len(wrong) - 1} more controls)" if len(wrong) > 1 else ""
-        return clean.line(f"control {wrong[0]}: {faults[wrong[0]]}", LONGEST_NOTICE) + more
+        """The books at this moment."""
+        return self.overview.stats(now_ns)
 
     def report(self, now_ns: int) -> Report:
         """The books, how all is, and what has happened since the last report."""
-        stats, capturer = self.stats(now_ns), self.capturer
-        table, before = capturer.tally.gaps, self._gaps_told
-        self._gaps_told = stats.gaps
         left, self._left = self._left, []
-        return Report(
-            stats=stats,
-            granted=_granted(capturer.last_params),
-            trouble=str(capturer.trouble) if capturer.trouble else None,
-            restarted=capturer.restarted,
-            refusals=tuple(self.refusals()),
-            short_buffer=self.short_buffer(),
-            only_zeros=self.only_zeros(),
-            wrong_rate=self.wrong_rate(),
-            defects=tuple(self.meters.defects()),
-            concerns={sink_queue.name: sink_queue.concern for sink_queue in self.sink_queues},
-            gaps=tuple(table.since(before, stats.gaps)) if stats.gaps != before else (),
-            events=tuple(events_of(self.sink_queues)),
-            left=tuple(left),
-            view=self.view(now_ns),
-            words=self._places,
-        )
-
-    def notice(self, now_ns: int) -> str | None:
-        """What a person should know of the open card: what its grant lacks, and for a minute that
-        it is another one than before; and which of its controls could not be set."""
-        params = self.capturer.params
-        if params is None:
-            return None
-        if params.successor != self._successor[0]:
-            self._successor = params.successor, now_ns
-        successor, since_ns = self._successor
-        new = successor if now_ns - since_ns < MINUTE_NS else None
-        told = self.short_buffer(), new, self.meters.unmeasured, self._controls_fault()
-        return "; ".join(filter(None, told)) or None
-
-    def short_buffer(self) -> str | None:
-        """What it means that the open card granted a shorter buffer."""
-        params, capture = self.capturer.params, self.config.capture
-        if params is None or 2 * params.buffer_frames >= capture.buffer_frames:
-            return None
-        granted_ms = params.buffer_frames * 1000 / capture.rate_hz
-        return (
-            f"the card's buffer is {granted_ms:.3g} ms, not {capture.buffer_ms:g}; a busy machine "
-            "loses frames sooner"
-        )
-
-    def assessment(self, now_ns: int) -> Assessment:
-        return assess(self.view(now_ns))
-
-    def view(self, now_ns: int) -> View:
-        """What its health is judged by."""
-        capturer, count = self.capturer, self.capturer.tally.count()
-        trouble = capturer.trouble
-        pushers = [one for one in (self.pusher, self.processed_pusher) if one is not None]
-        waiting = count.captured - self.pusher.captured
-        if now_ns - self._looked_ns > AWAY_NS:
-            self._back_ns = now_ns
-        self._looked_ns = now_ns
-        here_ns = now_ns - self._back_ns
-        defects = "; ".join(one.message for one in self.meters.defects()) or None
-        bad_bus = self.bus.concern(capturer.tally.lost_by_device, now_ns)
-        return View(
-            open=capturer.params is not None,
-            trouble=str(trouble) if trouble else None,
-            refused=bool(trouble and trouble.refused),
-            frames=count.captured,
-            silent_ns=min(here_ns, now_ns - capturer.last_frame_ns),
-            unseen_ns=min(here_ns, now_ns - capturer.seen_ns - round(capturer.pause_s * NS_PER_S)),
-            push_still_ns=min(
-                here_ns,
-                max(
-                    self._progress.still("push", self.pusher.captured, waiting > 0, now_ns),
-                    self._second_still_ns(now_ns),
-                ),
-            ),
-            loss_age_ns=self._progress.age(
-                "loss",
-                count.lost_exact + count.lost_estimated + sum(pusher.missed for pusher in pushers),
-                now_ns,
-            ),
-            sinks=tuple(self._progress.view(sink_queue, now_ns) for sink_queue in self.sink_queues),
-            stall_timeout_ns=capturer.stall_timeout_ns,
-            concern=self.wrong_rate() or bad_bus or self.only_zeros() or defects,
-            released=capturer.released,
-        )
-
-    def _second_still_ns(self, now_ns: int) -> int:
-        pusher = self.processed_pusher
-        if pusher is None:
-            return 0
-        return self._progress.still("push-processed", pusher.captured, pusher.waiting > 0, now_ns)
-
-    def wrong_rate(self) -> str | None:
-        """What to do about a card that runs at another rate than it says."""
-        rate_hz = self.capturer.true_rate.rate_hz
-        return None if rate_hz is None else describe_rate(self.config.capture.rate_hz, rate_hz)
+        return self.overview.report(now_ns, tuple(left), self._places)
 
     def start_meter(self) -> None:
         """Once sound flows."""
         if self.pusher.meter is None:
             self.pusher.meter = self.meters.load()
-
-    def only_zeros(self) -> str | None:
-        """What to look at when nothing but zeros has come for ``silence_warn_s``."""
-        limit_s, meter = self.config.capture.silence_warn_s, self.pusher.meter
-        if not limit_s or meter is None or meter.zeros_s < limit_s:
-            return None
-        return (
-            f"only zeros for {span(meter.zeros_s)}: is the microphone muted, or the cable "
-            "unplugged?"
-        )
-
-    def refusals(self) -> list[str]:
-        return [text for text in (self.capturer.refusal, self.pusher.refusal) if text]
 
     def _spawn(self, name: str, body: Callable[[], None]) -> None:
         thread = threading.Thread(target=body, name=f"{name} {self.name}", daemon=True)
@@ -546,15 +370,6 @@ class Intake:
             return True  # it could not even be started
         thread.join(max(0.0, deadline - time.monotonic()))
         return not thread.is_alive()
-
-
-def _granted(params: NegotiatedParams | None) -> Granted | None:
-    if params is None:
-        return None
-    audio, lengths = params.format, (params.period_frames, params.buffer_frames)
-    return Granted(
-        params.device, str(audio), audio.rate_hz, *lengths, params.exact, params.successor
-    )
 
 
 def _only_queued(config: StreamConfig) -> StreamConfig:
