@@ -23,7 +23,7 @@ from capstand.config.schema import CaptureConfig, Config
 from capstand.errors import CapstandError, ConfigError
 from capstand.stream.intake import Intake
 from tests.foreign import SINKS, SOURCE, install
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, gone
 from tests.service.test_service import Daemon
 
 ROOT = Path(capstand.__file__).parent
@@ -315,6 +315,21 @@ def test_an_import_that_would_end_the_daemon_is_refused(
     install(site, "broken", code, {"capstand.sinks": {"tape": "broken:TYPE"}})
     told = f'c.toml:6: stream.mic.sink.1.type: "tape" cannot be loaded ({fault}); {MEND}'
     assert faults(stream('type = "tape"\npath = "/a"')) == [told]
+
+
+def test_what_an_import_started_ends_with_its_trial(site: Path) -> None:
+    """Where it went wrong: a process that it left running is not left to the daemon."""
+    note = site / "pid"
+    code = f"""
+import os, subprocess
+child = subprocess.Popen(["sleep", "1000"])
+open({str(note)!r}, "w").write(str(child.pid))
+os.abort()
+"""
+    install(site, "broken", code, {"capstand.sinks": {"tape": "broken:TYPE"}})
+    (told,) = faults(stream('type = "tape"\npath = "/a"'))
+    assert "was ended by SIGABRT" in told
+    assert gone(int(note.read_text()))
 
 
 @pytest.mark.parametrize(

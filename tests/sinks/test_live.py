@@ -38,7 +38,7 @@ from capstand.sinks.types.agora import AgoraSinkConfig
 from capstand.stream.handover import SinkSnapshot
 from capstand.stream.intake import Intake
 from tests import line, peer
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, gone
 
 FRAMES = 10
 AUDIO = AudioFormat(48_000, 2, SampleFormat.S16_LE)
@@ -52,18 +52,6 @@ class Rate:
     ns_per_frame = 20833.25
     drift_ppm = 4.5
     settled = True
-
-
-def gone(pid: int) -> bool:
-    """Whether a process ends before patience does."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([descriptor], [], [], PATIENCE_S)[0])
-    finally:
-        os.close(descriptor)
 
 
 def samples(frame: int, frames: int) -> bytes:

@@ -5,9 +5,11 @@ never end itself. Main would go with it, and all streams with main. What only ra
 import that follows: it says more.
 """
 
+import contextlib
+import os
 import sys
 
-LIMIT_S = 10.0
+LIMIT_S, REAP_S = 10.0, 1.0
 CAME, RAISED = 41, 42
 """How the trial ends; with any other status the import ended it."""
 TRIAL = f"""
@@ -27,22 +29,29 @@ def trouble_with(module: str) -> str | None:
     import signal
     import subprocess  # for who has such a type
 
+    from capstand.host import orphans
     from capstand.processes.forkserver import environment
 
     try:
-        status = subprocess.run(
+        trial = subprocess.Popen(
             [sys.executable, "-s", "-P", "-c", TRIAL, module],
             env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            check=False,
-            timeout=LIMIT_S,
-        ).returncode
-    except subprocess.TimeoutExpired:
-        return f"its import did not end within {LIMIT_S:g} s"
+            process_group=0,
+        )
     except OSError as error:
         return f"no process to try its import in: {error.strerror}"
+    try:
+        status = trial.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return f"its import did not end within {LIMIT_S:g} s"
+    finally:  # with what it has started
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(trial.pid, signal.SIGKILL)
+        trial.wait()
+        orphans.reap(trial.pid, REAP_S)
     if status in (CAME, RAISED):
         return None
     if status >= 0:
