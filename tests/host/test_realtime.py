@@ -69,7 +69,7 @@ hung = stream.drain(deadline) + stream.close(deadline)
 stats = stream.stats(time.monotonic_ns())
 print(json.dumps({
     "memory": refused,
-    "refusals": stream.refusals(),
+    "refusals": stream.overview.refusals(),
     "threads": threads,
     "hung": hung,
     "balanced": stats.balanced,

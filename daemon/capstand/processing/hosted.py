@@ -42,11 +42,13 @@ class Hosted:
         self._rings = Rings(captured, processed, ring, work.audio, channels)
         self._reader = Reader(captured, work.audio)
         self._batches = Batches(self._reader, work.gather_frames)
-        self._chain: Chain | None = Chain(work.settings, shape, _say)
+        self._chain: Chain | None = Chain(work.settings, shape, self._say)
         self._ended_at: int | None = None
         self.until: int | None = None
         """What is captured from the block of this number on is not for it."""
         self.captured = self.next_frame = self.missed = 0
+        self.has_news = False
+        """A processor fails, or works again; whoever tells that takes it back."""
 
     @property
     def number(self) -> int:
@@ -130,6 +132,6 @@ class Hosted:
         self.captured, self.next_frame = captured, block.end_frame
         return block
 
-
-def _say(words: str) -> None:
-    log_event(logging.WARNING, "%s", words, KIND="process")
+    def _say(self, words: str) -> None:
+        log_event(logging.WARNING, "%s", words, KIND="process")
+        self.has_news = True

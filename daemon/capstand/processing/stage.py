@@ -4,7 +4,8 @@ A processor may raise, give something that is no sound, or not come about at all
 gives what went in, as late as the processor would have: a delay line has been fed all along, so
 nothing jumps in time, and what differs between the last good frame and this is faded out. The fault
 is told once and counted. After a while a new processor is made; what it gives is listened to first,
-and faded in when it was right all the time.
+and faded in when it was right all the time. A ``Linear`` is right where its first block was, and is
+looked at no more.
 
 Thread: the chain's; ``figures`` any.
 """
@@ -113,6 +114,7 @@ class Stage:
         self._return: Crossfade | None = None
         self._difference: tuple[Samples, Fade] | None = None
         self._last = np.zeros((1, self.out.channels), np.float32)
+        self._plain: Callable[[Samples], Samples] | None = None
         self._stands_in()
         if isinstance(self._processor, Linear):
             self._processor.prepare()
@@ -140,6 +142,8 @@ class Stage:
         return self._processor is None or self._return is not None
 
     def run(self, block: Samples, now_ns: int, moment: Moment | None = None) -> Samples:
+        if self._plain is not None:
+            return self._plain(block)
         if not len(block):
             return np.empty((0, self.out.channels), np.float32)
         self._dry.feed(block)
@@ -158,6 +162,9 @@ class Stage:
             out = self._continued(out)
         if len(out):
             self._last[0] = out[-1]
+        settled = self._return is None and self._difference is None
+        if settled and self._works_since_ns is not None and isinstance(self._processor, Linear):
+            self._plain = self._processor.process
         return out
 
     def moment_out(self, moment: Moment) -> Moment:
@@ -203,7 +210,7 @@ class Stage:
         since_ns, self._works_since_ns = self._works_since_ns, None
         if since_ns is not None and now_ns - since_ns > STEADY_S * NS_PER_S:
             self._backoff.reset()
-        self._processor = self._return = None
+        self._processor = self._return = self._plain = None
         self._difference = (self._last.copy(), Fade(self.out.rate_hz, EDGE_MS))
         self._failed(reason, now_ns, told)
 

@@ -275,4 +275,4 @@ class LiveSink:
             self._deaths = self.process.deaths
         for word, value in before.items():
             words[word] = value
-        words[SinkWord.TAKES] = before[SinkWord.TAKES] = 0
+        words[SinkWord.TAKES] = before[SinkWord.TAKES] = words[HostWord.HOSTS] = 0

@@ -177,10 +177,9 @@ class Push:
         flush_ns = time.monotonic_ns() + FLUSH_NS
         reader, link = self._reader, self._link.fileno()
         with select.epoll() as poll:
+            edges = select.EPOLLIN | select.EPOLLET  # each time it is set: it is not read
             for wake in self._wakes if self._hosted is not None else self._wakes[:1]:
-                poll.register(
-                    wake, select.EPOLLIN | select.EPOLLET
-                )  # each time it is set; not read
+                poll.register(wake, edges)
             poll.register(link, select.EPOLLIN)
             while self._until is None or reader.number < self._until:
                 now_ns = self._does(Doing.WAITING)
@@ -193,6 +192,9 @@ class Push:
                     if ready == link:
                         self._hear()
                 self._drain(sink)
+                if self._hosted is not None and self._hosted.has_news:
+                    self._hosted.has_news = False
+                    self._tell()
                 if time.monotonic_ns() >= flush_ns:
                     flush_ns = self._does(Doing.FLUSHING) + FLUSH_NS
                     sink.flush()

@@ -5,7 +5,8 @@ one look to the next. Thread: main of the intake's process.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+from weakref import proxy
 
 from capstand.accounting.stats import StreamStats, span
 from capstand.audio.block import NS_PER_S
@@ -32,7 +33,7 @@ class Overview:
     """Of ``intake``. ``gaps_told``: so many of its gaps were in reports."""
 
     def __init__(self, intake: "Intake") -> None:
-        self._intake = intake
+        self._intake = cast("Intake", proxy(intake))  # whose descriptors go with its last user
         self.progress = ProgressTracker()
         self.gaps_told = 0
         self.bus = BusLosses(intake.config.capture.rate_hz)
