@@ -44,13 +44,14 @@ def stand_still(pid: int) -> None:
 
 
 def kill(running: Running) -> int:
-    """The sink's process, while it does not process: that would be the chain's fault."""
+    """The sink's process, while it waits: in the middle of processing it would be the chain's
+    fault, in the middle of writing what it wrote would not be counted."""
     assert running.stream is not None
     process = running.stream.live[0].process
     pid = process.pid
     assert pid is not None
     stand_still(pid)
-    while process.page.words[DOING] & 7 == Doing.PROCESSING:
+    while process.page.words[DOING] & 7 != Doing.WAITING:
         os.kill(pid, signal.SIGCONT)
         time.sleep(0.002)
         stand_still(pid)
@@ -200,7 +201,7 @@ def test_who_taps_goes_on_hearing_when_the_sink_is_gone(running: Running) -> Non
 
 
 def test_a_killed_sink_begins_again_with_its_chain(running: Running) -> None:
-    """At random moments: what it got and what it is told to have missed is all there was."""
+    """Several times: what it got and what it is told to have missed is all there was."""
     running.start(live(running))
     dice = random.Random(7)
     for _ in range(counts(3, 30)):
@@ -211,6 +212,7 @@ def test_a_killed_sink_begins_again_with_its_chain(running: Running) -> None:
         assert running.process()["host"] == "live"
     ended = running.end()
     is_the_cards(running, heard(running), fades=240 * counts(3, 30))
+    all_or_booked(running)
     assert sink_of(ended, "raw").dropped_frames == 0
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from capstand.cli.parsing import Commands
     from capstand.config.schema import Config
 
-HOSTED, CHAIN = "capstand.processing.hosted", "capstand.processing.run"
-
 
 def add(commands: "Commands") -> None:
     run = commands.add_parser(
@@ -76,6 +74,8 @@ def act(chosen: argparse.Namespace) -> int:
     from capstand.host.notify import Notifier
     from capstand.service.display import LiveLine
     from capstand.service.service import Service
+    from capstand.sinks.live import HOST_MODULES
+    from capstand.stream.chaining import MODULES as CHAIN_MODULES
 
     live = LiveLine(wanted=not chosen.quiet)
     repeats = logs.setup(before=live.clear)
@@ -96,7 +96,8 @@ def act(chosen: argparse.Namespace) -> int:
     if len(setup.stream) > 1:
         forkserver.shared.load(["capstand.stream.preload"])
     if chained := [one for one in setup.stream if one.process]:
-        forkserver.shared.load(sorted({HOSTED if host_of(one) else CHAIN for one in chained}))
+        for modules in {HOST_MODULES if host_of(one) else CHAIN_MODULES for one in chained}:
+            forkserver.shared.load(modules)
     rights.refuse_the_services(_folders(setup), state)
     for name, line in notes(setup):
         logs.log_event(logging.WARNING, "%s: %s", name, line, STREAM=name)

@@ -1,7 +1,8 @@
 """A page of shared memory in which a process says what it is doing and what it has done.
 
 It costs a store, no system call, and outlives the process: one that was killed leaves its last
-word. The process alone writes while it lives. Main reads, and believes nothing that cannot be.
+word. The process alone writes while it lives, but for words that are said to be main's. Main reads,
+and believes nothing that cannot be.
 Each figure is one aligned word, so it is never seen half written.
 
 Thread: any.

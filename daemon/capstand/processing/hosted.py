@@ -16,11 +16,11 @@ import logging
 import time
 from collections.abc import Sequence
 
-from capstand.audio.block import Block, Shape
-from capstand.audio.ring import Reader, Ring
+from capstand.audio.block import Block
+from capstand.audio.ring import Reader
 from capstand.audio.wake import WakeUp
 from capstand.host.logs import log_event
-from capstand.processing.chain import Chain, be_silent, concern_of, shapes
+from capstand.processing.chain import Chain, be_silent, concern_of
 from capstand.processing.orders import Set, Work
 from capstand.processing.passage import Batch, Batches, Rings
 from capstand.processing.processor import Moment
@@ -35,14 +35,11 @@ class Hosted:
     def __init__(self, work: Work, descriptors: Sequence[int]) -> None:
         be_silent()
         self._heard, captured, processed, quarter_full = descriptors
-        shape = Shape(work.audio.rate_hz, work.audio.channels)
-        channels = shapes(work.settings, shape)[-1].channels
-        ring = Ring(work.slots, work.slot_bytes, processed)
-        ring.wakes(rests=(WakeUp(quarter_full),))
-        self._rings = Rings(captured, processed, ring, work.audio, channels)
+        self._rings = rings = Rings.of(work, captured, processed)
+        rings.ring.wakes(rests=(WakeUp(quarter_full),))
         self._reader = Reader(captured, work.audio)
         self._batches = Batches(self._reader, work.gather_frames)
-        self._chain: Chain | None = Chain(work.settings, shape, self._say)
+        self._chain: Chain | None = Chain(work.settings, rings.shape, self._say)
         self._ended_at: int | None = None
         self.until: int | None = None
         """What is captured from the block of this number on is not for it."""

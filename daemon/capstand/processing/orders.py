@@ -39,7 +39,7 @@ class Work(NamedTuple):
 class Set(NamedTuple):
     """Other settings, and readers of the processed ring: the descriptors that come along are those
     of the ``sidechains``, then the eventfds of the pusher, the one for each quarter first, and of
-    all live sinks."""
+    all live sinks; none for a chain that is hosted, which wakes the same ones as before."""
 
     settings: tuple[Any, ...]
     gather_frames: int

@@ -13,6 +13,8 @@ from capstand.audio.block import NS_PER_S, AudioFormat, Block, Shape, joined
 from capstand.audio.clock import Pace
 from capstand.audio.ring import Reader, Ring
 from capstand.dsp.convert import from_float, to_float32
+from capstand.processing.chain import shapes
+from capstand.processing.orders import Work
 from capstand.processing.processor import Samples
 
 
@@ -79,6 +81,13 @@ class Rings(NamedTuple):
     ring: Ring
     audio: AudioFormat
     channels: int
+
+    @classmethod
+    def of(cls, work: Work, captured: int, processed: int) -> "Rings":
+        """Those that the work is for; the processed one is written to, and closed with ``ring``."""
+        ring = Ring(work.slots, work.slot_bytes, processed)
+        shape = Shape(work.audio.rate_hz, work.audio.channels)
+        return cls(captured, processed, ring, work.audio, shapes(work.settings, shape)[-1].channels)
 
     @property
     def shape(self) -> Shape:

@@ -26,14 +26,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from capstand.audio.block import NS_PER_S, Shape
-from capstand.audio.ring import Ring
+from capstand.audio.block import NS_PER_S
 from capstand.audio.wake import WakeUp
 from capstand.host import bug, realtime
 from capstand.host.logs import log_event
 from capstand.processes.child import FAILED, DaemonLink
 from capstand.processes.page import Doing
-from capstand.processing.chain import Chain, concern_of, shapes
+from capstand.processing.chain import Chain, concern_of
 from capstand.processing.orders import Finish, Set, SidechainFormat, Word, Work
 from capstand.processing.passage import Rings
 from capstand.processing.pump import Abandoned, Pump
@@ -58,10 +57,7 @@ def run(line: DaemonLink, descriptors: tuple[int, ...], work: Work) -> int:
     captured, processed, wake, *given = descriptors
     _bound_memory()
     realtime.set_switch_interval(1, True)
-    ring = Ring(work.slots, work.slot_bytes, processed)
-    shape = Shape(work.audio.rate_hz, work.audio.channels)
-    channels = shapes(work.settings, shape)[-1].channels
-    rings = Rings(captured, processed, ring, work.audio, channels)
+    rings = Rings.of(work, captured, processed)
     minder = Minder(line, rings, WakeUp(wake), work)
     minder.take(work.sidechains, given)
     return minder.run()
