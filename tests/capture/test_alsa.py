@@ -343,7 +343,7 @@ def test_turns_that_cannot_be_counted_are_of_a_stall(
 
 def test_a_suspended_machine(fakecard: FakeCard, readers: list[Reader]) -> None:
     """After a suspend the stream is started again and the gap says why."""
-    one = reader(readers, asked(fakecard, buffer_ms=500.0))
+    one = reader(readers, asked(fakecard, buffer_ms=5000.0))
     one.open()
     one.run(100 * PERIOD)
     fakecard.suspend()
