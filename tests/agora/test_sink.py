@@ -36,15 +36,16 @@ DEPTHS_AGREE_MS = 20
 Samples = npt.NDArray[np.int16]
 
 
-def sound(keys: dict[str, Any], state: str, script: str, seconds: float) -> dict[str, Any]:
-    """Runs a stream of the counter signal into the channel, and beside it into a list.
+def sound(keys: dict[str, Any], state: str, away: str, seconds: float) -> dict[str, Any]:
+    """Runs a stream of the counter signal into the channel, and beside it into a list. Where the
+    network is "to be" ``away``, it is so in the middle, until 0.2 s of sound were dropped.
 
     With ``depths_agree`` it waits until the estimate of the send buffer's depth is the true one;
     after a pause and a reconnection the stand-in holds what the SDK may or may not.
     """
     keys, standin = dict(keys), StandIn.of_this_process()
     sink, agrees = CHANNEL._replace(**keys.pop("sink", {})), keys.pop("depths_agree", False)
-    card = line.capture(**keys, buffer_ms=10_000.0)  # nor lost by the card
+    card, before = line.capture(**keys, buffer_ms=10_000.0), 0  # nor lost by the card
     stream = Stream(line.config(card)._replace(sink=(sink,)), Path(state))
     beside = line.Keep()
     (channel,) = stream.live
@@ -54,13 +55,17 @@ def sound(keys: dict[str, Any], state: str, script: str, seconds: float) -> dict
     began = time.monotonic()
     intake.start()
     channel.start("mic")
-    while (delivered := channel.counters().delivered) < seconds * card.rate_hz:
+    wanted = seconds * card.rate_hz
+    while (delivered := channel.counters().delivered) < wanted or away in ("to be", "is"):
         channel.poll(time.monotonic_ns())
         time.sleep(0.02)
         assert time.monotonic() < began + PATIENCE_S, channel.trouble
-        if script and delivered > seconds * card.rate_hz / 2:
-            standin.command(script)
-            script = ""
+        if away == "to be" and delivered > wanted / 2:
+            standin.command("play reconnecting:1")
+            away, before = "is", channel.counters().dropped
+        if away == "is" and channel.counters().dropped > before + 0.2 * card.rate_hz:
+            standin.command("play reconnected:1")
+            away, wanted = "was", delivered + wanted / 2
     while True:  # two depths, one asked for after the other: a block may have come between
         channel.poll(now_ns := time.monotonic_ns())
         captured = intake.stats(0).captured_frames
@@ -185,8 +190,7 @@ def test_other_rates_are_resampled(
 def test_while_the_sdk_reconnects_the_books_go_on(standin: StandIn, tmp_path: Path) -> None:
     """What cannot be sent while the network is away is dropped and counted; what is pushed is still
     whole, and the frame index says what is missing."""
-    script = "play reconnecting:1,reconnected:250"
-    seen = run(sound, standin, {"channels": 2}, str(tmp_path), script, 1.5, script=SCRIPT)
+    seen = run(sound, standin, {"channels": 2}, str(tmp_path), "to be", 1.5, script=SCRIPT)
     pushes = standin.pushes()
     sent = values(pushes)
     counters = sent[:, 0].astype(np.uint16).astype(np.int64) + (

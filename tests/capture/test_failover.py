@@ -28,7 +28,11 @@ class Listener:
     def __init__(self, best: FakeCard, spare: FakeCard) -> None:
         self.ahead_ns = 0
         capture = CaptureConfig(
-            device=(best.device, spare.device), format="S32_LE", channels=1, rt_priority=0
+            device=(best.device, spare.device),
+            format="S32_LE",
+            channels=1,
+            buffer_ms=5000.0,  # a machine that stands still overruns no card
+            rt_priority=0,
         )
         sources = [AlsaSource(capture, name) for name in capture.devices]
         self.source = Failover(sources, capture, self.now_ns)
