@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ def delivered() -> int:
 
 
 def sound_after(captured_frames: int, card: str = "Loopback") -> float:
-    """Seconds from the card's nodes being there for the group audio, to the sink's having frames
-    beyond those: what can have come meanwhile is new sound.
+    """Seconds from the card's nodes being there for the group audio, to the stream's having
+    captured frames beyond those: what can have come meanwhile is new sound. It ends when the sink
+    has them, which writes once a second.
     """
     number = Path(f"/proc/asound/{card}").readlink().name.removeprefix("card")
     device = 1 if card.startswith("Loopback") else 0
@@ -52,11 +54,19 @@ def sound_after(captured_frames: int, card: str = "Loopback") -> float:
         while not _is_for_audio(Path(f"/dev/snd/{node}")):
             time.sleep(0.005)
     began = time.monotonic()
-    while delivered() < captured_frames + SOUND_FRAMES:
+    wanted = captured_frames + SOUND_FRAMES
+    _until(lambda: int(status()["captured_frames"]) >= wanted)
+    back_s = round(time.monotonic() - began, 3)
+    _until(lambda: delivered() >= wanted)
+    return back_s
+
+
+def _until(true: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not true():
         if time.monotonic() - began > PATIENCE_S:
             raise SystemExit(f"no sound within {PATIENCE_S:g} s: {status()}")
         time.sleep(0.02)
-    return round(time.monotonic() - began, 3)
 
 
 def _is_for_audio(node: Path) -> bool:

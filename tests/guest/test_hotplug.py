@@ -93,9 +93,9 @@ def plugs(module_plugs: Plugs) -> Plugs:
 
 
 def test_a_card_that_is_pulled_and_plugged_in_again_sounds_at_once(plugs: Plugs) -> None:
-    """Over many cycles with random pauses the process stays the same, sound is in the file within
-    two seconds of the node's return to the group audio each time, and neither descriptors nor
-    memory grow."""
+    """Over many cycles with random pauses the process stays the same, sound is captured within two
+    seconds of the node's return to the group audio each time, and then in the file, and neither
+    descriptors nor memory grow."""
     cycles = counts(2, 100)
     plugs.configure("card:Loopback,1")
     plugs.machine.start()
