@@ -43,29 +43,28 @@ def delivered() -> int:
     return int(sink["delivered_frames"])
 
 
-def sound_after(captured_frames: int, card: str = "Loopback") -> float:
+def sound_after(captured_frames: int, card: str = "Loopback") -> tuple[float, float]:
     """Seconds from the card's nodes being there for the group audio, to the stream's having
-    captured frames beyond those: what can have come meanwhile is new sound. It ends when the sink
-    has them, which writes once a second.
+    captured frames beyond those, and to their being safe in the file, which is seen to once a
+    second. What can have come meanwhile is new sound.
     """
     number = Path(f"/proc/asound/{card}").readlink().name.removeprefix("card")
     device = 1 if card.startswith("Loopback") else 0
     for node in (f"pcmC{number}D{device}c", f"controlC{number}"):
         while not _is_for_audio(Path(f"/dev/snd/{node}")):
             time.sleep(0.005)
-    began = time.monotonic()
-    wanted = captured_frames + SOUND_FRAMES
-    _until(lambda: int(status()["captured_frames"]) >= wanted)
-    back_s = round(time.monotonic() - began, 3)
-    _until(lambda: delivered() >= wanted)
-    return back_s
+    began, wanted = time.monotonic(), captured_frames + SOUND_FRAMES
+    until(lambda: int(status()["captured_frames"]) >= wanted, "no sound")
+    back_s = time.monotonic() - began
+    until(lambda: delivered() >= wanted, "nothing safe in the file")
+    return round(back_s, 3), round(time.monotonic() - began, 3)
 
 
-def _until(true: Callable[[], bool]) -> None:
+def until(true: Callable[[], bool], trouble: str, control: Path = CONTROL) -> None:
     began = time.monotonic()
     while not true():
         if time.monotonic() - began > PATIENCE_S:
-            raise SystemExit(f"no sound within {PATIENCE_S:g} s: {status()}")
+            raise SystemExit(f"{trouble} within {PATIENCE_S:g} s: {status(control)}")
         time.sleep(0.02)
 
 
@@ -112,18 +111,22 @@ def unload() -> None:
 
 
 def replug(cycles: int, chance: random.Random) -> dict[str, Any]:
-    back_s = []
+    sounds = []
     before = process()
     for cycle in range(cycles + 1):
         bind("snd_aloop", "unbind")
         time.sleep(0.1 * 200 ** chance.random())  # 0.1 to 20 s, the short ones as often
         captured = status()["captured_frames"]
         bind("snd_aloop", "bind")
-        back_s.append(sound_after(captured))
+        sounds.append(sound_after(captured))
         time.sleep(chance.uniform(0.0, 0.3))
         if cycle == 0:  # what is needed once is there now
             before = process()
-    return {"back_s": back_s[1:], "before": before, "after": process(), "status": status()}
+    return times(sounds[1:]) | {"before": before, "after": process(), "status": status()}
+
+
+def times(sounds: list[tuple[float, float]]) -> dict[str, Any]:
+    return {"back_s": [back for back, _ in sounds], "safe_s": [safe for _, safe in sounds]}
 
 
 def arrival(card: str) -> dict[str, Any]:
@@ -131,7 +134,8 @@ def arrival(card: str) -> dict[str, Any]:
     WATCHING.touch()
     while not Path(f"/proc/asound/{card}").exists():
         time.sleep(0.01)
-    return {"back_s": [sound_after(captured, card)], "process": process(), "status": status()}
+    sound = sound_after(captured, card)
+    return times([sound]) | {"process": process(), "status": status()}
 
 
 def contended() -> dict[str, Any]:
@@ -139,10 +143,7 @@ def contended() -> dict[str, Any]:
     began = time.monotonic()
     ask(CONTROL, "resume", stream="mic")
     show = ["systemctl", "show", "capstand", "-p", "StatusText"]
-    while b"rival.service" not in (shown := subprocess.check_output(show)):
-        if time.monotonic() - began > PATIENCE_S:
-            raise SystemExit(f"nobody is named: {shown!r}")
-        time.sleep(0.02)
+    until(lambda: b"rival.service" in subprocess.check_output(show), "nobody is named")
     return {"named_s": round(time.monotonic() - began, 3)}
 
 
@@ -151,22 +152,19 @@ def taken(control: Path) -> dict[str, Any]:
     captured = status(control)["captured_frames"]
     began = time.monotonic()
     ask(control, "resume", stream="mic")
-    while status(control)["captured_frames"] == captured:
-        if time.monotonic() - began > PATIENCE_S:
-            raise SystemExit(f"not taken within {PATIENCE_S:g} s: {status(control)}")
-        time.sleep(0.02)
+    until(lambda: bool(status(control)["captured_frames"] != captured), "not taken", control)
     return {"taken_s": round(time.monotonic() - began, 3)}
 
 
 def first() -> dict[str, Any]:
     captured = status()["captured_frames"]
     subprocess.run(["modprobe", "snd-aloop"], check=True)
-    return {"back_s": [sound_after(captured)], "opened": opened()}
+    return times([sound_after(captured)]) | {"opened": opened()}
 
 
 def renumber(cycles: int, chance: random.Random) -> dict[str, Any]:
     """The daemon wants ``card:Loopback_1,1``; where there is only Loopback, it has to wait."""
-    back_s, wrong, waited = [], [], 0
+    sounds, wrong, waited = [], [], 0
     for _ in range(cycles):
         unload()
         captured = status()["captured_frames"]
@@ -180,7 +178,7 @@ def renumber(cycles: int, chance: random.Random) -> dict[str, Any]:
         for arguments in loads:
             subprocess.run(["modprobe", *arguments], check=True)
         if both:
-            back_s.append(sound_after(captured, "Loopback_1"))
+            sounds.append(sound_after(captured, "Loopback_1"))
             number = Path("/proc/asound/Loopback_1").readlink().name.removeprefix("card")
             expected = [f"/dev/snd/pcmC{number}D1c"]
         else:
@@ -189,7 +187,7 @@ def renumber(cycles: int, chance: random.Random) -> dict[str, Any]:
             expected = []
         if opened() != expected:
             wrong.append((expected, opened(), status()["device"]))
-    return {"back_s": back_s, "wrong": wrong, "waited": waited}
+    return times(sounds) | {"wrong": wrong, "waited": waited}
 
 
 def main() -> None:
