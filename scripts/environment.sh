@@ -179,8 +179,8 @@ make_environment() {
     need_64_bit
     read -ra names <<<"$(build_packages)"
     if [ "$extra" = test ]; then
-        names+=(dbus-daemon)                                      # a private bus for tests/sharing
-        names+=(espeak-ng libspeexdsp1 libebur128-1 swh-plugins) # for tests/processing
+        names+=(dbus-daemon)                            # a private bus for tests/sharing
+        names+=(libspeexdsp1 libebur128-1 swh-plugins) # for tests/processing
     fi
     install_packages "${names[@]}"
     require_python
