@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 WIDTHS = {SampleFormat.S16_LE: 2, SampleFormat.S24_3LE: 3, SampleFormat.S32_LE: 4}
 WIDE = 4
 FULL = 2.0**31
+PIECE = 8192
+"""So many samples are widened at once."""
 MOST = 1e3
 """Floats may be anything; what is more than this is no sound, and its square no number."""
 
@@ -60,17 +62,25 @@ def window(samples: bytes, sample: SampleFormat) -> Window:
 
 
 class _Whole:
-    def __init__(self, samples: bytes, width: int) -> None:
-        self._wide = samples if width == WIDE else audioop.lin2lin(samples, width, WIDE)
-        low, high = audioop.minmax(self._wide, WIDE)
-        self.peak = max(high, -low) / FULL if samples else 0.0
+    """Piece by piece: what was a quarter of a megabyte at once was mapped anew for each window."""
 
-    @property
-    def mean_square(self) -> float:
-        return float((audioop.rms(self._wide, WIDE) / FULL) ** 2)
+    def __init__(self, samples: bytes, width: int) -> None:
+        self._samples, self._width = samples, width
+        lowest = highest = 0
+        squares = 0.0
+        for at in range(0, len(samples), PIECE * width):
+            piece = self._widened(samples[at : at + PIECE * width])
+            low, high = audioop.minmax(piece, WIDE)
+            lowest, highest = min(lowest, low), max(highest, high)
+            squares += (audioop.rms(piece, WIDE) / FULL) ** 2 * len(piece)
+        self.peak = max(highest, -lowest) / FULL
+        self.mean_square = squares / max(1, len(samples) // width * WIDE)
+
+    def _widened(self, samples: bytes) -> bytes:
+        return samples if self._width == WIDE else audioop.lin2lin(samples, self._width, WIDE)
 
     def channels(self, count: int) -> list[Channel]:
-        together = array("i", self._wide)
+        together = array("i", self._widened(self._samples))
         return [self._channel(together[at::count]) for at in range(count)]
 
     def _channel(self, samples: "array[int]") -> Channel:
@@ -81,7 +91,8 @@ class _Whole:
     def floats(self, count: int) -> "tuple[npt.NDArray[np.float32], float]":
         import numpy as np
 
-        return np.frombuffer(self._wide, "<i4").astype(np.float32).reshape(-1, count), FULL
+        wide = self._widened(self._samples)
+        return np.frombuffer(wide, "<i4").astype(np.float32).reshape(-1, count), FULL
 
 
 class _Floats:

@@ -20,13 +20,16 @@ from capstand.sinks.sink_queue import SinkQueue
 
 GATHER_MS = 200
 BATCH_MS = 200
+METER_MS = 1000
+"""Where only the level meter hears; a quarter of the ring is full before that, as a rule."""
 WINDOW_MS = 5000
 """A sink that is slower than that is spooled: what is in memory, a crash takes along."""
 
 
 def batch_ms(config: StreamConfig) -> int:
     """How long the pusher may rest: no longer than any of its sinks' queues allow."""
-    return min(BATCH_MS, *(one.queue_ms // 4 for one in config.queued), BATCH_MS)
+    longest = BATCH_MS if config.queued else METER_MS
+    return min([longest, *(one.queue_ms // 4 for one in config.queued)])
 
 
 def make_queue(
