@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from capstand.audio.block import NS_PER_S
 from capstand.audio.ring import Reader
 from capstand.config.plan import host_of
 from capstand.processes.page import DOING, Doing
+from capstand.stream.health import HUNG_NS
 from capstand.stream.stream import Stream
 from tests.counts import counts
 from tests.patience import PATIENCE_S
@@ -232,6 +234,21 @@ def test_one_that_stands_still_has_missed_what_it_missed(running: Running) -> No
     running.end()
     is_the_cards(running, heard(running), fades=2 * 240)
     all_or_booked(running)
+
+
+def test_one_that_stands_still_costs_no_other(running: Running) -> None:
+    """However long: what reads its ring waits for it, and is not taken for what stands still."""
+    stream = running.start(live(running))
+    pid, before = pid_of(running, "live"), stream.process.pid
+    stand_still(pid)
+    goal = running.stats().captured_frames + 48_000 * (HUNG_NS // NS_PER_S + 2)
+    running.until(lambda: running.stats().captured_frames >= goal)
+    os.kill(pid, signal.SIGCONT)
+    running.flow()
+    assert (stream.process.pid, stream.process.deaths) == (before, 0)
+    ended = running.end()
+    if not running.stalled:
+        assert sink_of(ended, "raw").dropped_frames == ended.lost_frames == 0
 
 
 def test_a_recording_is_added_while_it_runs(running: Running) -> None:

@@ -195,10 +195,14 @@ class Overview:
         )
 
     def _second_still_ns(self, now_ns: int) -> int:
-        pusher = self._intake.processed_pusher
+        """Of the second pusher, which nobody waits for where no sink here gets processed sound: it
+        is woken only now and then, and not at all while a sink's process that hosts the chain
+        stands still."""
+        pusher, config = self._intake.processed_pusher, self._intake.config
         if pusher is None:
             return 0
-        return self.progress.still("push-processed", pusher.captured, pusher.waiting > 0, now_ns)
+        waits = pusher.waiting > 0 and bool(config.on("processed").queued)
+        return self.progress.still("push-processed", pusher.captured, waits, now_ns)
 
     def wrong_rate(self) -> str | None:
         """What to do about a card that runs at another rate than it says."""
