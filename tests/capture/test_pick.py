@@ -26,7 +26,8 @@ PERIOD = 480
 
 
 def setup(**keys: object) -> CaptureConfig:
-    return CaptureConfig(**{"device": "fake", "rt_priority": 0} | keys)  # type: ignore[arg-type]
+    standard = {"device": "fake", "rt_priority": 0, "buffer_ms": 5000.0}
+    return CaptureConfig(**standard | keys)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pick", [(1,), (4,), (2, 1), (4, 2, 3), (1, 2, 3, 4)])

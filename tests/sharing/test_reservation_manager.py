@@ -176,7 +176,8 @@ class Mic:
         self.streams: list[Intake] = []
         for number in range(streams):
             device = f"hw:CARD=Mic,DEV={number}"
-            setup = CaptureConfig(device=device, channels=1, rt_priority=0, **keys)
+            keys = {"channels": 1, "rt_priority": 0, "buffer_ms": 5000.0} | keys
+            setup = CaptureConfig(device, **keys)
             stream = Intake(
                 config(setup, [FileSinkConfig(type="file", path=str(folder / "unused"))])
             )
