@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 WIDTHS = {SampleFormat.S16_LE: 2, SampleFormat.S24_3LE: 3, SampleFormat.S32_LE: 4}
-WIDE = 4
+NARROW, WIDE = 2, 4
 FULL = 2.0**31
 PIECE = 8192
 """So many samples are widened at once."""
@@ -80,12 +80,16 @@ class _Whole:
         return samples if self._width == WIDE else audioop.lin2lin(samples, self._width, WIDE)
 
     def channels(self, count: int) -> list[Channel]:
-        together = array("i", self._widened(self._samples))
+        narrow = self._width == NARROW
+        samples = self._samples if narrow else self._widened(self._samples)
+        together = array("h" if narrow else "i", samples)
         return [self._channel(together[at::count]) for at in range(count)]
 
     def _channel(self, samples: "array[int]") -> Channel:
-        low, high = audioop.minmax(samples, WIDE)
-        mean = audioop.avg(samples, WIDE)
+        size = samples.itemsize
+        wide = samples if size == WIDE else audioop.lin2lin(samples, size, WIDE)
+        low, high = audioop.minmax(wide, WIDE)
+        mean = audioop.avg(wide, WIDE)
         return Channel(high / FULL, low / FULL, mean / FULL, partial(_stays_of_16_bits, samples))
 
     def floats(self, count: int) -> "tuple[npt.NDArray[np.float32], float]":
@@ -126,7 +130,8 @@ class _Floats:
 def _stays_of_16_bits(samples: "array[int]", bits: int, frames: int) -> int:
     """By the two bytes of each: where both are those of full scale, a byte is set."""
     assert bits == 16
-    top = audioop.lin2lin(samples, WIDE, 2)
+    size = samples.itemsize
+    top = samples.tobytes() if size == NARROW else audioop.lin2lin(samples, size, NARROW)
     high, low = top[1::2].translate(_HIGH), top[::2].translate(_LOW)
     both = int.from_bytes(high, "little") & int.from_bytes(low, "little")
     there = both.to_bytes(len(high), "little")
