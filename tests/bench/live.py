@@ -8,6 +8,7 @@ machine, where somebody listens and throws it away.
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
@@ -30,6 +31,7 @@ from tests.bench.programs import (
 from tests.bench.table import at_most, show, spread
 
 OWN = (PASS, LOCK, PASS_TWICE, LOCK_TWICE)
+PAIRS = ((PASS, GST_L16), (LOCK, GST_44100), (PASS, PASS_TWICE), (LOCK, LOCK_TWICE))
 PROGRAMS = (*OWN, GST_L16, GST_44100, GST_OPUS, FFMPEG_OPUS)
 SDK = "libagora_rtc_sdk.so"
 SETTLE_S = 5.0
@@ -84,6 +86,35 @@ def other(take: Callable[[], int], figures: Figures, run: Running, seconds: floa
         raise RuntimeError("no packet came")
 
 
+def side_by_side(folder: Path, rounds: int, seconds: float) -> None:
+    """Both of a pair at once: what the host does in a moment, it does to both."""
+    folder.mkdir()
+    cards, rows = Cards(folder / "cards"), []
+    for pair in PAIRS:
+        cpu: list[list[float]] = [[], []]
+        for _ in range(rounds):
+            with ExitStack() as together:
+                runs = [together.enter_context(Running(one, cards, folder)) for one in pair]
+                for run in runs:
+                    if run.program in OWN:
+                        run.settle(SETTLE_S)
+                    run.check()
+                began = [(run.cpu_s(), run.card.frames_delivered) for run in runs]
+                time.sleep(seconds)
+                for found, run, (before_s, frames) in zip(cpu, runs, began, strict=True):
+                    run.check()
+                    passed = run.card.frames_delivered - frames
+                    found.append((run.cpu_s() - before_s) * 60 * RATE_HZ / passed)
+        ratios = [two / one for one, two in zip(*cpu, strict=True)]
+        if pair[1] in OWN:
+            said = f"the second adds {spread([one - 1 for one in ratios])} of the first"
+        else:
+            said = f"{spread([1 / one for one in ratios])} times theirs"
+        rows.append([*(one.name for one in pair), *(spread(one) for one in cpu), said])
+    print(f"\n  side by side: both at once, {rounds} rounds of {seconds:g} s")
+    show(["program", "beside", "CPU s per minute", "beside", "by round"], rows)
+
+
 def main(folder: Path, long: bool) -> None:
     rounds, seconds = (7, 30.0) if long else (3, 6.0)
     print(f"CPU from {SETTLE_S:g} s after the first sound in a channel (the others: the start) for "
@@ -111,6 +142,8 @@ def main(folder: Path, long: bool) -> None:
     rows = [[name, spread(one.dropped, 0), spread(one.memory_mb, 1)] for name, one in seen.items()]
     show(["program", "frames dropped", "memory MB of a process with the SDK in it"], rows)
     verdicts(found, seen)
+    with receiver():
+        side_by_side(folder / "together", rounds, 2 * seconds)
 
 
 def verdicts(found: dict[str, Figures], seen: dict[str, Channels]) -> None:
