@@ -268,9 +268,12 @@ class Hasty:
 
 
 def test_a_device_in_error_does_not_take_the_processor() -> None:
-    """Where every wait ends at once, the real-time thread still gives way between two of them."""
+    """Where every wait ends at once, the real-time thread still gives way between two of them. By
+    the capturer's clock none takes any time: a machine that stands still makes a wait a long one.
+    """
     source = Hasty(20)
-    capturer = Capturer(source, Clock(48_000, 480), Ring(4, 1920), priority=0)
+    clock, ring = Clock(48_000, 480), Ring(4, 1920)
+    capturer = Capturer(source, clock, ring, priority=0, now_ns=lambda: 1)
     source.stop = capturer.stop
     thread = threading.Thread(target=capturer.run)
     thread.start()
