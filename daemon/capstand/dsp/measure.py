@@ -62,7 +62,7 @@ def window(samples: bytes, sample: SampleFormat) -> Window:
 
 
 class _Whole:
-    """Piece by piece: what was a quarter of a megabyte at once was mapped anew for each window."""
+    """Widened piece by piece: for a large block of memory malloc asks the system each time."""
 
     def __init__(self, samples: bytes, width: int) -> None:
         self._samples, self._width = samples, width
