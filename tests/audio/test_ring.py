@@ -230,16 +230,18 @@ def test_a_block_that_is_written_over_while_it_is_copied_is_missed(
     """The count is looked at again behind the copy."""
     reader = writer.reader()
     writer.write(2)
-    look = reader._slot
 
-    def late(number: int) -> tuple[Any, ...]:
-        found = look(number)
-        monkeypatch.undo()
-        for _ in range(9):
-            writer.write(2)
-        return found
+    class Late:
+        size = SLOT.size
 
-    monkeypatch.setattr(reader, "_slot", late)
+        def unpack_from(self, memory: mmap.mmap, at: int) -> tuple[Any, ...]:
+            found = SLOT.unpack_from(memory, at)
+            monkeypatch.undo()
+            for _ in range(9):
+                writer.write(2)
+            return found
+
+    monkeypatch.setattr("capstand.audio.ring.SLOT", Late())
     block = reader.read()
     assert block is not None and block.first_frame == 18
     assert reader.missed == 18

@@ -61,11 +61,13 @@ def test_who_is_paced_is_woken_for_so_many_frames() -> None:
     def woken(frames: int, *blocks: int) -> list[bool]:
         paced, found = Paced(wake, frames), []
         for block in blocks:
-            paced.came(block)
+            paced.left -= block
+            if paced.left <= 0:
+                paced.set()
             found.append(wake.wait(0))
             wake.clear()
         return found
 
     assert woken(960, 480, 480, 480, 480) == [False, True, False, True]
     assert woken(960, 480, 479, 480, 480) == [False, False, True, False]
-    assert woken(960, 1024, 0, 1024, 5000, 1) == [True, False, True, True, True]
+    assert woken(960, 1024, 0, 1024, 5000, 1, 480) == [True, False, True, True, True, False]

@@ -152,7 +152,9 @@ class LineFit:
 class Clock:
     """Maps frame indices of one stream to nanoseconds of CLOCK_MONOTONIC and back.
 
-    Before the first observation ``started`` is false and no time is known.
+    Before the first observation ``started`` is false and no time is known. ``drift_ppm`` is how
+    much faster than nominal the card runs, ``settled`` whether that is within 5 ppm of what a long
+    look would find.
     """
 
     def __init__(self, rate_hz: int, period_frames: int) -> None:
@@ -167,6 +169,7 @@ class Clock:
         self._anchor_ns = 0
         self._offset_ns = 0.0
         self._rate = 0.0  # relative: the length of a frame is nominal · (1 + rate)
+        self.ns_per_frame, self.drift_ppm, self.settled = self.nominal_ns, 0.0, False
         self._line = LineFit(self.nominal_ns)
         self._window_frames = round(WINDOW_S * rate_hz)
         self._longest_step = round(1.05 * period_frames)
@@ -200,20 +203,12 @@ class Clock:
         self._sharp = True  # no look that the device did not set off
         self._step = 1 << 62  # the least by which the pointer moved, if nothing is known of edges
 
-    @property
-    def ns_per_frame(self) -> float:
-        return self.nominal_ns * (1.0 + self._rate)
-
-    @property
-    def drift_ppm(self) -> float:
-        """How much faster than nominal the card runs."""
-        return (1.0 / (1.0 + self._rate) - 1.0) * 1e6
-
-    @property
-    def settled(self) -> bool:
-        """Whether ``drift_ppm`` is within 5 ppm of what a long look would find."""
+    def _set_pace(self) -> None:
+        """Whatever it follows from may have changed; it is read for each block."""
+        self.ns_per_frame = self.nominal_ns * (1.0 + self._rate)
+        self.drift_ppm = (1.0 / (1.0 + self._rate) - 1.0) * 1e6
         sure = abs(self._rate - self._line.rate) < AGREED  # false where that is nan
-        return self.started and self._var_rate < (2e-6) ** 2 and sure
+        self.settled = self._var_rate < (2e-6) ** 2 and sure
 
     @property
     def ambiguous(self) -> bool:
@@ -236,6 +231,7 @@ class Clock:
         self._restart_filter(START_RATE_SD if not self.started else 20e-6)
         self.started = True
         self._var_offset = 1e12  # the stamp may be 1 ms late
+        self._set_pace()
 
     def continue_from(self, frame: int, at_ns: int, ns_per_frame: float) -> None:
         """Another clock had come to that; before the first observation."""
@@ -297,6 +293,10 @@ class Clock:
             self._close_window()
 
     def _close_window(self) -> None:
+        self._follow_window()
+        self._set_pace()
+
+    def _follow_window(self) -> None:
         count = self._seen
         if count >= MIN_WINDOW:
             residual, frame = self._second, self._second_frame

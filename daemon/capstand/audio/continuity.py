@@ -16,6 +16,6 @@ class Continuity:
 
     def follow(self, block: Block) -> int:
         """The same, and it goes on behind the block."""
-        missing = self.missing(block)
-        self.next_frame = block.end_frame
-        return missing
+        expected, first_frame = self.next_frame, block.first_frame
+        self.next_frame = first_frame + block.frames
+        return 0 if expected is None else first_frame - expected

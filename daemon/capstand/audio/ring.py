@@ -97,15 +97,25 @@ class Ring:
     ) -> None:
         """Shows the filled slot to all readers, and wakes them."""
         number = self.published
-        at = HEAD + number % self.slots * SLOT.size
-        block = number, first_frame, frames, captured_at_ns, captured_before
-        rate = pace.ns_per_frame, pace.drift_ppm, pace.settled
-        SLOT.pack_into(self._memory, at, *block, *rate)
+        SLOT.pack_into(
+            self._memory,
+            HEAD + number % self.slots * SLOT.size,
+            number,
+            first_frame,
+            frames,
+            captured_at_ns,
+            captured_before,
+            pace.ns_per_frame,
+            pace.drift_ppm,
+            pace.settled,
+        )
         self.published = self._words[PUBLISHED] = number + 1
         for wake in self._wakes:
             wake.set()
         for paced in self._paced:
-            paced.came(frames)
+            paced.left -= frames
+            if paced.left <= 0:
+                paced.set()
         if not (number + 1) % self._quarter:
             for wake in self._rests:
                 wake.set()
@@ -209,12 +219,15 @@ class Reader:
 
     def read(self) -> Block | None:
         """The next block, copied; None where there is none."""
-        words, slots = self._words, self.slots
+        words, slots, memory = self._words, self.slots, self._memory
         while (number := self.number) < words[PUBLISHED]:
-            found, first_frame, frames, captured_at_ns, before, *rate = self._slot(number)
+            place = number % slots
+            found, first_frame, frames, captured_at_ns, before, ns_per_frame, drift_ppm, settled = (
+                SLOT.unpack_from(memory, HEAD + place * SLOT.size)
+            )
             if found == number:
-                at = self._first + number % slots * self._slot_bytes
-                samples = self._memory[at : at + frames * self._frame_bytes]
+                at = self._first + place * self._slot_bytes
+                samples = memory[at : at + frames * self._frame_bytes]
             behind = words[PUBLISHED] - number
             if behind > slots - 2:  # perhaps written over while it was copied
                 self.number = words[PUBLISHED] - self._keep
@@ -224,8 +237,7 @@ class Reader:
             self.missed += before - self.captured
             self.captured, self.next_frame = before + frames, first_frame + frames
             self.number = number + 1
-            self.ns_per_frame, self.drift_ppm, settled = rate
-            self.settled = bool(settled)
+            self.ns_per_frame, self.drift_ppm, self.settled = ns_per_frame, drift_ppm, settled != 0
             return Block(first_frame, frames, captured_at_ns, samples, self._audio)
         return None
 

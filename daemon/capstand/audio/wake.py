@@ -60,15 +60,14 @@ class Doorbell(WakeUp):
 
 
 class Paced:
-    """Sets ``wake`` whenever ``frames`` more have come."""
+    """Sets ``wake`` whenever ``frames`` more have come: whoever brings some takes them from
+    ``left``, and calls ``set`` once that is none."""
 
     def __init__(self, wake: WakeUp, frames: int) -> None:
+        self.left = frames
         self._wake = wake
         self._frames = frames
-        self._come = 0
 
-    def came(self, frames: int) -> None:
-        self._come += frames
-        if self._come >= self._frames:
-            self._come = min(self._come - self._frames, self._frames - 1)
-            self._wake.set()
+    def set(self) -> None:
+        self.left = max(1, self.left + self._frames)
+        self._wake.set()

@@ -76,6 +76,8 @@ class AlsaSource:
         weakref.finalize(self, os.close, self._wake).atexit = False
         self._poll = select.poll()
         self._descriptors: list[tuple[int, int]] = []  # as the PCM named them last
+        self._happened: list[tuple[int, int]] = []  # as poll found them last
+        self._revents: list[tuple[int, int]] = []  # the same, of each of the PCM's
         self._rest = select.poll()
         self._rest.register(self._wake, select.POLLIN)
         self._lost = 0
@@ -323,7 +325,7 @@ class AlsaSource:
                 self._lose(skipped, Cause.STALLED if self._stood_still() else Cause.OVERRUN)
                 continue
             elif pcm.avail >= self._period or (pcm.avail and self._still()):
-                if self._hold(pcm.avail):
+                if self._shortfall.suspicious and self._hold(pcm.avail):
                     if self._rest.poll(PAUSE_MS) or time.monotonic_ns() > until_ns:
                         return
                     continue
@@ -365,9 +367,7 @@ class AlsaSource:
         return time.monotonic_ns() - self._moved_ns > self._still_ns
 
     def _hold(self, avail: int) -> bool:
-        """Whether to leave what is there for a moment, because a loss may be before it."""
-        if not self._shortfall.suspicious:
-            return False
+        """In doubt, whether to leave what is there for a moment: a loss may be before it."""
         if avail > ROOM * self._buffer:
             self._shortfall.stop_measuring()
             return False
@@ -379,6 +379,7 @@ class AlsaSource:
         if self._drained:
             self._let_come(timeout_ms)
             waited = True
+        shortfall = self._shortfall
         until_ns = time.monotonic_ns() + timeout_ms * 1_000_000
         while True:
             state = pcm.state()
@@ -386,11 +387,14 @@ class AlsaSource:
                 avail = pcm.avail()
                 stamp_ns = time.monotonic_ns()
                 if 0 <= avail <= self._buffer:
-                    self._observe(stamp_ns, self._taken + avail)
+                    count = self._taken + avail
+                    shortfall.observe(stamp_ns, count)
+                    if count != self._count:
+                        self._count, self._moved_ns = count, stamp_ns
                 # At an edge it takes what is there: who rests until a block is whole sees no other.
                 enough = self._unit if self._edge else self._period
                 if not 0 <= avail <= self._buffer or avail >= enough:
-                    if self._hold(avail):
+                    if shortfall.suspicious and self._hold(avail):
                         if self._rest.poll(PAUSE_MS) or time.monotonic_ns() > until_ns:
                             return
                         continue
@@ -418,6 +422,9 @@ class AlsaSource:
         """Sound flows and nothing of it is left: the next period, or as many as patience allows;
         now and then the next period all the same, because the clock wants to see the device move.
         """
+        if not self.batch_ms and self._unit == self._period:
+            self._wait(timeout_ms)
+            return
         rest_ms = min(self.batch_ms, self._look_ms // 4, timeout_ms)
         self._rests = (self._rests + 1) % RESTS
         if self.wary:
@@ -441,22 +448,25 @@ class AlsaSource:
         self._drained = False
         began_ns = time.monotonic_ns()
         if self._kernel is not None:
-            happened = dict(self._poll.poll(min(timeout_ms, self._look_ms)))
+            happened = self._poll.poll(min(timeout_ms, self._look_ms))
             self._edge = bool(happened) and time.monotonic_ns() - began_ns > BLOCKED_NS
             return
-        assert self._pcm is not None
-        descriptors = self._pcm.polldescriptors()  # some plug-ins change theirs while they run
+        pcm = self._pcm
+        assert pcm is not None
+        descriptors = pcm.polldescriptors()  # some plug-ins change theirs while they run
         if descriptors != self._descriptors:
             self._watch(descriptors)
-        happened = dict(self._poll.poll(timeout_ms))
+        happened = self._poll.poll(timeout_ms)
         self._edge = bool(happened) and time.monotonic_ns() - began_ns > BLOCKED_NS
+        if happened != self._happened:
+            self._happened, events = happened, dict(happened)
+            self._revents = [(one, events.get(one, 0)) for one, _ in descriptors]
         if descriptors:  # a plug-in may end the process unless it gets all of them, in order
-            self._pcm.polldescriptors_revents(
-                [(descriptor, happened.get(descriptor, 0)) for descriptor, _ in descriptors]
-            )
+            pcm.polldescriptors_revents(self._revents)
 
     def _watch(self, descriptors: list[tuple[int, int]]) -> None:
         self._descriptors = descriptors
+        self._happened, self._revents = [], [(one, 0) for one, _ in descriptors]
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
         wanted: dict[int, int] = {}  # a descriptor may be named twice

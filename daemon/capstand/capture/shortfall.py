@@ -61,7 +61,14 @@ class Shortfall:
         self.suspicious = self.found = self.measuring = False
         self._growths: tuple[float, ...] = ()  # of the lag from block to block, per ns
         self._usual_ns = 0.0
+        self._expect()
         self._refer(0, 0)
+
+    def _expect(self) -> None:
+        """What is looked at now is judged by what the blocks before were like."""
+        self._judges = len(self._growths) == BLOCKS
+        self._runs = 1.0 - (max(0.0, min(self._growths)) if self._judges else 0.0)
+        self._limit_ns = max(LEAST_NS, SPREADS * self._usual_ns)
 
     def _refer(self, stamp_ns: int, count: int) -> None:
         """Makes a look the one that others lag behind; a block begins."""
@@ -87,9 +94,8 @@ class Shortfall:
         if not self._stamp_ns:
             self._refer(stamp_ns, count)
         since_ns = stamp_ns - self._stamp_ns
-        expected = max(0.0, min(self._growths)) if len(self._growths) == BLOCKS else 0.0
-        lag_ns = since_ns * (1.0 - expected) - (count - self._count) * self._nominal_ns
-        limit_ns = max(LEAST_NS, SPREADS * self._usual_ns) + DRIFT * since_ns
+        lag_ns = since_ns * self._runs - (count - self._count) * self._nominal_ns
+        limit_ns = self._limit_ns + DRIFT * since_ns
         if self.suspicious and lag_ns <= limit_ns and not self.measuring:
             self.suspicious = False
             self._alarms += 1
@@ -97,11 +103,18 @@ class Shortfall:
         elif self.suspicious:
             self._weigh(stamp_ns, count, lag_ns)
             return
-        elif lag_ns > limit_ns and len(self._growths) == BLOCKS:
+        elif lag_ns > limit_ns and self._judges:
             self._doubt()
             self._doubtful_ns, self._last_count = lag_ns, count
             return
-        self._note(stamp_ns, count, lag_ns)
+        # An ordinary look.
+        if not self._looks or lag_ns < self._best_lag_ns:
+            self._best_ns, self._best_count, self._best_lag_ns = stamp_ns, count, lag_ns
+        if not self._looks or lag_ns > self._worst_ns:
+            self._worst_ns = lag_ns
+        self._looks += 1
+        if self._looks >= BLOCK_LOOKS and stamp_ns - self._block_ns >= BLOCK_NS:
+            self._end_block(stamp_ns)
 
     def _doubt(self) -> None:
         self.suspicious = True
@@ -127,14 +140,8 @@ class Shortfall:
             self.found = True
             self._refer(self.stamp_ns, self.count)
 
-    def _note(self, stamp_ns: int, count: int, lag_ns: float) -> None:
-        """An ordinary look: at the end of a block the best of them is what the next lag behind."""
-        if not self._looks or lag_ns < self._best_lag_ns:
-            self._best_ns, self._best_count, self._best_lag_ns = stamp_ns, count, lag_ns
-        self._worst_ns = max(self._worst_ns, lag_ns) if self._looks else lag_ns
-        self._looks += 1
-        if self._looks < BLOCK_LOOKS or stamp_ns - self._block_ns < BLOCK_NS:
-            return
+    def _end_block(self, stamp_ns: int) -> None:
+        """The best of its looks is what the next ones lag behind."""
         if (
             since_ns := self._best_ns - self._stamp_ns
         ) >= BLOCK_NS / 2:  # else steps are too coarse
@@ -144,5 +151,6 @@ class Shortfall:
         if self._alarms >= ALARMS:
             usual_ns = max(usual_ns, self._alarm_ns)
         self._usual_ns = max(FADES * self._usual_ns, usual_ns)
+        self._expect()
         self._refer(self._best_ns, self._best_count)
         self._block_ns = stamp_ns

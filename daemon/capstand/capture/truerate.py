@@ -24,7 +24,7 @@ LIMIT = 0.01
 """Less than that is left to the clock, which follows it."""
 FASTEST = 4
 SLACK_S = 2.0
-MOST_SLACK_S = 60.0
+MOST_SLACK_NS = 60.0 * NS_PER_S
 
 
 class TrueRate:
@@ -33,6 +33,7 @@ class TrueRate:
     def __init__(self, nominal_hz: int) -> None:
         self.rate_hz: float | None = None
         self._nominal_hz = nominal_hz
+        self._nominal_ns = NS_PER_S / nominal_hz
         self._measured: tuple[float, ...] = ()
         self._frame = self._stamp_ns = 0  # where the span began; no span with 0
         self._credit_ns = 0.0
@@ -76,11 +77,14 @@ class TrueRate:
 
     def outrun(self, frames: int, now_ns: int) -> bool:
         """Whether the device brings more, with ``frames`` at ``now_ns``, than time allows."""
-        credit_ns = self._credit_ns + FASTEST * max(0, now_ns - self._paid_ns)
+        credit_ns, since_ns = self._credit_ns, now_ns - self._paid_ns
         self._paid_ns = now_ns
-        self._credit_ns = min(credit_ns, MOST_SLACK_S * NS_PER_S)
-        self._credit_ns -= frames * NS_PER_S / self._nominal_hz
-        return self._credit_ns < 0
+        if since_ns > 0:
+            credit_ns += FASTEST * since_ns
+        if credit_ns > MOST_SLACK_NS:
+            credit_ns = MOST_SLACK_NS
+        self._credit_ns = credit_ns = credit_ns - frames * self._nominal_ns
+        return credit_ns < 0
 
 
 def too_fast(device: str) -> DeviceError:
