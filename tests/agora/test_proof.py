@@ -25,13 +25,13 @@ def silence(proof: Proof, after_s: float) -> Silence:
 
 def test_nothing_sent_is_a_concern_while_something_is_pushed(proof: Proof) -> None:
     """It counts from the last bit rate above 0, or from when the channel was joined."""
-    proof.pushed(JOINED_S + 9)
+    proof.pushed_s = JOINED_S + 9
     assert unsent_s(proof, 10) is None
     assert unsent_s(proof, 11) == 11
     proof.heard(64, JOINED_S + 12)
     assert proof.sent_kbps == 64 and unsent_s(proof, 13) is None
     proof.heard(0, JOINED_S + 20)
-    proof.pushed(JOINED_S + 23)
+    proof.pushed_s = JOINED_S + 23
     assert (proof.sent_kbps, unsent_s(proof, 23)) == (0, 11)
     assert unsent_s(proof, 33) is None  # nothing is pushed any more
 
@@ -64,5 +64,5 @@ def test_statistics_that_come_back_end_the_matter(proof: Proof) -> None:
     proof.heard(64, JOINED_S + 49)
     proof.joined()
     assert silence(proof, 1000) is Silence.NONE
-    proof.pushed(JOINED_S + 55)
+    proof.pushed_s = JOINED_S + 55
     assert unsent_s(proof, 55) == 55

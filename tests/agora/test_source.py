@@ -124,10 +124,12 @@ def test_the_send_buffer_is_bounded_before_publishing(standin: StandIn, tmp_path
 def out_of_order(folder: str) -> dict[str, Any]:
     source, told = make(folder), {}
     frame = tone(480)
+    block = SampleBuffer(frame, 48000, 1, SampleFormat.S16_LE, 480)
     told["join before enabling"] = refusal(lambda: source.join_channel("", "studio"))
     told["push before enabling"] = refusal(lambda: push(source, frame))
     source.set_external_audio_source(True, 48000, 1)
     told["push before joining"] = refusal(lambda: push(source, frame))
+    told["push of a block before joining"] = refusal(lambda: source.push_block(block, 0.0))
     told["renew before joining"] = refusal(lambda: source.renew_token(""))
     joined = source.join_channel("", "studio")
     told["enable while joined"] = refusal(lambda: source.set_external_audio_source(True, 48000, 1))
@@ -135,6 +137,7 @@ def out_of_order(folder: str) -> dict[str, Any]:
         lambda: source.set_external_audio_source(False, 48000, 1)
     )
     told["join while joined"] = refusal(lambda: source.join_channel("", "other"))
+    told["push of a block into a full buffer"] = refusal(lambda: source.push_block(block, 491.0))
     source.leave_channel()
     told["push after leaving"] = refusal(lambda: push(source, frame))
     source.set_external_audio_source(False, 48000, 1)
@@ -154,10 +157,12 @@ def test_calls_out_of_order_are_refused(standin: StandIn, tmp_path: Path) -> Non
         "join before enabling": (-8, "set_external_audio_source(True"),
         "push before enabling": (-8, "set_external_audio_source(True"),
         "push before joining": (-113, "join_channel first"),
+        "push of a block before joining": (-113, "no channel is joined"),
         "renew before joining": (-113, "join_channel first"),
         "enable while joined": (-8, "belongs before join_channel"),
         "disable while joined": (-8, "leave_channel first"),
         "join while joined": (-8, "studio is joined"),
+        "push of a block into a full buffer": (-12, "491 ms are already waiting"),
         "push after leaving": (-113, "join_channel first"),
         "join after disabling": (-8, "set_external_audio_source(True"),
     }

@@ -152,7 +152,7 @@ class ChannelSession:
         now_ns = self._now_ns()
         self.gate.send(frame, frames, channels, rate_hz, pts_ms, self.summary)
         self.send_buffer.give(FRAME_NS, now_ns)
-        self.proof.pushed(now_ns / NS_PER_S)
+        self.proof.pushed_s = now_ns / NS_PER_S
 
     @property
     def token_ends_s(self) -> float | None:

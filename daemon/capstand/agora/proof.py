@@ -1,7 +1,7 @@
 """Whether what is pushed is sent: the SDK's statistics of the local track name a bit rate.
 
-Pure; times are seconds of time.monotonic. Threads: ``pushed`` is called by the one that pushes, the
-rest by the connection's control thread; each value has one writer.
+Pure; times are seconds of time.monotonic. Threads: ``pushed_s`` is written by the one that pushes,
+the rest is for the connection's control thread; each value has one writer.
 """
 
 from enum import Enum, auto
@@ -21,7 +21,7 @@ class Silence(Enum):
 
 class Proof:
     """``sent_kbps`` is what the SDK said last. Nothing sent for ``proof_s`` is a concern, nothing
-    said for ``silent_s`` a failure."""
+    said for ``silent_s`` a failure. ``pushed_s`` is when something was pushed last."""
 
     def __init__(self, proof_s: float = PROOF_S, silent_s: float = SILENT_S) -> None:
         self.sent_kbps: int | None = None
@@ -29,7 +29,7 @@ class Proof:
         self.silent_s = silent_s
         self._heard_s = 0.0  # when statistics last came, in this session
         self._proven_s = 0.0  # when they last showed something sent
-        self._pushed_s = 0.0
+        self.pushed_s = 0.0
         self._fell_silent = False
 
     def joined(self) -> None:
@@ -38,9 +38,6 @@ class Proof:
 
     def ended(self) -> None:
         self.sent_kbps = None
-
-    def pushed(self, now_s: float) -> None:
-        self._pushed_s = now_s
 
     def heard(self, sent_kbps: int, now_s: float) -> None:
         self.sent_kbps = sent_kbps
@@ -53,7 +50,7 @@ class Proof:
         """For how long nothing was sent of what is pushed, in a channel that was joined at
         ``since_s``; None where all is well, or nothing is pushed."""
         unsent_s = now_s - max(self._proven_s, since_s)
-        pushed = now_s - self._pushed_s < self.proof_s
+        pushed = now_s - self.pushed_s < self.proof_s
         return unsent_s if pushed and unsent_s > self.proof_s else None
 
     def silence(self, since_s: float, now_s: float) -> Silence:

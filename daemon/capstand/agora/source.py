@@ -309,19 +309,30 @@ class CustomAudioSource:
             raise _invalid("buffer.frames", buffer.frames, f"1 frame to {BUFFER_MS} ms")
         self._push(source_id, buffer)
 
+    def push_block(self, buffer: SampleBuffer, in_flight_ms: float) -> None:
+        """The same for the only source there is, where the buffer is known to hold what it says,
+        and so much was found in flight just now."""
+        declared, connection = self._declared, self._connection
+        if connection is None or declared is None:
+            raise AgoraError(Code.NOT_IN_CHANNEL, self.summary())
+        if in_flight_ms + buffer.frames * 1000 / buffer.rate_hz > self._buffer_ms:
+            raise self._no_room(in_flight_ms)
+        self._send_frames(connection, declared, self._framers[0], buffer)
+
     @property
     def joined(self) -> bool:
         """Whether a push would be taken now."""
-        return self._connection is not None and self._connection.state is ConnectionState.JOINED
+        connection = self._connection
+        return connection is not None and connection.state is ConnectionState.JOINED
 
     def in_flight_ms(self) -> float:
         """The sound that was pushed and has not left the SDK's send buffer: the estimate of its
         depth, and what waits for its 10 ms to be full (of source 0).
         """
-        if self._connection is None or self._declared is None:
+        connection = self._connection
+        if connection is None:
             return 0.0
-        held_ms = self._framers[0].held * 1000 / self._declared.track_hz
-        return self._connection.depth_ms() + held_ms
+        return connection.send_buffer.depth_ms(self._now_ns()) + self._framers[0].held_ms
 
     def summary(self) -> str:
         """The state in one phrase, such as "in studio"."""
@@ -362,23 +373,30 @@ class CustomAudioSource:
             raise _invalid("source_id", source_id, f"0 to {declared.sources - 1}")
         if connection.state is not ConnectionState.JOINED:
             raise AgoraError(Code.NOT_READY, connection.summary())
-        framer, mixer, track_hz = self._framers[source_id], self._mixer, declared.track_hz
-        held = framer.held
-        in_flight_ms = held * 1000 / track_hz
-        in_flight_ms += connection.depth_ms() if mixer is None else 10 * mixer.waiting(source_id)
-        if in_flight_ms + buffer.frames * 1000 / buffer.rate_hz > self._buffer_ms:
-            raise AgoraError(
-                Code.TOO_OFTEN,
-                f"{in_flight_ms:.0f} ms are already waiting in the send buffer of "
-                f"{self._buffer_ms} ms",
-            )
-        frames = framer.put(buffer)
-        if mixer is not None:
-            mixer.put(source_id, frames)
-            return
-        for number, frame in enumerate(frames):
+        framer, mixer = self._framers[source_id], self._mixer
+        waiting_ms = connection.depth_ms() if mixer is None else 10 * mixer.waiting(source_id)
+        waiting_ms += framer.held_ms
+        if waiting_ms + buffer.frames * 1000 / buffer.rate_hz > self._buffer_ms:
+            raise self._no_room(waiting_ms)
+        if mixer is None:
+            self._send_frames(connection, declared, framer, buffer)
+        else:
+            mixer.put(source_id, framer.put(buffer))
+
+    def _no_room(self, in_flight_ms: float) -> AgoraError:
+        return AgoraError(
+            Code.TOO_OFTEN,
+            f"{in_flight_ms:.0f} ms are already waiting in the send buffer of {self._buffer_ms} ms",
+        )
+
+    def _send_frames(
+        self, connection: ChannelSession, declared: _Declared, framer: Framer, buffer: SampleBuffer
+    ) -> None:
+        held, track_hz, channels = framer.held, declared.track_hz, declared.channels
+        for number, frame in enumerate(framer.put(buffer)):
+            samples, pts_ms = frame
             try:
-                _send(connection, declared, frame)
+                connection.send(samples, track_hz // 100, channels, track_hz, pts_ms)
             except AgoraError as error:
                 if number == 0:
                     framer.take_back(frame, held)

@@ -97,6 +97,7 @@ class AgoraChannel(Sink):
         self._continuity = Continuity()
         self._broken = True  # the block before this one did not reach the channel
         self._behind = False
+        self._catches_up = setup.catch_up != "never"
         self._late = CatchUp(setup.send_delay_ms, FADE_MS if setup.rate_lock else 0.0)
         self._end_ns = 0  # when the newest sound that was sent had ended
         self._latency_ms = 0.0
@@ -125,40 +126,40 @@ class AgoraChannel(Sink):
         self._broken = True
 
     def write(self, block: Block) -> None:
-        source = self._source
+        source, live, late = self._source, self._live, self._late
         gap_frames = self._continuity.follow(block)
         if not source.joined:
             self._broken = True
-            self._late.restart()
+            late.restart()
             raise SinkBusy(source.summary())
-        self._keep_live(block)
-        if self._late.excess_ms:
+        now_ns, in_flight_ms = self._now_ns(), source.in_flight_ms()
+        span_s = block.frames / self._audio.rate_hz
+        late_s = (now_ns - block.captured_at_ns) / 1e9 - span_s
+        self._latency_ms = latency_ms = in_flight_ms + (late_s * 1000 if late_s > 0.0 else 0.0)
+        if self._behind or latency_ms > self._setup.max_latency_ms:
+            self._drop_until_live(latency_ms)
+        if late.excess_ms:
             self._catch_up(block)
-        live = self._live
         try:
             if live is None:
-                self._push_as_it_is(block, bool(gap_frames) or self._broken)
+                self._push_as_it_is(block, bool(gap_frames) or self._broken, in_flight_ms)
             else:
-                self._push_locked(live, block, gap_frames)
+                self._push_locked(live, block, gap_frames, in_flight_ms)
         except AgoraError as error:
             self._broken = True
             away = error.code == Code.NOT_READY
             raise SinkBusy(source.summary() if away else str(error), error.taken) from None
         self._broken = False
-        self._check_depth(live, block.frames / self._audio.rate_hz)
+        if live is None:
+            in_flight_ms += span_s * 1000
+        else:  # a resampler gives more or less than that
+            in_flight_ms = source.in_flight_ms()
+            live.loop.steer(in_flight_ms / 1000, self._setup.send_delay_ms / 1000, span_s)
+        if self._catches_up and (live is None or not live.loop.catching_up):
+            late.saw(in_flight_ms, now_ns)
 
-    def _check_depth(self, live: "LiveTrack | None", span_s: float) -> None:
-        """Just after a push, of so long a block."""
-        setup, depth_ms = self._setup, self._source.in_flight_ms()
-        if live is not None:
-            live.loop.steer(depth_ms / 1000, setup.send_delay_ms / 1000, span_s)
-        if setup.catch_up != "never" and not (live and live.loop.catching_up):
-            self._late.saw(depth_ms, self._now_ns())
-
-    def _keep_live(self, block: Block) -> None:
+    def _drop_until_live(self, latency_ms: float) -> None:
         """Raises SinkBusy for a block that is to be dropped, because sound has fallen behind."""
-        late_ms = max(0.0, (self._now_ns() - block.end_ns) / 1e6)
-        self._latency_ms = latency_ms = late_ms + self._source.in_flight_ms()
         if latency_ms > self._setup.max_latency_ms:
             self._behind = True
         elif latency_ms <= self._setup.send_delay_ms + LIVE_MS:
@@ -188,34 +189,29 @@ class AgoraChannel(Sink):
         self._broken = True
         raise SinkBusy(f"{excess_ms:.0f} ms late; dropping some sound to catch up")
 
-    def _push_as_it_is(self, block: Block, gap: bool) -> None:
-        audio = self._audio
-        self._source.push_external_audio_frame_sample_buffer(
-            SampleBuffer(
-                block.samples,
-                audio.rate_hz,
-                audio.channels,
-                audio.sample,
-                block.frames,
-                block.captured_at_ns,
-                gap,
-            )
+    def _push_as_it_is(self, block: Block, gap: bool, in_flight_ms: float) -> None:
+        _, frames, captured_at_ns, samples, (rate_hz, channels, sample) = block
+        self._source.push_block(
+            SampleBuffer(samples, rate_hz, channels, sample, frames, captured_at_ns, gap),
+            in_flight_ms,
         )
 
-    def _push_locked(self, live: "LiveTrack", block: Block, gap_frames: int) -> None:
-        audio, source, setup = self._audio, self._source, self._setup
+    def _push_locked(
+        self, live: "LiveTrack", block: Block, gap_frames: int, in_flight_ms: float
+    ) -> None:
+        audio, setup = self._audio, self._setup
         span_s = block.frames / audio.rate_hz
         if gap_frames or self._broken:
             missing_ms = 0.0
             if setup.gaps == "conceal" and not self._broken:
-                short_ms = setup.send_delay_ms - source.in_flight_ms() - span_s * 1000
+                short_ms = setup.send_delay_ms - in_flight_ms - span_s * 1000
                 missing_ms = min(short_ms, gap_frames * 1000 / audio.rate_hz)
             held_ns = round(live.loop.held_s * NS_PER_S)
             silence = live.bridge(missing_ms)
             silence_ns = self._frames(silence) * NS_PER_S // self._track_hz
             begin_ns = block.captured_at_ns - silence_ns if self._broken else self._end_ns
             try:
-                self._push(silence, begin_ns - held_ns)
+                self._push(silence, begin_ns - held_ns, in_flight_ms)
             except AgoraError as error:
                 error.taken = 0  # silence, none of the block
                 raise
@@ -223,19 +219,15 @@ class AgoraChannel(Sink):
         samples, first_ns = live.put(block)
         self._end_ns = block.captured_at_ns + round(span_s * NS_PER_S)
         try:
-            self._push(samples, first_ns)
+            self._push(samples, first_ns, in_flight_ms)
         except AgoraError as error:
             error.taken = min(block.frames, error.taken * audio.rate_hz // self._track_hz)
             raise
 
-    def _push(self, samples: bytes, first_ns: int) -> None:
-        frames = self._frames(samples)
-        if frames:
-            self._source.push_external_audio_frame_sample_buffer(
-                SampleBuffer(
-                    samples, self._track_hz, self._channels, SampleFormat.S16_LE, frames, first_ns
-                )
-            )
+    def _push(self, samples: bytes, first_ns: int, in_flight_ms: float) -> None:
+        form = self._track_hz, self._channels, SampleFormat.S16_LE
+        if frames := self._frames(samples):
+            self._source.push_block(SampleBuffer(samples, *form, frames, first_ns), in_flight_ms)
 
     def _frames(self, samples: bytes) -> int:
         return len(samples) // (2 * self._channels)
@@ -250,7 +242,8 @@ class AgoraChannel(Sink):
         if self._live is not None and not self._broken:
             held_ns = round(self._live.loop.held_s * NS_PER_S)
             with contextlib.suppress(AgoraError):  # sound ends without a click
-                self._push(self._live.bridge(END_MS), self._end_ns - held_ns)
+                end_ns = self._end_ns - held_ns
+                self._push(self._live.bridge(END_MS), end_ns, self._source.in_flight_ms())
         self._broken = True
         self._source.leave_channel(LEAVE_S)
 

@@ -32,7 +32,7 @@ from capstand.audio.ring import Reader
 from capstand.errors import SinkBusy, SinkError
 from capstand.host import realtime
 from capstand.processes.child import FAILED, DaemonLink
-from capstand.processes.page import Doing
+from capstand.processes.page import DOING, Doing
 from capstand.processing.orders import Work
 from capstand.sinks.gathering import Gathering
 from capstand.sinks.sink import Sink
@@ -126,7 +126,7 @@ class Push:
         self._reader = reader
         self._hosted = hosted
         self._wakes = tuple(wakes)
-        self._gathering = Gathering(gather_frames)
+        self._gathering = Gathering(gather_frames) if gather_frames else None
         self._missed = 0
         self._inserted_before = self._words[SinkWord.INSERTED]
         self._trouble: str | None = None
@@ -202,8 +202,9 @@ class Push:
                     self._tell()
         if self._hosted is not None and (last := self._hosted.rest()) is not None:
             self._pass_on(sink, last)
-        for rest in self._gathering.rest():
-            self._deliver(sink, rest)
+        if self._gathering is not None:
+            for rest in self._gathering.rest():
+                self._deliver(sink, rest)
 
     def _hear(self) -> None:
         message, hosted = self._link.receive(), self._hosted
@@ -216,8 +217,8 @@ class Push:
 
     def _drain(self, sink: Sink) -> None:
         """All that is there, as far as it is meant for this sink."""
-        reader, processes = self._reader, self._hosted is not None
-        while self._until is None or reader.number < self._until:
+        reader, until, processes = self._reader, self._until, self._hosted is not None
+        while until is None or reader.number < until:
             if processes:
                 self._does(Doing.PROCESSING)
             block = reader.read()
@@ -231,8 +232,11 @@ class Push:
             missed, self._missed = reader.missed - self._missed, reader.missed
             self._words[SinkWord.MISSED] += missed
             self._words[SinkWord.DROPPED] += missed
-        if block.frames:
-            for ready in self._gathering.put(block):
+        gathering = self._gathering
+        if block.frames and gathering is None:
+            self._deliver(sink, block)
+        elif block.frames and gathering is not None:
+            for ready in gathering.put(block):
                 self._deliver(sink, ready)
 
     def _let_chain_go(self, hosted: "Hosted") -> Block | None:
@@ -255,14 +259,12 @@ class Push:
             words[SinkWord.DELIVERED] += block.frames
             self._trouble = None
         words[SinkWord.INSERTED] = self._inserted_before + sink.inserted_frames
-        if self._trouble is not self._told:
+        if (self._trouble is None) != (self._told is None):
             self._tell_soon()
 
     def _tell_soon(self) -> None:
-        if (self._trouble is None) != (self._told is None):
-            now_ns = time.monotonic_ns()
-            if now_ns - self._told_ns >= TELL_NS:
-                self._tell()
+        if time.monotonic_ns() - self._told_ns >= TELL_NS:
+            self._tell()
 
     def _tell(self) -> None:
         sink = self._sink
@@ -284,5 +286,5 @@ class Push:
 
     def _does(self, doing: Doing) -> int:
         now_ns = time.monotonic_ns()
-        self._link.page.does(doing, now_ns)
+        self._words[DOING] = now_ns << 3 | doing  # as Page.does, twice for each block
         return now_ns
