@@ -42,7 +42,7 @@ from capstand.sharing.reservation_manager import ReservationManager, session_add
 from capstand.sharing.tapping import tap
 from capstand.stream.stream import Stream
 
-TICK_S = 1.0
+TICK_S = 0.5
 """Each look at all streams costs as much as four periods of one; what cannot wait wakes main."""
 ILL_TICK_S = 0.25
 LIVE_TICK_S = 0.1

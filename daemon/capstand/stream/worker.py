@@ -11,13 +11,11 @@ import json
 import logging
 import os
 import select
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from capstand.accounting.stats import Health
 from capstand.audio.ring import Ring
 from capstand.audio.wake import WakeUp
 from capstand.config.plan import same_chain
@@ -33,8 +31,6 @@ from capstand.stream.orders import End, Exchange, Processed, Release, Resume, Re
 from capstand.stream.report import CAN_BE_OPENED, Phase, Report, ResumePoint, StreamWord
 
 TELL_MS = 500
-WELL_TELL_MS = 1000
-"""While nothing is wrong and nobody looks on: how many frames there are, the ring says itself."""
 FIRST_TELL_MS = 100
 """Until sound flows."""
 BUSY_POLL_MS = 10
@@ -104,8 +100,6 @@ class StreamWorker:
         self._load_due = 0.0
         self._failed: str | None = None
         self._processed = False
-        self._watched = sys.stderr.isatty()  # the level is shown there
-        self._well = False  # nothing to complain of in the last report
 
     def run(self) -> int:
         link, intake = self._link, self._intake
@@ -117,7 +111,8 @@ class StreamWorker:
             realtime.set_fifo(f"stream:{intake.name}", realtime.LOWEST)
         while self._end is None:
             link.page.does(Doing.WAITING, time.monotonic_ns())
-            poll.poll(self._pause_ms)
+            first = intake.pusher.meter is None
+            poll.poll(BUSY_POLL_MS if self._waits else FIRST_TELL_MS if first else TELL_MS)
             while (order := link.receive()) is not None:
                 self._obey(order)
                 self._orders += 1
@@ -158,14 +153,6 @@ class StreamWorker:
             self._end = End(END_S)
 
     @property
-    def _pause_ms(self) -> int:
-        if self._waits:
-            return BUSY_POLL_MS
-        if self._intake.pusher.meter is None:
-            return FIRST_TELL_MS
-        return WELL_TELL_MS if self._well and not self._watched else TELL_MS
-
-    @property
     def _waits(self) -> bool:
         intake = self._intake
         return bool(intake.leaving) or (intake.capturer.released is not None and not intake.rests)
@@ -201,7 +188,6 @@ class StreamWorker:
         if self._unsent is not None:
             return None
         report = self._intake.report(time.monotonic_ns())
-        self._well = report.stats.health is Health.OK and not report.gaps
         self._load_meter_once(report)
         return json.dumps(
             report._replace(phase=phase, hung=tuple(hung), failed=self._failed)
