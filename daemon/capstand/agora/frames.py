@@ -79,16 +79,14 @@ class Framer:
     def put(self, buffer: SampleBuffer) -> list[Frame]:
         """The frames that are full now, in order. ``buffer`` is copied where it is kept."""
         whole: list[Frame] = []
-        given = self._given
-        self._before = (given, self._begun_ms, self._end_ns)
+        self._before = (self._given, self._begun_ms, self._end_ns)
         samples, rate_hz, channels, sample, frames, captured_at_ns, discontinuity = buffer
         form = (rate_hz, channels, sample)
         if form != self._form or (
             discontinuity and captured_at_ns - self._end_ns >= self._room_ns()
         ):
-            whole = self.finish()
+            whole += self.finish()
             self._take_up(AudioFormat(*form))
-            given = self._given
         self.earlier = len(whole)
         self._time_ns = captured_at_ns
         self._time_place = self._base + self._taken * self._rate_hz / rate_hz
@@ -99,8 +97,9 @@ class Framer:
         if self._converter is not None:
             samples = self._converter.convert(samples)
         if not self._held and len(samples) == self._size:
-            self._given = given + self._size // self._frame_bytes
-            whole.append(Frame(bytes(samples), self._pts_ms(given)))
+            frame = Frame(bytes(samples), self._pts_ms(self._given))
+            self._given += self._size // self._frame_bytes
+            whole.append(frame)
             return whole
         return whole + self._cut(samples)
 

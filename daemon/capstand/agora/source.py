@@ -310,8 +310,9 @@ class CustomAudioSource:
         self._push(source_id, buffer)
 
     def push_block(self, buffer: SampleBuffer, in_flight_ms: float) -> None:
-        """The same for the only source there is, where the buffer is known to hold what it says,
-        and so much was found in flight just now."""
+        """Pushes a block of our own to source 0, the only one: ``buffer`` is known to hold what it
+        says, and ``in_flight_ms`` were in flight just now. Raises AgoraError as a push does.
+        """
         declared, connection = self._declared, self._connection
         if connection is None or declared is None:
             raise AgoraError(Code.NOT_IN_CHANNEL, self.summary())

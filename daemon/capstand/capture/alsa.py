@@ -379,7 +379,6 @@ class AlsaSource:
         if self._drained:
             self._let_come(timeout_ms)
             waited = True
-        shortfall = self._shortfall
         until_ns = time.monotonic_ns() + timeout_ms * 1_000_000
         while True:
             state = pcm.state()
@@ -387,14 +386,11 @@ class AlsaSource:
                 avail = pcm.avail()
                 stamp_ns = time.monotonic_ns()
                 if 0 <= avail <= self._buffer:
-                    count = self._taken + avail
-                    shortfall.observe(stamp_ns, count)
-                    if count != self._count:
-                        self._count, self._moved_ns = count, stamp_ns
+                    self._observe(stamp_ns, self._taken + avail)
                 # At an edge it takes what is there: who rests until a block is whole sees no other.
                 enough = self._unit if self._edge else self._period
                 if not 0 <= avail <= self._buffer or avail >= enough:
-                    if shortfall.suspicious and self._hold(avail):
+                    if self._shortfall.suspicious and self._hold(avail):
                         if self._rest.poll(PAUSE_MS) or time.monotonic_ns() > until_ns:
                             return
                         continue

@@ -155,8 +155,7 @@ class RateLoop:
         if self._depth_seen_s == 0.0:
             self._depth_s = depth_s
         self._depth_seen_s += span_s
-        weight = span_s / DEPTH_S
-        self._depth_s += (depth_s - self._depth_s) * (weight if weight < 1.0 else 1.0)
+        self._depth_s += (depth_s - self._depth_s) * min(1.0, span_s / DEPTH_S)
         if self._depth_seen_s >= DEPTH_S:
             wanted = (target_s - self._depth_s) / STEER_S
             self._shift_s += _within(wanted, STEER_PPM * 1e-6) * span_s
