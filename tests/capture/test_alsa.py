@@ -8,6 +8,7 @@ away meanwhile. Loss counted by the kernel's pointers is for the guest: this car
 import errno
 import gc
 import itertools
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from capstand.accounting.stats import Cause
 from capstand.audio.block import NS_PER_S, SampleFormat
 from capstand.audio.clock import Clock
 from capstand.audio.ring import Ring
+from capstand.audio.wake import WakeUp
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import STALL_READS, STALL_S, Capturer
 from capstand.capture.kernel import RUNNING
@@ -772,3 +774,27 @@ def test_the_clock_follows_the_card(fakecard: FakeCard, readers: list[Reader]) -
     times = [at_ns for _, _, at_ns in one.blocks]
     assert times == sorted(set(times))
     assert began_ns - 1e9 < times[0] < times[-1] < time.monotonic_ns()
+
+
+def test_a_plug_in_is_told_at_each_wait_which_of_its_descriptors_are_ready() -> None:
+    """All of them, in its order, whether the same are ready as the last time or others."""
+    first, second = WakeUp(), WakeUp()
+
+    class PlugIn:
+        told: list[tuple[int, int]]
+
+        def polldescriptors(self) -> list[tuple[int, int]]:
+            return [(one.fileno(), select.POLLIN) for one in (first, second)]
+
+        def polldescriptors_revents(self, found: list[tuple[int, int]]) -> None:
+            self.told = found
+
+    source, plug_in = AlsaSource(CaptureConfig(device="plugin")), PlugIn()
+    source._pcm = plug_in
+    for ready in ((), (first,), (first,), (second,), (first, second), ()):
+        for one in (first, second):
+            one.set() if one in ready else one.clear()
+        source._wait(0)
+        expected = [(one.fileno(), select.POLLIN * (one in ready)) for one in (first, second)]
+        assert plug_in.told == expected
+    source._pcm = None
