@@ -182,6 +182,11 @@ class Reader:
         self.join()
 
     @property
+    def published(self) -> int:
+        """Blocks that were ever written."""
+        return self._words[PUBLISHED]
+
+    @property
     def waiting(self) -> int:
         """Blocks that are there and not read."""
         return self._words[PUBLISHED] - self.number

@@ -46,18 +46,19 @@ class Meter:
         self._bytes_per_s = audio.rate_hz * audio.frame_bytes
         frames = min(round(WINDOW_S * audio.rate_hz), MOST_BYTES // audio.frame_bytes)
         self._window_bytes = frames * audio.frame_bytes
-        self._gathered: list[bytes] = []
+        self._gathered = bytearray(self._window_bytes)
         self._bytes = 0
 
     def update(self, samples: bytes) -> None:
-        self._gathered.append(samples)
-        self._bytes += len(samples)
-        if self._bytes >= self._window_bytes:
-            self._measure(b"".join(self._gathered))
-            self._gathered.clear()
+        begin, end = self._bytes, self._bytes + len(samples)
+        self._gathered[begin:end] = samples
+        self._bytes = end
+        if end >= self._window_bytes:
+            with memoryview(self._gathered) as gathered, gathered[:end] as window:
+                self._measure(window)
             self._bytes = 0
 
-    def _measure(self, samples: bytes) -> None:
+    def _measure(self, samples: memoryview) -> None:
         window = measure.window(samples, self._sample)
         peak = window.peak
         self.zeros_s = 0.0 if peak else self.zeros_s + len(samples) / self._bytes_per_s

@@ -56,7 +56,7 @@ class Window(Protocol):
         ...
 
 
-def window(samples: bytes, sample: SampleFormat) -> Window:
+def window(samples: bytes | memoryview, sample: SampleFormat) -> Window:
     width = WIDTHS.get(sample)
     return _Floats(samples, sample) if width is None else _Whole(samples, width)
 
@@ -64,7 +64,7 @@ def window(samples: bytes, sample: SampleFormat) -> Window:
 class _Whole:
     """Widened piece by piece: for a large block of memory malloc asks the system each time."""
 
-    def __init__(self, samples: bytes, width: int) -> None:
+    def __init__(self, samples: bytes | memoryview, width: int) -> None:
         self._samples, self._width = samples, width
         lowest = highest = 0
         squares = 0.0
@@ -76,13 +76,13 @@ class _Whole:
         self.peak = max(highest, -lowest) / FULL
         self.mean_square = squares / max(1, len(samples) // width * WIDE)
 
-    def _widened(self, samples: bytes) -> bytes:
+    def _widened(self, samples: bytes | memoryview) -> bytes | memoryview:
         return samples if self._width == WIDE else audioop.lin2lin(samples, self._width, WIDE)
 
     def channels(self, count: int) -> list[Channel]:
         narrow = self._width == NARROW
         samples = self._samples if narrow else self._widened(self._samples)
-        together = array("h" if narrow else "i", samples)
+        together = array("h" if narrow else "i", bytes(samples))
         return [self._channel(together[at::count]) for at in range(count)]
 
     def _channel(self, samples: "array[int]") -> Channel:
@@ -100,7 +100,7 @@ class _Whole:
 
 
 class _Floats:
-    def __init__(self, samples: bytes, sample: SampleFormat) -> None:
+    def __init__(self, samples: bytes | memoryview, sample: SampleFormat) -> None:
         import numpy as np
 
         from capstand.dsp.convert import to_float32

@@ -63,6 +63,8 @@ ROOM_S = 0.05
 """So often a descriptor is looked for where none is left."""
 TURN_S = 0.5
 """So often the thread looks after what is late."""
+IDLE_S = 10.0
+"""So long it sleeps where nobody is there."""
 MOST_BYTES = 32_000_000
 NAME = "control.sock"
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -232,7 +234,7 @@ class ControlServer:
         prepare_thread("control", 0)
         while not self._stopping:
             try:
-                self.turn(TURN_S)
+                self.turn(TURN_S if self._clients else IDLE_S)
             except Exception as error:  # noqa: BLE001  who asks must not end what captures
                 bug.log_unexpected("control socket", error)
                 for client in list(self._clients):
@@ -267,7 +269,7 @@ class ControlServer:
         for client in self._clients:
             if client.request is not None and not client.asked:
                 waits.append(max(0.001, self._allowed.wait_s(client.peer.uid, now_s)))
-        return min(waits, default=TURN_S)
+        return min(waits, default=IDLE_S)
 
     def _has_room(self) -> bool:
         """Whether a descriptor for the next client is there, be it the spare one."""

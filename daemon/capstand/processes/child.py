@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from capstand.host import bug, logs, realtime
-from capstand.processes.page import Page
+from capstand.processes.page import CALLS, Page
 from capstand.text import clean
 
 LONGEST = 131_072
@@ -86,6 +86,10 @@ class DaemonLink:
         """The descriptors that came with the messages since the last time."""
         given, self._given = self._given, []
         return given
+
+    def call(self) -> None:
+        """Main should hear soon what was told just now, or could not be sent yet."""
+        self.page.words[CALLS] += 1
 
     def send(self, raw: bytes) -> bool:
         """Whether a message went out: a daemon that is busy hears it later."""

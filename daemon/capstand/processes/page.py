@@ -14,7 +14,10 @@ from enum import IntEnum
 
 SIZE = 4096
 DOING = 0
-"""The word for what the process is doing; the others belong to what it is for."""
+"""The word for what the process is doing; the others, but the last, belong to what it is for."""
+CALLS = SIZE // 8 - 1
+"""The word that counts what main should hear at its next look: while all is well it hears only now
+and then."""
 
 
 class Doing(IntEnum):

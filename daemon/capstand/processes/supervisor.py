@@ -28,7 +28,7 @@ from capstand.host.backoff import Backoff
 from capstand.processes import forkserver
 from capstand.processes.child import FAILED, LONGEST, MOST_VALUES, Task
 from capstand.processes.forkserver import NEVER, Process
-from capstand.processes.page import Doing, Page
+from capstand.processes.page import CALLS, Doing, Page
 from capstand.text import clean
 
 LIMITS_S = {
@@ -85,6 +85,7 @@ class Supervisor:
         self._due_ns = 0
         self._process: Process | None = None
         self._channel: socket.socket | None = None
+        self._calls = 0  # as they were when it was heard last
 
     @property
     def pid(self) -> int | None:
@@ -93,6 +94,12 @@ class Supervisor:
     @property
     def running(self) -> bool:
         return self._process is not None
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether it runs and has not called since it was heard last."""
+        running = self.state is ProcessState.RUNNING
+        return running and self.page.words[CALLS] == self._calls
 
     def well(self) -> None:
         """It does what it is for: the next pause is a short one again."""
@@ -225,6 +232,7 @@ class Supervisor:
 
     def _hear(self) -> bool:
         """What it has said since the last look; False for what makes no sense."""
+        self._calls = self.page.words[CALLS]
         for _ in range(MOST_MESSAGES):
             assert self._channel is not None
             try:

@@ -21,6 +21,7 @@ from typing import Any
 from capstand import __version__
 from capstand.accounting.ledger import Ledger, keep
 from capstand.accounting.stats import Health, StreamStats
+from capstand.audio.block import NS_PER_S
 from capstand.config.registry import SOURCES
 from capstand.config.schema import Config, StreamConfig
 from capstand.devices.hotplug import Hotplug
@@ -43,7 +44,9 @@ from capstand.sharing.tapping import tap
 from capstand.stream.stream import Stream
 
 TICK_S = 0.5
-"""Each look at all streams costs as much as four periods of one; what cannot wait wakes main."""
+WELL_TICK_NS = 2 * NS_PER_S
+"""A look at all that there is costs as much as six blocks of one stream, so while all is well the
+short look at who calls has to do; the death of a process wakes main."""
 ILL_TICK_S = 0.25
 LIVE_TICK_S = 0.1
 NOTIFY_NS = 1_000_000_000
@@ -101,6 +104,7 @@ class Service:
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
         self._notify_due_ns = 0
+        self._look_due_ns = 0
         # how each stream was, when STATUS was told
         self._told: list[tuple[Health, str | None]] = []
         self._stopping = ""
@@ -228,26 +232,34 @@ class Service:
                 key.data()
             self._control.expire()
             if not self._stopping and self._reload.poll():
-                self._notify_due_ns = 0
+                self._notify_due_ns = self._look_due_ns = 0
                 self._keep_up()
             now = time.monotonic()
             if self._begun:
                 begun = min(begun, self._begun)
             if seconds is not None and now >= begun + seconds:
                 self._stopping = "--seconds elapsed"
-            if now >= due or self._news:
+            if self._news or (now >= due and not self._is_calm()):
                 self._news = False
                 due = now + self._tick()
+            elif now >= due:
+                due = now + TICK_S
 
     def _hear_news(self) -> None:
         """A process has begun or ended."""
         forkserver.shared.heard()
         self._news = True
 
+    def _is_calm(self) -> bool:
+        """Whether all was well at the last look, and no process calls since."""
+        now_ns = time.monotonic_ns()
+        self._device_release.poll(now_ns)
+        calm = [stream.is_calm() for stream in self._streams]
+        return now_ns < self._look_due_ns and all(calm)
+
     def _tick(self) -> float:
         """Returns after how many seconds the next one is due."""
         now_ns = time.monotonic_ns()
-        self._device_release.poll(now_ns)
         all_stats = []
         alive = True
         for stream in self._streams:
@@ -275,6 +287,7 @@ class Service:
         if self._live.active:
             return LIVE_TICK_S
         well = all(health is Health.OK for health, _ in how)
+        self._look_due_ns = now_ns + WELL_TICK_NS if well else 0
         return TICK_S if well else ILL_TICK_S
 
     def _stop(self) -> None:

@@ -84,6 +84,7 @@ class LiveSink:
             SinkWord.JOINED_FRAME: -1
         }  # as they were believed last
         self._looked = 0  # what had been captured then
+        self._done = 0  # what it was through with when it was asked whether it is calm
         self._deaths = 0
         self.died_processing = False
         self._after: Sequence[Joinable] = ()
@@ -130,6 +131,13 @@ class LiveSink:
 
     def events(self) -> Iterable[Event]:
         return ()
+
+    def is_calm(self) -> bool:
+        """Whether a look can wait: it has got on since it was asked last, and has not called."""
+        words = self._words
+        done = words[SinkWord.DELIVERED] + words[SinkWord.DROPPED]
+        moved, self._done = done != self._done, done
+        return moved and words[SinkWord.TAKES] == 1 and self.process.is_calm
 
     # Its life
 

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 FLUSH_NS = NS_PER_S
 TELL_NS = NS_PER_S // 5
 """Troubles that come and go are told so often at most."""
+FIGURES_NS = 3 * FLUSH_NS // 2
+"""Figures alone are told with every second flush."""
 CHAIN = "chain"
 """Of the figures those of the chain that is hosted."""
 
@@ -143,7 +145,7 @@ class Push:
             realtime.freeze_heap()
             self._join()
             self._trouble = None
-            self._tell()
+            self._tell_now()
             self._feed(sink)
         except SinkError as error:
             self._trouble = clean.line(error)
@@ -153,7 +155,7 @@ class Push:
             self._close()
         except SinkError as error:
             self._trouble = self._trouble or clean.line(error)
-        self._tell()
+        self._tell_now()
         return FAILED if self._until is None else 0
 
     def _join(self) -> None:
@@ -194,12 +196,16 @@ class Push:
                 self._drain(sink)
                 if self._hosted is not None and self._hosted.has_news:
                     self._hosted.has_news = False
-                    self._tell()
+                    self._tell_now()
                 if time.monotonic_ns() >= flush_ns:
-                    flush_ns = self._does(Doing.FLUSHING) + FLUSH_NS
+                    now_ns = self._does(Doing.FLUSHING)
+                    flush_ns = now_ns + FLUSH_NS
                     sink.flush()
                     self._link.repeats.tell()
-                    self._tell()
+                    if self._trouble != self._told:
+                        self._tell_now()
+                    elif now_ns - self._told_ns > FIGURES_NS:
+                        self._tell()
         if self._hosted is not None and (last := self._hosted.rest()) is not None:
             self._pass_on(sink, last)
         if self._gathering is not None:
@@ -264,7 +270,11 @@ class Push:
 
     def _tell_soon(self) -> None:
         if time.monotonic_ns() - self._told_ns >= TELL_NS:
-            self._tell()
+            self._tell_now()
+
+    def _tell_now(self) -> None:
+        self._tell()
+        self._link.call()
 
     def _tell(self) -> None:
         sink = self._sink

@@ -119,6 +119,11 @@ class Chaining:
         """Whether another sink still writes what this one would."""
         return sink is self.host and self._host_before is not None and self._host_before.hosts
 
+    @property
+    def is_hosted(self) -> bool:
+        """Whether it needs no looks of its own: its host's are enough."""
+        return self.host is not None and not self._leaves
+
     def tapped(self) -> None:
         """Somebody listens: it does not stay with a host that is away."""
         self._tapped = True

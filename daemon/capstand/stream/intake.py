@@ -38,6 +38,7 @@ from capstand.config.schema import (
     StreamConfig,
 )
 from capstand.errors import CapstandError
+from capstand.processes.page import CALLS
 from capstand.sinks.sink_queue import SinkQueue
 from capstand.stream.handover import (
     ABANDON_S,
@@ -226,7 +227,7 @@ class Intake:
             return
         names = [sink_queue.name for sink_queue in self.sink_queues]
         kept = {name: at for name, at in self._places.items() if name in names}
-        free = iter(sorted(set(range(StreamWord.FIRST, len(words))) - set(kept.values())))
+        free = iter(sorted(set(range(StreamWord.FIRST, CALLS)) - set(kept.values())))
         self._places = {name: kept.get(name) or next(free) for name in names}
         for sink_queue in self.sink_queues:
             sink_queue.tells = partial(words.__setitem__, self._places[sink_queue.name])
@@ -353,6 +354,10 @@ class Intake:
         """The books, how all is, and what has happened since the last report."""
         left, self._left = self._left, []
         return self.overview.report(now_ns, tuple(left), self._places)
+
+    def is_calm(self) -> bool:
+        """Whether a report can wait: nothing has happened since the last one."""
+        return self.overview.is_calm(time.monotonic_ns()) and not self._left
 
     def start_meter(self) -> None:
         """Once sound flows."""

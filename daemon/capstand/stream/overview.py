@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 from weakref import proxy
 
-from capstand.accounting.stats import StreamStats, span
+from capstand.accounting.stats import Health, StreamStats, span
 from capstand.audio.block import NS_PER_S
 from capstand.capture.source import Adjustable, NegotiatedParams
 from capstand.capture.truerate import describe_rate
@@ -27,6 +27,8 @@ LONGEST_NOTICE = 150
 """Of a control that could not be set, in a line with all streams; the journal has all of it."""
 AWAY_NS = 2 * NS_PER_S
 """So long between two looks the process itself stood still, and what it saw says nothing."""
+CALM_NS = NS_PER_S // 2
+"""A card that brings nothing for longer is looked at closely."""
 
 
 class Overview:
@@ -38,6 +40,8 @@ class Overview:
         self.gaps_told = 0
         self.bus = BusLosses(intake.config.capture.rate_hz)
         self._looked_ns = self._back_ns = 0
+        self._was_well = False
+        self._signs: tuple[object, ...] = ()
         self._successor: tuple[str | None, int] = None, 0  # of whom was told, and since when
 
     def stats(self, now_ns: int) -> StreamStats:
@@ -103,8 +107,9 @@ class Overview:
     def report(self, now_ns: int, left: tuple[LastReport, ...], words: Mapping[str, int]) -> Report:
         """With the sinks that have ``left``, and the places in ``words`` of what each of the others
         has delivered."""
-        intake = self._intake
+        intake, self._signs = self._intake, self._signs_now()
         stats, capturer, sink_queues = self.stats(now_ns), intake.capturer, intake.sink_queues
+        self._was_well = stats.health is Health.OK
         table, before = capturer.tally.gaps, self.gaps_told
         self.gaps_told = stats.gaps
         return Report(
@@ -125,6 +130,25 @@ class Overview:
             left=left,
             view=self.view(now_ns),
             words=dict(words),
+        )
+
+    def is_calm(self, now_ns: int) -> bool:
+        """Whether all was well in the last report, and nothing is to be seen since. It costs a
+        twentieth of a report; what shows only in one can wait for the next."""
+        self._look(now_ns)
+        if not self._was_well or now_ns - self._intake.capturer.last_frame_ns > CALM_NS:
+            return False
+        return self._signs_now() == self._signs
+
+    def _signs_now(self) -> tuple[object, ...]:
+        """What changes where something happens."""
+        intake = self._intake
+        capturer, pushers = intake.capturer, (intake.pusher, intake.processed_pusher)
+        return (
+            *(capturer.trouble, capturer.params, capturer.opens, capturer.restarts),
+            *(capturer.tally.gaps.count, capturer.released),
+            *((pusher.missed, pusher.is_behind) for pusher in pushers if pusher is not None),
+            *((one.state, one.trouble, one.dropped) for one in intake.sink_queues),
         )
 
     def notice(self, now_ns: int) -> str | None:
@@ -161,10 +185,7 @@ class Overview:
         trouble = capturer.trouble
         pushers = [one for one in (intake.pusher, intake.processed_pusher) if one is not None]
         waiting = count.captured - intake.pusher.captured
-        if now_ns - self._looked_ns > AWAY_NS:
-            self._back_ns = now_ns
-        self._looked_ns = now_ns
-        here_ns = now_ns - self._back_ns
+        here_ns = self._look(now_ns)
         defects = "; ".join(one.message for one in intake.meters.defects()) or None
         bad_bus = self.bus.concern(capturer.tally.lost_by_device, now_ns)
         return View(
@@ -193,6 +214,13 @@ class Overview:
             concern=self.wrong_rate() or bad_bus or self.only_zeros() or defects,
             released=capturer.released,
         )
+
+    def _look(self, now_ns: int) -> int:
+        """For how long the process itself has not stood still."""
+        if now_ns - self._looked_ns > AWAY_NS:
+            self._back_ns = now_ns
+        self._looked_ns = now_ns
+        return now_ns - self._back_ns
 
     def _second_still_ns(self, now_ns: int) -> int:
         """Of the second pusher, which nobody waits for where no sink here gets processed sound: it

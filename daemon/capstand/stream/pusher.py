@@ -71,6 +71,11 @@ class Pusher:
         return self._reader.waiting
 
     @property
+    def is_behind(self) -> bool:
+        """Whether so much waits as never does where it is not held up."""
+        return bool(2 * self._reader.waiting > self._reader.slots)
+
+    @property
     def place(self) -> StreamPosition:
         """Before the next block; not while ``run`` runs."""
         return StreamPosition(self._reader.next_frame, self._reader.captured)

@@ -28,7 +28,7 @@ from capstand.config.schema import SinkConfig, StreamConfig
 from capstand.host import realtime
 from capstand.host.backoff import Backoff
 from capstand.processes.child import Task
-from capstand.processes.page import DOING, Doing
+from capstand.processes.page import CALLS, DOING, Doing
 from capstand.processes.supervisor import LIMITS_S, ProcessState, Supervisor
 from capstand.sinks.live import LiveSink, SinkFactory
 from capstand.stream.blank import BLANK, blank_report
@@ -80,6 +80,7 @@ class Stream:
         self.ring = Ring(capture.ring_slots, capture.slot_bytes)
         self._memory = self.ring.open_for_reading()
         self._present = Reader(self._memory, capture.audio)
+        self._published = 0  # when it was asked whether it is calm
         self._chain = Chaining(config, self.ring) if config.process else None
         self._former: list[Chaining] = []  # that are to end
         self._others: Mapping[str, Heard] = {}
@@ -322,6 +323,17 @@ class Stream:
             left=tuple(left),
         )
 
+    def is_calm(self) -> bool:
+        """Whether the next report can wait: sound flows, and no process has called."""
+        before, self._published = self._published, self._present.published
+        return (
+            self._published != before
+            and self.process.is_calm
+            and (self._chain is None or self._chain.is_hosted)
+            and not (self._leaving or self._parting or self._former or self._released)
+            and all(one.is_calm() for one in self._live.values())
+        )
+
     def stats(self, now_ns: int) -> StreamStats:
         """The books at this moment; the live sinks' side is read before the ring's, which is newer
         than what the stream's process told last."""
@@ -436,7 +448,7 @@ class Stream:
         """With what it had delivered at the end by the page, where that can be."""
         words, at = self.process.page.words, self._last.words.get(sink.name, 0)
         before = self._last.stats.captured_frames - sink.captured_frames
-        if StreamWord.FIRST <= at < len(words) and (
+        if StreamWord.FIRST <= at < CALLS and (
             sink.delivered_frames <= words[at] <= captured - before - sink.dropped_frames
         ):
             return sink._replace(delivered_frames=words[at])

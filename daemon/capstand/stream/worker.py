@@ -1,8 +1,9 @@
 """The inside of a stream's process: its main thread, which obeys, tells, and touches no sound.
 
-Twice a second, and after each order, it tells main how all is (``Report``); what has happened
-since the last one is kept until it could be sent. What takes long to load is loaded once sound
-flows, by a thread that ends.
+Twice a second it looks how all is. It tells main so (``Report``) after each order, at each look
+that finds anything new or not as it should be, and now and then while all is well; what has
+happened since the last report is kept until it could be sent. What takes long to load is loaded
+once sound flows, by a thread that ends.
 
 Threads: main; those of the Intake.
 """
@@ -11,11 +12,13 @@ import json
 import logging
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from capstand.audio.block import NS_PER_S
 from capstand.audio.ring import Ring
 from capstand.audio.wake import WakeUp
 from capstand.config.plan import same_chain
@@ -30,9 +33,11 @@ from capstand.stream.intake import Chained, Intake, make_source
 from capstand.stream.orders import End, Exchange, Processed, Release, Resume, RetryNow, Stop
 from capstand.stream.report import CAN_BE_OPENED, Phase, Report, ResumePoint, StreamWord
 
-TELL_MS = 500
-FIRST_TELL_MS = 100
+LOOK_MS = 500
+FIRST_LOOK_MS = 100
 """Until sound flows."""
+WELL_TELL_NS = 2 * NS_PER_S
+"""A report costs as much as three blocks of sound."""
 BUSY_POLL_MS = 10
 """While something is waited for, such as a device that is to be closed."""
 LOAD_RETRY_S = 10.0
@@ -83,7 +88,7 @@ def try_open(link: DaemonLink, descriptors: tuple[int, ...], config: StreamConfi
     link.tell(detail=CAN_BE_OPENED)
     poll = select.poll()
     poll.register(link, select.POLLIN)
-    while not poll.poll(TELL_MS):
+    while not poll.poll(LOOK_MS):
         link.page.does(Doing.WAITING, time.monotonic_ns())
     return 0
 
@@ -100,6 +105,8 @@ class StreamWorker:
         self._load_due = 0.0
         self._failed: str | None = None
         self._processed = False
+        self._told = 0  # the turn in which it told last
+        self._in_terminal = sys.stderr.isatty()  # there the live line is drawn
 
     def run(self) -> int:
         link, intake = self._link, self._intake
@@ -112,14 +119,20 @@ class StreamWorker:
         while self._end is None:
             link.page.does(Doing.WAITING, time.monotonic_ns())
             first = intake.pusher.meter is None
-            poll.poll(BUSY_POLL_MS if self._waits else FIRST_TELL_MS if first else TELL_MS)
+            poll.poll(BUSY_POLL_MS if self._waits else FIRST_LOOK_MS if first else LOOK_MS)
+            obeyed = self._orders
             while (order := link.receive()) is not None:
                 self._obey(order)
                 self._orders += 1
             intake.reap_removed()
             link.page.words[StreamWord.RESTS] = self._orders if intake.rests else 0
             link.repeats.tell()
-            self._tell(self._report(Phase.RUNNING))
+            calm = self._orders == obeyed and not self._waits and intake.is_calm()
+            turn = time.monotonic_ns() // WELL_TELL_NS  # that of all streams, for main's sake
+            if not calm or first or turn != self._told or self._in_terminal:
+                self._told = turn
+                self._tell(self._report(Phase.RUNNING))
+                link.call()
         link.page.does(Doing.CLOSING, time.monotonic_ns())
         deadline = time.monotonic() + self._end.within_s
         hung = intake.drain(deadline)
@@ -138,7 +151,7 @@ class StreamWorker:
         poll.register(self._link, select.POLLIN)
         while not self._processed and (left_s := deadline - time.monotonic()) > 0:
             self._tell(None)  # what could not be sent
-            if poll.poll(min(BUSY_POLL_MS if self._unsent else TELL_MS, 1000 * left_s)):
+            if poll.poll(min(BUSY_POLL_MS if self._unsent else LOOK_MS, 1000 * left_s)):
                 self._obey(self._link.receive())
 
     def _thread_died(self, died: threading.ExceptHookArgs) -> None:
