@@ -95,7 +95,7 @@ def drifting(folder: str, ppm: float, seconds: int, lock: bool) -> dict[str, Any
     for number in range(seconds * 100):
         card.period()
         if number >= 6000 and number % 10 == 0:
-            depths.append(card.channel._source.in_flight_ms())
+            depths.append(card.channel._source.in_flight_ms(card.channel._now_ns()))
     seen = card.figures()
     seen["native_holes"] = native_get("holes")
     seen["refused"] = native_get("refused")
@@ -171,7 +171,7 @@ def with_gaps(folder: str, gaps: str, lost: int) -> dict[str, Any]:
     before = card.figures()["holes"]
     inserted = card.channel.inserted_frames
     card.period(lost=lost)
-    in_flight_ms = card.channel._source.in_flight_ms()
+    in_flight_ms = card.channel._source.in_flight_ms(card.channel._now_ns())
     for _ in range(50):
         card.period()
     card.channel.close()
@@ -258,7 +258,7 @@ def late_again(folder: str, kind: str, stall_ms: int, keys: dict[str, Any]) -> d
         before = card.dropped
         card.period()
         after.append(card.figures()["latency_ms"])
-        depths.append(card.channel._source.in_flight_ms())
+        depths.append(card.channel._source.in_flight_ms(card.channel._now_ns()))
         quiet += card.dropped > before and (card.frame - 480) % 62400 >= 48000
     seen = card.figures()
     card.channel.close()

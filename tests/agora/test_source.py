@@ -20,7 +20,7 @@ from capstand.agora import AgoraError, CustomAudioSource, SampleBuffer
 from capstand.agora.connection_state import ConnectionState
 from capstand.agora.frames import Framer
 from capstand.agora.source import RATES, RESAMPLED
-from capstand.audio.block import NS_PER_S, SampleFormat
+from capstand.audio.block import NS_PER_S, AudioFormat, SampleFormat
 from tests.agora import StandIn, native_advance, native_command, native_get, run
 
 APP_ID = "0123456789abcdef0123456789abcdef"
@@ -124,12 +124,14 @@ def test_the_send_buffer_is_bounded_before_publishing(standin: StandIn, tmp_path
 def out_of_order(folder: str) -> dict[str, Any]:
     source, told = make(folder), {}
     frame = tone(480)
-    block = SampleBuffer(frame, 48000, 1, SampleFormat.S16_LE, 480)
+    form = AudioFormat(48000, 1, SampleFormat.S16_LE)
     told["join before enabling"] = refusal(lambda: source.join_channel("", "studio"))
     told["push before enabling"] = refusal(lambda: push(source, frame))
     source.set_external_audio_source(True, 48000, 1)
     told["push before joining"] = refusal(lambda: push(source, frame))
-    told["push of a block before joining"] = refusal(lambda: source.push_block(block, 0.0))
+    told["push of a block before joining"] = refusal(
+        lambda: source.push_block(frame, form, 480, 0, False, 0.0)
+    )
     told["renew before joining"] = refusal(lambda: source.renew_token(""))
     joined = source.join_channel("", "studio")
     told["enable while joined"] = refusal(lambda: source.set_external_audio_source(True, 48000, 1))
@@ -137,7 +139,9 @@ def out_of_order(folder: str) -> dict[str, Any]:
         lambda: source.set_external_audio_source(False, 48000, 1)
     )
     told["join while joined"] = refusal(lambda: source.join_channel("", "other"))
-    told["push of a block into a full buffer"] = refusal(lambda: source.push_block(block, 491.0))
+    told["push of a block into a full buffer"] = refusal(
+        lambda: source.push_block(frame, form, 480, 0, False, 491.0)
+    )
     source.leave_channel()
     told["push after leaving"] = refusal(lambda: push(source, frame))
     source.set_external_audio_source(False, 48000, 1)

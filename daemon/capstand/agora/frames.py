@@ -76,6 +76,16 @@ class Framer:
     def held_ms(self) -> float:
         return len(self._held) * 1000 / (self._frame_bytes * self._rate_hz)
 
+    def would_pass(self, samples: bytes, form: AudioFormat) -> bool:
+        """Whether ``put`` would give out the same bytes, at the time that they have, and keep
+        nothing: who knows that may do without it."""
+        return (
+            len(samples) == self._size
+            and not self._held
+            and self._converter is None
+            and form == self._form
+        )
+
     def put(self, buffer: SampleBuffer) -> list[Frame]:
         """The frames that are full now, in order. ``buffer`` is copied where it is kept."""
         whole: list[Frame] = []

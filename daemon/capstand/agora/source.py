@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from capstand.agora.channel_session import ChannelSession, Condition
 from capstand.agora.connection_state import ConnectionState
-from capstand.agora.frames import Frame, Framer, SampleBuffer
+from capstand.agora.frames import MS, Frame, Framer, SampleBuffer
 from capstand.agora.sdk.codes import AgoraError, Code
 from capstand.agora.sdk.rtc import AREAS, PROFILES, SCENARIOS, Settings, Track
 from capstand.agora.tokens.sources import Fixed, TokenSource
-from capstand.audio.block import SampleFormat
+from capstand.audio.block import AudioFormat, SampleFormat
 
 if TYPE_CHECKING:
     from capstand.agora.mixer import Mixer
@@ -309,16 +309,34 @@ class CustomAudioSource:
             raise _invalid("buffer.frames", buffer.frames, f"1 frame to {BUFFER_MS} ms")
         self._push(source_id, buffer)
 
-    def push_block(self, buffer: SampleBuffer, in_flight_ms: float) -> None:
-        """Pushes a block of our own to source 0, the only one: ``buffer`` is known to hold what it
-        says, and ``in_flight_ms`` were in flight just now. Raises AgoraError as a push does.
+    def push_block(
+        self,
+        samples: bytes,
+        form: AudioFormat,
+        frames: int,
+        captured_at_ns: int,
+        discontinuity: bool,
+        in_flight_ms: float,
+    ) -> None:
+        """Pushes a block of our own to source 0, the only one: it is known to hold what it says,
+        and ``in_flight_ms`` were in flight just now. Raises AgoraError as a push does.
         """
         declared, connection = self._declared, self._connection
         if connection is None or declared is None:
             raise AgoraError(Code.NOT_IN_CHANNEL, self.summary())
-        if in_flight_ms + buffer.frames * 1000 / buffer.rate_hz > self._buffer_ms:
+        rate_hz, channels, sample = form
+        if in_flight_ms + frames * 1000 / rate_hz > self._buffer_ms:
             raise self._no_room(in_flight_ms)
-        self._send_frames(connection, declared, self._framers[0], buffer)
+        framer = self._framers[0]
+        if framer.would_pass(samples, form):
+            connection.send(samples, frames, channels, rate_hz, round(captured_at_ns / MS))
+            return
+        self._send_frames(
+            connection,
+            declared,
+            framer,
+            SampleBuffer(samples, rate_hz, channels, sample, frames, captured_at_ns, discontinuity),
+        )
 
     @property
     def joined(self) -> bool:
@@ -326,14 +344,14 @@ class CustomAudioSource:
         connection = self._connection
         return connection is not None and connection.state is ConnectionState.JOINED
 
-    def in_flight_ms(self) -> float:
+    def in_flight_ms(self, now_ns: int) -> float:
         """The sound that was pushed and has not left the SDK's send buffer: the estimate of its
         depth, and what waits for its 10 ms to be full (of source 0).
         """
         connection = self._connection
         if connection is None:
             return 0.0
-        return connection.send_buffer.depth_ms(self._now_ns()) + self._framers[0].held_ms
+        return connection.send_buffer.depth_ms(now_ns) + self._framers[0].held_ms
 
     def summary(self) -> str:
         """The state in one phrase, such as "in studio"."""

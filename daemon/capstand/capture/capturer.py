@@ -47,6 +47,8 @@ REOPEN_PAUSES_S = (0.05, 0.1, 0.2, 0.5)  # a device that comes or is let go is o
 REFUSED_RETRY_S = 5.0
 REST_S = 1.0
 CATCH_UP_SPEED = 8
+RATE_LOOK_S = 0.25
+"""How often the true rate of the device is looked at."""
 OPEN_S = 30.0
 """A card that does not answer may take so long to be opened, by the kernel's patience with it."""
 
@@ -82,6 +84,8 @@ class Capturer:
         self._source = source
         self._clock = clock
         self.true_rate = TrueRate(clock.rate_hz)
+        self._rate_look = round(RATE_LOOK_S * clock.rate_hz)
+        self._unrated = 0  # frames since its last look
         self._ring = ring
         self._priority = priority
         self._now_ns = now_ns
@@ -128,7 +132,7 @@ class Capturer:
             if not self._released:
                 self.open()
             while not self._stopping and not self._released:
-                asked_ns = self._now_ns()
+                asked_ns = self.seen_ns
                 if self.step(POLL_MS) == 0 and self._now_ns() - asked_ns < HASTY_NS:
                     # A descriptor in error ends each wait at once; at real-time priority that
                     # would take the whole processor.
@@ -191,8 +195,11 @@ class Capturer:
                 self._heal()
             return 0
         tally, clock = self.tally, self._clock
-        if self.true_rate.outrun(frames, now_ns):
-            raise too_fast(self.params.device if self.params else "the device")
+        self._unrated += frames
+        if self._unrated >= self._rate_look:
+            unrated, self._unrated = self._unrated, 0
+            if self.true_rate.outrun(unrated, now_ns):
+                raise too_fast(self.params.device if self.params else "the device")
         lost = reading.lost
         if lost or self._reopened:
             if reading.params is not None:
@@ -208,7 +215,8 @@ class Capturer:
             if at != self._observed:  # several periods of one look are one observation
                 self._observed = at
                 clock.observe(at, stamp_ns, reading.edge)
-                self.true_rate.observe(at, stamp_ns)
+                if not self._unrated:
+                    self.true_rate.observe(at, stamp_ns)
                 if clock.missing:
                     self._lose(clock.take_missing(), Cause.DEVICE, exact=False)
                 self._source.wary = clock.ambiguous

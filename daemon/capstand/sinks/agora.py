@@ -24,7 +24,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from capstand.agora.frames import SampleBuffer
 from capstand.agora.sdk.codes import AgoraError, Code
 from capstand.agora.source import CustomAudioSource
 from capstand.agora.tokens.sources import (
@@ -81,6 +80,7 @@ class AgoraChannel(Sink):
         self._setup = setup
         self._audio = audio
         self._track_hz, self._channels = setup.track(audio)
+        self._track = AudioFormat(self._track_hz, self._channels, SampleFormat.S16_LE)
         self._pace = pace
         self._now_ns = now_ns
         self._source = CustomAudioSource(
@@ -132,7 +132,8 @@ class AgoraChannel(Sink):
             self._broken = True
             late.restart()
             raise SinkBusy(source.summary())
-        now_ns, in_flight_ms = self._now_ns(), source.in_flight_ms()
+        now_ns = self._now_ns()
+        in_flight_ms = source.in_flight_ms(now_ns)
         span_s = block.frames / self._audio.rate_hz
         late_s = (now_ns - block.captured_at_ns) / 1e9 - span_s
         self._latency_ms = latency_ms = in_flight_ms + (late_s * 1000 if late_s > 0.0 else 0.0)
@@ -142,7 +143,9 @@ class AgoraChannel(Sink):
             self._catch_up(block)
         try:
             if live is None:
-                self._push_as_it_is(block, bool(gap_frames) or self._broken, in_flight_ms)
+                gap = self._broken or gap_frames != 0
+                _, frames, captured_at_ns, samples, form = block
+                source.push_block(samples, form, frames, captured_at_ns, gap, in_flight_ms)
             else:
                 self._push_locked(live, block, gap_frames, in_flight_ms)
         except AgoraError as error:
@@ -153,7 +156,7 @@ class AgoraChannel(Sink):
         if live is None:
             in_flight_ms += span_s * 1000
         else:  # a resampler gives more or less than that
-            in_flight_ms = source.in_flight_ms()
+            in_flight_ms = source.in_flight_ms(self._now_ns())
             live.loop.steer(in_flight_ms / 1000, self._setup.send_delay_ms / 1000, span_s)
         if self._catches_up and (live is None or not live.loop.catching_up):
             late.saw(in_flight_ms, now_ns)
@@ -189,13 +192,6 @@ class AgoraChannel(Sink):
         self._broken = True
         raise SinkBusy(f"{excess_ms:.0f} ms late; dropping some sound to catch up")
 
-    def _push_as_it_is(self, block: Block, gap: bool, in_flight_ms: float) -> None:
-        _, frames, captured_at_ns, samples, (rate_hz, channels, sample) = block
-        self._source.push_block(
-            SampleBuffer(samples, rate_hz, channels, sample, frames, captured_at_ns, gap),
-            in_flight_ms,
-        )
-
     def _push_locked(
         self, live: "LiveTrack", block: Block, gap_frames: int, in_flight_ms: float
     ) -> None:
@@ -225,9 +221,8 @@ class AgoraChannel(Sink):
             raise
 
     def _push(self, samples: bytes, first_ns: int, in_flight_ms: float) -> None:
-        form = self._track_hz, self._channels, SampleFormat.S16_LE
         if frames := self._frames(samples):
-            self._source.push_block(SampleBuffer(samples, *form, frames, first_ns), in_flight_ms)
+            self._source.push_block(samples, self._track, frames, first_ns, False, in_flight_ms)
 
     def _frames(self, samples: bytes) -> int:
         return len(samples) // (2 * self._channels)
@@ -243,7 +238,8 @@ class AgoraChannel(Sink):
             held_ns = round(self._live.loop.held_s * NS_PER_S)
             with contextlib.suppress(AgoraError):  # sound ends without a click
                 end_ns = self._end_ns - held_ns
-                self._push(self._live.bridge(END_MS), end_ns, self._source.in_flight_ms())
+                now_ms = self._source.in_flight_ms(self._now_ns())
+                self._push(self._live.bridge(END_MS), end_ns, now_ms)
         self._broken = True
         self._source.leave_channel(LEAVE_S)
 

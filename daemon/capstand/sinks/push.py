@@ -62,6 +62,11 @@ class SinkWord(IntEnum):
     INSERTED = 7
 
 
+DELIVERED, INSERTED = int(SinkWord.DELIVERED), int(SinkWord.INSERTED)
+WAITING, WRITING = int(Doing.WAITING), int(Doing.WRITING)
+"""For each block: to find one in its class costs as much as the work with it."""
+
+
 class HostWord(IntEnum):
     """What else is there, for a chain that this process may host."""
 
@@ -184,8 +189,12 @@ class Push:
                 poll.register(wake, edges)
             poll.register(link, select.EPOLLIN)
             while self._until is None or reader.number < self._until:
-                now_ns = self._does(Doing.WAITING)
-                found = poll.poll(max(0, flush_ns - now_ns) / NS_PER_S, 3)
+                now_ns = self._does(WAITING)
+                if now_ns >= flush_ns:
+                    flush_ns = now_ns + FLUSH_NS
+                    self._flush(sink)
+                    continue
+                found = poll.poll((flush_ns - now_ns) / NS_PER_S, 3)
                 if self._hosted is not None and not self._words[HostWord.MAY_HOST]:
                     poll.unregister(self._wakes[1])
                     if (last := self._let_chain_go(self._hosted)) is not None:
@@ -197,20 +206,20 @@ class Push:
                 if self._hosted is not None and self._hosted.has_news:
                     self._hosted.has_news = False
                     self._tell_now()
-                if time.monotonic_ns() >= flush_ns:
-                    now_ns = self._does(Doing.FLUSHING)
-                    flush_ns = now_ns + FLUSH_NS
-                    sink.flush()
-                    self._link.repeats.tell()
-                    if self._trouble != self._told:
-                        self._tell_now()
-                    elif now_ns - self._told_ns > FIGURES_NS:
-                        self._tell()
         if self._hosted is not None and (last := self._hosted.rest()) is not None:
             self._pass_on(sink, last)
         if self._gathering is not None:
             for rest in self._gathering.rest():
                 self._deliver(sink, rest)
+
+    def _flush(self, sink: Sink) -> None:
+        now_ns = self._does(Doing.FLUSHING)
+        sink.flush()
+        self._link.repeats.tell()
+        if self._trouble != self._told:
+            self._tell_now()
+        elif now_ns - self._told_ns > FIGURES_NS:
+            self._tell()
 
     def _hear(self) -> None:
         message, hosted = self._link.receive(), self._hosted
@@ -254,17 +263,17 @@ class Push:
 
     def _deliver(self, sink: Sink, block: Block) -> None:
         words = self._words
-        self._does(Doing.WRITING)
+        self._does(WRITING)
         try:
             sink.write(block)
         except SinkBusy as busy:
-            words[SinkWord.DELIVERED] += busy.taken
+            words[DELIVERED] += busy.taken
             words[SinkWord.DROPPED] += block.frames - busy.taken
             self._trouble = clean.line(busy)
         else:
-            words[SinkWord.DELIVERED] += block.frames
+            words[DELIVERED] += block.frames
             self._trouble = None
-        words[SinkWord.INSERTED] = self._inserted_before + sink.inserted_frames
+        words[INSERTED] = self._inserted_before + sink.inserted_frames
         if (self._trouble is None) != (self._told is None):
             self._tell_soon()
 
@@ -294,7 +303,7 @@ class Push:
             sink.close()
             self._words[SinkWord.INSERTED] = self._inserted_before + sink.inserted_frames
 
-    def _does(self, doing: Doing) -> int:
+    def _does(self, doing: int) -> int:
         now_ns = time.monotonic_ns()
         self._words[DOING] = now_ns << 3 | doing  # as Page.does, twice for each block
         return now_ns
