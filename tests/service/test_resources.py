@@ -332,7 +332,8 @@ thread = "{thread}"
 kind = kinds[thread]
 name = {{"capture": "read", "push": "step", "sink": "write", "main": "update"}}[thread]
 right, calls = getattr(kind, name), iter(range(10**9))
-setattr(kind, name, lambda *a: right(*a) if next(calls) not in range(8, 11) else die())
+first = 3 if thread == "main" else 8  # while all is well main looks seldom
+setattr(kind, name, lambda *a: right(*a) if next(calls) not in range(first, first + 3) else die())
 """
 """Python runs it at the start of each process."""
 
