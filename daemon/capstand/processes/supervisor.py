@@ -14,6 +14,7 @@ the daemon, and by the daemon's order only (``child.py``).
 Thread: main, whose turn ``poll`` is; nothing here waits, but ``join``.
 """
 
+import mmap
 import pickle
 import select
 import signal
@@ -86,6 +87,8 @@ class Supervisor:
         self._process: Process | None = None
         self._channel: socket.socket | None = None
         self._calls = 0  # as they were when it was heard last
+        # A message is taken up here: memory that is new for each costs more than to understand it.
+        self._room = mmap.mmap(-1, LONGEST)
 
     @property
     def pid(self) -> int | None:
@@ -212,6 +215,7 @@ class Supervisor:
     def close(self) -> None:
         """Gives back what it took of the system; it has ended."""
         self.page.close()
+        self._room.close()
 
     # Inside
 
@@ -236,15 +240,13 @@ class Supervisor:
         for _ in range(MOST_MESSAGES):
             assert self._channel is not None
             try:
-                raw = self._channel.recv(LONGEST)
-            except BlockingIOError:
+                size = self._channel.recv_into(self._room)
+            except OSError:  # nothing is there, or nobody any more
                 return True
-            except OSError:
-                return True
-            if not raw:
+            if not size:
                 return True
             try:
-                self._heard(raw)
+                self._heard(self._room[:size])
             except (ValueError, RecursionError):
                 return False
         return True

@@ -119,11 +119,12 @@ class StreamWorker:
         while self._end is None:
             link.page.does(Doing.WAITING, time.monotonic_ns())
             first = intake.pusher.meter is None
-            poll.poll(BUSY_POLL_MS if self._waits else FIRST_LOOK_MS if first else LOOK_MS)
+            pause_ms = BUSY_POLL_MS if self._waits else FIRST_LOOK_MS if first else LOOK_MS
             obeyed = self._orders
-            while (order := link.receive()) is not None:
-                self._obey(order)
-                self._orders += 1
+            if poll.poll(pause_ms):
+                while (order := link.receive()) is not None:
+                    self._obey(order)
+                    self._orders += 1
             intake.reap_removed()
             link.page.words[StreamWord.RESTS] = self._orders if intake.rests else 0
             link.repeats.tell()
