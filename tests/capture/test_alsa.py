@@ -157,9 +157,9 @@ def test_patience_lets_periods_gather(fakecard: FakeCard, readers: list[Reader])
     seen: list[tuple[int, int]] = []
     observe = one.clock.observe
 
-    def note(frame: int, stamp_ns: int, edge: bool | None = None) -> None:
+    def note(frame: int, stamp_ns: int, edge: bool | None = None) -> bool:
         seen.append((frame, stamp_ns))
-        observe(frame, stamp_ns, edge)
+        return observe(frame, stamp_ns, edge)
 
     one.clock.observe = note  # type: ignore[method-assign]
     one.run(100 * PERIOD)
@@ -584,9 +584,9 @@ def test_a_period_that_is_not_the_one_asked_for(
     edges: list[bool | None] = []
     observe = one.clock.observe
 
-    def note(frame: int, stamp_ns: int, edge: bool | None = None) -> None:
+    def note(frame: int, stamp_ns: int, edge: bool | None = None) -> bool:
         edges.append(edge)
-        observe(frame, stamp_ns, edge)
+        return observe(frame, stamp_ns, edge)
 
     one.clock.observe = note  # type: ignore[method-assign]
     one.run(100 * PERIOD)

@@ -72,6 +72,9 @@ SURE = 4e-6
 """How far lateness may bend the line whose rate is told."""
 AGREED = 2e-6
 """How far the loop's rate may be from that line's."""
+MOST_PENDING = 32
+"""Observations that wait to be worked off together: one by one, each with cold caches, they cost
+ten times as much."""
 
 
 class Pace(Protocol):
@@ -179,6 +182,7 @@ class Clock:
         self._usual = self._full_window  # how many looks a window has where none is in doubt
         self._edge_ns = 0  # when the device itself last set a look off
         self._relocked_ns = 0
+        self._pending: list[tuple[int, int, bool | None]] = []
         self._restart_filter(START_RATE_SD)
 
     def _restart_filter(self, rate_sd: float) -> None:
@@ -195,6 +199,8 @@ class Clock:
         self._clear_window()
 
     def _clear_window(self) -> None:
+        self._pending.clear()
+        self._wanted, self._until_frame = 1, 0
         self._seen = 0
         self._sum = 0.0
         self._low = self._second = math.inf
@@ -252,10 +258,24 @@ class Clock:
         missing, self.missing = self.missing, 0
         return missing
 
-    def observe(self, frame: int, stamp_ns: int, edge: bool | None = None) -> None:
+    def observe(self, frame: int, stamp_ns: int, edge: bool | None = None) -> bool:
         """At ``stamp_ns`` the device had produced ``frame`` frames. ``edge``: it had just come to
         that, and so set the look off; None where it is not known, and then a pointer that moves by
-        more than a period at a time is taken for one that was looked at anywhere."""
+        more than a period at a time is taken for one that was looked at anywhere. Returns whether
+        anything is new: observations are worked off when they may fill a window."""
+        pending = self._pending
+        pending.append((frame, stamp_ns, edge))
+        if len(pending) < self._wanted and frame < self._until_frame:
+            return False
+        for one in pending:
+            self._take(*one)
+        pending.clear()
+        begun = self._first_frame if self._seen else frame
+        self._until_frame = begun + self._window_frames
+        self._wanted = 1 if self._misfits else min(self._window - self._seen, MOST_PENDING)
+        return True
+
+    def _take(self, frame: int, stamp_ns: int, edge: bool | None) -> None:
         if not self.started:
             self.restart(frame, stamp_ns)
             return

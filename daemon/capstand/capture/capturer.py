@@ -214,12 +214,12 @@ class Capturer:
             at = tally.produced + reading.avail
             if at != self._observed:  # several periods of one look are one observation
                 self._observed = at
-                clock.observe(at, stamp_ns, reading.edge)
                 if not self._unrated:
                     self.true_rate.observe(at, stamp_ns)
-                if clock.missing:
-                    self._lose(clock.take_missing(), Cause.DEVICE, exact=False)
-                self._source.wary = clock.ambiguous
+                if clock.observe(at, stamp_ns, reading.edge):
+                    if clock.missing:
+                        self._lose(clock.take_missing(), Cause.DEVICE, exact=False)
+                    self._source.wary = clock.ambiguous
         elif not clock.started:
             clock.observe(tally.produced + frames, now_ns)
         first = tally.produced
