@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstand.agora.frames import MS, Frame, Framer, SampleBuffer
-from capstand.audio.block import NS_PER_S, SampleFormat
+from capstand.audio.block import NS_PER_S, AudioFormat, SampleFormat
 
 Ints = npt.NDArray[np.int16]
 S16 = SampleFormat.S16_LE
@@ -54,6 +54,38 @@ def stereo(first: int, count: int, late_ns: int = 0, gap: bool = False) -> Sampl
 
 
 # The same sound
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.just(SIZE), LENGTHS), st.integers(0, 2000), st.booleans(), st.booleans()
+        ),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_what_would_pass_need_not_be_put(blocks: list[tuple[int, int, bool, bool]]) -> None:
+    """A block that is a frame of the track goes out as it is, past the framer: the frames are those
+    that come out where each is put."""
+    framer, all_put = Framer(HZ, 2), Framer(HZ, 2)
+    place, out, expected, passed = 0, list[Frame](), list[Frame](), 0
+    for length, gap, told, mono in blocks:
+        place += gap
+        buffer = stereo(place, length, gap=told)
+        if mono and length != SIZE:
+            buffer = SampleBuffer(bytes(2 * length), HZ, 1, S16, length, at_ns(place), told)
+        place += length
+        expected += all_put.put(buffer)
+        form = AudioFormat(*buffer[1:4])
+        assert isinstance(buffer.samples, bytes)
+        if framer.would_pass(buffer.samples, form):
+            passed += 1
+            out.append(Frame(buffer.samples, round(buffer.captured_at_ns / MS)))
+        else:
+            out += framer.put(buffer)
+    assert out + framer.finish() == expected + all_put.finish()
+    assert passed == len(blocks) - 1 or any(length != SIZE for length, *_ in blocks)
 
 
 @given(

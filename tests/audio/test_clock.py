@@ -279,6 +279,43 @@ def test_looks_at_any_time_do_no_harm_beside_edges() -> None:
     assert clock.drift_ppm == pytest.approx(77.0, abs=2)
 
 
+class OneByOne(Clock):
+    """Works off each observation at once."""
+
+    def observe(self, frame: int, stamp_ns: int, edge: bool | None = None) -> bool:
+        self._wanted = 1
+        return super().observe(frame, stamp_ns, edge)
+
+
+@given(st.integers(0, 1 << 32), st.sampled_from([48, 480, 4800]))
+@settings(max_examples=60)
+def test_working_off_together_changes_nothing(seed: int, period: int) -> None:
+    """Observations wait until they may fill a window: whoever asks for a time, a loss or the pace
+    hears the same as if none had waited, whatever happens between."""
+    chance = random.Random(seed)
+    clocks = Clock(48_000, period), OneByOne(48_000, period)
+    frame, late_ns, ppm, edges = 0, 0, chance.uniform(-300, 300), chance.choice([0, 1, 2])
+    for _ in range(chance.choice([30, 600])):
+        frame += period if chance.random() < 0.97 else chance.randrange(1, 3 * period)
+        late_ns += round(chance.uniform(0, 5e6)) if chance.random() < 0.004 else 0
+        jitter_ns = chance.expovariate(1 / 80_000)
+        stamp_ns = T0 + late_ns + round(frame * S / 48_000 * (1 + ppm * 1e-6) + jitter_ns)
+        edge = (None, True, chance.random() < 0.5)[edges]
+        act = chance.random()
+        for one in clocks:
+            if act < 0.003:
+                one.restart(frame, stamp_ns)
+            elif act < 0.006:
+                one.loosen()
+            one.observe(frame, stamp_ns, edge)
+        together, alone = (
+            (one.time_of(frame), one.ns_per_frame, one.settled, one.ambiguous, one.relocks)
+            for one in clocks
+        )
+        assert together == alone
+        assert clocks[0].take_missing() == clocks[1].take_missing()
+
+
 def test_outliers_do_not_relock() -> None:
     """Late stamps, even one in ten by up to 8 ms, are never taken for a stand-still."""
     sim = card(30, outliers=0.1)

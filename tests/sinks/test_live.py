@@ -219,6 +219,27 @@ def test_how_the_sink_is_can_be_read_here(far: Make) -> None:
     assert (one.sink.detail, one.sink.inserted_frames) == ("1 blocks", 3)
 
 
+def test_a_sink_is_calm_while_it_gets_on_and_does_not_call(far: Make) -> None:
+    """Main looks closely at one that has not begun, stands still, or has told what cannot wait."""
+    one = far({20: "busy 0"})
+    assert not one.sink.is_calm()
+    one.open()
+    one.until(lambda: one.sink.process.is_calm)
+    assert not one.sink.is_calm(), "it has delivered nothing yet"
+    one.write()
+    one.taken(FRAMES)
+    assert one.sink.is_calm()
+    assert not one.sink.is_calm(), "it stands still"
+    one.write(blocks=2)
+    deadline = time.monotonic() + PATIENCE_S
+    while one.sink.process.is_calm:
+        assert time.monotonic() < deadline, "it has called nobody"
+        time.sleep(0.005)
+    assert not one.sink.is_calm() and one.sink.trouble is None, "nobody has heard it yet"
+    one.until(lambda: one.sink.trouble == "the peer is full")
+    assert one.end()
+
+
 def test_a_busy_sink_goes_on(far: Make) -> None:
     """What the sink took of a block it was too busy for is counted as delivered, and the process
     stays; its words are told, until it takes a block."""

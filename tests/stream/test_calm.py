@@ -1,0 +1,172 @@
+"""While all is well a stream tells main now and then; what happens it tells at the next look."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from capstand.accounting.stats import Cause
+from capstand.audio.block import NS_PER_S
+from capstand.capture.synthetic import VirtualTime
+from capstand.config import schema as config
+from capstand.errors import DeviceError
+from capstand.host.logs import RepeatFilter
+from capstand.service.display import LiveLine
+from capstand.service.service import WELL_TICK_NS, Service
+from capstand.stream.intake import Intake
+from tests.line import Keep, Line, capture
+
+LOOK_NS = NS_PER_S // 2
+
+
+def well() -> tuple[Line, Callable[[int], None]]:
+    """A line on which sound flows, and what lets it flow on for so long."""
+    time = VirtualTime()
+    line = Line(capture(), [Keep()], time)
+
+    def flow(for_ns: int) -> None:
+        until_ns = time.now_ns() + for_ns
+        while time.now_ns() < until_ns:
+            line.capture()
+            line.push()
+            line.deliver()
+
+    flow(NS_PER_S)
+    line.stream.overview.report(time.now_ns(), (), {})
+    flow(LOOK_NS)
+    return line, flow
+
+
+def is_calm(line: Line) -> bool:
+    return line.stream.overview.is_calm(line.time.now_ns())
+
+
+def test_a_stream_is_calm_while_sound_flows() -> None:
+    line, flow = well()
+    for _ in range(10):
+        assert is_calm(line)
+        flow(LOOK_NS)
+
+
+def lost(line: Line) -> None:
+    line.stream.capturer._lose(480, Cause.OVERRUN, exact=True)
+
+
+def failed(line: Line) -> None:
+    line.stream.capturer.fail(DeviceError("unplugged"))
+
+
+def opened_again(line: Line) -> None:
+    line.stream.capturer.fail(DeviceError("unplugged"))
+    line.stream.capturer.attempt = lambda: 0.0  # type: ignore[method-assign]
+    line.stream.capturer.open()
+
+
+def restarted(line: Line) -> None:
+    line.stream.capturer._restart("the device says: Input/output error")
+    line.stream.capturer.trouble = None
+
+
+def released(line: Line) -> None:
+    line.stream.release("desktop", "left to pulseaudio")
+
+
+def silent(line: Line) -> None:
+    assert isinstance(line.time, VirtualTime)
+    line.time.at_ns += LOOK_NS + 1
+
+
+def held_up(line: Line) -> None:
+    while not line.stream.pusher.is_behind:
+        line.capture()
+
+
+def missed(line: Line) -> None:
+    line.stream.pusher._reader.missed += 480
+
+
+def sink_failed(line: Line) -> None:
+    line.stream.sink_queues[0]._fail(DeviceError("the peer hung up"))
+
+
+def sink_busy(line: Line) -> None:
+    line.stream.sink_queues[0].trouble = "the peer is full"
+
+
+def sink_dropped(line: Line) -> None:
+    line.stream.sink_queues[0].overflowed += 480
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        *(lost, failed, opened_again, restarted, released, silent, held_up, missed),
+        *(sink_failed, sink_busy, sink_dropped),
+    ],
+)
+def test_whatever_happens_is_told_at_the_next_look(happens: Callable[[Line], None]) -> None:
+    line, _ = well()
+    assert is_calm(line)
+    happens(line)
+    assert not is_calm(line)
+
+
+def test_what_was_told_is_not_told_again_and_again_once_all_is_well() -> None:
+    """A gap is told, and for as long as it makes the stream DEGRADED each look is a report."""
+    line, flow = well()
+    lost(line)
+    overview = line.stream.overview
+    overview.report(line.time.now_ns(), (), {})
+    flow(LOOK_NS)
+    assert not is_calm(line)
+    flow(10 * NS_PER_S)
+    overview.report(line.time.now_ns(), (), {})
+    flow(LOOK_NS)
+    assert is_calm(line)
+
+
+def test_a_process_that_stood_still_is_not_taken_for_a_stuck_thread() -> None:
+    """The short looks count: only between two of them may the process have been away."""
+    line, flow = well()
+    for _ in range(8):
+        flow(LOOK_NS)
+        assert is_calm(line)
+    assert line.stream.overview._back_ns < line.time.now_ns() - 3 * NS_PER_S
+
+
+SETUP = """
+[[stream]]
+name = "mic"
+capture = {{ device = "synthetic", rt_priority = 0 }}
+[[stream.sink]]
+type = "file"
+path = "{folder}/recordings"
+"""
+
+
+def test_main_looks_at_all_where_somebody_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The short look has to do for as long as the last whole one found all well, but no longer than
+    its time, and only while each stream is calm."""
+    setup = tmp_path / "capstand.toml"
+    setup.write_text(SETUP.format(folder=tmp_path))
+    service = Service(
+        *(config.load(setup), tmp_path, tmp_path, LiveLine(wanted=False), RepeatFilter()),
+        *(setup, Intake),
+    )
+    (stream,) = service._streams
+    calm = True
+    monkeypatch.setattr(stream, "is_calm", lambda: calm)
+    service._reporters["mic"].begin()
+    service._look_due_ns = time.monotonic_ns() + 3600 * NS_PER_S
+    assert service._is_calm()
+    calm = False
+    assert not service._is_calm()
+    calm = True
+    service._tick()  # it has only begun
+    assert not service._is_calm()
+    service._look_due_ns = time.monotonic_ns() - 1
+    assert not service._is_calm()
+    assert WELL_TICK_NS < 5 * NS_PER_S, "half of what the unit gives the watchdog"
