@@ -1,7 +1,11 @@
 """While all is well a stream tells main now and then; what happens it tells at the next look."""
 
+import pickle
+import socket
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,10 +16,16 @@ from capstand.capture.synthetic import VirtualTime
 from capstand.config import schema as config
 from capstand.errors import DeviceError
 from capstand.host.logs import RepeatFilter
+from capstand.processes.child import DaemonLink
+from capstand.processes.page import CALLS, Page
 from capstand.service.display import LiveLine
 from capstand.service.service import WELL_TICK_NS, Service
+from capstand.stream import worker
 from capstand.stream.intake import Intake
+from capstand.stream.orders import End
 from tests.line import Keep, Line, capture
+from tests.line import config as line_config
+from tests.patience import PATIENCE_S
 
 LOOK_NS = NS_PER_S // 2
 
@@ -170,3 +180,58 @@ def test_main_looks_at_all_where_somebody_calls(
     service._look_due_ns = time.monotonic_ns() - 1
     assert not service._is_calm()
     assert WELL_TICK_NS < 5 * NS_PER_S, "half of what the unit gives the watchdog"
+
+
+def test_a_process_reports_in_its_turn_and_calls_where_it_is_not_calm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its looks, those at which all is well tell nothing."""
+    monkeypatch.setattr(worker, "LOOK_MS", 5)
+    monkeypatch.setattr(worker, "WELL_TELL_NS", 1 << 62)
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here.settimeout(PATIENCE_S)
+    page = Page()
+    link = DaemonLink(there, page, RepeatFilter())
+    intake = Intake(line_config(capture()), tmp_path, tmp_path)
+    intake.start_meter()
+    one, answers, looks = worker.StreamWorker(link, intake), [False], 0
+
+    def looked(enough: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not enough():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    def is_calm() -> bool:
+        nonlocal looks
+        looks += 1
+        return answers[0]
+
+    monkeypatch.setattr(intake, "is_calm", is_calm)
+    one._in_terminal = False
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # it sets its own
+    thread = threading.Thread(target=one.run)
+    thread.start()
+    try:
+        for _ in range(5):
+            assert here.recv(1 << 17)
+        answers[0] = True
+        quiet = looks + 2
+        looked(lambda: looks > quiet)
+        calls = page.words[CALLS]
+        assert calls >= 5
+        here.setblocking(False)
+        with suppress(BlockingIOError):
+            while here.recv(1 << 17):
+                pass
+        quiet = looks + 20
+        looked(lambda: looks > quiet)
+        assert page.words[CALLS] == calls
+        with pytest.raises(BlockingIOError):
+            here.recv(1 << 17)
+    finally:
+        here.send(pickle.dumps(End(1.0)))
+        thread.join(PATIENCE_S)
+        here.close()
+        there.close()
+    assert not thread.is_alive()
