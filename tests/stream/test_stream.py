@@ -7,6 +7,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ import soundfile
 from capstand.accounting.stats import Cause, Gap, StreamStats
 from capstand.config.schema import CaptureConfig, StreamConfig
 from capstand.processes import forkserver
+from capstand.processes.page import CALLS
 from capstand.sinks.types.file import FileSinkConfig
+from capstand.stream.chaining import Chaining
 from capstand.stream.stream import Stream
 from tests.counts import counts
 from tests.fakecard import FakeCard
@@ -118,6 +122,51 @@ def test_the_sound_is_taken_in_by_its_own_process(streams: Streams, fakecard: Fa
     ended = streams.ended["mic"]
     assert len(file) == ended.captured_frames == ended.sinks[0].delivered_frames
     assert set(np.diff(file)) == {1}
+
+
+def test_main_looks_closely_at_a_stream_where_anything_is_new(
+    streams: Streams, fakecard: FakeCard
+) -> None:
+    """It is calm while sound comes into its ring and no process has called; not while a sink, a
+    chain or a release is under way, nor once its process stands still."""
+    stream = streams.start(fakecard, "mic")
+    streams.flow(stream)
+
+    def asked() -> bool:
+        """Once more has come."""
+        before, deadline = stream._present.published, time.monotonic() + PATIENCE_S
+        while stream._present.published == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        return stream.is_calm()
+
+    streams.until(asked)
+    stream.process.page.words[CALLS] += 1
+    assert not asked()
+    streams.until(asked)
+    new: list[tuple[Any, Any, Any]] = [
+        (stream._live, "live", SimpleNamespace(is_calm=lambda: False)),
+        (stream._parting, "gone", None),
+        (stream._released, "desktop", "left to pulseaudio"),
+    ]
+    for parts, name, part in new:
+        parts[name] = part
+        assert not asked()
+        del parts[name]
+        streams.until(asked)
+    stream._chain = cast("Chaining", SimpleNamespace(is_hosted=False))
+    assert not asked()
+    stream._chain = None
+    streams.until(asked)
+    assert stream.process.pid is not None
+    os.kill(stream.process.pid, signal.SIGSTOP)
+    deadline = time.monotonic() + PATIENCE_S
+    while stream.is_calm():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(stream.process.pid, signal.SIGCONT)
+    streams.until(asked)
+    streams.end()
 
 
 def test_a_killed_process_costs_its_own_stream_alone(

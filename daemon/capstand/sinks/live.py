@@ -137,7 +137,7 @@ class LiveSink:
         words = self._words
         done = words[SinkWord.DELIVERED] + words[SinkWord.DROPPED]
         moved, self._done = done != self._done, done
-        return moved and words[SinkWord.TAKES] == 1 and self.process.is_calm
+        return moved and self.process.is_calm
 
     # Its life
 
