@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from capstand.agora.frames import MS, Frame, Framer, SampleBuffer
@@ -65,6 +65,7 @@ def stereo(first: int, count: int, late_ns: int = 0, gap: bool = False) -> Sampl
         max_size=30,
     )
 )
+@example([(SIZE, 0, False, False), (2 * SIZE, 0, False, True), (2 * SIZE, 0, False, True)])
 def test_what_would_pass_need_not_be_put(blocks: list[tuple[int, int, bool, bool]]) -> None:
     """A block that is a frame of the track goes out as it is, past the framer: the frames are those
     that come out where each is put."""

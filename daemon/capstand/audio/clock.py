@@ -272,7 +272,7 @@ class Clock:
         pending.clear()
         begun = self._first_frame if self._seen else frame
         self._until_frame = begun + self._window_frames
-        self._wanted = 1 if self._misfits else min(self._window - self._seen, MOST_PENDING)
+        self._wanted = min(self._window - self._seen, MOST_PENDING)
         return True
 
     def _take(self, frame: int, stamp_ns: int, edge: bool | None) -> None:
