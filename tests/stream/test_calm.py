@@ -171,8 +171,11 @@ def test_main_looks_at_all_where_somebody_calls(
     calm = True
     monkeypatch.setattr(stream, "is_calm", lambda: calm)
     service._reporters["mic"].begin()
+    asked: list[int] = []
+    monkeypatch.setattr(service._device_release, "poll", asked.append)
     service._look_due_ns = time.monotonic_ns() + 3600 * NS_PER_S
     assert service._is_calm()
+    assert len(asked) == 1, "what was released for a time is taken back in time"
     calm = False
     assert not service._is_calm()
     calm = True
