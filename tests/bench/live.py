@@ -34,7 +34,8 @@ OWN = (PASS, LOCK, PASS_TWICE, LOCK_TWICE)
 PAIRS = ((PASS, GST_L16), (LOCK, GST_44100), (PASS, PASS_TWICE), (LOCK, LOCK_TWICE))
 PROGRAMS = (*OWN, GST_L16, GST_44100, GST_OPUS, FFMPEG_OPUS)
 SDK = "libagora_rtc_sdk.so"
-SETTLE_S = 5.0
+SETTLE_S = 8.0
+"""What the processes were forked from has gone by then, and threads keep their places."""
 LEAST_CPU_S = 0.005
 """A thread that takes less in a minute is not shown."""
 
