@@ -233,6 +233,9 @@ def test_a_process_reports_in_its_turn_and_calls_where_it_is_not_calm(
         assert page.words[CALLS] == calls
         with pytest.raises(BlockingIOError):
             here.recv(1 << 17)
+        here.settimeout(PATIENCE_S)
+        one._unsent = b"what main had no room for"
+        assert here.recv(1 << 17) == b"what main had no room for"
     finally:
         here.send(pickle.dumps(End(1.0)))
         thread.join(PATIENCE_S)

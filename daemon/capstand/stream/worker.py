@@ -128,7 +128,8 @@ class StreamWorker:
             intake.reap_removed()
             link.page.words[StreamWord.RESTS] = self._orders if intake.rests else 0
             link.repeats.tell()
-            calm = self._orders == obeyed and not self._waits and intake.is_calm()
+            told = self._unsent is None and self._orders == obeyed
+            calm = told and not self._waits and intake.is_calm()
             turn = time.monotonic_ns() // WELL_TELL_NS  # that of all streams, for main's sake
             if not calm or first or turn != self._told or self._in_terminal:
                 self._told = turn
