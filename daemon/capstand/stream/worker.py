@@ -1,9 +1,9 @@
 """The inside of a stream's process: its main thread, which obeys, tells, and touches no sound.
 
-Twice a second it looks how all is. It tells main so (``Report``) after each order, at each look
-that finds anything new or not as it should be, and now and then while all is well; what has
-happened since the last report is kept until it could be sent. What takes long to load is loaded
-once sound flows, by a thread that ends.
+Twice a second, or four times where something ails it, it looks how all is. It tells main so
+(``Report``) after each order, at each look that finds anything new or not as it should be, and now
+and then while all is well; what has happened since the last report is kept until it could be sent.
+What takes long to load is loaded once sound flows, by a thread that ends.
 
 Threads: main; those of the Intake.
 """
@@ -34,6 +34,7 @@ from capstand.stream.orders import End, Exchange, Processed, Release, Resume, Re
 from capstand.stream.report import CAN_BE_OPENED, Phase, Report, ResumePoint, StreamWord
 
 LOOK_MS = 500
+ILL_LOOK_MS = 250
 FIRST_LOOK_MS = 100
 """Until sound flows."""
 WELL_TELL_NS = 2 * NS_PER_S
@@ -113,15 +114,16 @@ class StreamWorker:
         threading.excepthook = self._thread_died
         poll = select.poll()
         poll.register(link, select.POLLIN)
+        calm = True
         intake.start()
         if intake.config.capture.rt_priority:  # until here nothing was in a hurry
             realtime.set_fifo(f"stream:{intake.name}", realtime.LOWEST)
         while self._end is None:
             link.page.does(Doing.WAITING, time.monotonic_ns())
             first = intake.pusher.meter is None
-            pause_ms = BUSY_POLL_MS if self._waits else FIRST_LOOK_MS if first else LOOK_MS
+            pause_ms = LOOK_MS if calm else ILL_LOOK_MS
             obeyed = self._orders
-            if poll.poll(pause_ms):
+            if poll.poll(BUSY_POLL_MS if self._waits else FIRST_LOOK_MS if first else pause_ms):
                 while (order := link.receive()) is not None:
                     self._obey(order)
                     self._orders += 1
