@@ -74,7 +74,8 @@ def sound(keys: dict[str, Any], state: str, away: bool, seconds: float) -> dict[
         told = bool(live["figures"]["sent_kbps"])  # figures of after the join
         # Of what was in the buffer when the network went, the stand-in and the model assume
         # different things.
-        if told and (apart_ms <= DEPTHS_AGREE_MS or away) or time.monotonic() > began + PATIENCE_S:
+        agreed = told and (apart_ms <= DEPTHS_AGREE_MS or away)
+        if agreed or time.monotonic() > began + PATIENCE_S:
             break
         time.sleep(0.02)
     intake.drain(time.monotonic() + PATIENCE_S)
