@@ -138,7 +138,7 @@ def give(stream: Intake, *sink_queues: SinkQueue) -> None:
     stream.sink_queues = [*sink_queues]
     stream.pusher.exchange(stream.sink_queues, stream.pusher.batch_ms)
     stream.pusher._sink_queues = stream.pusher._wanted
-    stream.wakes()
+    stream.wakes(gathers=())
 
 
 class Line:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,22 @@ def test_a_day_in_a_channel(standin: StandIn, tmp_path: Path, daemons: list[Daem
     last = json.loads(books[-1])
     assert last["event"] == "stop" and last["balanced"] is True
     assert [one["in_flight_frames"] for one in last["sinks"]] == [0, 0]
+
+
+def test_a_locked_stream_is_pushed_20_ms_at_a_time(
+    standin: StandIn, tmp_path: Path, daemons: list[Daemon]
+) -> None:
+    """Two frames of 10 ms right behind each other, from a card with periods of 10 ms."""
+    daemon = Daemon(tmp_path, standin)
+    daemons.append(daemon)
+    daemon.until(r"STATUS=.*agora: in studio, .*queue \d+ ms")
+    deadline = time.monotonic() + PATIENCE_S
+    while len(standin.pushes()) < 200 and time.monotonic() < deadline:
+        daemon.listen(0.1)
+    assert daemon.stop() == 0
+    pushed_ms = [push.ns / 1e6 for push in standin.pushes()]
+    apart_ms = [later - one for one, later in pairwise(pushed_ms)]
+    assert sum(one < 5 for one in apart_ms) > 0.4 * len(apart_ms)
 
 
 def test_the_sdk_keeps_its_files_in_the_state_directory(

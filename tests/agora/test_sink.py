@@ -47,7 +47,7 @@ def sound(keys: dict[str, Any], state: str, away: bool, seconds: float) -> dict[
     (channel,) = stream.live
     intake = Intake(line.config(card), ring=stream.ring)
     line.give(intake, SinkQueue("beside", beside, 1 << 30))
-    intake.wakes(channel.wake)
+    intake.wakes(channel.wake, gathers=(channel.gather_frames,))
     began = time.monotonic()
 
     def until(count: str, more_s: float) -> None:

@@ -194,7 +194,7 @@ def main() -> None:
     priority = capture.rt_priority
     reader = Reader(stream.ring.open_for_reading(), capture.audio, stream.ring.slots // 2)
     stream.pusher = Pusher(reader, None, stream.sink_queues, priority, 0)
-    stream.wakes(*(one.wake for one in live))
+    stream.wakes(*(one.wake for one in live), gathers=[one.gather_frames for one in live])
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

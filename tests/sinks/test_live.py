@@ -26,6 +26,7 @@ import pytest
 from capstand.accounting.stats import SinkStats
 from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.audio.ring import Ring
+from capstand.audio.wake import Paced
 from capstand.host import signals
 from capstand.processes import forkserver
 from capstand.processes.child import _Fields
@@ -66,7 +67,10 @@ class Far:
         self.frame = self.captured = 0
         self.file = file
         self.sink = LiveSink("mic", "far", plan, self.ring, AUDIO, 0, LIMITS_S | limits_s)
-        self.ring.wakes(self.sink.wake)
+        if plan.gather_frames:
+            self.ring.wakes(paced=(Paced(self.sink.wake, plan.gather_frames),))
+        else:
+            self.ring.wakes(self.sink.wake)
         self.told: list[str] = []
 
     def write(self, frames: int = FRAMES, blocks: int = 1) -> None:
@@ -185,18 +189,27 @@ def test_what_was_captured_before_it_joined_was_not_meant_for_it(far: Make) -> N
     assert (books.since_frame, books.captured_frames, books.delivered_frames) == (since, 30, 30)
 
 
-def test_short_blocks_are_gathered(far: Make, tmp_path: Path) -> None:
-    """Up to the length that the sink wants; a gap ends a gathered block, and so does the end."""
+def test_a_sink_may_want_more_than_a_block_at_once(far: Make, tmp_path: Path) -> None:
+    """It is woken when so much is there, and gets that as one block; a gap ends it, and so does the
+    end. What it is woken for waits for nothing: not even what is shorter because it joined in the
+    middle."""
     file = tmp_path / "gathered"
     one = far(plan=SinkFactory("tests.peer:Peer", (file, {}, ""), 3 * FRAMES))
+    one.write()  # before it joined
     one.open()
-    one.write(blocks=4)
+    one.write(blocks=2)
+    one.taken(20)
+    one.write(blocks=3)
+    one.taken(50)
+    one.write()
     one.frame += 5
-    one.write(blocks=4)
+    one.write(blocks=2)
+    one.taken(80)
+    one.write(blocks=2)
     assert one.end()
     got = [(block.first_frame, len(block.samples) // FRAME_BYTES) for block in peer.got(file)]
-    assert got == [(0, 30), (30, 10), (45, 30), (75, 10)]
-    assert one.books().delivered_frames == 80
+    assert got == [(10, 20), (30, 30), (60, 10), (75, 20), (95, 20)]
+    assert one.books().delivered_frames == 100
 
 
 def test_how_the_sink_is_can_be_read_here(far: Make) -> None:
@@ -539,7 +552,7 @@ def test_a_hung_sink_holds_up_neither_the_others_nor_the_end(tmp_path: Path) -> 
     well, plan = line.Keep(), SinkFactory("tests.peer:Peer", (tmp_path / "got", {-2: "hang"}, ""))
     hung = LiveSink("mic", "hung", plan, stream.ring, card.audio, 0)
     line.give(stream, SinkQueue("well", well, 1 << 30))
-    stream.wakes(hung.wake)
+    stream.wakes(hung.wake, gathers=[0])
     stream.start()
     deadline = time.monotonic() + PATIENCE_S
     while hung.process.page.doing[0] is not Doing.WRITING or stream.pusher.captured < 48 * 300:

@@ -8,8 +8,8 @@ from capstand.audio.continuity import Continuity
 
 
 class Gathering:
-    """Makes blocks of at least ``frames``; 0: each goes on as it came. A gap ends one that is
-    shorter."""
+    """Makes blocks of at least ``frames``, until ``rest``; 0: each goes on as it came. A gap ends
+    one that is shorter."""
 
     def __init__(self, frames: int) -> None:
         self._enough = frames

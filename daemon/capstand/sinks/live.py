@@ -31,7 +31,7 @@ COUNTERS = (SinkWord.DELIVERED, SinkWord.DROPPED, SinkWord.MISSED, SinkWord.INSE
 
 class SinkFactory(NamedTuple):
     """How a sink is made in its process: its class, "module:class", and its arguments; and so many
-    frames it wants at once."""
+    frames it wants at once, 0 for each block as it comes."""
 
     made_by: str
     arguments: tuple[object, ...]
@@ -70,6 +70,7 @@ class LiveSink:
         self._present = Reader(self._memory, audio)
         self._source = None if hosting is None else Reader(hosting.captured, hosting.work.audio)
         self._given = self._memory, self.wake.fileno()
+        self.gather_frames = plan.gather_frames
         self._work = audio, plan.gather_frames, *plan[:2]
         fields = {"STREAM": stream, "SINK": name}
         task = Task("capstand.sinks.push:run", self._work, fields, f"push:{name}", priority)

@@ -8,8 +8,9 @@ old sound is of no use to a live channel. The books are words of the Page and ho
 also after a kill: what was captured since the sink joined and is neither delivered nor dropped was
 under way, and counts as dropped as soon as the next process joins.
 
-A sink that fails says why and ends the process; the supervisor starts another after a pause. Short
-blocks are gathered, since each costs what a long one does; a gap ends a gathered block.
+A sink that fails says why and ends the process; the supervisor starts another after a pause. Where
+it wants more than a block at once, since each costs what a long one does, it is woken as seldom,
+and what is there then goes on as one; a gap ends that.
 
 A chain whose only listener it is may be hosted here (``processing/hosted.py``): then it is that one
 which reads the ring. Main and this process agree by two words on who writes to the processed ring:
@@ -238,8 +239,11 @@ class Push:
                 self._does(Doing.PROCESSING)
             block = reader.read()
             if block is None:
-                return
+                break
             self._pass_on(sink, block)
+        if self._gathering is not None:
+            for rest in self._gathering.rest():
+                self._deliver(sink, rest)
 
     def _pass_on(self, sink: Sink, block: Block) -> None:
         reader = self._reader

@@ -101,7 +101,6 @@ class Intake:
         self.source = make_source(capture)
         self.capturer = Capturer(self.source, self.clock, self.ring, capture.rt_priority)
         self.sink_queues = [make_queue(config, one, self._folders) for one in config.queued]
-        self._live: tuple[WakeUp, ...] = ()
         memory = self.ring.open_for_reading()
         self.pusher = Pusher(
             Reader(memory, audio, keep=None),
@@ -116,7 +115,7 @@ class Intake:
         """That of the processed ring."""
         if chained is not None:
             self._follow(chained)
-        self.wakes()
+        self.wakes(gathers=())
         self.meters = Meters(capture)
         self._threads: dict[str, threading.Thread] = {}
         self.overview = Overview(self)
@@ -169,15 +168,17 @@ class Intake:
         )
         os.close(chained.memory)
 
-    def wakes(self, *live: WakeUp) -> None:
-        """The live sinks that read the ring: it wakes them, and where there are some, or behind the
-        chain, the card is asked for each block as soon as it is there."""
-        self._live = live
-        paced: list[Paced] = []
+    def wakes(self, *live: WakeUp, gathers: Sequence[int]) -> None:
+        """The live sinks that read the ring: it wakes them, each when as many more frames are there
+        as its ``gathers`` says; and where there are some, or behind the chain, the card is asked
+        for each block as soon as it is there."""
+        wanted = [*zip(live, gathers, strict=True)]
+        each = [wake for wake, frames in wanted if not frames]
+        paced = [Paced(wake, frames) for wake, frames in wanted if frames]
         if self._chain_wake is not None:
             paced.append(Paced(self._chain_wake, chain_pace(self.config).wake_frames))
         quarter = self.pusher.quarter_full
-        self.ring.wakes(*live, self.pusher.wake, rests=(quarter,), paced=tuple(paced))
+        self.ring.wakes(*each, self.pusher.wake, rests=(quarter,), paced=tuple(paced))
         in_a_hurry = any(SINKS[one.type].live for one in self.config.sink)
         self.source.batch_ms = 0 if live or in_a_hurry else CAPTURE_BATCH_MS
 

@@ -8,9 +8,10 @@ from capstand.config.schema import StreamConfig
 class Exchange(NamedTuple):
     """Other sinks, processors or settings of the card's controls. The descriptors that come along
     are those of the chain (``intake.Chained``), where there is one, and the eventfds of all live
-    sinks of the captured ring."""
+    sinks of the captured ring, which want so many frames at once (0: each block)."""
 
     config: StreamConfig
+    gathers: tuple[int, ...]
 
 
 class Release(NamedTuple):

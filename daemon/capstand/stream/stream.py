@@ -211,7 +211,8 @@ class Stream:
         for one in change.removed:
             self._progress.forget(one.name)
         self._give()
-        self._order(Exchange(config), [*self._chained(), *self._wakes("captured")])
+        order = Exchange(config, self._gathers())
+        self._order(order, [*self._chained(), *map(WakeUp.fileno, self._live_wakes("captured"))])
         if self._chain is not None:
             self._chain.set(config, self._live_wakes("processed"), self._others)
         for feed in parted.values():
@@ -384,14 +385,18 @@ class Stream:
         if self.process.order(order, descriptors):
             self._ordered += 1
 
-    def _wakes(self, input_: str) -> list[int]:
-        return [live_wake.fileno() for live_wake in self._live_wakes(input_)]
+    def _readers(self, input_: str) -> list[LiveSink]:
+        """The live sinks that get this sound, and those that leave, as it may be theirs."""
+        leaving = [one.feed for one in self._leaving if isinstance(one.feed, LiveSink)]
+        on = self.config.on(input_).sink
+        return [*(feed for sink, feed in self._live.items() if sink in on), *leaving]
 
     def _live_wakes(self, input_: str) -> list[WakeUp]:
-        """Of the live sinks that get this sound, and of those that leave, as it may be theirs."""
-        leaving = [one.feed.wake for one in self._leaving if isinstance(one.feed, LiveSink)]
-        on = self.config.on(input_).sink
-        return [*(feed.wake for sink, feed in self._live.items() if sink in on), *leaving]
+        return [one.wake for one in self._readers(input_)]
+
+    def _gathers(self) -> tuple[int, ...]:
+        """Of an ``Exchange``."""
+        return tuple(one.gather_frames for one in self._readers("captured"))
 
     def _chained(self) -> list[int]:
         """Of an ``intake.Chained``."""
@@ -402,7 +407,7 @@ class Stream:
 
     def _task(self) -> Task:
         folders = self._state, self._runtime
-        arguments = self.config, *folders, self._past, dict(self._released)
+        arguments = self.config, *folders, self._past, dict(self._released), self._gathers()
         name = f"stream:{self.name}"
         return Task("capstand.stream.worker:run", arguments, {"STREAM": self.name}, name, 0)
 
@@ -410,7 +415,7 @@ class Stream:
         """What the next process is to do."""
         self.process.task = self._task()
         given = self.ring.descriptor, *self._chained()
-        self.process.descriptors = *given, *self._wakes("captured")
+        self.process.descriptors = *given, *map(WakeUp.fileno, self._live_wakes("captured"))
         if self._chain is not None:
             self._chain.wakes(self._live_wakes("processed"))
 
@@ -469,8 +474,8 @@ class Stream:
             around = SinkContext(self.name, capture, self._state, priority, self._runtime)
             plan: SinkFactory = kind.make(sink, around)
             if capture.period_ms < LIVE_GATHER_MS:
-                gather_frames = LIVE_GATHER_MS * capture.rate_hz // 1000
-                plan = plan._replace(gather_frames=gather_frames)
+                least = LIVE_GATHER_MS * capture.rate_hz // 1000
+                plan = plan._replace(gather_frames=max(least, plan.gather_frames))
         except Exception as error:  # noqa: BLE001
             words = f"{describe_failure(kind, error)}, then restart capstand"
             plan = SinkFactory("capstand.sinks.sink:BrokenSink", (words,))

@@ -53,16 +53,18 @@ def run(
     runtime: Path,
     past: ResumePoint | None,
     released: dict[str, str],
+    gathers: tuple[int, ...],
 ) -> int:
     """Does the work of a Task; returns the process' status. ``descriptors`` are those of the ring,
-    of the chain, where there is one, and of the eventfds of live sinks of the ring."""
+    of the chain, where there is one, and of the eventfds of live sinks of the ring, as an
+    ``Exchange`` has them."""
     memory, *others = descriptors
     chained, live = _apart(config, others)
     capture = config.capture
     realtime.set_switch_interval(1, bool(live))
     ring = Ring(capture.ring_slots, capture.slot_bytes, memory)
     intake = Intake(config, state, runtime, ring, past, link.page.words, chained)
-    intake.wakes(*map(WakeUp, live))
+    intake.wakes(*map(WakeUp, live), gathers=gathers)
     for who, words in released.items():
         intake.release(who, words)
     return StreamWorker(link, intake).run()
@@ -177,7 +179,7 @@ class StreamWorker:
     def _obey(self, order: object) -> None:
         intake = self._intake
         match order:
-            case Exchange(config):
+            case Exchange(config, gathers):
                 chained, given = _apart(config, self._link.taken())
                 live = [WakeUp(one) for one in given]
                 realtime.set_switch_interval(1, bool(live))
@@ -186,7 +188,7 @@ class StreamWorker:
                         os.close(one)
                     chained = None
                 intake.exchange(config, chained)
-                intake.wakes(*live)
+                intake.wakes(*live, gathers=gathers)
             case Release(who, words):
                 intake.release(who, words)
             case Resume(who):

@@ -34,6 +34,8 @@ SCENARIOS = ("default", "game_streaming", "chatroom", "chorus", "meeting")
 AREAS = ("global", "cn", "na", "eu", "as", "jp", "in")
 TRACK_RATES = (8000, 16000, 24000, 32000, 48000)
 LIVE_PERIOD_MS = 100
+LOCKED_MS = 20
+"""So much is resampled and pushed at once, where as much waits in the channel besides."""
 AGORA_ID = "[0-9a-fA-F]{32}"
 CHANNEL_NAME = r"[A-Za-z0-9 !#$%&()+\-:;<=.>?@\[\]^_{}|~,]{1,64}"
 
@@ -252,8 +254,12 @@ class AgoraSinkConfig(NamedTuple):
 def _make(sink: AgoraSinkConfig, at: SinkContext) -> "SinkFactory":
     from capstand.sinks.live import SinkFactory  # not to check a configuration
 
-    folder = at.state / "agora" / at.stream / sink.name
-    return SinkFactory("capstand.sinks.agora:AgoraChannel", (sink, at.capture.audio, folder))
+    folder, capture = at.state / "agora" / at.stream / sink.name, at.capture
+    locked = sink.rate_lock and sink.send_delay_ms >= 2 * LOCKED_MS
+    gathers = locked and capture.period_ms <= LOCKED_MS / 2
+    gather_frames = LOCKED_MS * capture.rate_hz // 1000 if gathers else 0
+    arguments = sink, capture.audio, folder
+    return SinkFactory("capstand.sinks.agora:AgoraChannel", arguments, gather_frames)
 
 
 def _resources(sink: AgoraSinkConfig) -> Iterator[Resource]:
