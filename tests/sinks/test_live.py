@@ -16,24 +16,27 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from capstand.accounting.stats import SinkStats
 from capstand.audio.block import AudioFormat, SampleFormat
-from capstand.audio.ring import Ring
-from capstand.audio.wake import Paced
+from capstand.audio.ring import Reader, Ring
+from capstand.audio.wake import Paced, WakeUp
 from capstand.host import signals
 from capstand.processes import forkserver
-from capstand.processes.child import _Fields
+from capstand.processes.child import DaemonLink, _Fields
 from capstand.processes.page import Doing
 from capstand.processes.supervisor import LIMITS_S
 from capstand.sinks.live import LiveSink, SinkFactory
-from capstand.sinks.push import SinkWord
+from capstand.sinks.push import Push, SinkWord
 from capstand.sinks.sink_queue import SinkQueue
 from capstand.sinks.types.agora import AgoraSinkConfig
 from capstand.stream.handover import SinkSnapshot
@@ -210,6 +213,35 @@ def test_a_sink_may_want_more_than_a_block_at_once(far: Make, tmp_path: Path) ->
     got = [(block.first_frame, len(block.samples) // FRAME_BYTES) for block in peer.got(file)]
     assert got == [(10, 20), (30, 30), (60, 10), (75, 20), (95, 20)]
     assert one.books().delivered_frames == 100
+
+
+def test_what_it_gets_first_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sink that wants more than a block at once begins where what is gathered for it ends, so
+    that its first push is as long as all others."""
+    monkeypatch.setattr("capstand.sinks.push.IN_STEP_S", PATIENCE_S)
+    ring, wake = Ring(64, FRAMES * FRAME_BYTES), WakeUp()
+    ring.wakes(paced=(Paced(wake, 3 * FRAMES),))
+
+    def write() -> None:
+        frame = ring.published * FRAMES
+        ring.publish(frame, FRAMES, frame, frame, Rate())
+
+    write()
+    write()
+    descriptor = ring.open_for_reading()
+    reader = Reader(descriptor, AUDIO)
+    words = [0] * 64
+    words[SinkWord.JOINED_FRAME] = -1
+    link = cast(DaemonLink, SimpleNamespace(page=SimpleNamespace(words=words)))
+    push = Push(link, reader, [wake.fileno()], 3 * FRAMES)
+    later = threading.Timer(0.05, write)
+    later.start()
+    push._join()
+    later.join()
+    assert reader.next_frame == words[SinkWord.JOINED_FRAME] == 3 * FRAMES
+    reader.close()
+    os.close(descriptor)
+    ring.close()
 
 
 def test_how_the_sink_is_can_be_read_here(far: Make) -> None:
@@ -512,8 +544,11 @@ def test_only_the_daemon_ends_it(far: Make) -> None:
 
 ORPHAN = """
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.audio.ring import Ring
 from capstand.sinks.live import LiveSink, SinkFactory

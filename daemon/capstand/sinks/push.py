@@ -47,6 +47,8 @@ TELL_NS = NS_PER_S // 5
 """Troubles that come and go are told so often at most."""
 FIGURES_NS = 3 * FLUSH_NS // 2
 """Figures alone are told with every second flush."""
+IN_STEP_S = 0.1
+"""So long it waits for the end of a block that began before it."""
 CHAIN = "chain"
 """Of the figures those of the chain that is hosted."""
 
@@ -170,6 +172,8 @@ class Push:
             words[HostWord.HOSTS] = Hosts.NOW
         with suppress(BlockingIOError):  # a process before this one may have left it full
             os.eventfd_read(self._wakes[0])
+        if self._gathering is not None and self._hosted is None:
+            select.select(self._wakes[:1], (), (), IN_STEP_S)  # so that its first block is whole
         if self._hosted is not None and not words[HostWord.MAY_HOST]:
             self._let_chain_go(self._hosted)
         reader.join()
