@@ -135,7 +135,13 @@ class Writer(Sink):
         self._file.close()
 
 
-WIRE = SinkType(Wire, "wild.md", True, lambda sink, at: SinkFactory("wild:Writer", (sink.path,)))
+GATHERS = {"greedy": 10**9, "negative": -1, "worded": "many"}
+WIRE = SinkType(
+    Wire,
+    "wild.md",
+    True,
+    lambda sink, at: SinkFactory("wild:Writer", (sink.path,), GATHERS.get(sink.name, 0)),
+)
 '''
 
 

@@ -60,6 +60,7 @@ from capstand.text import clean, typed
 MOST_VALUES = 20_000
 """Of a report."""
 LIVE_GATHER_MS = 10
+MOST_GATHER_MS = 100
 LIMITS = LIMITS_S | {Doing.CLOSING: 30.0}
 AGAIN_S = (0.2, 2.0)
 """However often a library has ended it, it is back soon after the device is well."""
@@ -473,6 +474,9 @@ class Stream:
         try:
             around = SinkContext(self.name, capture, self._state, priority, self._runtime)
             plan: SinkFactory = kind.make(sink, around)
+            wanted, most = plan.gather_frames, MOST_GATHER_MS * capture.rate_hz // 1000
+            if not (isinstance(wanted, int) and 0 <= wanted <= most):
+                raise ValueError(f"gather_frames: {wanted!r} is not 0 to {most}")
             if capture.period_ms < LIVE_GATHER_MS:
                 least = LIVE_GATHER_MS * capture.rate_hz // 1000
                 plan = plan._replace(gather_frames=max(least, plan.gather_frames))
