@@ -7,7 +7,6 @@ import resource
 import signal
 import struct
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +53,7 @@ class Peer(Sink):
     fail    refuses                     crash   reads where there is no memory
     hang    never comes back            exit N  ends its process
     babble  answers nonsense            bug     raises what nobody foresaw
-    sleep N takes N seconds             scribble  writes into its page
+    scribble  writes into its page
     bugs    raises a secret that it has read: here, in a thread, and where C calls
     """
 
@@ -112,8 +111,6 @@ class Peer(Sink):
                 thread.join()
                 ctypes.CFUNCTYPE(None)(_fail_in_c)()
                 raise ValueError(SHOUT)
-            case ["sleep", seconds]:
-                time.sleep(float(seconds))
             case ["babble"]:
                 os.write(_descriptor("socket:"), b"\xff" * 64)
                 threading.Event().wait()

@@ -250,7 +250,7 @@ def test_the_limit_of_the_process_costs_nothing_either(
     gap = bytes(20_000 * audio.frame_bytes)
     samples += gap + desk.write(*range(68_000, 100_000, PERIOD))
     desk.sink.close()
-    assert sum(desk.sink.account()) == 80_000 and desk.sink.account().dropped == 0
+    assert sum(desk.sink.account()[:2]) == 80_000 and desk.sink.account().dropped == 0
     files = sorted(tmp_path.iterdir())
     assert len(files) > 2 and all(file.stat().st_size <= 200_000 for file in files)
     found = np.concatenate([heard(file) for file in files])
@@ -350,7 +350,7 @@ def test_a_disk_that_is_mounted_later_gets_what_follows(
     assert "a disk was mounted or unmounted there" in notes(desk)[0]
     above = desk.write(2 * PERIOD)
     desk.sink.close()
-    assert desk.sink.account() == (3 * PERIOD, 0)
+    assert desk.sink.account()[:2] == (3 * PERIOD, 0)
     (path,) = (usb / "rec").iterdir()
     assert np.array_equal(heard(path), expected(above, S16.sample))
     unmount(usb)
@@ -413,7 +413,7 @@ def test_a_disk_that_must_be_mounted_is_waited_for(
     with pytest.raises(SinkError, match="no disk is mounted"):
         desk.write(PERIOD)
     desk.sink.close()
-    assert desk.sink.account() == (PERIOD, 0) and list(usb.iterdir()) == []
+    assert desk.sink.account()[:2] == (PERIOD, 0) and list(usb.iterdir()) == []
     assert len(samples) == PERIOD * S16.frame_bytes
 
 
@@ -510,7 +510,7 @@ def test_a_group_that_may_not_be_given_costs_no_sound(nobody: Nobody) -> None:
         desk = Desk(place / "rec", group="audio", segment_s=0.1)
         desk.write(0, PERIOD)
         desk.sink.close()
-    assert desk.sink.account() == (2 * PERIOD, 0)
+    assert desk.sink.account()[:2] == (2 * PERIOD, 0)
     assert notes(desk) == [
         f"{place}/rec: cannot set mode and group: Operation not permitted; recording goes on; "
         "is the user a member of audio?"

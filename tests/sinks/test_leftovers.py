@@ -159,7 +159,7 @@ def test_a_recording_that_got_its_name_from_another_goes_on(tmp_path: Path) -> N
     samples += desk.write(PERIOD)
     desk.sink.flush()
     desk.sink.close()
-    assert desk.sink.account() == (2 * PERIOD, 0)
+    assert desk.sink.account()[:2] == (2 * PERIOD, 0)
     assert same(tmp_path / f"mic-{STAMP}.wav", samples)
 
 

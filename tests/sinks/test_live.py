@@ -387,9 +387,12 @@ def test_a_call_that_hangs_is_ended(far: Make, act: str) -> None:
 def test_one_that_is_too_slow_is_lapped(far: Make) -> None:
     """It misses what the ring had no room for, and goes on with the present; that is told apart
     from what its peer refused."""
-    one = far({0: "sleep 1"})
+    one = far()
     one.open()
+    os.kill(one.pid, signal.SIGSTOP)
+    one.until(lambda: ") T" in Path(f"/proc/{one.pid}/stat").read_text())
     one.write(blocks=200)
+    os.kill(one.pid, signal.SIGCONT)
     one.until(lambda: one.sink.slow)
     assert one.end()
     books = one.books()

@@ -1,7 +1,9 @@
 """Recordings: bit exact, whole at any moment, and honest about a disk that refuses."""
 
 import gc
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import soundfile
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.dsp.convert import to_int32
 from capstand.errors import SinkError
+from capstand.sinks import disk
 from capstand.sinks.recording.recording import RESUME_MB, Recording
 from capstand.sinks.recording.wav import WavFile, repair_wav
 from capstand.sinks.sink_queue import SinkQueue
@@ -708,3 +711,53 @@ def test_a_disk_full_from_the_first_block_leaves_nothing(
             desk.write(0, frames=8000)
         desk.sink.close()
     assert desk.names() == ["ballast"]
+
+
+@pytest.mark.parametrize("container", ["wav", "flac"])
+def test_what_is_found_after_a_kill_is_known(
+    tmp_path: Path, container: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each moment, and before the disk is waited for, the account says how much of the sound the
+    next process would find in the files; what is safe is part of it."""
+    desk = Desk(tmp_path / "rec", container=container, segment_s=1.0)
+    copies = itertools.count()
+
+    def found() -> int:
+        copy = tmp_path / f"copy{next(copies)}"
+        shutil.copytree(desk.folder, copy)
+        setup = desk.setup._replace(path=str(copy))
+        after = Recording("mic", setup, S16, note=tmp_path / "note")
+        after.open()
+        after.close()
+        return sum(soundfile.info(one).frames for one in copy.iterdir())
+
+    checks: list[tuple[int, int | None, int]] = []
+
+    def check() -> None:
+        account = desk.sink.account()
+        checks.append((account.delivered, account.kept, found()))
+
+    def sync(descriptor: int) -> None:
+        check()
+        sync_file(descriptor)
+
+    sync_file = disk.sync_file
+    desk.sink.listen(check)
+    for number in range(24):
+        desk.write(number * PERIOD)
+        check()
+        if number % 4 == 2:
+            with monkeypatch.context() as patch:
+                patch.setattr(disk, "sync_file", sync)
+                desk.sink.flush()
+            check()
+        if number % 11 == 8:
+            desk.sink.close()
+            desk.sink.open()
+            check()
+    desk.sink.close()
+    check()
+    assert [kept for _, kept, _ in checks] == [found for _, _, found in checks]
+    assert all(safe <= found for safe, _, found in checks)
+    assert any(safe < found for safe, _, found in checks)
+    assert checks[-1] == (24 * PERIOD, 24 * PERIOD, 24 * PERIOD)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -392,23 +392,77 @@ def test_a_sink_that_delivers_later_says_what_became_of_it() -> None:
     assert sink_queue.counters() == (StreamPosition(0, 0), None, 7, 34, 0)
 
 
-@pytest.mark.parametrize("spooled", [False, True])
-def test_the_books_of_one_that_ended_before_its_time_go_on(spooled: bool) -> None:
-    """What it delivered stays so; the rest of what it was meant to get is dropped, but for what
-    waits in a spool, which is delivered later."""
-    figures = {"spool": "yes"} if spooled else {}
-    before = SinkStats("a", SinkState.OPEN, None, "", 40, 60, 30, 10, 20, 0, 0.0, figures)
-    told: list[int] = []
+BEFORE = SinkStats("a", SinkState.OPEN, None, "", 40, 60, 30, 10, 20, 0, 0.0, {})
+
+
+def test_the_books_of_one_that_ended_before_its_time_go_on() -> None:
+    """What it delivered stays so; the rest of what it was meant to get is dropped."""
+    told: list[tuple[int, int]] = []
     sink_queue = SinkQueue("a", Peer(), 1000)
-    sink_queue.tells = told.append
-    sink_queue.continue_from(before, StreamPosition(40, 15), 95)  # of the 80 that were meant for it
-    assert sink_queue.books() == (30, 30 if spooled else 50)
+    sink_queue.tells = lambda *what: told.append(what)
+    sink_queue.continue_from(BEFORE, StreamPosition(40, 15), 95)  # of the 80 that were meant for it
+    assert sink_queue.books() == (30, 50)
     assert sink_queue.counters().since == StreamPosition(40, 15)
     assert sink_queue.try_open()
     feed(sink_queue, 2)
     sink_queue.step()
-    assert told == [40, 50]
-    assert sink_queue.books() == (50, 30 if spooled else 50)
+    assert told == [(40, 40), (50, 50)]
+    assert sink_queue.books() == (50, 50)
+
+
+@pytest.mark.parametrize(
+    ("account", "books", "tells"),
+    [
+        (Account(0, 0, resumed=None), (30, 10), (30, 30)),
+        (Account(0, 0, resumed=35), (30, 15), (30, 30)),
+        (Account(9, 4, kept=12, resumed=35), (39, 19), (39, 42)),
+        (Account(0, 0, resumed=60), (20, 0), (20, 20)),
+    ],
+)
+def test_what_waits_in_a_spool_is_not_dropped(
+    account: Account, books: tuple[int, int], tells: tuple[int, int]
+) -> None:
+    """Of 80 frames that were meant for it: nothing more than was known is dropped before the spool
+    can be read; then what does not wait there; and what waits there was not delivered, whatever was
+    said. It tells what it has delivered, and what it would have, were it killed now."""
+    peer = Peer()
+    peer.account = lambda: account  # type: ignore[method-assign]
+    told: list[tuple[int, int]] = []
+    sink_queue = SinkQueue("a", peer, 1000)
+    sink_queue.tells = lambda *what: told.append(what)
+    sink_queue.continue_from(BEFORE, StreamPosition(40, 15), 95)
+    sink_queue.tell()
+    assert (sink_queue.books(), told) == (books, [tells])
+
+
+def test_it_tells_after_each_call_and_when_the_sink_says_so() -> None:
+    """Also after one that failed, and after the end; no more once it is closed."""
+    peer = Peer()
+    listeners: list[Callable[[], None]] = []
+    peer.listen = listeners.append  # type: ignore[method-assign, assignment]
+    sink_queue = SinkQueue("a", peer, 1000, flush_s=0.0)
+    heard: list[str] = []
+
+    def tells(delivered: int, kept: int) -> None:
+        heard.append(peer.calls[-1])
+        if heard[-1] == "flush":
+            peer.failing = {"flush"}
+
+    sink_queue.tells = tells
+    peer.busy = {10: 1}
+    feed(sink_queue, 2)
+    assert sink_queue.try_open()
+    sink_queue.step()
+    listeners[0]()
+    assert heard == ["write", "write", "write"]
+    assert not sink_queue.feed()
+    assert heard[3:] == ["flush", "close"]
+    sink_queue.finish()
+    sink_queue.run()
+    assert heard[5:] == ["close", "close"]
+    sink_queue.close()
+    listeners[1]()
+    assert len(listeners) == 2 and len(heard) == 7
 
 
 def test_it_begins_when_those_before_it_have_ended() -> None:

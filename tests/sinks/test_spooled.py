@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstand.accounting.stats import SinkState, span
+from capstand.accounting.stats import SinkState, SinkStats, StreamPosition, span
 from capstand.audio.block import NS_PER_S, AudioFormat, Block, SampleFormat
 from capstand.errors import SinkError
 from capstand.host.backoff import Backoff
-from capstand.sinks.sink import Checkpoint, Sink
+from capstand.sinks.sink import Account, Checkpoint, Sink
 from capstand.sinks.sink_queue import SinkQueue
 from capstand.sinks.spool.spool import Spool
 from capstand.sinks.spool.spooled import CLOSE_S, Spooled
@@ -59,9 +59,11 @@ class Recorder(Sink):
         self._given = 0
         self._mark = Checkpoint(0, "")
         self._open = False
+        self._before = 0  # safe when it was opened last
 
     def open(self) -> None:
         self._do("open")
+        self._before += self._mark.safe_frames
         self._given = 0
         self._mark = Checkpoint(0, "")
         self._open = False
@@ -95,6 +97,11 @@ class Recorder(Sink):
     def checkpoint(self) -> Checkpoint | None:
         return self._mark if self._marks else None
 
+    def account(self) -> Account | None:
+        """All that was written stays on the tape."""
+        safe = self._before + self._mark.safe_frames
+        return Account(safe, 0, self._before + self._given) if self._marks else None
+
     def rewind(self, cursor: str) -> None:
         self._do("rewind")
         if cursor:
@@ -113,7 +120,8 @@ class Recorder(Sink):
 
 
 class Rig:
-    """A spooled sink whose threads' turns are taken by hand; a crash leaves tape and folder."""
+    """A spooled sink whose threads' turns are taken by hand; a crash leaves tape and folder, and
+    where only the process was killed the word it left of what was delivered."""
 
     def __init__(
         self,
@@ -131,6 +139,9 @@ class Rig:
         self.block = FRAMES
         self.number = 0  # of the next frame, over all runs
         self._made = unsafe, marks, limit_bytes, window, max_age_s, close_s
+        self.run_id = b"run of 8"
+        self.first = 0
+        self.told = 0, 0
         self.start()
 
     def start(self) -> None:
@@ -138,7 +149,10 @@ class Rig:
         unsafe, marks, limit_bytes, window, max_age_s, close_s = self._made
         clock = self.clock
         self.spool = Spool(
-            self.folder, AUDIO, limit_bytes, max_age_s, now_ns=clock.now_ns, wall_ns=clock.wall_ns
+            *(self.folder, AUDIO, limit_bytes, max_age_s),
+            run=self.run_id,
+            now_ns=clock.now_ns,
+            wall_ns=clock.wall_ns,
         )
         self.sink = Recorder(self.tape, unsafe, marks)
         self.spooled = Spooled(
@@ -153,9 +167,12 @@ class Rig:
         )
         self.backlog, self.forwarder = self.spooled.backlog, self.spooled.forwarder
         self.sink_queue = SinkQueue("file", self.spooled, 1 << 30)
+        self.sink_queue.tells = self._hear
         self.spooled.load()
         self.sink_queue.state = SinkState.OPEN
-        self.first = self.number
+
+    def _hear(self, delivered: int, kept: int) -> None:
+        self.told = delivered, kept
 
     def put(self, frames: int = FRAMES) -> None:
         """The sink queue's thread: time passes, and one block comes."""
@@ -182,8 +199,12 @@ class Rig:
             flushes = self.clock.ns // NS_PER_S
             self.put(self.block)
             if self.clock.ns // NS_PER_S != flushes or self.block > FRAMES:
-                self.spooled.flush()
+                self.flush()
             self.work()
+
+    def flush(self) -> None:
+        self.spooled.flush()
+        self.sink_queue.tell()
 
     def work(self) -> None:
         for _ in range(50):
@@ -208,6 +229,21 @@ class Rig:
 
     def crash(self) -> None:
         """``kill -9``, and a new start."""
+        self.run_id, self.first = os.urandom(8), self.number
+        self._start_anew()
+
+    def kill(self) -> None:
+        """The process alone, whose books another one continues: all frames that there were were
+        meant for the sink, and nothing was known to be dropped."""
+        before = SinkStats(
+            *("file", SinkState.OPEN, None, "", 0, self.number, self.told[1], 0),
+            *(self.number - self.told[1], 0, 0.0, {}),
+        )
+        self._start_anew()
+        self.sink_queue.continue_from(before, StreamPosition(0, 0), self.number)
+        self.sink_queue.tell()
+
+    def _start_anew(self) -> None:
         left = self.folder.with_name(self.folder.name + "-left")
         shutil.copytree(self.folder, left)
         self.spool.close()
@@ -495,7 +531,7 @@ def test_a_spool_that_is_mounted_late_brings_nothing_twice(folder: Path) -> None
     assert rig.spooled.concern is not None and rig.forwarder.away is not None
     folder.unlink()
     elsewhere.rename(folder)
-    rig.spooled.flush()
+    rig.flush()
     assert rig.backlog.inherited.taken > 0 and rig.sink_queue.dropped == 0
     rig.settle()
     assert rig.tape.numbers() == list(range(rig.number))
@@ -680,7 +716,7 @@ def test_once_and_in_order_whatever_happens(
                         rig.put() if act == "put" else rig.turn()
                         assert rig.balanced
                 case "flush":
-                    rig.spooled.flush()
+                    rig.flush()
                 case "wait":
                     rig.clock.ns += times * NS_PER_S // 2
                 case "crash":
@@ -704,6 +740,45 @@ def test_once_and_in_order_whatever_happens(
         assert not small or dropped >= 0
         assert small or missing <= excused
         assert rig.sink_queue.entered == sum(rig.sink_queue.books())
+
+
+@settings(max_examples=150, deadline=None)
+@given(acts=ACTS, unsafe=st.sampled_from([0, 150, 777]), marks=st.booleans(), small=st.booleans())
+def test_the_books_go_on_where_a_process_was_killed(
+    acts: list[tuple[str, int]], unsafe: int, marks: bool, small: bool
+) -> None:
+    """Each frame is delivered or dropped at the end, and of those that count as delivered each is
+    there; what is there and counts as dropped is what a write that failed had left and, where the
+    spool was full, what was still in memory. What a process says is delivered never becomes less
+    while it lives."""
+    with memory() as temporary:
+        folder = Path(temporary) / "spool"
+        rig = Rig(folder, unsafe, marks, limit_bytes=80_000 if small else 10**8, window=1200)
+        excused = 0
+        for act, times in acts:
+            match act:
+                case "put" | "turn":
+                    for _ in range(times):
+                        before = rig.told[0]
+                        rig.put() if act == "put" else rig.turn()
+                        assert rig.told[0] >= before
+                case "flush":
+                    rig.flush()
+                case "wait":
+                    rig.clock.ns += times * NS_PER_S // 2
+                case "crash":
+                    excused += FRAMES // 2 + (1200 if small else 0)
+                    rig.kill()
+                case _:
+                    rig.sink.away = act == "away"
+            delivered, dropped = rig.sink_queue.books()
+            assert min(delivered, dropped) >= 0 and delivered + dropped <= rig.number
+        rig.settle()
+        delivered, dropped = rig.sink_queue.books()
+        numbers = rig.tape.numbers()
+        assert delivered + dropped == rig.number
+        assert delivered <= len(set(numbers)) <= delivered + excused
+        assert not marks or len(set(numbers)) == len(numbers)
 
 
 def test_threads_and_a_sink_that_comes_and_goes(folder: Path) -> None:

@@ -15,15 +15,19 @@ import pytest
 import soundfile
 
 from capstand.accounting.stats import Cause, Gap, StreamStats
-from capstand.config.schema import CaptureConfig, StreamConfig
+from capstand.config.schema import CaptureConfig, SpoolConfig, StreamConfig
 from capstand.processes import forkserver
 from capstand.processes.page import CALLS
 from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream.chaining import Chaining
+from capstand.stream.queues import GATHER_MS
 from capstand.stream.stream import Stream
 from tests.counts import counts
 from tests.fakecard import FakeCard
 from tests.patience import PATIENCE_S
+
+UNDER_WAY = GATHER_MS * 48
+"""Frames: what is written at once, and not told yet."""
 
 
 class Streams:
@@ -36,8 +40,9 @@ class Streams:
         self.troubles: dict[str, list[str]] = {}
         self.ended: dict[str, StreamStats] = {}
 
-    def start(self, card: FakeCard, name: str) -> Stream:
-        sink = FileSinkConfig("file", str(self.folder / name), name="disk")
+    def start(self, card: FakeCard, name: str, **how: Any) -> Stream:
+        """``how`` it is recorded, unless as usual."""
+        sink = FileSinkConfig("file", str(self.folder / name), name="disk", **how)
         capture = CaptureConfig(card.device, buffer_ms=4000.0, rt_priority=0)
         stream = Stream(StreamConfig(name, capture, (sink,)), self.folder / "state")
         self.all.append(stream)
@@ -98,7 +103,7 @@ def other(tmp_path: Path, fakecard_plugin: Path, fakecard: FakeCard) -> FakeCard
 
 def numbers(folder: Path) -> list[list[int]]:
     """The frame numbers in each file, in order."""
-    files = sorted(one for one in folder.iterdir() if one.suffix == ".wav")
+    files = sorted(one for one in folder.iterdir() if one.suffix in (".wav", ".flac"))
     found = []
     for file in files:
         heard = soundfile.read(file, dtype="int16", always_2d=True)[0].view(np.uint16)
@@ -200,6 +205,89 @@ def test_a_killed_process_costs_its_own_stream_alone(
     assert all(set(np.diff(file)) <= {1} for file in files)  # one may hold a single frame
     heard = [number for file in files for number in file]
     assert len(set(heard)) == len(heard)
+
+
+@pytest.mark.parametrize("how", ["wav", "flac", "spooled", "away"])
+def test_the_books_of_a_sink_outlast_its_process(
+    streams: Streams, fakecard: FakeCard, how: str
+) -> None:
+    """Killed at random moments: each frame that counts as delivered is in a file, once; what waited
+    in a spool comes; at the end each is delivered or dropped, and of those that are dropped no
+    more is in a file after all than what was under way at each kill. What a person sees to be
+    delivered never becomes less."""
+    how_spooled = SpoolConfig(str(streams.folder / "spool")) if how in ("spooled", "away") else None
+    folder = streams.folder / "mic"
+    if how == "away":
+        folder.write_text("in the way")
+    container = "flac" if how == "flac" else "wav"
+    stream = streams.start(
+        fakecard, "mic", container=container, gaps="skip", spool=how_spooled, queue_ms=20_000
+    )
+    most = 0
+
+    def flows(frames: int) -> bool:
+        nonlocal most
+        (sink,) = stream.stats(time.monotonic_ns()).sinks
+        assert sink.delivered_frames >= most and sink.balanced
+        assert min(sink.dropped_frames, sink.in_flight_frames) >= 0
+        most = sink.delivered_frames
+        return sink.captured_frames >= frames
+
+    dice, end = random.Random(7), 0
+    rounds = counts(3, 20)
+    for _ in range(rounds):
+        end += dice.randrange(9600, 120_000)
+        streams.until(lambda end=end: flows(end))  # type: ignore[misc]
+        pid, opens = stream.process.pid, stream.stats(0).opens
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        streams.until(lambda opens=opens: flows(0) and stream.stats(0).opens > opens)  # type: ignore[misc]
+    if how == "away":
+        assert most == 0
+        folder.unlink()
+        streams.until(lambda: flows(0) and most > end)
+    streams.flow(stream, 48_000)
+    streams.end()
+    (sink,) = streams.ended["mic"].sinks
+    there = [number for file in numbers(folder) for number in file]
+    assert len(set(there)) == len(there)
+    assert sink.delivered_frames + sink.dropped_frames == sink.captured_frames
+    assert sink.delivered_frames <= len(there) <= sink.delivered_frames + rounds * UNDER_WAY
+    if how == "away":
+        assert sink.delivered_frames > sink.captured_frames - rounds * 48_000
+
+
+def test_what_a_sink_has_delivered_is_seen_at_once(streams: Streams, fakecard: FakeCard) -> None:
+    """Main looks where the process writes it down, and need not be told. What cannot be is not
+    believed."""
+    stream = streams.start(fakecard, "mic")
+    streams.flow(stream)
+
+    def delivered() -> int:
+        (sink,) = stream.stats(time.monotonic_ns()).sinks
+        assert sink.balanced
+        return sink.delivered_frames
+
+    before, deadline = delivered(), time.monotonic() + PATIENCE_S
+    while delivered() <= before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    streams.poll()
+    assert stream.process.pid is not None
+    os.kill(stream.process.pid, signal.SIGSTOP)
+    words, at, told = stream.process.page.words, stream._last.words["disk"], stream._last.stats
+    right = words[at]
+    for wrong in (-1, 0, told.captured_frames + 2**40, 2**63 - 1):
+        words[at] = wrong
+        assert delivered() == told.sinks[0].delivered_frames
+    words[at] = right
+    assert stream._report is not None
+    for place in (0, 1, CALLS, CALLS + 1, -9):
+        stream._report.words["disk"] = place
+        assert delivered() == told.sinks[0].delivered_frames
+    stream._report.words["disk"] = at
+    os.kill(stream.process.pid, signal.SIGCONT)
+    streams.end()
 
 
 @pytest.mark.parametrize("fault", ["hangs", "aborts"])

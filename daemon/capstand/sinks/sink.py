@@ -6,7 +6,7 @@ main thread. A sink may block for as long as its peer does, in a process of its 
 sees every gap as a jump of ``first_frame``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from capstand.audio.block import Block
@@ -23,10 +23,16 @@ class Checkpoint(NamedTuple):
 
 
 class Account(NamedTuple):
-    """What became of the frames that a sink took to deliver later, as far as it is known."""
+    """What became of the frames that a sink took to deliver later, as far as it is known: so many
+    would count as delivered if this process were killed now (``kept``; None: ``delivered``), and
+    so many that a process before it took, for the same books, still wait (``resumed``; None: that
+    is not known yet).
+    """
 
     delivered: int
     dropped: int
+    kept: int | None = None
+    resumed: int | None = 0
 
 
 Event = tuple[str, dict[str, object]]
@@ -93,6 +99,10 @@ class Sink(Protocol):
     def account(self) -> Account | None:
         """For a sink that delivers later than it takes. Any thread."""
         return None
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        """``changed`` is to be called where the ``account`` has changed and no call says so."""
+        return
 
     def events(self) -> Iterable[Event]:
         """What happened since the last call. Main thread."""

@@ -20,7 +20,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from capstand.accounting.stats import SinkCounters, SinkState, SinkStats, StreamPosition
 from capstand.audio.block import NS_PER_S, Block
@@ -29,7 +29,7 @@ from capstand.host import bug
 from capstand.host.backoff import Backoff
 from capstand.host.realtime import prepare_thread
 from capstand.sinks.gathering import Gathering
-from capstand.sinks.sink import Event, Sink
+from capstand.sinks.sink import Account, Event, Sink
 from capstand.text import clean
 
 BACKOFF_S = (0.5, 30.0)
@@ -40,6 +40,15 @@ class Joinable(Protocol):
     """What ends at some time."""
 
     def join(self, deadline: float) -> bool: ...
+
+
+class _Carried(NamedTuple):
+    """Of the frames that were ``meant`` for the sink in processes before this one, those that were
+    delivered, and those that were known to be dropped."""
+
+    delivered: int
+    dropped: int
+    meant: int
 
 
 class SinkQueue:
@@ -86,8 +95,11 @@ class SinkQueue:
         self._flush_s = flush_s
         self._flushed_ns = 0
         self._thread: threading.Thread | None = None
-        self._carried = 0, 0  # delivered and dropped before it
-        self.tells: Callable[[int], None] = _nobody  # of each block, how much is delivered by now
+        self._carried = _Carried(0, 0, 0)
+        self.tells: Callable[[int, int], None] = tell_nobody
+        """How much is delivered by now, and how much would be if this process were killed."""
+        self._telling = threading.Lock()
+        sink.listen(self.tell)
 
     @property
     def dropped(self) -> int:
@@ -97,11 +109,29 @@ class SinkQueue:
         """Frames delivered and dropped; those that a sink took to deliver later count when it
         has.
         """
-        later, (delivered, dropped) = self.sink.account(), self._carried
-        dropped += self.dropped
-        if later is None:
-            return delivered + self.delivered, dropped
-        return delivered + later.delivered, dropped + later.dropped
+        account = self._account()
+        delivered, dropped = self._before(account.resumed)
+        return delivered + account.delivered, dropped + self.dropped + account.dropped
+
+    def _account(self) -> Account:
+        return self.sink.account() or Account(self.delivered, 0)
+
+    def _before(self, resumed: int | None) -> tuple[int, int]:
+        """Frames delivered and dropped in processes before this one. What still waits is neither,
+        also where the page said that it was delivered."""
+        delivered, dropped, meant = self._carried
+        if resumed is None:
+            return delivered, dropped
+        delivered = min(delivered, meant - resumed)
+        return delivered, meant - resumed - delivered
+
+    def tell(self) -> None:
+        """Any thread."""
+        with self._telling:  # or what is older might be told last
+            account = self._account()
+            delivered, _ = self._before(account.resumed)
+            kept = account.delivered if account.kept is None else account.kept
+            self.tells(delivered + account.delivered, delivered + kept)
 
     def counters(self) -> SinkCounters:
         return SinkCounters(self.since, self.until, *self.books(), self.sink.inserted_frames)
@@ -136,11 +166,11 @@ class SinkQueue:
 
     def continue_from(self, before: SinkStats, since: StreamPosition, captured: int) -> None:
         """With the books of another that ended before its time, when so many frames were
-        ``captured``: what it was given and did not deliver is gone, but for what is spooled."""
-        spooled = before.in_flight_frames if "spool" in before.figures else 0
+        ``captured``: what it was given and did not deliver is gone, but for what the sink finds in
+        its spool."""
         meant = captured - since.captured
         self.since = since
-        self._carried = before.delivered_frames, meant - before.delivered_frames - spooled
+        self._carried = _Carried(before.delivered_frames, before.dropped_frames, meant)
 
     # Its life
 
@@ -168,7 +198,8 @@ class SinkQueue:
         self.sink.abandon()
 
     def close(self) -> None:
-        """It holds nothing of the system's."""
+        """It holds nothing of the system's, and its sink does not hold it."""
+        self.sink.listen(_nothing)
 
     def put(self, block: Block) -> None:
         """Push thread: never waits."""
@@ -220,6 +251,7 @@ class SinkQueue:
                 due_s = self._flush_s - (time.monotonic_ns() - self._flushed_ns) / NS_PER_S
                 if due_s <= 0:
                     self.sink.flush()
+                    self.tell()
                     self._flushed_ns = time.monotonic_ns()
                     continue
                 try:
@@ -251,12 +283,13 @@ class SinkQueue:
             self.delivered += busy.taken
             self.failed += block.frames - busy.taken
             self.trouble = clean.line(busy)
+            self.tell()
             return
         except Exception:
             self.failed += block.frames
             raise
         self.delivered += block.frames
-        self.tells(self._carried[0] + self.delivered)
+        self.tell()
         if self.trouble is not None:
             self.trouble = None
             self._backoff.reset()
@@ -269,6 +302,7 @@ class SinkQueue:
             self.sink.close()
         except Exception as also:  # noqa: BLE001
             self.trouble = f"{self.trouble}; {describe_error(self.name, also)}"
+        self.tell()
 
     def _drop_queued(self) -> None:
         while not self._queue.empty():
@@ -284,6 +318,7 @@ class SinkQueue:
             self.sink.close()
         except Exception as error:  # noqa: BLE001
             self.trouble = describe_error(self.name, error)
+        self.tell()
         self.state = SinkState.CLOSED
 
     def finish(self) -> None:
@@ -304,5 +339,9 @@ def describe_error(sink: str, error: Exception) -> str:
     return f"unexpected {bug.log_unexpected(f'sink {sink}', error, SINK=sink)}; tried again"
 
 
-def _nobody(delivered: int) -> None:
+def tell_nobody(delivered: int, kept: int) -> None:
+    pass
+
+
+def _nothing() -> None:
     pass

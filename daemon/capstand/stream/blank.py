@@ -4,7 +4,7 @@ from capstand.accounting.stats import Health, SinkState, SinkStats, StreamStats
 from capstand.config.registry import SINKS, SOURCES
 from capstand.config.schema import StreamConfig
 from capstand.stream.health import View
-from capstand.stream.report import Report
+from capstand.stream.report import Report, word_places
 
 BLANK = View(
     open=False,
@@ -48,7 +48,8 @@ def blank_report(config: StreamConfig) -> Report:
         sinks=tuple(sinks),
         simulated=SOURCES.of(capture.device).simulated,
     )
-    return Report(stats, None, None, "", (), None, None, None, (), {}, (), (), (), BLANK, {})
+    words = word_places([one.name for one in config.queued], {})
+    return Report(stats, None, None, "", (), None, None, None, (), {}, (), (), (), BLANK, words)
 
 
 def not_yet(sink: str) -> SinkStats:

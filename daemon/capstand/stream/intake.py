@@ -17,7 +17,7 @@ meter and ends.
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -38,8 +38,7 @@ from capstand.config.schema import (
     StreamConfig,
 )
 from capstand.errors import CapstandError
-from capstand.processes.page import CALLS
-from capstand.sinks.sink_queue import SinkQueue
+from capstand.sinks.sink_queue import SinkQueue, tell_nobody
 from capstand.stream.handover import (
     ABANDON_S,
     LEAVE_S,
@@ -56,7 +55,7 @@ from capstand.stream.report import (
     LastReport,
     Report,
     ResumePoint,
-    StreamWord,
+    word_places,
 )
 
 JOIN_S = 1.0
@@ -78,7 +77,7 @@ class Intake:
     """The threads of one configured stream that take its sound in, and their books; live sinks
     among its ``config`` are looked after elsewhere. ``state`` is the directory for what has to be
     kept, ``runtime`` that for sockets; in ``words``, of a Page, each sink shows what it has
-    delivered.
+    delivered; ``runs`` are those of the books of each, of a Spool.
     """
 
     def __init__(
@@ -90,6 +89,7 @@ class Intake:
         past: ResumePoint | None = None,
         words: memoryview | None = None,
         chained: Chained | None = None,
+        runs: Mapping[str, bytes] | None = None,
     ) -> None:
         capture, audio = config.capture, config.capture.audio
         self.config = config
@@ -100,7 +100,10 @@ class Intake:
         self.ring = ring or Ring(capture.ring_slots, capture.slot_bytes)
         self.source = make_source(capture)
         self.capturer = Capturer(self.source, self.clock, self.ring, capture.rt_priority)
-        self.sink_queues = [make_queue(config, one, self._folders) for one in config.queued]
+        runs = runs or {}
+        self.sink_queues = [
+            make_queue(config, one, self._folders, runs.get(one.name)) for one in config.queued
+        ]
         memory = self.ring.open_for_reading()
         self.pusher = Pusher(
             Reader(memory, audio, keep=None),
@@ -222,19 +225,22 @@ class Intake:
     tapped = ring_of
 
     def _show(self) -> None:
-        """How much each sink has delivered can be read after a kill: a word of the page each."""
+        """How much each sink has delivered can be read at any time, also after a kill."""
         words = self._words
         if words is None:
             return
         names = [sink_queue.name for sink_queue in self.sink_queues]
-        kept = {name: at for name, at in self._places.items() if name in names}
-        free = iter(sorted(set(range(StreamWord.FIRST, CALLS)) - set(kept.values())))
-        self._places = {name: kept.get(name) or next(free) for name in names}
+        self._places = word_places(names, self._places)
         for sink_queue in self.sink_queues:
-            sink_queue.tells = partial(words.__setitem__, self._places[sink_queue.name])
-            sink_queue.tells(sink_queue.counters().delivered)
+            sink_queue.tells = partial(_write, words, self._places[sink_queue.name])
+            sink_queue.tell()
 
-    def exchange(self, config: StreamConfig, chained: Chained | None = None) -> None:
+    def exchange(
+        self,
+        config: StreamConfig,
+        chained: Chained | None = None,
+        runs: Mapping[str, bytes] | None = None,
+    ) -> None:
         """Other sinks for the same capture, from the next block on, and other settings of its
         controls. What a removed sink was given and what an added one gets are all the frames there
         are; the added one begins to collect at once, and opens when a removed one has left its
@@ -250,9 +256,11 @@ class Intake:
         )
         leaving = {sink: RemovedSink(running[sink]) for sink in change.removed}
         for sink in change.added:
-            running[sink] = make_queue(config, cast(QueuedSinkConfig, sink), self._folders)
+            run = (runs or {}).get(sink.name)
+            running[sink] = make_queue(config, cast(QueuedSinkConfig, sink), self._folders, run)
             running[sink].since = None
         for sink in change.removed:
+            running[sink].tells = tell_nobody  # another gets its words
             self.overview.progress.forget(sink.name)
         self.config = config
         self.sink_queues = [running[sink] for sink in config.queued]
@@ -376,6 +384,10 @@ class Intake:
             return True  # it could not even be started
         thread.join(max(0.0, deadline - time.monotonic()))
         return not thread.is_alive()
+
+
+def _write(words: memoryview, at: int, delivered: int, kept: int) -> None:
+    words[at], words[at + 1] = delivered, kept
 
 
 def _only_queued(config: StreamConfig) -> StreamConfig:

@@ -8,10 +8,12 @@ from capstand.config.schema import StreamConfig
 class Exchange(NamedTuple):
     """Other sinks, processors or settings of the card's controls. The descriptors that come along
     are those of the chain (``intake.Chained``), where there is one, and the eventfds of all live
-    sinks of the captured ring, which want so many frames at once (0: each block)."""
+    sinks of the captured ring, which want so many frames at once (0: each block). ``runs`` are
+    those of the other sinks, of an Intake."""
 
     config: StreamConfig
     gathers: tuple[int, ...]
+    runs: dict[str, bytes]
 
 
 class Release(NamedTuple):

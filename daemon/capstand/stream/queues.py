@@ -33,17 +33,26 @@ def batch_ms(config: StreamConfig) -> int:
 
 
 def make_queue(
-    config: StreamConfig, sink: QueuedSinkConfig, folders: tuple[Path, Path]
+    config: StreamConfig,
+    sink: QueuedSinkConfig,
+    folders: tuple[Path, Path],
+    run: bytes | None = None,
 ) -> SinkQueue:
+    """``run`` is that of its books, of a Spool."""
     try:
-        return _made(config.name, sink, config.heard_by(sink), *folders)
+        return _made(config.name, sink, config.heard_by(sink), run, *folders)
     except Exception as error:  # noqa: BLE001
         words = f"{describe_failure(SINKS[sink.type], error)}, then restart capstand"
         return SinkQueue(sink.name, BrokenSink(words), 0)
 
 
 def _made(
-    stream: str, sink: QueuedSinkConfig, capture: CaptureConfig, state: Path, runtime: Path
+    stream: str,
+    sink: QueuedSinkConfig,
+    capture: CaptureConfig,
+    run: bytes | None,
+    state: Path,
+    runtime: Path,
 ) -> SinkQueue:
     audio = capture.audio
     gather_frames = min(GATHER_MS, sink.queue_ms // 4) * audio.rate_hz // 1000
@@ -53,7 +62,7 @@ def _made(
     if Sink not in type(made).__mro__:
         raise TypeError(f"{type(made).__name__} is no {Sink.__module__}.{Sink.__name__}")
     window_frames = capture.queue_frames(min(WINDOW_MS, sink.queue_ms))
-    kept = _spooled(stream, made, sink, audio, priority, window_frames)
+    kept = _spooled(stream, made, sink, audio, priority, window_frames, run)
     queue_frames = capture.queue_frames(sink.queue_ms)
     return SinkQueue(sink.name, kept, queue_frames, gather_frames, priority=priority)
 
@@ -65,6 +74,7 @@ def _spooled(
     audio: AudioFormat,
     priority: int,
     window_frames: int,
+    run: bytes | None,
 ) -> Sink:
     """The sink itself, or with a spool in front of it."""
     waits = spool_of(setup)
@@ -74,7 +84,7 @@ def _spooled(
     from capstand.sinks.spool.spooled import Spooled
 
     folder = Path(waits.path) / stream / setup.name
-    spool = Spool(folder, audio, waits.max_mb * 1_000_000, waits.max_age_s)
+    spool = Spool(folder, audio, waits.max_mb * 1_000_000, waits.max_age_s, run=run)
     return Spooled(
         setup.name,
         sink,

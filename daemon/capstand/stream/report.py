@@ -4,11 +4,13 @@ Plain values only, so that they can be sent, and checked by their types where th
 happened is told once: who looks has to pass it on.
 """
 
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from capstand.accounting.stats import Gap, SinkStats, StreamStats
+from capstand.processes.page import CALLS
 from capstand.stream.defect import Defect
 from capstand.stream.health import View
 
@@ -52,7 +54,18 @@ class StreamWord(IntEnum):
     """The words of a stream's Page."""
 
     RESTS = 1  # the number of the newest order, where the device is closed since it was released
-    FIRST = 8  # of those that show what a sink has delivered
+    FIRST = 8  # of those that show what sinks have delivered, and would have were it killed now
+
+
+WORDS_PER_SINK = 2
+
+
+def word_places(sinks: Iterable[str], before: Mapping[str, int]) -> dict[str, int]:
+    """Where the words of each sink begin: where they were ``before``, or at the first free ones."""
+    kept = {name: before[name] for name in sinks if name in before}
+    every = range(StreamWord.FIRST, CALLS - WORDS_PER_SINK + 1, WORDS_PER_SINK)
+    free = iter(sorted(set(every) - set(kept.values())))
+    return {name: kept.get(name) or next(free) for name in sinks}
 
 
 class Phase(IntEnum):
@@ -76,7 +89,7 @@ class ResumePoint(NamedTuple):
 class Report(NamedTuple):
     """``gaps``, ``events`` and ``left`` have happened since the last report. ``trouble`` is the
     device's; ``concerns`` are those of the sinks, by name; ``view`` is what health is judged by;
-    ``words`` says in which word of the Page each sink shows what it has delivered; ``hung``
+    ``words`` says in which words of the Page each sink shows what it has delivered; ``hung``
     names what did not end in time, ``failed`` says why the process ends by itself, ``processing``
     what is wrong with the chain."""
 

@@ -47,12 +47,14 @@ from capstand.stream.report import (
     DISK_S,
     RUNTIME,
     STATE,
+    WORDS_PER_SINK,
     LastReport,
     Phase,
     Report,
     ResumePoint,
     SinkEvent,
     StreamWord,
+    word_places,
 )
 from capstand.stream.trial_open import TrialOpen
 from capstand.text import clean, typed
@@ -92,6 +94,7 @@ class Stream:
         self._released: dict[str, str] = {}
         self._ordered = 0
         self._past: ResumePoint | None = None
+        self._runs = {one.name: os.urandom(8) for one in config.queued}
         self._deaths = 0
         self._trial: TrialOpen | None = None
         self._progress = ProgressTracker()
@@ -211,8 +214,11 @@ class Stream:
         self._parting |= {one.name: None for one in change.removed if not _is_live(one)}
         for one in change.removed:
             self._progress.forget(one.name)
+            self._runs.pop(one.name, None)
+        for one in config.queued:
+            self._runs.setdefault(one.name, os.urandom(8))
         self._give()
-        order = Exchange(config, self._gathers())
+        order = Exchange(config, self._gathers(), dict(self._runs))
         self._order(order, [*self._chained(), *map(WakeUp.fileno, self._live_wakes("captured"))])
         if self._chain is not None:
             self._chain.set(config, self._live_wakes("processed"), self._others)
@@ -340,6 +346,7 @@ class Stream:
         """The books at this moment; the live sinks' side is read before the ring's, which is newer
         than what the stream's process told last."""
         sides = {one.name: SinkSnapshot.of(one) for one in self._live.values()}
+        delivered = self._words(0)
         present, base = self._present, self._last.stats
         present.join()
         captured, produced = present.captured, present.next_frame
@@ -348,7 +355,10 @@ class Stream:
         rate_hz = self.config.capture.rate_hz
         assessment = self._assessment(now_ns)
         since = captured - base.captured_frames
-        sinks = {sink.name: _with(sink, since) for sink in base.sinks}
+        sinks = {
+            sink.name: _brought_up_to_date(sink, since, delivered.get(sink.name))
+            for sink in base.sinks
+        }
         sinks |= {name: one.stats(captured, rate_hz, now_ns) for name, one in sides.items()}
         return base._replace(
             health=assessment.health,
@@ -408,7 +418,8 @@ class Stream:
 
     def _task(self) -> Task:
         folders = self._state, self._runtime
-        arguments = self.config, *folders, self._past, dict(self._released), self._gathers()
+        released, runs = dict(self._released), dict(self._runs)
+        arguments = self.config, *folders, self._past, released, self._gathers(), runs
         name = f"stream:{self.name}"
         return Task("capstand.stream.worker:run", arguments, {"STREAM": self.name}, name, 0)
 
@@ -439,26 +450,32 @@ class Stream:
 
     def _died(self) -> None:
         """Another one goes on from here."""
-        present, self._ordered = self._present, 0
+        present, self._ordered, kept = self._present, 0, self._words(1)
         present.join()
-        self.process.page.words[StreamWord.RESTS] = 0
+        words = self.process.page.words
+        words[StreamWord.RESTS] = 0
+        words[StreamWord.FIRST : CALLS] = memoryview(bytes(8 * (CALLS - StreamWord.FIRST))).cast(
+            "q"
+        )
         place = present.captured, present.next_frame, present.due_ns, present.ns_per_frame
-        if self._report is not None:
-            self._report = self._report._replace(phase=Phase.RUNNING)
         stats = self._last.stats
-        sinks = tuple(self._shown(sink, present.captured) for sink in stats.sinks)
-        self._past = ResumePoint(stats._replace(sinks=sinks), *place)
+        since = max(0, present.captured - stats.captured_frames)
+        stats = stats._replace(
+            captured_frames=stats.captured_frames + since,
+            sinks=tuple(
+                _brought_up_to_date(sink, since, kept.get(sink.name)) for sink in stats.sinks
+            ),
+        )
+        fresh = word_places([one.name for one in self.config.queued], {})
+        self._report = self._last._replace(phase=Phase.RUNNING, stats=stats, words=fresh)
+        self._past = ResumePoint(stats, *place)
         self._give()
 
-    def _shown(self, sink: SinkStats, captured: int) -> SinkStats:
-        """With what it had delivered at the end by the page, where that can be."""
-        words, at = self.process.page.words, self._last.words.get(sink.name, 0)
-        before = self._last.stats.captured_frames - sink.captured_frames
-        if StreamWord.FIRST <= at < CALLS and (
-            sink.delivered_frames <= words[at] <= captured - before - sink.dropped_frames
-        ):
-            return sink._replace(delivered_frames=words[at])
-        return sink
+    def _words(self, which: int) -> dict[str, int]:
+        """What the page says of each sink, which its process may write wrongly."""
+        words, last = self.process.page.words, CALLS - WORDS_PER_SINK
+        places = self._last.words.items()
+        return {name: words[at + which] for name, at in places if StreamWord.FIRST <= at <= last}
 
     def _wait(self, phase: Phase, deadline: float) -> None:
         """Until it is so far, or has ended."""
@@ -494,12 +511,17 @@ class Stream:
         return made
 
 
-def _with(sink: SinkStats, frames: int) -> SinkStats:
-    """With so many more that are under way to it."""
+def _brought_up_to_date(sink: SinkStats, frames: int, delivered: int | None) -> SinkStats:
+    """With so many frames more that are meant for it, and so many ``delivered`` in all where that
+    can be."""
     if sink.since_frame is None:
         return sink
-    captured, in_flight = sink.captured_frames + frames, sink.in_flight_frames + frames
-    return sink._replace(captured_frames=captured, in_flight_frames=in_flight)
+    captured, before = sink.captured_frames + frames, sink.delivered_frames
+    at_most = captured - sink.dropped_frames
+    now = delivered if delivered is not None and before <= delivered <= at_most else before
+    return sink._replace(
+        captured_frames=captured, delivered_frames=now, in_flight_frames=at_most - now
+    )
 
 
 def _modules(config: StreamConfig) -> tuple[str, ...]:

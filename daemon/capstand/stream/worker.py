@@ -54,6 +54,7 @@ def run(
     past: ResumePoint | None,
     released: dict[str, str],
     gathers: tuple[int, ...],
+    runs: dict[str, bytes],
 ) -> int:
     """Does the work of a Task; returns the process' status. ``descriptors`` are those of the ring,
     of the chain, where there is one, and of the eventfds of live sinks of the ring, as an
@@ -63,7 +64,7 @@ def run(
     capture = config.capture
     realtime.set_switch_interval(1, bool(live))
     ring = Ring(capture.ring_slots, capture.slot_bytes, memory)
-    intake = Intake(config, state, runtime, ring, past, link.page.words, chained)
+    intake = Intake(config, state, runtime, ring, past, link.page.words, chained, runs)
     intake.wakes(*map(WakeUp, live), gathers=gathers)
     for who, words in released.items():
         intake.release(who, words)
@@ -179,7 +180,7 @@ class StreamWorker:
     def _obey(self, order: object) -> None:
         intake = self._intake
         match order:
-            case Exchange(config, gathers):
+            case Exchange(config, gathers, runs):
                 chained, given = _apart(config, self._link.taken())
                 live = [WakeUp(one) for one in given]
                 realtime.set_switch_interval(1, bool(live))
@@ -187,7 +188,7 @@ class StreamWorker:
                     for one in chained:
                         os.close(one)
                     chained = None
-                intake.exchange(config, chained)
+                intake.exchange(config, chained, runs)
                 intake.wakes(*live, gathers=gathers)
             case Release(who, words):
                 intake.release(who, words)

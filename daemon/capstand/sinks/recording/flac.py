@@ -10,12 +10,13 @@ _LENGTH_AT, _LENGTH_END = 21, 26
 
 
 class FlacFile:
-    """A new file behind ``descriptor``, which stays open. What libsndfile raises is a RuntimeError
-    that only says that the system failed; the file ends with the last whole block then.
+    """A new file behind ``descriptor``, which stays open; ``found`` are the frames that its header
+    speaks of. What libsndfile raises is a RuntimeError that only says that the system failed; the
+    file ends with the last whole block then.
     """
 
     def __init__(self, descriptor: int, audio: AudioFormat) -> None:
-        self.frames = 0
+        self.frames = self.found = 0
         self.frame_bytes = audio.channels * ((audio.sample.bits + 7) // 8)
         self._descriptor = descriptor
         self._sample = audio.sample
@@ -42,6 +43,8 @@ class FlacFile:
 
                 self._file.buffer_write(to_int32(samples, packed).tobytes(), "int32")
         self.frames += frames
+        if not self.found:  # a length of 0 is one that is not known, which not everybody reads
+            self.flush()
 
     def flush(self) -> int:
         """Writes the number of complete frames into STREAMINFO, which libFLAC does only at the end,
@@ -54,10 +57,12 @@ class FlacFile:
         if len(head) < _LENGTH_END:
             return 0
         if int.from_bytes(head[_LENGTH_AT:], "big") & _LENGTH == self.frames:
+            self.found = self.frames
             return self.frames
         block_frames = int.from_bytes(head[8:10], "big")
         whole = max(0, self.frames - 1) // block_frames * block_frames
         _set_length(self._descriptor, whole)
+        self.found = whole
         return whole
 
     def close(self) -> int:

@@ -2,7 +2,8 @@
 
 Once a second what was written is made safe, so a segment can be read up to the last second after
 ``kill -9`` or a power cut; the next start finds it and gives it its name (``leftover.py``). How a
-segment is written is in ``segment.py``. Delivered is what is safe in a file.
+segment is written is in ``segment.py``. Delivered is what is safe in a file; of a WAV all that was
+written outlasts its process, of a FLAC what its header says.
 
 Gaps are filled with silence, so that the file's time stays true, or left out. A gap of more than
 ``LONG_GAP_S`` starts a new segment instead, whose name says its own time, and so does a wall clock
@@ -86,6 +87,8 @@ class Recording(Sink):
         self._written_ns = 0
         self._wall_ahead_ns = 0  # wall time minus monotonic time when the segment began
         self._given = 0  # frames of blocks since open
+        self._found = 0  # of these, what would be found in files if this process were killed
+        self._changed: Callable[[], None] = _nobody
         self._unsynced: deque[tuple[int, Block]] = deque()  # blocks and their ends in the segment
         self._checkpoint = Checkpoint(0, "")
         self._delivered = self._delivered_before = self._dropped = 0
@@ -115,7 +118,7 @@ class Recording(Sink):
         return self._file_words + self._mount_words + self._disk_words
 
     def open(self) -> None:
-        self._given = 0
+        self._given = self._found = 0
         self._delivered_before = self._delivered
         self._unsynced.clear()
         self._checkpoint = Checkpoint(0, "")
@@ -196,6 +199,7 @@ class Recording(Sink):
         except _FAULTS as error:
             self._given = before  # whose write fails counts as dropped, whatever is in the file
             raise self._failure(self._cause(error)) from None
+        self._find()
 
     def _put(self, block: Block) -> None:
         segment = self._prepare(block)
@@ -240,7 +244,7 @@ class Recording(Sink):
         try:
             segment = self._segment
             if segment is not None:
-                self._set_checkpoint(segment, segment.flush())
+                self._set_checkpoint(segment, segment.flush(self._is_found))
                 self._file_words = str(segment)
                 moved = folder.device(self._folder) != segment.device()
                 if moved or self._now_ns() - self._written_ns > LONG_GAP_S * NS_PER_S:
@@ -271,7 +275,10 @@ class Recording(Sink):
         return self._checkpoint
 
     def account(self) -> Account:
-        return Account(self._delivered, self._dropped)
+        return Account(self._delivered, self._dropped, self._delivered_before + self._found)
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
 
     def events(self) -> Iterator[Event]:
         with contextlib.suppress(IndexError):
@@ -282,9 +289,22 @@ class Recording(Sink):
         """So many of a segment's frames are safe; a FLAC may end in the middle of a block."""
         while self._unsynced and self._unsynced[0][0] <= safe:
             self._unsynced.popleft()
-        held = sum(min(block.frames, end - safe) for end, block in self._unsynced)
-        self._checkpoint = Checkpoint(self._given - held, segment.cursor(safe))
+        given = self._given - self._beyond(safe)
+        self._checkpoint = Checkpoint(given, segment.cursor(safe))
         self._book()
+
+    def _is_found(self) -> None:
+        self._find()
+        self._changed()
+
+    def _find(self) -> None:
+        if self._segment is not None:
+            self._found = self._given - self._beyond(self._segment.found)
+
+    def _beyond(self, frames: int) -> int:
+        """Of the frames that were given, those that lie behind so many of the segment."""
+        behind = (min(block.frames, end - frames) for end, block in self._unsynced)
+        return sum(max(0, one) for one in behind)
 
     def _book(self) -> None:
         self._delivered = self._delivered_before + self._checkpoint.safe_frames
@@ -371,7 +391,8 @@ class Recording(Sink):
             if missing > 0:
                 lost.append(block.after(block.frames - missing))
         self._unsynced.clear()
-        self._checkpoint = Checkpoint(self._given - sum(one.frames for one in lost), "")
+        self._found = self._given - sum(one.frames for one in lost)
+        self._checkpoint = Checkpoint(self._found, "")
         self._book()
         return lost
 
@@ -450,3 +471,7 @@ class Recording(Sink):
 
 def _days(days: float) -> str:
     return f"{days:.0f} days" if days >= 2 else f"{days * 24:.0f} h"
+
+
+def _nobody() -> None:
+    pass

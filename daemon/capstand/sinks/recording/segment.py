@@ -15,6 +15,7 @@ import json
 import os
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from capstand.audio.block import AudioFormat
@@ -82,6 +83,11 @@ class Segment:
     def frames(self) -> int:
         return self._file.frames
 
+    @property
+    def found(self) -> int:
+        """Frames that would be found in it, were it left as it is."""
+        return self._file.found
+
     def __str__(self) -> str:
         return f"{self.name}, {self.frames / self._audio.rate_hz:.0f} s"
 
@@ -144,10 +150,12 @@ class Segment:
             self.write(zeros[: part * self._audio.frame_bytes], part)
             frames -= part
 
-    def flush(self) -> int:
-        """Header up to date, data on the disk; returns how many frames are safe."""
+    def flush(self, found: Callable[[], None]) -> int:
+        """Header up to date, data on the disk; returns how many frames are safe. ``found`` is
+        called when more is found in it, before the disk is waited for."""
         if self._dirty:
             safe = self._file.flush()
+            found()
             disk.sync_file(self._descriptor)
             self._safe = safe
             self._dirty = False

@@ -35,6 +35,11 @@ class WavFile:
         self._begin = self._end = len(head)
         _write_all(descriptor, head)
 
+    @property
+    def found(self) -> int:
+        """Frames that whoever recovers the file finds."""
+        return self.frames
+
     def write(self, samples: bytes, frames: int) -> None:
         """Raises OSError; the file ends with the write before then."""
         if self._sample is not self._audio.sample:

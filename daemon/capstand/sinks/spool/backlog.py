@@ -49,6 +49,7 @@ class Backlog:
 
     def __init__(self, spool: Spool, window_frames: int) -> None:
         self.spool = spool
+        self.resumed: int | None = None  # of ours, left by a process before; None: not known yet
         self.own = FrameCount()  # of this run
         self.inherited = FrameCount()  # of earlier ones
         self.checkpoint = Checkpoint(0, "")  # what the sink said last, since it was opened
@@ -60,6 +61,7 @@ class Backlog:
         self._unsynced: deque[Record] = deque()  # written, not safe yet
         self._end = 0  # the position of the next block that comes
         self._own_from = 0  # positions before it are those of earlier runs
+        self._noted = 0  # of our own delivered ones, those that the disk knows of
         self._usable = False  # the spool has been opened
         self._begun: tuple[int, int] | None = None  # spooling: from which position on, since when
         self._next = 0  # spooling: the next position to read from disk
@@ -98,6 +100,11 @@ class Backlog:
     def _all_taken(self) -> bool:
         return not self._window and self._next == self._end
 
+    def kept(self, beyond: int) -> int:
+        """Of our own frames, those that a process after this one will not give to the sink again,
+        which has so many ``beyond`` those that are safe with it. Any thread."""
+        return self._noted if self.spooling else self.own.delivered + beyond
+
     # What comes
 
     def load(self, now_ns: int) -> None:
@@ -112,14 +119,18 @@ class Backlog:
         self._usable = True
         self.concern = None
         waiting, self._window = self._window, deque()
-        self._end = self._own_from = self.spool.end
-        self._next = self.spool.position
-        inherited = self.inherited.taken = self._end - self._next
-        if inherited:
+        self._end, self._next = self.spool.end, self.spool.position
+        self._own_from = self.spool.begin_of_run()
+        self.inherited.taken = self._own_from - self._next
+        self.resumed = self._end - self._own_from
+        self.own.taken += self.resumed
+        if frames := self._end - self._next:
             self._begun = self._next, now_ns
+            self._noted = self.own.delivered
             if not self.checkpoint.cursor:
                 self.checkpoint = self.checkpoint._replace(cursor=self.spool.cursor)
-            self._log_event("spool_begin", reason="left by an earlier run", frames=inherited)
+            whose = "run" if self.inherited.taken else "process of this run"
+            self._log_event("spool_begin", reason=f"left by an earlier {whose}", frames=frames)
         for record in waiting:
             if not self._keep(record.block):
                 self.own.dropped += record.block.frames
@@ -197,6 +208,7 @@ class Backlog:
         if self.spooling and not (only_new_cursor and checkpoint.cursor == self.spool.cursor):
             with self._watched():
                 self.spool.commit(self._safe(), checkpoint.cursor)
+                self._noted = self.own.delivered
 
     def put_back(self) -> None:
         """The sink has failed: what is not safe is to be written anew."""
@@ -242,6 +254,7 @@ class Backlog:
             return
         self.concern = None
         self._next = self._end
+        self._noted = self.own.delivered
         self._begun = safe, now_ns
         self._log_event("spool_begin", reason=away or "the sink is too slow")
 

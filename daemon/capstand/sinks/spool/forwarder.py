@@ -68,6 +68,7 @@ class Forwarder:
         self._run = b""  # the one that captured the block written last
         self._retry_ns = self._flushed_ns = self._due_ns = 0
         self._call_ns = 0  # when the sink was called, 0 while it is not
+        self._changed: Callable[[], None] = _nobody
 
     @property
     def away(self) -> str | None:
@@ -81,6 +82,10 @@ class Forwarder:
         if trouble is None and slow and self._backlog.spooling:
             return f"no response for {(now_ns - called_ns) // NS_PER_S} s"
         return trouble
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        """``changed`` is called after each step."""
+        self._changed = changed
 
     # Its life
 
@@ -237,3 +242,8 @@ class Forwarder:
         with self._lock:
             if self._stage is not Stage.LEFT:
                 step(*what)
+        self._changed()
+
+
+def _nobody() -> None:
+    pass

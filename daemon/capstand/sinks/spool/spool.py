@@ -41,7 +41,8 @@ NOTES = 20
 
 
 class Spool:
-    """Keeps at most ``limit_bytes`` in ``folder``, in ``audio``'s format.
+    """Keeps at most ``limit_bytes`` in ``folder``, in ``audio``'s format. ``run`` (8 bytes) is
+    that of whoever has the books, in which one process may follow another; None: a new one.
 
     It holds the positions from ``position`` to ``end``. What is in the way there, such as a file
     that cannot be read, costs itself alone; ``notes`` says so, once each. ``missed`` says why the
@@ -58,11 +59,12 @@ class Spool:
         limit_bytes: int,
         max_age_s: float,
         *,
+        run: bytes | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
         wall_ns: Callable[[], int] = time.time_ns,
         boot: bytes | None = None,
     ) -> None:
-        self.run = os.urandom(8)
+        self.run = run or os.urandom(8)
         self.position = 0
         self.end = 0
         self.cursor = ""
@@ -112,6 +114,20 @@ class Spool:
             self.clear()
         elif noted is None:
             self.commit(self.position, "")
+
+    def begin_of_run(self) -> int:
+        """The position of the first frame that this ``run`` left, ``end`` where it left none. Each
+        process begins a file."""
+        for segment in self._segments:
+            with contextlib.suppress(OSError):
+                reader = RecordReader(segment.path)
+                try:
+                    found = reader.next(segment.bytes)
+                finally:
+                    reader.close()
+                if found is not None and found[0].run == self.run:
+                    return max(segment.begin, self.position)
+        return self.end
 
     def _note(self, path: Path, error: OSError) -> None:
         words = f"{path}: {error.strerror or error}; skipped"

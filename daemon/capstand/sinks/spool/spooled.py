@@ -123,7 +123,14 @@ class Spooled(Sink):
         return obstacle
 
     def account(self) -> Account:
-        return Account(self.backlog.own.delivered, self.backlog.own.dropped)
+        backlog, inner = self.backlog, self.sink.account()
+        beyond = 0 if inner is None or inner.kept is None else max(0, inner.kept - inner.delivered)
+        own = backlog.own
+        return Account(own.delivered, own.dropped, backlog.kept(beyond), backlog.resumed)
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        self.forwarder.listen(changed)
+        self.sink.listen(changed)
 
     @property
     def concern(self) -> str | None:
