@@ -742,7 +742,7 @@ def test_what_is_found_after_a_kill_is_known(
         sync_file(descriptor)
 
     sync_file = disk.sync_file
-    desk.sink.listen(check)
+    desk.sink.watch_account(check)
     for number in range(24):
         desk.write(number * PERIOD)
         check()

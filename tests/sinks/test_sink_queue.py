@@ -439,7 +439,7 @@ def test_it_tells_after_each_call_and_when_the_sink_says_so() -> None:
     """Also after one that failed, and after the end; no more once it is closed."""
     peer = Peer()
     listeners: list[Callable[[], None]] = []
-    peer.listen = listeners.append  # type: ignore[method-assign, assignment]
+    peer.watch_account = listeners.append  # type: ignore[method-assign, assignment]
     sink_queue = SinkQueue("a", peer, 1000, flush_s=0.0)
     heard: list[str] = []
 

@@ -100,7 +100,7 @@ class Sink(Protocol):
         """For a sink that delivers later than it takes. Any thread."""
         return None
 
-    def listen(self, changed: Callable[[], None]) -> None:
+    def watch_account(self, changed: Callable[[], None]) -> None:
         """``changed`` is to be called where the ``account`` has changed and no call says so."""
         return
 

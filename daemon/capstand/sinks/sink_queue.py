@@ -99,7 +99,7 @@ class SinkQueue:
         self.tells: Callable[[int, int], None] = tell_nobody
         """How much is delivered by now, and how much would be if this process were killed."""
         self._telling = threading.Lock()
-        sink.listen(self.tell)
+        sink.watch_account(self.tell)
 
     @property
     def dropped(self) -> int:
@@ -199,7 +199,7 @@ class SinkQueue:
 
     def close(self) -> None:
         """It holds nothing of the system's, and its sink does not hold it."""
-        self.sink.listen(_nothing)
+        self.sink.watch_account(_nothing)
 
     def put(self, block: Block) -> None:
         """Push thread: never waits."""

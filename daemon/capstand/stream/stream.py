@@ -454,18 +454,14 @@ class Stream:
         present.join()
         words = self.process.page.words
         words[StreamWord.RESTS] = 0
-        words[StreamWord.FIRST : CALLS] = memoryview(bytes(8 * (CALLS - StreamWord.FIRST))).cast(
-            "q"
-        )
+        for at in range(StreamWord.FIRST, CALLS):
+            words[at] = 0
         place = present.captured, present.next_frame, present.due_ns, present.ns_per_frame
         stats = self._last.stats
         since = max(0, present.captured - stats.captured_frames)
-        stats = stats._replace(
-            captured_frames=stats.captured_frames + since,
-            sinks=tuple(
-                _brought_up_to_date(sink, since, kept.get(sink.name)) for sink in stats.sinks
-            ),
-        )
+        sinks = [_brought_up_to_date(one, since, kept.get(one.name)) for one in stats.sinks]
+        captured = stats.captured_frames + since
+        stats = stats._replace(captured_frames=captured, sinks=tuple(sinks))
         fresh = word_places([one.name for one in self.config.queued], {})
         self._report = self._last._replace(phase=Phase.RUNNING, stats=stats, words=fresh)
         self._past = ResumePoint(stats, *place)

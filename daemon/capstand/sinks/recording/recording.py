@@ -277,7 +277,7 @@ class Recording(Sink):
     def account(self) -> Account:
         return Account(self._delivered, self._dropped, self._delivered_before + self._found)
 
-    def listen(self, changed: Callable[[], None]) -> None:
+    def watch_account(self, changed: Callable[[], None]) -> None:
         self._changed = changed
 
     def events(self) -> Iterator[Event]:

@@ -83,7 +83,7 @@ class Forwarder:
             return f"no response for {(now_ns - called_ns) // NS_PER_S} s"
         return trouble
 
-    def listen(self, changed: Callable[[], None]) -> None:
+    def watch(self, changed: Callable[[], None]) -> None:
         """``changed`` is called after each step."""
         self._changed = changed
 

@@ -128,9 +128,9 @@ class Spooled(Sink):
         own = backlog.own
         return Account(own.delivered, own.dropped, backlog.kept(beyond), backlog.resumed)
 
-    def listen(self, changed: Callable[[], None]) -> None:
-        self.forwarder.listen(changed)
-        self.sink.listen(changed)
+    def watch_account(self, changed: Callable[[], None]) -> None:
+        self.forwarder.watch(changed)
+        self.sink.watch_account(changed)
 
     @property
     def concern(self) -> str | None:
