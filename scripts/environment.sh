@@ -143,20 +143,36 @@ then start $0 again; the rest needs no root"
 # What building pyalsaaudio and systemd-python takes; Python's own part only for Debian's Python.
 build_packages() {
     local names=(gcc libasound2-dev libsystemd-dev pkg-config)
-    if [[ $(readlink -f "$(command -v python3 || echo /usr/bin/python3)") == /usr/bin/python3* ]]; then
+    if [[ $(base_python) == /usr/bin/python3* ]]; then
         names+=(python3 python3-venv python3-dev)
     fi
     echo "${names[@]}"
 }
 
+system_python=/usr/bin/python3
+
+is_new_enough() { [ -x "$1" ] && "$1" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))'; }
+
 require_python() {
-    command -v python3 >/dev/null || fail "python3 is missing; expected Python 3.11 or newer"
-    python3 -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-        fail "python3 is $(python3 -V 2>&1); expected Python 3.11 or newer"
+    local python
+    python=$(base_python)
+    [ -x "$python" ] || fail "python3 is missing; expected Python 3.11 or newer"
+    is_new_enough "$python" || fail "python3 is $("$python" -V 2>&1); expected Python 3.11 or newer"
 }
 
-# The interpreter itself, as /usr/bin/python3.11: a link python3 is another one after an upgrade.
-base_python() { readlink -f "$(command -v python3)"; }
+# The interpreter itself, as /usr/bin/python3.11: a link python3 is another one after an upgrade. The
+# system's, where it is new enough: it is kept up to date, every user may read it, and it is built for
+# speed, which not every other is (docs/measured.md).
+base_python() {
+    local one
+    for one in "$system_python" "$(command -v python3)"; do
+        if is_new_enough "$one"; then
+            readlink -f "$one"
+            return
+        fi
+    done
+    readlink -f "$(command -v python3 || echo "$system_python")"
+}
 
 # fill ENVIRONMENT PIP-ARGUMENT...: a new environment in a folder that is not there yet.
 fill() {
@@ -186,7 +202,7 @@ make_environment() {
     require_python
     mark=$({
         cat "$root/pyproject.toml" "$root/scripts/constraints.txt" 2>/dev/null
-        echo "$root $(base_python) $(python3 -V)"
+        echo "$root $(base_python) $("$(base_python)" -V)"
     } | sha256sum | cut -d' ' -f1)
     fits "$extra" "$mark" && return
     [ -w "$root" ] || fail "$root may not be written by $(id -un), and .venv has to be made there"

@@ -7,6 +7,7 @@ the host's own python3. Needs root on a Debian or Ubuntu host; what is missing t
 from __future__ import annotations
 
 import configparser
+import fcntl
 import os
 import re
 import shutil
@@ -19,7 +20,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = PROJECT / "scripts/constraints.txt"
 RELEASES = ("bookworm", "trixie")  # of Debian, that capstand runs on
 HOST_TOOLS = {"mmdebstrap": "mmdebstrap", "unshare": "util-linux"}  # command: Debian package
+OTHERS_S = 600
+"""So long another installation, such as that of a new machine's updates, is waited for."""
 APART = ["unshare", "--mount", "--propagation", "private", "--kill-child"]
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 CLEAN = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -46,21 +50,29 @@ def cache() -> Path:
 
 
 def install_host_tools(tools: dict[str, str]) -> None:
-    tools = HOST_TOOLS | tools
+    """Waits for whoever else installs something, of ours or not."""
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / "install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _install(HOST_TOOLS | tools)
+
+
+def _install(tools: dict[str, str]) -> None:
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = sorted(
         {package for tool, package in tools.items() if not shutil.which(tool, path=path)}
     )
-    if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists():
+    if not KEYRING.exists():
         missing.append("debian-archive-keyring")
     if missing and os.geteuid() != 0:
         raise SystemExit(f"apt-get install {' '.join(missing)} first, or run as root")
     if missing:
         say(f"installing {' '.join(missing)}")
         quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing]
+        wait = ["-o", f"DPkg::Lock::Timeout={OTHERS_S}"]
+        install = ["apt-get", "install", "-y", "-q", *wait, "--no-install-recommends", *missing]
         if subprocess.run(install, stdout=sys.stderr, env=quiet, check=False).returncode:
-            run("apt-get", "update", "-q", env=quiet)
+            subprocess.run(["apt-get", "update", "-q"], stdout=sys.stderr, env=quiet, check=False)
             run(*install, env=quiet)
 
 

@@ -1,6 +1,7 @@
 """What scripts/environment.sh promises to those that source it; how what is installed starts."""
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -240,6 +241,51 @@ def test_a_failure_is_a_sentence(checkout: Checkout, said: str, told: str) -> No
     assert log.read_text().rstrip("\n") == said
 
 
+@pytest.mark.parametrize(
+    ("system", "path", "taken"),
+    [
+        ("3.11.2", "3.12.1", "system"),
+        ("3.9.2", "3.12.1", "path"),
+        (None, "3.12.1", "path"),
+        ("3.11.2", None, "system"),
+        ("3.9.2", "3.8.1", None),
+        ("3.9.2", None, None),
+        (None, None, None),
+    ],
+)
+def test_the_systems_python_is_taken_where_it_is_new_enough(
+    checkout: Checkout, tmp_path: Path, system: str | None, path: str | None, taken: str | None
+) -> None:
+    """It is kept up to date and every user may read it; else the one in the path. Of one that is
+    too old, or missing, the version that is expected is told."""
+    for name, version in (("system", system), ("path", path)):
+        (tmp_path / name).mkdir()
+        if version is not None:
+            new = int(version.split(".")[1]) >= 11
+            python = tmp_path / name / "python3"
+            python.write_text(
+                f'#!/bin/sh\n[ "$*" = -V ] && echo Python {version} && exit\nexit {int(not new)}\n'
+            )
+            python.chmod(0o755)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("dirname", "readlink", "id"):
+        found = shutil.which(tool)
+        assert found
+        (tools / tool).symlink_to(found)
+    done = checkout.shell(
+        f"system_python={tmp_path}/system/python3; require_python && base_python",
+        env={"PATH": f"{tmp_path}/path:{tools}"},
+    )
+    if taken is not None:
+        assert (done.returncode, done.stdout) == (0, f"{tmp_path}/{taken}/python3\n"), done.stderr
+        return
+    oldest = path or system
+    said = "missing" if oldest is None or system is None else f"Python {oldest}"
+    assert done.returncode == 1
+    assert f"python3 is {said}; expected Python 3.11 or newer" in done.stderr
+
+
 def test_an_installation_whose_python_is_gone_says_what_to_do(
     checkout: Checkout, tmp_path: Path
 ) -> None:
@@ -360,3 +406,37 @@ def test_what_is_built_for_another_python_is_not_copied(tmp_path: Path, pure: bo
     done = subprocess.run(added, capture_output=True, text=True, check=False)
     assert (done.returncode, (new / "own.py").exists()) == ((0, True) if pure else (1, False))
     assert done.stderr == ("" if pure else "capstand: own 1 was built for python3.11\n")
+
+
+APT = """\
+#!/bin/sh
+mkdir "$0.busy" 2>/dev/null || exit 100  # another has dpkg's lock
+sleep 0.2
+for name in "$@"; do :; done
+printf '#!/bin/sh\\n' >"${0%/*}/tool" && chmod 755 "${0%/*}/tool"
+echo "$@" >>"$0.log"
+rmdir "$0.busy"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs anything")
+def test_two_that_need_the_same_tool_do_not_meet(tmp_path: Path) -> None:
+    """What is made for the tests installs what it needs of the host one after the other; who comes
+    second finds it there. Others that install something are waited for."""
+    apt = tmp_path / "apt-get"
+    apt.write_text(APT)
+    apt.chmod(0o755)
+    script = (
+        "from tests import debian; debian.HOST_TOOLS.clear(); debian.KEYRING = debian.PROJECT; "
+        "debian.install_host_tools({'tool': 'package'})"
+    )
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "CAPSTAND_CACHE": str(tmp_path / "cache")}
+    some = [
+        subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=env, stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    said = [one.communicate()[1] for one in some]
+    assert [one.returncode for one in some] == [0, 0, 0], said
+    (line,) = (tmp_path / "apt-get.log").read_text().splitlines()
+    assert "DPkg::Lock::Timeout=" in line and line.split()[-1] == "package"
