@@ -417,6 +417,7 @@ def _ask(
 ) -> tuple[int, bytes]:
     """Status and body, the latter up to one byte too many. Raises OSError and TokenError."""
     import socket
+    import traceback
     from http.client import HTTPException
     from queue import Empty, SimpleQueue
 
@@ -435,6 +436,8 @@ def _ask(
             with connection.getresponse() as response:
                 outcome.put((response.status, response.read(MAX_BYTES + 1)))
         except OSError as error:
+            # Python 3.11.2's http.client leaves a proxy's refusal open, and its descriptor with it.
+            traceback.clear_frames(error.__traceback__)
             outcome.put(error)
         except (HTTPException, ValueError) as error:
             name = type(error).__name__
