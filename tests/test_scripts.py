@@ -280,8 +280,8 @@ def test_the_systems_python_is_taken_where_it_is_new_enough(
     if taken is not None:
         assert (done.returncode, done.stdout) == (0, f"{tmp_path}/{taken}/python3\n"), done.stderr
         return
-    oldest = path or system
-    said = "missing" if oldest is None or system is None else f"Python {oldest}"
+    found = path or system
+    said = "missing" if found is None else f"Python {found}"
     assert done.returncode == 1
     assert f"python3 is {said}; expected Python 3.11 or newer" in done.stderr
 

@@ -113,6 +113,10 @@ class Sink(Protocol):
         return {}
 
 
+def nobody() -> None:
+    """Watches an account for which no one has asked yet."""
+
+
 class BrokenSink(Sink):
     """Stands for one whose type, from another distribution, could not make it."""
 

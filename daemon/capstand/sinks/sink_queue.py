@@ -29,7 +29,7 @@ from capstand.host import bug
 from capstand.host.backoff import Backoff
 from capstand.host.realtime import prepare_thread
 from capstand.sinks.gathering import Gathering
-from capstand.sinks.sink import Account, Event, Sink
+from capstand.sinks.sink import Account, Event, Sink, nobody
 from capstand.text import clean
 
 BACKOFF_S = (0.5, 30.0)
@@ -199,7 +199,7 @@ class SinkQueue:
 
     def close(self) -> None:
         """It holds nothing of the system's, and its sink does not hold it."""
-        self.sink.watch_account(_nothing)
+        self.sink.watch_account(nobody)
 
     def put(self, block: Block) -> None:
         """Push thread: never waits."""
@@ -340,8 +340,4 @@ def describe_error(sink: str, error: Exception) -> str:
 
 
 def tell_nobody(delivered: int, kept: int) -> None:
-    pass
-
-
-def _nothing() -> None:
     pass

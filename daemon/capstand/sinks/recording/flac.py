@@ -56,14 +56,13 @@ class FlacFile:
         head = os.pread(self._descriptor, _LENGTH_END, 0)
         if len(head) < _LENGTH_END:
             return 0
-        if int.from_bytes(head[_LENGTH_AT:], "big") & _LENGTH == self.frames:
-            self.found = self.frames
-            return self.frames
-        block_frames = int.from_bytes(head[8:10], "big")
-        whole = max(0, self.frames - 1) // block_frames * block_frames
-        _set_length(self._descriptor, whole)
-        self.found = whole
-        return whole
+        self.found = int.from_bytes(head[_LENGTH_AT:], "big") & _LENGTH
+        if self.found != self.frames:
+            block_frames = int.from_bytes(head[8:10], "big")
+            whole = max(0, self.frames - 1) // block_frames * block_frames
+            _set_length(self._descriptor, whole)
+            self.found = whole
+        return self.found
 
     def close(self) -> int:
         """Returns how many frames are in the file."""

@@ -32,7 +32,7 @@ from capstand.sinks.recording import folder
 from capstand.sinks.recording.leftover import Leftovers
 from capstand.sinks.recording.retention import DAY_S, GB, Retention
 from capstand.sinks.recording.segment import Segment, cut
-from capstand.sinks.sink import Account, Checkpoint, Event, Sink
+from capstand.sinks.sink import Account, Checkpoint, Event, Sink, nobody
 from capstand.sinks.types.file import FileSinkConfig
 from capstand.text import clean
 
@@ -88,7 +88,7 @@ class Recording(Sink):
         self._wall_ahead_ns = 0  # wall time minus monotonic time when the segment began
         self._given = 0  # frames of blocks since open
         self._found = 0  # of these, what would be found in files if this process were killed
-        self._changed: Callable[[], None] = _nobody
+        self._changed: Callable[[], None] = nobody
         self._unsynced: deque[tuple[int, Block]] = deque()  # blocks and their ends in the segment
         self._checkpoint = Checkpoint(0, "")
         self._delivered = self._delivered_before = self._dropped = 0
@@ -471,7 +471,3 @@ class Recording(Sink):
 
 def _days(days: float) -> str:
     return f"{days:.0f} days" if days >= 2 else f"{days * 24:.0f} h"
-
-
-def _nobody() -> None:
-    pass

@@ -18,7 +18,7 @@ from capstand.audio.wake import WakeUp
 from capstand.errors import SinkError
 from capstand.host.backoff import Backoff
 from capstand.host.realtime import prepare_thread
-from capstand.sinks.sink import Checkpoint, Sink
+from capstand.sinks.sink import Checkpoint, Sink, nobody
 from capstand.sinks.sink_queue import describe_error
 from capstand.sinks.spool.backlog import Backlog
 from capstand.sinks.spool.record import Record
@@ -68,7 +68,7 @@ class Forwarder:
         self._run = b""  # the one that captured the block written last
         self._retry_ns = self._flushed_ns = self._due_ns = 0
         self._call_ns = 0  # when the sink was called, 0 while it is not
-        self._changed: Callable[[], None] = _nobody
+        self._changed: Callable[[], None] = nobody
 
     @property
     def away(self) -> str | None:
@@ -243,7 +243,3 @@ class Forwarder:
             if self._stage is not Stage.LEFT:
                 step(*what)
         self._changed()
-
-
-def _nobody() -> None:
-    pass
