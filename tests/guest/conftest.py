@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,13 @@ path = "/var/lib/capstand/spool"
 catch_up_speed = 100
 """
 
+
+STARTS = f"""for round in 1 2 3; do
+    date +%s.%N; {PYTHON} -c 'import asyncio, json, ssl'; date +%s.%N
+done"""
+STARTS_S = 0.9
+"""What each of these takes a machine of 250 million instructions a second, which is slower than any
+Raspberry Pi: the USB tests' machine, whose clock counts them (0.87 s, again and again)."""
 
 # `capstand status --json`, in a tenth of the time: most of what the tests ask is this.
 ASK_STATUS = r"""perl -MIO::Socket::UNIX -e '
@@ -107,6 +115,25 @@ class Machine:
 
     def start(self) -> None:
         self.guest.run("systemctl start capstand", timeout_s=60)
+
+    def answers(self) -> None:
+        """Waits until the daemon can be asked."""
+        self.guest.wait_until(ASK_STATUS, timeout_s=60)
+
+    def limit_s(self, seconds: float) -> float:
+        """The limit for a duration that was just measured. It is for a machine that starts programs
+        as fast as one of 250 million instructions a second; one that its host lets be slower now
+        has more time, in proportion."""
+        moments = [float(line) for line in self.guest.run(STARTS, timeout_s=60).out.split()]
+        took_s = median(
+            after - before for before, after in zip(moments[::2], moments[1::2], strict=True)
+        )
+        slower = max(1.0, took_s / STARTS_S)
+        figure(
+            f"(the emulated machine, for a limit of {seconds:g} s)",
+            f"it starts programs in {took_s:.2f} s, so the limit is {seconds * slower:.2f} s",
+        )
+        return seconds * slower
 
     def play_again(self) -> None:
         """The frame counter from a new player, after the machine or the card was gone."""

@@ -136,6 +136,7 @@ def test_the_holder_is_named_and_the_card_is_taken_when_it_is_free(machine: Mach
     finally:
         machine.guest.run("systemctl stop rival; date +%s.%N > /root/began")
     taken_s = seconds_until(machine, frames_file(), "/root/began")
+    limit_s = machine.limit_s(2.0)
     machine.wait_for_frames(48000)
     machine.guest.run("systemctl stop capstand")
 
@@ -144,14 +145,14 @@ def test_the_holder_is_named_and_the_card_is_taken_when_it_is_free(machine: Mach
     assert (shown["ActiveState"], shown["NRestarts"]) == ("active", "0")
     assert machine.ledger()[-1]["balanced"] is True
     figure("busy when the service starts", f"named {named_s:.1f} s after systemctl start")
-    assert taken_s <= 2.0
+    assert taken_s <= limit_s
 
 
 def test_the_holder_is_named_within_a_second(machine: Machine) -> None:
     """When a running service finds the card with another program, STATUS names that program, by its
-    unit, within a second, and the card is back within two seconds of its end; again and again.
-    (The median, here and below: an emulated machine is as slow as its host lets it be.)"""
-    rounds = counts(1, 20)
+    unit, within a second (the median, here and below), and the card is back within two seconds of
+    its end; again and again."""
+    rounds = counts(3, 20)
     machine.guest.write_file("/root/plug.py", (HERE / "plug.py").read_bytes())
     machine.configure(text=SETUP.format(buffer_ms=500))
     machine.start()
@@ -165,12 +166,13 @@ def test_the_holder_is_named_within_a_second(machine: Machine) -> None:
         owned = "grep -q owner /proc/asound/Loopback/pcm1c/sub0/status"
         taken_s.append(seconds_until(machine, owned, "/root/began"))
         machine.wait_for_frames(48000)
+    limit_s = machine.limit_s(1.0)
     machine.guest.run("systemctl stop capstand")
     figure("busy: holder named after", spread(named_s))
     figure("busy: taken when free after", spread(taken_s))
 
-    assert median(named_s) <= 1.0
-    assert max(taken_s) <= 2.0
+    assert median(named_s) <= limit_s
+    assert max(taken_s) <= 2 * limit_s
     assert machine.ledger()[-1]["balanced"] is True
 
 
@@ -262,6 +264,7 @@ def test_pipewire_lets_go_and_has_the_card_back(machine: Machine, desktop: Deskt
         answer = guest.run(f"{PYTHON} /root/plug.py taken {runtime}/control.sock").out
         taken_s.append(json.loads(answer)["taken_s"])
         recorder.stop()
+    limit_s = machine.limit_s(1.0)
     capstand.stop()
     desktop.source()
     books = [
@@ -270,6 +273,6 @@ def test_pipewire_lets_go_and_has_the_card_back(machine: Machine, desktop: Deskt
     ]
     figure("busy: taken over from PipeWire after", spread(taken_s))
 
-    assert median(taken_s) <= 1.0
+    assert median(taken_s) <= limit_s
     assert [book["cause"] for book in books if book["event"] == "gap"].count("released") == rounds
     assert books[-1]["balanced"] is True

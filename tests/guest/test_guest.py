@@ -137,10 +137,9 @@ def joined(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def test_after_kill_9_sound_is_back_and_the_old_file_is_whole(machine: Machine) -> None:
-    """After kill -9 systemd starts it again, sound is back in under 3 s (the median, for
-    the speed of an emulated machine changes with its host's), the file of the time before is
-    readable up to its last second, and so is what waited in the spool (in the full size; that of
-    power cuts has it always)."""
+    """After kill -9 systemd starts it again, sound is back in under 3 s (the median), the file of
+    the time before is readable up to its last second, and so is what waited in the spool (in the
+    full size; that of power cuts has it always)."""
     far = Far(machine) if FULL else None  # an emulated machine takes a second longer with it
     machine.configure(text=far.configuration() if far else None)
     machine.start()
@@ -153,7 +152,7 @@ def test_after_kill_9_sound_is_back_and_the_old_file_is_whole(machine: Machine) 
         (part,) = machine.files("*.part")
         machine.guest.run("systemctl kill -s KILL capstand; date +%s.%N > /root/killed")
         killed_s = float(machine.guest.read_file("/root/killed"))
-        machine.guest.wait_until("capstand status", timeout_s=30)
+        machine.answers()
         machine.wait_for_frames(round(chance.uniform(0.5, 4) * 48000))
         (new,) = machine.files("*.part")
 
@@ -165,6 +164,7 @@ def test_after_kill_9_sound_is_back_and_the_old_file_is_whole(machine: Machine) 
         recorded.origin()
         assert missing_s[-1] < 1.0
         back_s.append(datetime.fromisoformat(first_frame_at(new)).timestamp() - killed_s)
+    limit_s = machine.limit_s(3.0)
     spooled = far.comes_back() if far else "without a spool"
     machine.guest.run("systemctl stop capstand")
     books = machine.ledger()
@@ -172,7 +172,7 @@ def test_after_kill_9_sound_is_back_and_the_old_file_is_whole(machine: Machine) 
     figure("kill -9: missing at the end", f"{spread(missing_s)}; {spooled}")
     assert [book["event"] for book in books].count("start") == rounds + 1
     assert all(book.get("balanced", True) for book in books)
-    assert median(back_s) < 3.0
+    assert median(back_s) < limit_s
 
 
 def test_a_capture_thread_that_is_frozen_is_replaced(machine: Machine) -> None:
@@ -207,7 +207,7 @@ def test_the_watchdog_fires_when_main_is_stopped(machine: Machine) -> None:
     machine.guest.wait_until(
         f'test "$(systemctl show capstand -p NRestarts --value)" -gt {restarts}', timeout_s=120
     )
-    machine.guest.wait_until("capstand status", timeout_s=60)
+    machine.answers()
     machine.wait_for_frames(48000)
     assert any("Watchdog timeout" in str(one.get("MESSAGE")) for one in machine.journal())
 
