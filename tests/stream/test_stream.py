@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from capstand.accounting.stats import Cause, Gap, StreamStats
+from capstand.accounting.stats import Cause, Gap, SinkStats, StreamStats
 from capstand.config.schema import CaptureConfig, SpoolConfig, StreamConfig
 from capstand.processes import forkserver
 from capstand.processes.page import CALLS
@@ -24,7 +25,7 @@ from capstand.stream.queues import GATHER_MS
 from capstand.stream.stream import Stream
 from tests.counts import counts
 from tests.fakecard import FakeCard
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, gone
 
 UNDER_WAY = {"wav": 2 * GATHER_MS * 48, "flac": 2 * 48_000}
 """Frames: what a write, or a FLAC's header once a second, adds at once, and is not told yet."""
@@ -37,6 +38,7 @@ class Streams:
         self.folder = folder
         self.all: list[Stream] = []
         self.gaps: dict[str, list[Gap]] = {}
+        self.left: defaultdict[str, list[SinkStats]] = defaultdict(list)
         self.troubles: dict[str, list[str]] = {}
         self.ended: dict[str, StreamStats] = {}
 
@@ -55,6 +57,7 @@ class Streams:
             report = one.report(time.monotonic_ns())
             assert report.stats.balanced, report.stats
             self.gaps[one.name] += report.gaps
+            self.left[one.name] += [left.sink for left in report.left]
             trouble = report.trouble
             if trouble and trouble not in self.troubles[one.name][-1:]:
                 self.troubles[one.name].append(trouble)
@@ -151,7 +154,7 @@ def test_main_looks_closely_at_a_stream_where_anything_is_new(
     streams.until(asked)
     new: list[tuple[Any, Any, Any]] = [
         (stream._live, "live", SimpleNamespace(is_calm=lambda: False)),
-        (stream._parting, "gone", None),
+        (stream._parting.sinks, "gone", None),
         (stream._released, "desktop", "left to pulseaudio"),
     ]
     for parts, name, part in new:
@@ -205,6 +208,83 @@ def test_a_killed_process_costs_its_own_stream_alone(
     assert all(set(np.diff(file)) <= {1} for file in files)  # one may hold a single frame
     heard = [number for file in files for number in file]
     assert len(set(heard)) == len(heard)
+
+
+def test_a_loss_that_nobody_was_told_of_is_in_the_books(
+    streams: Streams, fakecard: FakeCard
+) -> None:
+    """The process is killed between a loss and its next report: the gap is there all the same, with
+    its place, its cause and its length, once."""
+    stream = streams.start(fakecard, "mic")
+    for _ in range(rounds := counts(3, 20)):
+        streams.flow(stream)
+        pid, opens, told = stream.process.pid, stream.stats(0).opens, len(streams.gaps["mic"])
+        assert pid is not None
+        lost = stream.stats(0).lost_frames
+        fakecard.overrun()
+        deadline = time.monotonic() + PATIENCE_S
+        while stream.stats(0).lost_frames == lost:  # read from the ring; no report is heard
+            assert time.monotonic() < deadline
+        os.kill(pid, signal.SIGKILL)
+        streams.until(lambda opens=opens: stream.stats(0).opens > opens)  # type: ignore[misc]
+        streams.flow(stream)
+        overrun, died = streams.gaps["mic"][told:]
+        assert (overrun.cause, died.cause) == (Cause.OVERRUN, Cause.PROCESS)
+        assert overrun.first_frame + overrun.frames <= died.first_frame
+        assert overrun.at_ns < died.at_ns
+    streams.end()
+    ended, gaps = streams.ended["mic"], streams.gaps["mic"]
+    assert sum(gap.frames for gap in gaps) == ended.lost_frames
+    assert len(gaps) == ended.gaps == 2 * rounds
+    assert ended.lost_estimated_frames == sum(gap.frames for gap in gaps if not gap.exact)
+
+
+@pytest.mark.parametrize("killed", ["before", "in time", "unasked", "afterwards"])
+def test_a_sink_that_is_to_leave_does_so_also_where_its_process_dies(
+    streams: Streams, fakecard: FakeCard, killed: str
+) -> None:
+    """Killed before main changes the sink, and main knows it or does not; or with the order unread;
+    or just after it was read. The sink has left, with books that say what is in its files; another
+    of its name goes on with books of its own."""
+    stream = streams.start(fakecard, "mic", gaps="skip")
+    dice = random.Random(11)
+    for number in range(counts(4, 30)):
+        streams.flow(stream, dice.randrange(480, 48_000))
+        config, pid, opens = stream.config, stream.process.pid, stream.stats(0).opens
+        assert pid is not None
+        (sink,) = config.sink
+        assert isinstance(sink, FileSinkConfig)
+        wanted = config._replace(sink=(sink._replace(segment_s=100 + number),))
+        if killed == "before":
+            os.kill(pid, signal.SIGKILL)
+            streams.until(lambda pid=pid: stream.process.pid != pid)  # type: ignore[misc]
+        elif killed == "in time":
+            os.kill(pid, signal.SIGKILL)
+            assert gone(pid)
+        elif killed == "unasked":
+            os.kill(pid, signal.SIGSTOP)
+        stream.exchange(wanted)
+        assert stream.leaving == ["disk"]
+        if killed == "afterwards":
+            time.sleep(dice.random() * 0.02)
+        if killed in ("unasked", "afterwards"):
+            os.kill(pid, signal.SIGKILL)
+        streams.until(
+            lambda opens=opens: stream.stats(0).opens > opens and not stream.leaving  # type: ignore[misc]
+        )
+        assert len(streams.left["mic"]) == number + 1
+    streams.flow(stream)
+    streams.end()
+    there = [frame for file in numbers(streams.folder / "mic") for frame in file]
+    assert len(set(there)) == len(there)
+    books = [*streams.left["mic"], *streams.ended["mic"].sinks]
+    assert all(one.balanced and not one.in_flight_frames for one in books)
+    delivered = sum(one.delivered_frames for one in books)
+    begun = 480 if killed == "afterwards" else 0  # by the next one, of which main had not heard yet
+    most = delivered + len(books) * (UNDER_WAY["wav"] + begun)
+    assert delivered <= len(there) <= most
+    joined = [one.since_frame for one in books if one.since_frame is not None]
+    assert joined == sorted(set(joined))
 
 
 @pytest.mark.parametrize("how", ["wav", "flac", "spooled", "away"])

@@ -62,6 +62,18 @@ class Gap(NamedTuple):
     cause: Cause
     exact: bool
 
+    @classmethod
+    def from_said(cls, first_frame: int, frames: int, at_ns: int, said: int) -> "Gap":
+        """One of which nothing is known but the frames, and a number of ``say``."""
+        known = say(min(Cause), exact=False) <= said <= say(max(Cause), exact=True)
+        cause = Cause((said >> 1) - 1) if known else Cause.PROCESS
+        return cls(first_frame, frames, at_ns, cause, known and bool(said & 1))
+
+
+def say(cause: int, exact: bool) -> int:
+    """A gap's cause and exactness in one number; 0 says nothing."""
+    return cause + 1 << 1 | exact
+
 
 class GapTable:
     """Gaps on their way from the capture thread to the main thread, without a lock.

@@ -13,7 +13,7 @@ missed::
 
     64 bytes           magic, slots, slot_bytes, published
     slots × 64 bytes   number, first_frame, frames, captured_at_ns, captured_before,
-                       ns_per_frame, drift_ppm, settled
+                       ns_per_frame, drift_ppm, settled + 2 × what is said of a loss
     slots × slot_bytes samples
 
 Block n lies in slot n % slots. While block ``published`` is being written, its slot still counts as
@@ -30,18 +30,29 @@ import os
 import stat
 from collections.abc import Iterator
 from struct import Struct
+from typing import NamedTuple
 
 from capstand.audio.block import AudioFormat, Block
 from capstand.audio.clock import Pace
 from capstand.audio.wake import Paced, WakeUp
 
-MAGIC = 0x3130676E69720001  # a layout that differs gets another number
+MAGIC = 0x3130676E69720002  # a layout that differs gets another number
 HEAD = 64
 SLOT = Struct("@qqqqqddq")
 PUBLISHED = 3  # its place among the 8-byte words of the head
 LEAST_SLOTS = 4
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 TRIES = 1000
+
+
+class Missing(NamedTuple):
+    """Frames that are missing before a block: first index, how many, time of the first, and what
+    the writer said of them."""
+
+    first_frame: int
+    frames: int
+    at_ns: int
+    said: int
 
 
 class Ring:
@@ -93,9 +104,16 @@ class Ring:
         return self._rows[self.published % self.slots]
 
     def publish(
-        self, first_frame: int, frames: int, captured_at_ns: int, captured_before: int, pace: Pace
+        self,
+        first_frame: int,
+        frames: int,
+        captured_at_ns: int,
+        captured_before: int,
+        pace: Pace,
+        said: int = 0,
     ) -> None:
-        """Shows the filled slot to all readers, and wakes them."""
+        """Shows the filled slot to all readers, and wakes them. What is ``said`` of the frames that
+        are missing before it, a number of the writer's, stays for who comes after the writer."""
         number = self.published
         SLOT.pack_into(
             self._memory,
@@ -107,7 +125,7 @@ class Ring:
             captured_before,
             pace.ns_per_frame,
             pace.drift_ppm,
-            pace.settled,
+            pace.settled | said << 1,
         )
         self.published = self._words[PUBLISHED] = number + 1
         for wake in self._wakes:
@@ -199,11 +217,10 @@ class Reader:
             if not number:
                 return
             last = number - 1
-            found, first_frame, frames, at_ns, before, *rate = self._slot(last)
+            found, first_frame, frames, at_ns, before, rate, ppm, flags = self._slot(last)
             if found == last and self._words[PUBLISHED] - last <= self.slots - 2:
                 self.captured, self.next_frame = before + frames, first_frame + frames
-                self.ns_per_frame, self.drift_ppm, settled = rate
-                self.settled = bool(settled)
+                self.ns_per_frame, self.drift_ppm, self.settled = rate, ppm, flags & 1 > 0
                 self.due_ns = at_ns + round(frames * self.ns_per_frame)
                 return
         raise ValueError("the newest block of the ring is not where it should be")
@@ -227,7 +244,7 @@ class Reader:
         words, slots, memory = self._words, self.slots, self._memory
         while (number := self.number) < words[PUBLISHED]:
             place = number % slots
-            found, first_frame, frames, captured_at_ns, before, ns_per_frame, drift_ppm, settled = (
+            found, first_frame, frames, captured_at_ns, before, ns_per_frame, drift_ppm, flags = (
                 SLOT.unpack_from(memory, HEAD + place * SLOT.size)
             )
             if found == number:
@@ -242,9 +259,25 @@ class Reader:
             self.missed += before - self.captured
             self.captured, self.next_frame = before + frames, first_frame + frames
             self.number = number + 1
-            self.ns_per_frame, self.drift_ppm, self.settled = ns_per_frame, drift_ppm, settled != 0
+            self.ns_per_frame, self.drift_ppm, self.settled = ns_per_frame, drift_ppm, flags & 1 > 0
             return Block(first_frame, frames, captured_at_ns, samples, self._audio)
         return None
+
+    def missing(self, captured: int, next_frame: int) -> Iterator[Missing]:
+        """What is missing between the blocks since so much had been captured, and that was to be
+        the next frame. What was lost before the ring's oldest block counts as lost there. For when
+        the writer has ended."""
+        published = self._words[PUBLISHED]
+        for number in range(max(0, published - self.slots), published):
+            found, first_frame, frames, at_ns, before, rate, _, flags = self._slot(number)
+            if found != number or before < captured:
+                continue
+            lost = first_frame - next_frame - (before - captured)
+            if lost > 0:
+                since_ns = at_ns - round(lost * rate)
+                said = flags >> 1 if before == captured else 0  # else it is not all of it
+                yield Missing(first_frame - lost, lost, since_ns, said)
+            captured, next_frame = before + frames, first_frame + frames
 
     def blocks(self) -> Iterator[Block]:
         """All that are there."""

@@ -15,6 +15,7 @@ from capstand.host import realtime
 from capstand.host.logs import log_event, tell_held_back
 from capstand.stream.chaining import PROCESSING
 from capstand.stream.defect import Defect
+from capstand.stream.parting import DIED
 from capstand.stream.report import Granted, LastReport, Report, SinkEvent
 
 TOTAL_S = 300.0
@@ -303,7 +304,7 @@ class Reporter:
             return
         reported.dropped, reported.drops_due = sink.dropped_frames, now + DROP_S
         slow = "too slow" if sink.state is SinkState.OPEN else sink.state
-        reason = sink.trouble or ("the stream's process died" if reported.replaced else slow)
+        reason = sink.trouble or (DIED if reported.replaced else slow)
         reported.replaced = False
         self._write("drop", sink=sink.name, frames=missed, reason=reason)
         log_event(

@@ -200,6 +200,7 @@ class SinkQueue:
     def close(self) -> None:
         """It holds nothing of the system's, and its sink does not hold it."""
         self.sink.watch_account(nobody)
+        self.tells = tell_nobody
 
     def put(self, block: Block) -> None:
         """Push thread: never waits."""

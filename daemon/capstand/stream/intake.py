@@ -38,7 +38,7 @@ from capstand.config.schema import (
     StreamConfig,
 )
 from capstand.errors import CapstandError
-from capstand.sinks.sink_queue import SinkQueue, tell_nobody
+from capstand.sinks.sink_queue import SinkQueue
 from capstand.stream.handover import (
     ABANDON_S,
     LEAVE_S,
@@ -125,6 +125,7 @@ class Intake:
         self._left: list[LastReport] = []
         self._words = words
         self._places: dict[str, int] = {}  # of the words, by sink
+        self._taken: dict[RemovedSink, int] = {}  # those of sinks that leave
         if past is not None:
             self._continue_from(past)
         self._show()
@@ -230,7 +231,7 @@ class Intake:
         if words is None:
             return
         names = [sink_queue.name for sink_queue in self.sink_queues]
-        self._places = word_places(names, self._places)
+        self._places = word_places(names, self._places, self._taken.values())
         for sink_queue in self.sink_queues:
             sink_queue.tells = partial(_write, words, self._places[sink_queue.name])
             sink_queue.tell()
@@ -260,7 +261,8 @@ class Intake:
             running[sink] = make_queue(config, cast(QueuedSinkConfig, sink), self._folders, run)
             running[sink].since = None
         for sink in change.removed:
-            running[sink].tells = tell_nobody  # another gets its words
+            if sink.name in self._places:
+                self._taken[leaving[sink]] = self._places.pop(sink.name)
             self.overview.progress.forget(sink.name)
         self.config = config
         self.sink_queues = [running[sink] for sink in config.queued]
@@ -300,6 +302,8 @@ class Intake:
         over = [one for one in self._leaving if one.over(deadline)]
         if over:
             self._leaving = [one for one in self._leaving if one not in over]
+            for one in over:
+                self._taken.pop(one, None)
         captured = self.capturer.tally.count().captured
         self._left += [one.last_word(captured, self.config.capture.rate_hz) for one in over]
         return [one.name for one in over if one.hung]

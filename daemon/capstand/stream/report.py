@@ -60,11 +60,14 @@ class StreamWord(IntEnum):
 WORDS_PER_SINK = 2
 
 
-def word_places(sinks: Iterable[str], before: Mapping[str, int]) -> dict[str, int]:
-    """Where the words of each sink begin: where they were ``before``, or at the first free ones."""
+def word_places(
+    sinks: Iterable[str], before: Mapping[str, int], taken: Iterable[int] = ()
+) -> dict[str, int]:
+    """Where the words of each sink begin: where they were ``before``, or at the first free ones;
+    those at ``taken`` belong to sinks that leave."""
     kept = {name: before[name] for name in sinks if name in before}
     every = range(StreamWord.FIRST, CALLS - WORDS_PER_SINK + 1, WORDS_PER_SINK)
-    free = iter(sorted(set(every) - set(kept.values())))
+    free = iter(sorted(set(every) - set(kept.values()) - set(taken)))
     return {name: kept.get(name) or next(free) for name in sinks}
 
 
@@ -91,7 +94,7 @@ class Report(NamedTuple):
     device's; ``concerns`` are those of the sinks, by name; ``view`` is what health is judged by;
     ``words`` says in which words of the Page each sink shows what it has delivered; ``hung``
     names what did not end in time, ``failed`` says why the process ends by itself, ``processing``
-    what is wrong with the chain."""
+    what is wrong with the chain; ``orders`` is how many its process had obeyed."""
 
     stats: StreamStats
     granted: Granted | None
@@ -112,3 +115,4 @@ class Report(NamedTuple):
     hung: tuple[str, ...] = ()
     failed: str | None = None
     processing: str | None = None
+    orders: int = 0

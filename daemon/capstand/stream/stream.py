@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain as joined
 from pathlib import Path
 
-from capstand.accounting.stats import Gap, Health, SinkStats, StreamStats
+from capstand.accounting.stats import Gap, Health, StreamStats
 from capstand.audio.block import NS_PER_S
 from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import WakeUp
@@ -43,11 +43,11 @@ from capstand.stream.handover import (
 )
 from capstand.stream.health import Assessment, assess
 from capstand.stream.orders import End, Exchange, Processed, Release, Resume, RetryNow, Stop
+from capstand.stream.parting import Parting, brought_up_to_date, places, without
 from capstand.stream.report import (
     DISK_S,
     RUNTIME,
     STATE,
-    WORDS_PER_SINK,
     LastReport,
     Phase,
     Report,
@@ -89,7 +89,7 @@ class Stream:
         self._others: Mapping[str, Heard] = {}
         self._live = {one: self._live_sink(one) for one in config.sink if _is_live(one)}
         self._leaving: list[RemovedSink] = []  # live ones
-        self._parting: dict[str, None] = {}  # the others, by name
+        self._parting = Parting()  # the others
         self._given_up: list[str] = []
         self._released: dict[str, str] = {}
         self._ordered = 0
@@ -140,6 +140,8 @@ class Stream:
         if process.deaths != self._deaths:
             self._deaths = process.deaths
             self._died()
+        if self._parting.unheard:
+            self._left += self._parting.end(process.page.words, self._present.captured)
         chain = self._chain
         for one in self._live.values():
             if chain is None or not chain.holds_back(one):
@@ -200,6 +202,13 @@ class Stream:
         left its place."""
         assert same_capture(self.config, config)
         change, before = sink_plan(self.config, config), self.config
+        gone = [one for one in change.removed if not _is_live(one)]
+        come = [one for one in change.added if not _is_live(one)]
+        self._report = self._parting.begin(gone, come, self.stats(time.monotonic_ns()), self._last)
+        if self._past is not None:  # a process is still to begin
+            stats = self._past.stats
+            stats = stats._replace(sinks=without(self._parting.sinks, stats.sinks))
+            self._past = self._past._replace(stats=stats)
         parted = {one: self._live.pop(one) for one in change.removed if _is_live(one)}
         self.config = config
         if not same_chain(before, config):
@@ -211,7 +220,6 @@ class Stream:
         self._live = {one: (self._live | added)[one] for one in config.sink if _is_live(one)}
         self._settle_chain()
         self._leaving += map(RemovedSink, parted.values())
-        self._parting |= {one.name: None for one in change.removed if not _is_live(one)}
         for one in change.removed:
             self._progress.forget(one.name)
             self._runs.pop(one.name, None)
@@ -219,7 +227,9 @@ class Stream:
             self._runs.setdefault(one.name, os.urandom(8))
         self._give()
         order = Exchange(config, self._gathers(), dict(self._runs))
-        self._order(order, [*self._chained(), *map(WakeUp.fileno, self._live_wakes("captured"))])
+        given = [*self._chained(), *map(WakeUp.fileno, self._live_wakes("captured"))]
+        number = self._ordered + 1
+        self._parting.ordered(number, heard=self._order(order, given))
         if self._chain is not None:
             self._chain.set(config, self._live_wakes("processed"), self._others)
         for feed in parted.values():
@@ -249,7 +259,7 @@ class Stream:
     @property
     def leaving(self) -> list[str]:
         """The sinks that were taken out and have not ended."""
-        return [one.name for one in self._leaving] + list(self._parting)
+        return [one.name for one in self._leaving] + list(self._parting.sinks)
 
     def reap_removed(self, deadline: float | None = None) -> list[str]:
         """The removed sinks that have ended, or are given up, are in the next report; names those
@@ -338,7 +348,7 @@ class Stream:
             self._published != before
             and self.process.is_calm
             and (self._chain is None or self._chain.is_hosted)
-            and not (self._leaving or self._parting or self._former or self._released)
+            and not (self._leaving or self._parting.sinks or self._former or self._released)
             and all(one.is_calm() for one in self._live.values())
         )
 
@@ -356,7 +366,7 @@ class Stream:
         assessment = self._assessment(now_ns)
         since = captured - base.captured_frames
         sinks = {
-            sink.name: _brought_up_to_date(sink, since, delivered.get(sink.name))
+            sink.name: brought_up_to_date(sink, since, delivered.get(sink.name))
             for sink in base.sinks
         }
         sinks |= {name: one.stats(captured, rate_hz, now_ns) for name, one in sides.items()}
@@ -392,9 +402,11 @@ class Stream:
     def _last(self) -> Report:
         return self._report or blank_report(self.config)
 
-    def _order(self, order: object, descriptors: Sequence[int] = ()) -> None:
-        if self.process.order(order, descriptors):
-            self._ordered += 1
+    def _order(self, order: object, descriptors: Sequence[int] = ()) -> bool:
+        """Whether there is a process to obey it."""
+        sent = self.process.order(order, descriptors)
+        self._ordered += sent
+        return sent
 
     def _readers(self, input_: str) -> list[LiveSink]:
         """The live sinks that get this sound, and those that leave, as it may be theirs."""
@@ -436,12 +448,12 @@ class Stream:
         report = typed.convert(clean.tree(clean.parsed(raw), MOST_VALUES), Report)
         if report.stats.name != self.name or not report.stats.balanced:
             raise ValueError(report)
-        self._report = report
+        self._report = self._parting.as_ordered(report, self._last)
         self._gaps += report.gaps
         self._events += report.events
         self._left += report.left
         for one in report.left:
-            self._parting.pop(one.sink.name, None)
+            self._parting.left(one.sink.name)
             if one.hung:
                 self._given_up.append(one.sink.name)
         self.process.trouble = report.failed
@@ -453,25 +465,44 @@ class Stream:
         present, self._ordered, kept = self._present, 0, self._words(1)
         present.join()
         words = self.process.page.words
+        self._left += self._parting.end(words, present.captured)
         words[StreamWord.RESTS] = 0
         for at in range(StreamWord.FIRST, CALLS):
             words[at] = 0
         place = present.captured, present.next_frame, present.due_ns, present.ns_per_frame
         stats = self._last.stats
         since = max(0, present.captured - stats.captured_frames)
-        sinks = [_brought_up_to_date(one, since, kept.get(one.name)) for one in stats.sinks]
-        captured = stats.captured_frames + since
-        stats = stats._replace(captured_frames=captured, sinks=tuple(sinks))
+        sinks = [brought_up_to_date(one, since, kept.get(one.name)) for one in stats.sinks]
+        stats = self._with_untold_gaps()._replace(sinks=tuple(sinks))
         fresh = word_places([one.name for one in self.config.queued], {})
         self._report = self._last._replace(phase=Phase.RUNNING, stats=stats, words=fresh)
         self._past = ResumePoint(stats, *place)
         self._give()
 
+    def _with_untold_gaps(self) -> StreamStats:
+        """The device's side of the books as of the ring's newest block. What was lost and is in no
+        report is in the next one."""
+        present, stats = self._present, self._last.stats
+        captured, produced = present.captured, present.next_frame
+        if captured < stats.captured_frames or produced < stats.produced_frames:
+            return stats  # lost, and followed by no block
+        missing = present.missing(stats.captured_frames, stats.produced_frames)
+        gaps = [Gap.from_said(*one) for one in missing]
+        self._gaps += gaps
+        estimated = sum(one.frames for one in gaps if not one.exact)
+        return stats._replace(
+            produced_frames=produced,
+            captured_frames=captured,
+            lost_frames=produced - captured,
+            lost_estimated_frames=stats.lost_estimated_frames + estimated,
+            lost_exact=stats.lost_exact and not estimated,
+            gaps=stats.gaps + len(gaps),
+        )
+
     def _words(self, which: int) -> dict[str, int]:
         """What the page says of each sink, which its process may write wrongly."""
-        words, last = self.process.page.words, CALLS - WORDS_PER_SINK
-        places = self._last.words.items()
-        return {name: words[at + which] for name, at in places if StreamWord.FIRST <= at <= last}
+        words = self.process.page.words
+        return {name: words[at + which] for name, at in places(self._last).items()}
 
     def _wait(self, phase: Phase, deadline: float) -> None:
         """Until it is so far, or has ended."""
@@ -505,19 +536,6 @@ class Stream:
         if chain is not None and hosting is not None:
             chain.hosted_by(made)
         return made
-
-
-def _brought_up_to_date(sink: SinkStats, frames: int, delivered: int | None) -> SinkStats:
-    """With so many frames more that are meant for it, and so many ``delivered`` in all where that
-    can be."""
-    if sink.since_frame is None:
-        return sink
-    captured, before = sink.captured_frames + frames, sink.delivered_frames
-    at_most = captured - sink.dropped_frames
-    now = delivered if delivered is not None and before <= delivered <= at_most else before
-    return sink._replace(
-        captured_frames=captured, delivered_frames=now, in_flight_frames=at_most - now
-    )
 
 
 def _modules(config: StreamConfig) -> tuple[str, ...]:

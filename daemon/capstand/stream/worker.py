@@ -210,7 +210,7 @@ class StreamWorker:
         report = self._intake.report(time.monotonic_ns())
         self._load_meter_once(report)
         return json.dumps(
-            report._replace(phase=phase, hung=tuple(hung), failed=self._failed)
+            report._replace(phase=phase, hung=tuple(hung), failed=self._failed, orders=self._orders)
         ).encode()
 
     def _tell(self, raw: bytes | None) -> None:
