@@ -16,7 +16,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstand.accounting.stats import Cause, Count, GapTable, StreamStats, Tally
+from capstand.accounting.stats import Cause, Count, Gap, GapTable, StreamStats, Tally, say
 from capstand.audio.block import NS_PER_S, Block
 from capstand.capture.source import UNKNOWN, NegotiatedParams
 from capstand.capture.synthetic import SyntheticSource, VirtualTime
@@ -28,6 +28,7 @@ from capstand.sinks.types.file import FileSinkConfig
 from capstand.stream.intake import Intake
 from tests.line import Keep, Line, Script, capture, config, counters, give
 from tests.patience import PATIENCE_S
+from tests.rings import reader_of
 
 FAULTS = st.builds(
     FaultConfig,
@@ -97,6 +98,49 @@ def test_any_order_of_turns(
             stood = sum(one.frames for one in still if one.first_frame < block.first_frame)
             assert numbers[0] == block.first_frame - stood
             assert (np.diff(numbers) == 1).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    faults=st.lists(FAULTS, min_size=1, max_size=4),
+    looks=st.lists(st.integers(1, 60), min_size=5, max_size=15),
+    jitter_us=st.sampled_from([0.0, 1000.0]),
+)
+def test_what_the_ring_keeps_of_a_loss_is_what_is_told(
+    faults: list[FaultConfig], looks: list[int], jitter_us: float
+) -> None:
+    """Who comes after the writer finds each gap that it noted since anybody looked, with its cause
+    and whether it is exact; several before one block as one, which is exact if each of them is."""
+    setup = SyntheticConfig(jitter_us=jitter_us, faults=tuple(faults))
+    card = capture(rate_hz=8000, format="S16_LE", channels=1, buffer_ms=100.0, source=setup)
+    line = Line(card, [])
+    tally, seen = line.stream.capturer.tally, 0
+    reader = reader_of(line.stream.ring, card.audio)
+    for turns in looks:
+        before = tally.count()
+        for _ in range(turns):
+            line.capture()
+        told = tally.gaps.since(seen)
+        seen = tally.gaps.count
+        for missing in reader.missing(before.captured, before.produced):
+            kept, end = Gap.from_said(*missing), missing.first_frame + missing.frames
+            parts = [gap for gap in told if missing.first_frame <= gap.first_frame < end]
+            told = [gap for gap in told if gap not in parts]
+            assert sum(gap.frames for gap in parts) == kept.frames
+            assert kept.cause is parts[-1].cause
+            assert kept.exact == all(gap.exact for gap in parts)
+        assert not told
+
+
+def test_only_what_is_said_is_known_of_a_loss() -> None:
+    """Every cause comes back as it was said; what makes no sense, or nothing, is a process that
+    has died, estimated."""
+    for cause in Cause:
+        for exact in (True, False):
+            gap = Gap(7, 5, 3, cause, exact)
+            assert Gap.from_said(7, 5, 3, say(cause, exact)) == gap
+    for said in (-(2**62), -1, 0, 1, say(max(Cause), exact=True) + 1, 2**62):
+        assert Gap.from_said(7, 5, 3, said) == Gap(7, 5, 3, Cause.PROCESS, exact=False)
 
 
 def test_an_outage_is_measured_by_the_clock() -> None:
