@@ -113,9 +113,11 @@ def test_got_and_missed_are_all(steps: list[tuple[str, int, int]]) -> None:
 
 @given(
     blocks=st.lists(
-        st.tuples(st.integers(1, SLOT_FRAMES), st.integers(0, 3), st.integers(0, 30)), max_size=20
+        st.tuples(st.integers(1, SLOT_FRAMES), st.integers(0, 3), st.integers(0, 30)),
+        min_size=4,
+        max_size=24,
     ),
-    known=st.integers(0, 20),
+    known=st.integers(0, 8),
 )
 def test_what_is_missing_between_blocks_outlasts_the_writer(
     blocks: list[tuple[int, int, int]], known: int

@@ -317,8 +317,7 @@ class Capturer:
         if cause is Cause.DEVICE:
             tally.lost_by_device += lost
         tally.sequence += 1
-        exact = exact and (not self._said or bool(self._said & 1))
-        self._said = say(cause, exact)
+        self._said = say(cause, exact)  # a second one before the same block is never exact
 
     @property
     def released(self) -> str | None:
