@@ -255,6 +255,10 @@ def test_a_sink_that_is_to_leave_does_so_also_where_its_process_dies(
         (sink,) = config.sink
         assert isinstance(sink, FileSinkConfig)
         wanted = config._replace(sink=(sink._replace(segment_s=100 + number),))
+        stream.retry_now()
+        assert (
+            stream.process.wait(PATIENCE_S) is None
+        )  # a report is there, and main has not heard it
         if killed == "before":
             os.kill(pid, signal.SIGKILL)
             streams.until(lambda pid=pid: stream.process.pid != pid)  # type: ignore[misc]
@@ -265,6 +269,8 @@ def test_a_sink_that_is_to_leave_does_so_also_where_its_process_dies(
             os.kill(pid, signal.SIGSTOP)
         stream.exchange(wanted)
         assert stream.leaving == ["disk"]
+        (fresh,) = stream.stats(0).sinks
+        assert (fresh.state, fresh.since_frame, fresh.captured_frames) == ("opening", None, 0)
         if killed == "afterwards":
             time.sleep(dice.random() * 0.02)
         if killed in ("unasked", "afterwards"):

@@ -68,10 +68,7 @@ class Parting:
             place, spooled = (now.captured_frames, now.produced_frames), spool_of(one) is not None
             self.sinks[one.name] = Parted(sink, words.get(one.name), *place, spooled)
         sinks = [*without(self.sinks, last.stats.sinks), *map(_fresh, added)]
-        return last._replace(
-            stats=last.stats._replace(sinks=tuple(sinks)),
-            words={name: at for name, at in last.words.items() if name not in self.sinks},
-        )
+        return last._replace(stats=last.stats._replace(sinks=tuple(sinks)))
 
     def ordered(self, number: int, heard: bool) -> None:
         """That was the number of the order, which its process could be sent or not."""
@@ -83,8 +80,7 @@ class Parting:
             return report
         told = {one.name: one for one in without(self.sinks, report.stats.sinks)}
         sinks = [told.get(one.name, one) for one in last.stats.sinks]
-        words = {name: at for name, at in report.words.items() if name in told}
-        return report._replace(stats=report.stats._replace(sinks=tuple(sinks)), words=words)
+        return report._replace(stats=report.stats._replace(sinks=tuple(sinks)))
 
     def left(self, name: str) -> None:
         self.sinks.pop(name, None)
