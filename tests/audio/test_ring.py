@@ -51,11 +51,11 @@ class Writer:
         self.frame = self.captured = 0
         self.blocks: list[tuple[int, int]] = []  # first frame and frames of each
 
-    def write(self, frames: int, gap: int = 0, said: int = 0) -> None:
+    def write(self, frames: int, gap: int = 0, code: int = 0) -> None:
         self.frame += gap
         numbers = range(self.captured, self.captured + frames)
         struct.pack_into(f"<{frames}I", self.ring.slot(), 0, *numbers)
-        self.ring.publish(self.frame, frames, 1000 * self.frame, self.captured, Rate(), said)
+        self.ring.publish(self.frame, frames, 1000 * self.frame, self.captured, Rate(), code)
         self.blocks.append((self.frame, frames))
         self.frame += frames
         self.captured += frames
@@ -123,19 +123,19 @@ def test_what_is_missing_between_blocks_outlasts_the_writer(
     blocks: list[tuple[int, int, int]], known: int
 ) -> None:
     """From whatever block on somebody knows nothing: each loss in the ring at its place, with its
-    length, its time, and what the writer said of it. Older ones are one sum, of which nothing is
-    said."""
+    length, its time, and the code of its cause. Older ones are one sum, of which nothing is
+    known."""
     writer = Writer(8)
     captured = next_frame = 0
     losses = []
-    for number, (frames, gap, said) in enumerate(blocks):
+    for number, (frames, gap, code) in enumerate(blocks):
         if number == known:
             captured, next_frame = writer.captured, writer.frame
         first = writer.frame
-        writer.write(frames, gap, said)
+        writer.write(frames, gap, code)
         if gap and number >= known:
             at_ns = 1000 * (first + gap) - round(gap * Rate().ns_per_frame)
-            losses.append((number, (first, gap, at_ns, said)))
+            losses.append((number, (first, gap, at_ns, code)))
     if known >= len(blocks):
         captured, next_frame = writer.captured, writer.frame
     reader = writer.reader()
@@ -143,8 +143,8 @@ def test_what_is_missing_between_blocks_outlasts_the_writer(
     oldest = len(blocks) - writer.ring.slots
     summed = sum(loss[1] for number, loss in losses if known < oldest and number <= oldest)
     if summed:
-        first, frames, _, said = found.pop(0)
-        assert (first + frames, frames, said) == (writer.blocks[oldest][0], summed, 0)
+        first, frames, _, code = found.pop(0)
+        assert (first + frames, frames, code) == (writer.blocks[oldest][0], summed, 0)
     assert found == [loss for number, loss in losses if not summed or number > oldest]
     writer.ring.close()
 

@@ -225,6 +225,7 @@ def test_a_loss_that_nobody_was_told_of_is_in_the_books(
         deadline = time.monotonic() + PATIENCE_S
         while stream.stats(0).lost_frames == lost:  # read from the ring; no report is heard
             assert time.monotonic() < deadline
+            time.sleep(0.001)
         os.kill(pid, signal.SIGKILL)
         streams.until(lambda opens=opens: stream.stats(0).opens > opens)  # type: ignore[misc]
         streams.flow(stream)

@@ -63,15 +63,15 @@ class Gap(NamedTuple):
     exact: bool
 
     @classmethod
-    def from_said(cls, first_frame: int, frames: int, at_ns: int, said: int) -> "Gap":
-        """One of which nothing is known but the frames, and a number of ``say``."""
-        known = say(min(Cause), exact=False) <= said <= say(max(Cause), exact=True)
-        cause = Cause((said >> 1) - 1) if known else Cause.PROCESS
-        return cls(first_frame, frames, at_ns, cause, known and bool(said & 1))
+    def from_code(cls, first_frame: int, frames: int, at_ns: int, code: int) -> "Gap":
+        """``code`` is a ``gap_code``; any other number stands for a process that has died."""
+        known = gap_code(min(Cause), exact=False) <= code <= gap_code(max(Cause), exact=True)
+        cause = Cause((code >> 1) - 1) if known else Cause.PROCESS
+        return cls(first_frame, frames, at_ns, cause, known and bool(code & 1))
 
 
-def say(cause: int, exact: bool) -> int:
-    """A gap's cause and exactness in one number; 0 says nothing."""
+def gap_code(cause: int, exact: bool) -> int:
+    """A gap's cause and exactness in one number, which is never 0."""
     return cause + 1 << 1 | exact
 
 

@@ -13,7 +13,7 @@ missed::
 
     64 bytes           magic, slots, slot_bytes, published
     slots × 64 bytes   number, first_frame, frames, captured_at_ns, captured_before,
-                       ns_per_frame, drift_ppm, settled + 2 × what is said of a loss
+                       ns_per_frame, drift_ppm, settled + 2 × gap_code
     slots × slot_bytes samples
 
 Block n lies in slot n % slots. While block ``published`` is being written, its slot still counts as
@@ -46,13 +46,13 @@ TRIES = 1000
 
 
 class Missing(NamedTuple):
-    """Frames that are missing before a block: first index, how many, time of the first, and what
-    the writer said of them."""
+    """Frames that are missing before a block: first index, how many, time of the first, and the
+    writer's code for why; 0: unknown."""
 
     first_frame: int
     frames: int
     at_ns: int
-    said: int
+    gap_code: int
 
 
 class Ring:
@@ -110,10 +110,10 @@ class Ring:
         captured_at_ns: int,
         captured_before: int,
         pace: Pace,
-        said: int = 0,
+        gap_code: int = 0,
     ) -> None:
-        """Shows the filled slot to all readers, and wakes them. What is ``said`` of the frames that
-        are missing before it, a number of the writer's, stays for who comes after the writer."""
+        """Shows the filled slot to all readers, and wakes them. ``gap_code`` says why frames are
+        missing before it, for when the writer has ended (``Reader.missing``)."""
         number = self.published
         SLOT.pack_into(
             self._memory,
@@ -125,7 +125,7 @@ class Ring:
             captured_before,
             pace.ns_per_frame,
             pace.drift_ppm,
-            pace.settled | said << 1,
+            pace.settled | gap_code << 1,
         )
         self.published = self._words[PUBLISHED] = number + 1
         for wake in self._wakes:
@@ -264,9 +264,9 @@ class Reader:
         return None
 
     def missing(self, captured: int, next_frame: int) -> Iterator[Missing]:
-        """What is missing between the blocks since so much had been captured, and that was to be
-        the next frame. What was lost before the ring's oldest block counts as lost there. For when
-        the writer has ended."""
+        """The frames missing between blocks, from the place in the stream where so much had been
+        captured and ``next_frame`` was due. What was lost before the ring's oldest block counts as
+        one gap there. For when the writer has ended."""
         published = self._words[PUBLISHED]
         for number in range(max(0, published - self.slots), published):
             found, first_frame, frames, at_ns, before, rate, _, flags = self._slot(number)
@@ -275,8 +275,8 @@ class Reader:
             lost = first_frame - next_frame - (before - captured)
             if lost > 0:
                 since_ns = at_ns - round(lost * rate)
-                said = flags >> 1 if before == captured else 0  # else it is not all of it
-                yield Missing(first_frame - lost, lost, since_ns, said)
+                code = flags >> 1 if before == captured else 0  # several gaps in one
+                yield Missing(first_frame - lost, lost, since_ns, code)
             captured, next_frame = before + frames, first_frame + frames
 
     def blocks(self) -> Iterator[Block]:

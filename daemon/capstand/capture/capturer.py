@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from errno import EIO
 
-from capstand.accounting.stats import Cause, StreamStats, Tally, say
+from capstand.accounting.stats import Cause, StreamStats, Tally, gap_code
 from capstand.audio.block import NS_PER_S
 from capstand.audio.clock import Clock
 from capstand.audio.ring import Ring
@@ -101,7 +101,7 @@ class Capturer:
         self._healing = 0  # steps taken against a silence that goes on
         self._failures = 0  # attempts in a row
         self._burst = 0  # blocks read while the device held more
-        self._said = 0  # of what is missing before the next block
+        self._gap_code = 0  # of the gap before the next block
 
     def continue_from(
         self, before: StreamStats, captured: int, next_frame: int, at_ns: int, ns_per_frame: float
@@ -232,8 +232,8 @@ class Capturer:
         tally.produced = first + frames
         tally.captured += frames
         tally.sequence += 1
-        ring.publish(first, frames, captured_at_ns, tally.captured - frames, clock, self._said)
-        self._said = 0
+        ring.publish(first, frames, captured_at_ns, tally.captured - frames, clock, self._gap_code)
+        self._gap_code = 0
         if reading.avail < 2 * frames:
             self._burst = 0
         else:
@@ -317,7 +317,7 @@ class Capturer:
         if cause is Cause.DEVICE:
             tally.lost_by_device += lost
         tally.sequence += 1
-        self._said = say(cause, exact)  # a second one before the same block is never exact
+        self._gap_code = gap_code(cause, exact)  # a second gap before one block is never exact
 
     @property
     def released(self) -> str | None:

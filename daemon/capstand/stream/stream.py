@@ -487,7 +487,7 @@ class Stream:
         if captured < stats.captured_frames or produced < stats.produced_frames:
             return stats  # lost, and followed by no block
         missing = present.missing(stats.captured_frames, stats.produced_frames)
-        gaps = [Gap.from_said(*one) for one in missing]
+        gaps = [Gap.from_code(*one) for one in missing]
         self._gaps += gaps
         estimated = sum(one.frames for one in gaps if not one.exact)
         return stats._replace(
