@@ -87,7 +87,7 @@ class Card:
                 self.channel.write(block)
             except SinkBusy:
                 self.dropped += block.frames
-            self.depth_ms = self.channel._source.in_flight_ms(self.now_ns)
+            self.depth_ms = self.channel._source.in_flight_ms(self.now_ns) or 0.0
 
     def end(self) -> None:
         self._write(self._gathering.rest())

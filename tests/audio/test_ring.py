@@ -158,6 +158,20 @@ def test_a_reader_in_time_misses_nothing(writer: Writer) -> None:
     assert reader.missed == 0
 
 
+def test_a_reader_knows_when_it_has_the_newest(writer: Writer) -> None:
+    """So it need not ask once more before it waits; a lapped one too."""
+    reader = writer.reader()
+    for blocks in (3, 1, 20):
+        for _ in range(blocks):
+            writer.write(2)
+        newest: list[bool] = []
+        while not newest or not newest[-1]:
+            assert reader.read() is not None
+            newest.append(reader.newest)
+        assert reader.read() is None
+        assert len(newest) == (blocks if blocks < 8 else 1)
+
+
 def test_a_lapped_reader_wants_the_present(writer: Writer) -> None:
     """Where it says nothing else, that is one block."""
     descriptor = writer.ring.open_for_reading()

@@ -45,7 +45,6 @@ CALLBACK_S = 0.02
 """For the callback that told us to come back before the structure behind it is taken away."""
 TICK_S = 1.0
 HUNG_S = 10.0
-FRAME_NS = 10_000_000
 END_S = 3.0
 """So long may leaving take at the end of a process."""
 
@@ -89,8 +88,10 @@ class ChannelSession:
         self.state = ConnectionState.IDLE
         self.send_buffer = SendBufferModel(track.send_delay_ms)
         self.joins = 0
-        self.gate = Gate()
         self.proof = Proof()
+        self.gate = Gate(self.send_buffer, self.proof, self.summary, now_ns)
+        self.send = self.gate.send
+        """Hands 10 ms over. Raises AgoraError; then nothing was sent. Any one thread."""
         self.session = ""
         self._settings = settings
         self._track = track
@@ -146,13 +147,6 @@ class ChannelSession:
         """A new token from the program itself; it takes the place of where tokens came from."""
         self._tokens.offer(text)
         self._events.put(Event.FRESH)
-
-    def send(self, frame: bytes, frames: int, channels: int, rate_hz: int, pts_ms: int) -> None:
-        """Hands 10 ms over. Raises AgoraError; then nothing was sent. Any one thread."""
-        now_ns = self._now_ns()
-        self.gate.send(frame, frames, channels, rate_hz, pts_ms, self.summary)
-        self.send_buffer.give(FRAME_NS, now_ns)
-        self.proof.pushed_s = now_ns / NS_PER_S
 
     @property
     def token_ends_s(self) -> float | None:

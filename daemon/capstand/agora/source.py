@@ -344,13 +344,14 @@ class CustomAudioSource:
         connection = self._connection
         return connection is not None and connection.state is ConnectionState.JOINED
 
-    def in_flight_ms(self, now_ns: int) -> float:
+    def in_flight_ms(self, now_ns: int) -> float | None:
         """The sound that was pushed and has not left the SDK's send buffer: the estimate of its
-        depth, and what waits for its 10 ms to be full (of source 0).
+        depth, and what waits for its 10 ms to be full (of source 0). None while no push would be
+        taken.
         """
         connection = self._connection
-        if connection is None:
-            return 0.0
+        if connection is None or connection.state is not ConnectionState.JOINED:
+            return None
         return connection.send_buffer.depth_ms(now_ns) + self._framers[0].held_ms
 
     def summary(self) -> str:

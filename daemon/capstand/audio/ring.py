@@ -129,7 +129,8 @@ class Ring:
         )
         self.published = self._words[PUBLISHED] = number + 1
         for wake in self._wakes:
-            wake.set()
+            if wake.expected:
+                wake.set()
         for paced in self._paced:
             paced.left -= frames
             if paced.left <= 0:
@@ -184,6 +185,8 @@ class Reader:
     ns_per_frame = 0.0
     drift_ppm = 0.0
     settled = False
+    newest = False
+    """Whether the block that was read last was the newest when it was."""
 
     def __init__(self, descriptor: int, audio: AudioFormat, keep: int | None = 1) -> None:
         head = os.pread(descriptor, HEAD, 0)
@@ -258,7 +261,7 @@ class Reader:
                 return None  # the count was seen before the slot; the next wake-up comes
             self.missed += before - self.captured
             self.captured, self.next_frame = before + frames, first_frame + frames
-            self.number = number + 1
+            self.number, self.newest = number + 1, behind == 1
             self.ns_per_frame, self.drift_ppm, self.settled = ns_per_frame, drift_ppm, flags & 1 > 0
             return Block(first_frame, frames, captured_at_ns, samples, self._audio)
         return None

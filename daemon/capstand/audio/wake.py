@@ -12,6 +12,9 @@ from contextlib import suppress
 class WakeUp:
     """Readable from ``set`` until ``clear``; ``descriptor`` is another's, which is its own now."""
 
+    expected = True
+    """Whether somebody may wait for it."""
+
     def __init__(self, descriptor: int | None = None) -> None:
         if descriptor is None:
             descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -48,14 +51,14 @@ class Doorbell(WakeUp):
 
     def __init__(self) -> None:
         super().__init__()
-        self._expected = False
+        self.expected = False
 
     def expect(self) -> None:
-        self._expected = True
+        self.expected = True
 
     def set(self) -> None:
-        if self._expected:
-            self._expected = False
+        if self.expected:
+            self.expected = False
             super().set()
 
 

@@ -73,6 +73,9 @@ class Hosted:
             empty = Block(reader.next_frame, 0, reader.due_ns, b"", self._rings.out)
             self._rings.publish(empty, reader.captured, reader)
 
+    newest = False
+    """As a Reader's; it is asked until it has no more."""
+
     def read(self) -> Block | None:
         """The next block; None where there is none yet."""
         if self._chain is None:

@@ -128,12 +128,12 @@ class AgoraChannel(Sink):
     def write(self, block: Block) -> None:
         source, live, late = self._source, self._live, self._late
         gap_frames = self._continuity.follow(block)
-        if not source.joined:
+        now_ns = self._now_ns()
+        in_flight_ms = source.in_flight_ms(now_ns)
+        if in_flight_ms is None:
             self._broken = True
             late.restart()
             raise SinkBusy(source.summary())
-        now_ns = self._now_ns()
-        in_flight_ms = source.in_flight_ms(now_ns)
         span_s = block.frames / self._audio.rate_hz
         late_s = (now_ns - block.captured_at_ns) / 1e9 - span_s
         self._latency_ms = latency_ms = in_flight_ms + (late_s * 1000 if late_s > 0.0 else 0.0)
@@ -157,6 +157,8 @@ class AgoraChannel(Sink):
             in_flight_ms += span_s * 1000
         else:  # a resampler gives more or less than that
             in_flight_ms = source.in_flight_ms(self._now_ns())
+            if in_flight_ms is None:
+                return
             live.loop.steer(in_flight_ms / 1000, self._setup.send_delay_ms / 1000, span_s)
         if self._catches_up and (live is None or not live.loop.catching_up):
             late.saw(in_flight_ms, now_ns)
@@ -239,7 +241,8 @@ class AgoraChannel(Sink):
             with contextlib.suppress(AgoraError):  # sound ends without a click
                 end_ns = self._end_ns - held_ns
                 now_ms = self._source.in_flight_ms(self._now_ns())
-                self._push(self._live.bridge(END_MS), end_ns, now_ms)
+                if now_ms is not None:
+                    self._push(self._live.bridge(END_MS), end_ns, now_ms)
         self._broken = True
         self._source.leave_channel(LEAVE_S)
 

@@ -187,14 +187,15 @@ class Push:
     def _feed(self, sink: Sink) -> None:
         """Until told to stop."""
         flush_ns = time.monotonic_ns() + FLUSH_NS
-        reader, link = self._reader, self._link.fileno()
+        reader, link, words, now = self._reader, self._link.fileno(), self._words, time.monotonic_ns
         with select.epoll() as poll:
             edges = select.EPOLLIN | select.EPOLLET  # each time it is set: it is not read
             for wake in self._wakes if self._hosted is not None else self._wakes[:1]:
                 poll.register(wake, edges)
             poll.register(link, select.EPOLLIN)
             while self._until is None or reader.number < self._until:
-                now_ns = self._does(WAITING)
+                now_ns = now()
+                words[DOING] = now_ns << 3 | WAITING  # as ``_does`` does, which is a call
                 if now_ns >= flush_ns:
                     flush_ns = now_ns + FLUSH_NS
                     self._flush(sink)
@@ -237,30 +238,39 @@ class Push:
 
     def _drain(self, sink: Sink) -> None:
         """All that is there, as far as it is meant for this sink."""
-        reader, until, processes = self._reader, self._until, self._hosted is not None
+        reader, until, gathering = self._reader, self._until, self._gathering
+        processes = self._hosted is not None
         while until is None or reader.number < until:
             if processes:
                 self._does(Doing.PROCESSING)
             block = reader.read()
             if block is None:
                 break
-            self._pass_on(sink, block)
-        if self._gathering is not None:
-            for rest in self._gathering.rest():
+            if reader.missed != self._missed:
+                self._book_missed()
+            if not block.frames:
+                continue
+            if gathering is None:
+                self._deliver(sink, block)
+            else:
+                for ready in gathering.put(block):
+                    self._deliver(sink, ready)
+            if reader.newest:  # the next one wakes this thread
+                break
+        if gathering is not None:
+            for rest in gathering.rest():
                 self._deliver(sink, rest)
 
+    def _book_missed(self) -> None:
+        missed, self._missed = self._reader.missed - self._missed, self._reader.missed
+        self._words[SinkWord.MISSED] += missed
+        self._words[SinkWord.DROPPED] += missed
+
     def _pass_on(self, sink: Sink, block: Block) -> None:
-        reader = self._reader
-        if reader.missed != self._missed:
-            missed, self._missed = reader.missed - self._missed, reader.missed
-            self._words[SinkWord.MISSED] += missed
-            self._words[SinkWord.DROPPED] += missed
-        gathering = self._gathering
-        if block.frames and gathering is None:
-            self._deliver(sink, block)
-        elif block.frames and gathering is not None:
-            for ready in gathering.put(block):
-                self._deliver(sink, ready)
+        """What a chain that goes had left."""
+        self._book_missed()
+        for ready in (block,) if self._gathering is None else self._gathering.put(block):
+            self._deliver(sink, ready)
 
     def _let_chain_go(self, hosted: "Hosted") -> Block | None:
         """It is wanted in a process of its own, which begins behind the block that is returned."""
@@ -271,7 +281,7 @@ class Push:
 
     def _deliver(self, sink: Sink, block: Block) -> None:
         words = self._words
-        self._does(WRITING)
+        words[DOING] = time.monotonic_ns() << 3 | WRITING
         try:
             sink.write(block)
         except SinkBusy as busy:
@@ -313,5 +323,5 @@ class Push:
 
     def _does(self, doing: int) -> int:
         now_ns = time.monotonic_ns()
-        self._words[DOING] = now_ns << 3 | doing  # as Page.does, twice for each block
+        self._words[DOING] = now_ns << 3 | doing  # as Page.does
         return now_ns
