@@ -307,7 +307,9 @@ def test_working_off_together_changes_nothing(seed: int, period: int) -> None:
                 one.restart(frame, stamp_ns)
             elif act < 0.006:
                 one.loosen()
-            one.observe(frame, stamp_ns, edge)
+        more, until_frame = clocks[0].patience
+        news, _ = (one.observe(frame, stamp_ns, edge) for one in clocks)
+        assert news == (more <= 0 or frame >= until_frame)
         together, alone = (
             (one.time_of(frame), one.ns_per_frame, one.settled, one.ambiguous, one.relocks)
             for one in clocks

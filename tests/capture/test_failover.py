@@ -120,6 +120,21 @@ def test_the_first_that_is_there_is_taken(one: Listener, best: FakeCard) -> None
     assert {gap.cause for gap in one.capturer.tally.gaps.since(0)} == {Cause.REOPENED}
 
 
+def test_only_the_best_one_flows(one: Listener, best: FakeCard) -> None:
+    """While another is in use each period is an occasion to try a better one."""
+    one.capturer.open()
+    one.run(50)
+    sound = one.source.flow(one.ring.slot, 200)
+    assert sound is not None
+    assert next(sound).frames == PERIOD
+    sound.close()
+    best.disconnect()
+    one.lose()
+    one.capturer.open()
+    one.run(50)
+    assert one.source.flow(one.ring.slot, 200) is None
+
+
 def test_when_none_is_there_each_is_named(one: Listener, best: FakeCard, spare: FakeCard) -> None:
     """Without any of them the error has the reason of each; it is for good only if all are."""
     best.disconnect()

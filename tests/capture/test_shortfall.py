@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable, Iterable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from capstand.accounting.stats import Cause, Gap
 from capstand.audio.block import NS_PER_S
@@ -161,6 +163,31 @@ class Line:
 
     def close(self) -> None:
         self.ring.close()
+
+
+@given(
+    lags_us=st.lists(st.sampled_from([0, 50, 400, 2_900, 3_100, 9_000, 40_000]), min_size=200),
+    ppm=st.sampled_from([-2000.0, 0.0, 300.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_look_raises_a_doubt_beyond_the_line(lags_us: list[int], ppm: float) -> None:
+    """Until its end, what a line says of looks to come is what is found of them."""
+    shortfall, line = Shortfall(RATE), None
+    for number, lag_us in enumerate(lags_us):
+        count = number * PERIOD
+        stamp_ns = NS_PER_S + round(count * NS_PER_S / RATE * (1 - ppm * 1e-6)) + lag_us * 1000
+        if line is None or stamp_ns > line.until_ns:
+            line = shortfall.line
+        if line is None:
+            assert shortfall.suspicious or shortfall.found or not number
+        expected = line is not None and (
+            stamp_ns - line.since_ns > line.slack_ns + (count - line.since_count) * line.frame_ns
+        )
+        shortfall.observe(stamp_ns, count)
+        if line is not None:
+            assert shortfall.suspicious == expected
+        if shortfall.suspicious or shortfall.found:
+            line, shortfall.found = None, False
 
 
 def test_a_silent_bus_is_a_gap_at_its_place() -> None:

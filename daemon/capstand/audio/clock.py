@@ -217,6 +217,17 @@ class Clock:
         self.settled = self._var_rate < (2e-6) ** 2 and sure
 
     @property
+    def line(self) -> tuple[int, int, float, float]:
+        """As ``time_of`` sees it until something new is known: a frame, when it was sampled in ns
+        and a rest of that, and the length of a frame. Needs ``started``."""
+        return self._anchor_frame, self._anchor_ns, self._offset_ns, self.ns_per_frame
+
+    @property
+    def patience(self) -> tuple[int, int]:
+        """So many more observations, all of them before that frame, would bring nothing new."""
+        return self._wanted - 1 - len(self._pending), self._until_frame
+
+    @property
     def ambiguous(self) -> bool:
         """Whether the last window did not fit: more looks at the device's edges are welcome."""
         return bool(self._misfits)

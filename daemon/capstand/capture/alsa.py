@@ -1,8 +1,7 @@
 """An ALSA capture device, through pyalsaaudio.
 
 Non-blocking, with poll over the PCM and an eventfd, so that nothing is ever blocked inside ALSA and
-shutdown is always safe: the capture thread alone opens, reads and closes. What is granted is read
-back, because pyalsaaudio ignores what the setters refuse.
+shutdown is always safe: the capture thread alone opens, reads and closes.
 
 Loss is counted in one of two ways. On a plain ``hw:`` device the kernel's own pointers count it to
 the frame (``capture/kernel.py``). Everywhere else (dsnoop, plug, PipeWire, ...) an overrun is seen
@@ -28,14 +27,14 @@ import alsaaudio
 
 from capstand.accounting.stats import Cause
 from capstand.audio.block import NS_PER_S, AudioFormat
-from capstand.capture import kernel, refusal
+from capstand.capture import kernel, negotiation, refusal
 from capstand.capture.pick import Pick
-from capstand.capture.shortfall import PAUSE_MS, Shortfall
-from capstand.capture.source import UNKNOWN, NegotiatedParams, Reading
+from capstand.capture.shortfall import PAUSE_MS, Line, Shortfall
+from capstand.capture.source import UNKNOWN, Flow, NegotiatedParams, Reading, Slot
 from capstand.capture.truerate import FASTEST, SLACK_S, too_fast
 from capstand.config import naming
 from capstand.config.controls import ControlState, Setting
-from capstand.config.schema import LARGEST_PERIOD, CaptureConfig
+from capstand.config.schema import CaptureConfig
 from capstand.devices import address, controls, identity, libasound, rebind
 from capstand.devices.libasound import refresh_configuration
 from capstand.errors import DeviceError
@@ -91,6 +90,7 @@ class AlsaSource:
         self._pick: Pick | None = None  # where not all of them are taken as they are
         self._drained = False  # less than a period is left: wait before the next look
         self._fresh_status = False  # a look just now found another period
+        self._waited = False  # a flow ended after it had waited
         self._edge = False  # the device has just woken the reader
         self._rests = 0
         self._shortfall = Shortfall(capture.rate_hz)
@@ -145,12 +145,14 @@ class AlsaSource:
             # pyalsaaudio 0.11 keeps some memory of each opening that fails, and a card may be busy
             # or away for months
             address.probe_open(device, self._label, self._root)
-            self._channels = capture.card_channels or self._fewest_channels(device)
+            self._channels = capture.card_channels or negotiation.fewest_channels(
+                device, self._label, capture
+            )
             self._pick = Pick.of(capture, self._channels)
             bus = address.bus_of(device, self._root)
             if bus == "usb":
                 libasound.try_out(device, capture.rate_hz, self._channels, capture.audio.sample)
-            pcm = self._configured(device)
+            pcm = negotiation.configured(device, capture, self._channels)
         except (alsaaudio.ALSAAudioError, OSError) as error:
             raise self._failure(error, "cannot be opened") from None
         self._pcm = pcm
@@ -160,9 +162,15 @@ class AlsaSource:
                 errno.ENODEV,
             )
         try:
-            self._check(pcm)
+            self._period, self._buffer = negotiation.check(
+                pcm, device, self._label, capture, self._channels
+            )
         except alsaaudio.ALSAAudioError as error:
             raise self._failure(error, "cannot be queried") from None
+        except DeviceError:
+            self.close()
+            raise
+        self._look_ms = max(1, self._buffer * 500 // capture.rate_hz)
         granted = self._unit = self._period
         most = max(1, self._buffer // (2 * granted))  # periods in half a buffer
         self._period = granted * min(math.ceil(capture.period_frames / granted), most)
@@ -182,7 +190,7 @@ class AlsaSource:
         self._watch(descriptors)
         self._lost = 0
         self._brought_ns = self._empty_ns = 0
-        self._drained = self._fresh_status = False
+        self._drained = self._fresh_status = self._waited = False
         self._after = 0
         still_ns = STILL_PERIODS * self._period * NS_PER_S / capture.rate_hz
         self._still_ns = max(STILL_NS, round(still_ns))
@@ -205,49 +213,6 @@ class AlsaSource:
         self._settings_due = False
         mixer = controls.mixer_of(self._device)
         self.controls = controls.apply(mixer, self._settings) if self._settings else ()
-
-    def _configured(self, device: str) -> "alsaaudio.PCM":
-        """The device as asked for. Where its period is another one, so is the buffer of so many
-        periods: then it is opened again, once, for as many of those as make the buffer."""
-        capture = self._capture
-        period, wanted = capture.period_frames, capture.buffer_frames
-        again = True
-        while True:
-            pcm = alsaaudio.PCM(
-                type=alsaaudio.PCM_CAPTURE,
-                mode=alsaaudio.PCM_NONBLOCK,
-                device=device,
-                rate=capture.rate_hz,
-                channels=self._channels,
-                format=capture.audio.sample.alsa_number,
-                periodsize=period,
-                periods=max(2, round(wanted / period)),
-            )
-            info = pcm.info()
-            granted, buffer = max(1, int(info["period_size"])), int(info["buffer_size"])
-            if granted == period or abs(buffer - wanted) <= 0.1 * wanted or not again:
-                return pcm
-            pcm.close()
-            period, again = granted, False
-
-    def _fewest_channels(self, device: str) -> int:
-        """The fewest channels of the device that hold all that are picked. Where it is no card's
-        own, two if it can be, because ALSA's plug mixes a card's channels into a single one."""
-        capture = self._capture
-        least = capture.least_channels
-        offered = libasound.channel_counts(device, capture.rate_hz, capture.audio.sample)
-        enough = [count for count in offered if count >= least]
-        if not offered:
-            return least  # it will refuse, and say what
-        if not enough:
-            raise DeviceError(
-                f"{self._label}: channel {least} is picked and it has {max(offered)}; set pick to "
-                "existing channels",
-                errno.EINVAL,
-                refused=True,
-            )
-        direct = device.startswith("hw:")
-        return min((one for one in enough if direct or one > 1), default=enough[0])
 
     def _begin(self, *, measured: bool) -> None:
         """The stream is about to be set going."""
@@ -302,7 +267,7 @@ class AlsaSource:
         return reading
 
     def _read_exact(self, pcm: kernel.KernelPcm, slot: memoryview, timeout_ms: int) -> None:
-        reading, waited = self._reading, False
+        reading, waited, self._waited = self._reading, self._waited, False
         if self._drained:
             self._let_come(timeout_ms)
             waited = True
@@ -351,6 +316,161 @@ class AlsaSource:
             self._wait(min(timeout_ms, still_ms) if pcm.avail else timeout_ms)
             waited = True
 
+    def flow(self, slot: Slot, timeout_ms: int) -> Flow | None:
+        """Each period is waited for, since none is left, and looked at as ``read`` does. What needs
+        more than that ends it before it is acted upon; looks are observed at the end."""
+        one_by_one = not self.batch_ms and self._unit == self._period
+        usual, known, pcm = self._shortfall.line, self._kernel, self._pcm
+        if not (self._drained and one_by_one and self._happened) or self._after or usual is None:
+            return None
+        assert pcm is not None
+        self._reading.lost = self._reading.short = 0
+        if known is not None:
+            return self._flow_exact(known, pcm, slot, min(timeout_ms, self._look_ms), usual)
+        return self._flow_estimated(pcm, slot, timeout_ms, usual)
+
+    def _flow_estimated(
+        self, pcm: "alsaaudio.PCM", slot: Slot, timeout_ms: int, usual: Line
+    ) -> Flow:
+        reading, pick, now_ns = self._reading, self._pick, time.monotonic_ns
+        poll, descriptors, happened = self._poll.poll, self._descriptors, self._happened
+        revents, period, taken = self._revents, self._period, self._taken
+        since_ns, since_count, slack_ns, frame_ns, until_ns = usual
+        looks: list[tuple[int, int]] = []
+        stamp_ns, brought_ns = 0, self._brought_ns
+        edge, drained, waited = False, True, False
+        try:
+            while True:
+                if stamp_ns > until_ns:
+                    if (line := self._next_line(looks)) is None:
+                        return
+                    since_ns, since_count, slack_ns, frame_ns, until_ns = line
+                began_ns = now_ns()
+                if pcm.polldescriptors() != descriptors:
+                    return
+                drained, waited = False, True
+                found = poll(timeout_ms)
+                edge = now_ns() - began_ns > BLOCKED_NS
+                if found != happened:
+                    edge = edge and bool(found)
+                    self._woken(pcm, found)
+                    return
+                pcm.polldescriptors_revents(revents)
+                if pcm.state() != kernel.RUNNING:
+                    return
+                avail = pcm.avail()
+                stamp_ns = now_ns()
+                count = taken + avail
+                late_ns = stamp_ns - since_ns - (count - since_count) * frame_ns
+                if not period <= avail < 2 * period or late_ns > slack_ns:
+                    return
+                looks.append((stamp_ns, count))
+                reading.edge, edge = edge, False
+                frames, samples = pcm.read()
+                if frames <= 0:
+                    waited = False
+                    if frames < 0:
+                        self._lose_all()
+                    return
+                if pick is None:
+                    slot()[: len(samples)] = samples
+                else:
+                    pick.put(slot(), samples)
+                taken += frames
+                reading.frames, reading.stamp_ns, reading.avail = frames, stamp_ns, avail
+                brought_ns, drained, waited = stamp_ns, avail < frames + period, False
+                yield reading
+                if not drained:
+                    return
+        except (alsaaudio.ALSAAudioError, OSError) as error:
+            waited = False
+            if pcm.state() != kernel.SUSPENDED:  # else the next look starts it again
+                raise self._failure(error, "failed while capturing") from None
+        finally:
+            self._taken, self._brought_ns, self._edge = taken, brought_ns, edge
+            self._drained, self._waited = drained, waited
+            self._observe_all(looks)
+
+    def _flow_exact(
+        self,
+        known: kernel.KernelPcm,
+        pcm: "alsaaudio.PCM",
+        slot: Slot,
+        timeout_ms: int,
+        usual: Line,
+    ) -> Flow:
+        reading, pick, now_ns = self._reading, self._pick, time.monotonic_ns
+        poll, happened = self._poll.poll, self._happened
+        period, taken = self._period, self._taken
+        since_ns, since_count, slack_ns, frame_ns, until_ns = usual
+        looks: list[tuple[int, int]] = []
+        stamp_ns, brought_ns = 0, self._brought_ns
+        edge, drained, waited = False, True, False
+        try:
+            while True:
+                if stamp_ns > until_ns:
+                    if (line := self._next_line(looks)) is None:
+                        return
+                    since_ns, since_count, slack_ns, frame_ns, until_ns = line
+                began_ns, drained, waited = now_ns(), False, True
+                found = poll(timeout_ms)
+                edge = now_ns() - began_ns > BLOCKED_NS
+                if found != happened:
+                    edge = edge and bool(found)
+                    return
+                known.status()
+                stamp_ns, count, avail = known.stamp_ns, known.hw_ptr, known.avail
+                late_ns = stamp_ns - since_ns - (count - since_count) * frame_ns
+                if known.state != kernel.RUNNING or known.missed or known.ambiguous:
+                    return
+                if not period <= avail < 2 * period or late_ns > slack_ns:
+                    return
+                first = known.appl_ptr
+                looks.append((stamp_ns, count))
+                reading.edge, edge = edge, False
+                frames, samples = pcm.read()
+                if frames <= 0:
+                    waited = False
+                    if frames < 0:
+                        self._lose_all()
+                    return
+                taken += frames
+                known.status()
+                if known.state == kernel.RUNNING and not known.ambiguous:
+                    looks.append((known.stamp_ns, known.hw_ptr))
+                if known.lapped(first) or known.ambiguous:
+                    self._lose(frames, Cause.OVERWRITTEN)
+                    return
+                if pick is None:
+                    slot()[: len(samples)] = samples
+                else:
+                    pick.put(slot(), samples)
+                reading.frames, reading.stamp_ns, reading.avail = frames, stamp_ns, avail
+                brought_ns, drained, waited = stamp_ns, known.avail < period, False
+                late_ns = known.stamp_ns - since_ns - (known.hw_ptr - since_count) * frame_ns
+                yield reading
+                if not drained or late_ns > slack_ns:
+                    self._fresh_status = not drained
+                    return
+        except (alsaaudio.ALSAAudioError, OSError) as error:
+            waited = False
+            if pcm.state() != kernel.SUSPENDED:  # else the next look starts it again
+                raise self._failure(error, "failed while capturing") from None
+        finally:
+            self._taken, self._brought_ns, self._edge = taken, brought_ns, edge
+            self._drained, self._waited = drained, waited
+            self._observe_all(looks)
+
+    def _next_line(self, looks: list[tuple[int, int]]) -> Line | None:
+        """After these ``looks``, which are taken out; None where something else is to be done."""
+        self._observe_all(looks)
+        looks.clear()
+        return None if self._settings_due or self.batch_ms else self._shortfall.line
+
+    def _observe_all(self, looks: Sequence[tuple[int, int]]) -> None:
+        for stamp_ns, count in looks:
+            self._observe(stamp_ns, count)
+
     def _read_status(self, pcm: kernel.KernelPcm) -> None:
         pcm.status()
         if pcm.state == kernel.RUNNING and not pcm.ambiguous:
@@ -374,7 +494,7 @@ class AlsaSource:
         return not self._still()
 
     def _read_estimated(self, slot: memoryview, timeout_ms: int) -> None:
-        pcm, reading, waited = self._pcm, self._reading, False
+        pcm, reading, waited, self._waited = self._pcm, self._reading, self._waited, False
         assert pcm is not None
         if self._drained:
             self._let_come(timeout_ms)
@@ -444,7 +564,7 @@ class AlsaSource:
         self._drained = False
         began_ns = time.monotonic_ns()
         if self._kernel is not None:
-            happened = self._poll.poll(min(timeout_ms, self._look_ms))
+            self._happened = happened = self._poll.poll(min(timeout_ms, self._look_ms))
             self._edge = bool(happened) and time.monotonic_ns() - began_ns > BLOCKED_NS
             return
         pcm = self._pcm
@@ -454,10 +574,14 @@ class AlsaSource:
             self._watch(descriptors)
         happened = self._poll.poll(timeout_ms)
         self._edge = bool(happened) and time.monotonic_ns() - began_ns > BLOCKED_NS
+        self._woken(pcm, happened)
+
+    def _woken(self, pcm: "alsaaudio.PCM", happened: list[tuple[int, int]]) -> None:
+        """Tells a PCM that is not the kernel's own what was found."""
         if happened != self._happened:
             self._happened, events = happened, dict(happened)
-            self._revents = [(one, events.get(one, 0)) for one, _ in descriptors]
-        if descriptors:  # a plug-in may end the process unless it gets all of them, in order
+            self._revents = [(one, events.get(one, 0)) for one, _ in self._descriptors]
+        if self._descriptors:  # a plug-in may end the process unless it gets all of them, in order
             pcm.polldescriptors_revents(self._revents)
 
     def _watch(self, descriptors: list[tuple[int, int]]) -> None:
@@ -568,44 +692,3 @@ class AlsaSource:
 
     def _failure(self, error: Exception, what: str) -> DeviceError:
         return refusal.failure(error, what, self._label, self._device, self._root)
-
-    def _check(self, pcm: "alsaaudio.PCM") -> None:
-        """Compares what was granted with what was asked. Raises DeviceError, refused."""
-        capture, info = self._capture, pcm.info()
-        asked = {
-            "rate_hz": capture.rate_hz,
-            "channels": self._channels,
-            "format": capture.format,
-        }
-        granted = {
-            "rate_hz": info["rate"],
-            "channels": info["channels"],
-            "format": info["format_name"],
-        }
-        wrong = [
-            f"requested {key} {asked[key]}, the card granted {granted[key]}"
-            for key in asked
-            if asked[key] != granted[key]
-        ]
-        self._period, self._buffer = int(info["period_size"]), int(info["buffer_size"])
-        self._look_ms = max(1, self._buffer * 500 // capture.rate_hz)
-        if wrong:
-            self.close()
-            more = not capture.pick and granted["channels"] > asked["channels"]
-            advice = "; pick = [1] takes one channel of a card with more" if more else ""
-            raise DeviceError(
-                f"{self._label}: {'; '.join(wrong)}; {refusal.offers(self._device)}{advice}",
-                errno.EINVAL,
-                refused=True,
-            )
-        if self._period > LARGEST_PERIOD * capture.period_frames:
-            granted_ms = self._period * 1000 / capture.rate_hz
-            buffer = f" and buffer_ms = {4 * granted_ms:g} or more"
-            self.close()
-            raise DeviceError(
-                f"{self._label}: requested period_ms {capture.period_ms:g}, the card granted "
-                f"{granted_ms:g} ({self._period} frames); set period_ms = {granted_ms:g}"
-                + (buffer if capture.buffer_ms < 4 * granted_ms else ""),
-                errno.EINVAL,
-                refused=True,
-            )

@@ -31,7 +31,7 @@ from capstand.audio.block import NS_PER_S
 from capstand.audio.clock import Clock
 from capstand.audio.ring import Ring
 from capstand.capture.release import OPERATOR
-from capstand.capture.source import UNKNOWN, NegotiatedParams, Reading, Source
+from capstand.capture.source import UNKNOWN, Flowing, NegotiatedParams, Reading, Source
 from capstand.capture.truerate import TrueRate, too_fast
 from capstand.errors import DeviceError
 from capstand.host.realtime import prepare_thread
@@ -134,7 +134,9 @@ class Capturer:
                 self.open()
             while not self._stopping and not self._released:
                 asked_ns = self.seen_ns
-                if self.step(POLL_MS) == 0 and self._now_ns() - asked_ns < HASTY_NS:
+                if self.step(POLL_MS):
+                    self.flow(POLL_MS)
+                elif self._now_ns() - asked_ns < HASTY_NS:
                     # A descriptor in error ends each wait at once; at real-time priority that
                     # would take the whole processor.
                     self._stopped.wait(HASTY_PAUSE_S)
@@ -183,9 +185,7 @@ class Capturer:
         try:
             reading = self._source.read(ring.slot(), timeout_ms)
         except DeviceError as error:
-            if error.errno != EIO or self._healing:
-                raise
-            self._restart(f"the device says: {os.strerror(EIO)}")
+            self._read_failed(error)
             return 0
         frames = reading.frames
         now_ns = self.seen_ns = self._now_ns()
@@ -196,11 +196,7 @@ class Capturer:
                 self._heal()
             return 0
         tally, clock = self.tally, self._clock
-        self._unrated += frames
-        if self._unrated >= self._rate_look:
-            unrated, self._unrated = self._unrated, 0
-            if self.true_rate.outrun(unrated, now_ns):
-                raise too_fast(self.params.device if self.params else "the device")
+        self._rate(frames, now_ns)
         lost = reading.lost
         if lost or self._reopened:
             if reading.params is not None:
@@ -218,9 +214,7 @@ class Capturer:
                 if not self._unrated:
                     self.true_rate.observe(at, stamp_ns)
                 if clock.observe(at, stamp_ns, reading.edge):
-                    if clock.missing:
-                        self._lose(clock.take_missing(), Cause.DEVICE, exact=False)
-                    self._source.wary = clock.ambiguous
+                    self._follow_clock()
         elif not clock.started:
             clock.observe(tally.produced + frames, now_ns)
         first = tally.produced
@@ -246,6 +240,86 @@ class Capturer:
         self._empty = self._healing = 0
         self.trouble = None
         return frames
+
+    def flow(self, timeout_ms: int) -> None:
+        """Many a ``step``, all of one kind, in one loop, right after one that brought frames: what
+        is called for each period, with cold caches, costs more than it does. What is seen is for
+        the clock to judge when that may bring something new."""
+        source, ring, tally, clock = self._source, self._ring, self.tally, self._clock
+        flow = source.flow(ring.slot, timeout_ms) if isinstance(source, Flowing) else None
+        if flow is None or not clock.started:
+            return
+        looks, until_frame = clock.patience
+        anchor_frame, anchor_ns, rest_ns, ns_per_frame = clock.line
+        publish, captured_at_ns = ring.publish, self.captured_at_ns
+        seen: list[tuple[int, int, bool]] = []
+        failure, unrated = None, tally.captured
+        try:
+            for reading in flow:
+                frames, stamp_ns, before = reading.frames, reading.stamp_ns, tally.captured
+                at = tally.produced + reading.avail
+                seen.append((at, stamp_ns, reading.edge))
+                if len(seen) > looks or at >= until_frame:
+                    self.captured_at_ns = captured_at_ns
+                    self._judge(seen, before - unrated)
+                    unrated = before
+                    looks, until_frame = clock.patience
+                    anchor_frame, anchor_ns, rest_ns, ns_per_frame = clock.line
+                first = tally.produced
+                at_ns = anchor_ns + round((first - anchor_frame) * ns_per_frame + rest_ns)
+                captured_at_ns = at_ns if at_ns > captured_at_ns else captured_at_ns + 1
+                tally.sequence += 1
+                tally.produced = first + frames
+                tally.captured = before + frames
+                tally.sequence += 1
+                publish(first, frames, captured_at_ns, before, clock, self._gap_code)
+                self._gap_code = 0
+                if self._stopping or self._released:
+                    break
+        except DeviceError as error:
+            failure = error
+        flow.close()
+        self.captured_at_ns = captured_at_ns
+        self._judge(seen, tally.captured - unrated)
+        if failure is not None:
+            self._read_failed(failure)
+
+    def _judge(self, seen: list[tuple[int, int, bool]], frames: int) -> None:
+        """Has the clock look at what was ``seen``, which is taken out; what it finds missing is
+        lost before the next frame. ``frames`` more have come."""
+        if not seen:
+            return
+        news = [self._clock.observe(*look) for look in seen]
+        self._observed, stamp_ns, _ = seen[-1]
+        seen.clear()
+        self._burst = 0
+        self.seen_ns = self.last_frame_ns = stamp_ns
+        self._rate(frames, stamp_ns)
+        if not self._unrated:
+            self.true_rate.observe(self._observed, stamp_ns)
+        if any(news):
+            self._follow_clock()
+
+    def _read_failed(self, error: DeviceError) -> None:
+        """An I/O error is healed by the mildest step, once; raises any other."""
+        if error.errno != EIO or self._healing:
+            raise error
+        self._restart(f"the device says: {os.strerror(EIO)}")
+
+    def _rate(self, frames: int, now_ns: int) -> None:
+        """So many more came. Raises DeviceError where time does not allow for as many."""
+        self._unrated += frames
+        if self._unrated >= self._rate_look:
+            unrated, self._unrated = self._unrated, 0
+            if self.true_rate.outrun(unrated, now_ns):
+                raise too_fast(self.params.device if self.params else "the device")
+
+    def _follow_clock(self) -> None:
+        """It has something new to say."""
+        clock = self._clock
+        if clock.missing:
+            self._lose(clock.take_missing(), Cause.DEVICE, exact=False)
+        self._source.wary = clock.ambiguous
 
     def _heal(self) -> None:
         """The next step against a device that is open and silent; raises to have it reopened."""

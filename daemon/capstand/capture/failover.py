@@ -18,7 +18,16 @@ from collections.abc import Callable, Sequence
 
 from capstand.accounting.stats import Cause
 from capstand.audio.block import NS_PER_S
-from capstand.capture.source import UNKNOWN, Adjustable, NegotiatedParams, Reading, Source
+from capstand.capture.source import (
+    UNKNOWN,
+    Adjustable,
+    Flow,
+    Flowing,
+    NegotiatedParams,
+    Reading,
+    Slot,
+    Source,
+)
 from capstand.config.controls import ControlState, Setting
 from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
@@ -143,6 +152,12 @@ class Failover:
         elif self._better is not None and self._proven:
             self._take_over(timeout_ms)
         return reading
+
+    def flow(self, slot: Slot, timeout_ms: int) -> Flow | None:
+        source = self._sources[self._at]
+        if self._at == 0 and isinstance(source, Flowing):
+            return source.flow(slot, timeout_ms)
+        return None
 
     def _open_better(self) -> None:
         pause_ns = SHORTEST_PAUSE_NS if self._retry_requested else 2 * self._pause_ns

@@ -19,6 +19,9 @@ has several made, and the best of them found, before the first frame is taken.
 Only arithmetic, so that it can be tried against any card and any host. Thread: capture.
 """
 
+import math
+from typing import NamedTuple
+
 from capstand.audio.block import NS_PER_S
 
 LOOKS = 3
@@ -39,6 +42,22 @@ FADES = 0.9
 """What is left, a block later, of what was usual."""
 ALARMS = 3
 """So many false alarms in a block are that device's way."""
+
+
+SLOWEST = 0.5
+"""A card that is known to run slower than that, of its rate, has no line."""
+
+
+class Line(NamedTuple):
+    """A look of ``count`` at ``stamp_ns`` is an ordinary one while ``stamp_ns - since_ns`` is at
+    most ``slack_ns + (count - since_count) * frame_ns``. At ``until_ns`` there may be another line.
+    """
+
+    since_ns: int
+    since_count: int
+    slack_ns: float
+    frame_ns: float
+    until_ns: int
 
 
 class Shortfall:
@@ -115,6 +134,20 @@ class Shortfall:
         self._looks += 1
         if self._looks >= BLOCK_LOOKS and stamp_ns - self._block_ns >= BLOCK_NS:
             self._end_block(stamp_ns)
+
+    @property
+    def line(self) -> Line | None:
+        """For looks that are to be observed later; None where each has to be at once."""
+        pace = self._runs - DRIFT
+        if self.suspicious or self.found or not self._stamp_ns or pace < SLOWEST:
+            return None
+        return Line(
+            self._stamp_ns,
+            self._count,
+            self._limit_ns / pace if self._judges else math.inf,
+            self._nominal_ns / pace,
+            self._block_ns + BLOCK_NS,
+        )
 
     def _doubt(self) -> None:
         self.suspicious = True

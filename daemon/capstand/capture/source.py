@@ -5,7 +5,7 @@ where only time can tell (the stream was stopped, the device was away), ``lost``
 the capturer works it out from the clock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from capstand.accounting.stats import Cause
@@ -85,6 +85,22 @@ class Source(Protocol):
 
     def wake(self) -> None:
         """Makes a waiting ``read`` return at once, from now on. Any thread."""
+
+
+Flow = Generator[Reading, None, None]
+Slot = Callable[[], memoryview]
+"""Where the next period goes."""
+
+
+@runtime_checkable
+class Flowing(Protocol):
+    """A source that can bring periods in a loop of its own."""
+
+    def flow(self, slot: Slot, timeout_ms: int) -> Flow | None:
+        """What ``read`` would bring, each period in another ``slot()``, for as long as one follows
+        the other and nothing else is to be told; none has a loss before it. Then ``read`` goes on.
+        May be closed after any of them; None where there is nothing of that kind now. It raises
+        DeviceError."""
 
 
 @runtime_checkable
