@@ -363,7 +363,9 @@ def test_close_gives_back_all_descriptors() -> None:
 
 
 def test_steady_state_keeps_nothing(writer: Writer) -> None:
-    """100,000 blocks on their way leave no more memory behind than the first thousand did."""
+    """100,000 blocks on their way leave no more memory behind than the first thousand did. What
+    else is in this process may take some meanwhile (xdist's worker is sent which tests to run
+    next), but not each time."""
     reader = writer.reader()
 
     def pass_on(blocks: int) -> None:
@@ -372,11 +374,14 @@ def test_steady_state_keeps_nothing(writer: Writer) -> None:
             reader.read()
 
     pass_on(1000)
-    gc.collect()
-    before = sys.getallocatedblocks()
-    pass_on(100_000)
-    gc.collect()
-    assert sys.getallocatedblocks() - before < 50
+    grown = []
+    while len(grown) < 5 and (not grown or grown[-1] >= 50):
+        gc.collect()
+        before = sys.getallocatedblocks()
+        pass_on(100_000)
+        gc.collect()
+        grown.append(sys.getallocatedblocks() - before)
+    assert grown[-1] < 50, grown
 
 
 READER = """
