@@ -374,7 +374,7 @@ def test_steady_state_keeps_nothing(writer: Writer) -> None:
             reader.read()
 
     pass_on(1000)
-    grown = []
+    grown: list[int] = []
     while len(grown) < 5 and (not grown or grown[-1] >= 50):
         gc.collect()
         before = sys.getallocatedblocks()
