@@ -318,7 +318,8 @@ class AlsaSource:
 
     def flow(self, slot: Slot, timeout_ms: int) -> Flow | None:
         """Each period is waited for, since none is left, and looked at as ``read`` does. What needs
-        more than that ends it before it is acted upon; looks are observed at the end."""
+        more than that ends it before it is acted upon; looks are observed at the end. The two loops
+        look alike and stay apart: a function for what they share would cost more than it does."""
         one_by_one = not self.batch_ms and self._unit == self._period
         usual, known, pcm = self._shortfall.line, self._kernel, self._pcm
         if not (self._drained and one_by_one and self._happened) or self._after or usual is None:
