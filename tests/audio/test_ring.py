@@ -26,7 +26,9 @@ from hypothesis import strategies as st
 from capstand.audio.block import AudioFormat, SampleFormat
 from capstand.audio.ring import HEAD, PUBLISHED, SLOT, Reader, Ring
 from capstand.audio.wake import WakeUp
+from capstand.sinks.sink_queue import SinkQueue
 from capstand.stream.pusher import FIRST_REST_MS, Pusher
+from tests.line import Keep
 from tests.patience import PATIENCE_S
 from tests.rings import reader_of
 
@@ -491,6 +493,25 @@ def test_the_pusher_never_rests_until_the_ring_is_full(blocks_per_s: int) -> Non
     assert max(rests[50:]) == (200 if blocks_per_s < 125 else max(rests[50:]))
     assert min(rests[50:]) >= min(200, 12_000 // blocks_per_s)
     ring.close()
+
+
+def test_what_waits_for_nobody_is_not_for_the_first_sink(writer: Writer) -> None:
+    """A pusher that has nobody may be far behind: who is added hears the present, and has missed
+    nothing."""
+    pusher = Pusher(reader_of(writer.ring, AUDIO), None, (), 0, batch_ms=200)
+    writer.captured = 100  # before the ring's first block
+    writer.write(3, gap=7)
+    writer.write(4)
+    sink, second = SinkQueue("first", Keep(), 1 << 20), SinkQueue("second", Keep(), 1 << 20)
+    pusher.exchange([sink], batch_ms=200)
+    pusher.step()
+    assert sink.since == (writer.frame, 107)
+    writer.write(5)
+    pusher.exchange([sink, second], batch_ms=200)
+    pusher.step()
+    assert (sink.missed, sink.entered) == (0, 5)
+    assert second.since == sink.since
+    assert (second.missed, second.entered) == (0, 5)
 
 
 def test_the_count_is_one_word(writer: Writer) -> None:

@@ -17,6 +17,7 @@ import pytest
 from capstand.audio.block import NS_PER_S
 from capstand.audio.ring import Reader
 from capstand.config.plan import host_of
+from capstand.config.schema import StreamConfig
 from capstand.processes.page import DOING, Doing
 from capstand.stream.health import HUNG_NS
 from capstand.stream.stream import Stream
@@ -33,6 +34,10 @@ def live(running: Running, *process: Any, signal: str = "counter", **keys: Any) 
     """A channel and a raw recording."""
     sinks = running.file("raw", input="captured"), running.wire("live", **keys)
     return running.config(*(process or (SWAP,)), signal=signal, sinks=sinks)
+
+
+def capture_ring_frames(config: StreamConfig) -> int:
+    return config.capture.ring_slots * config.capture.period_frames
 
 
 def pid_of(running: Running, sink: str) -> Any:
@@ -287,6 +292,56 @@ def test_a_recording_is_added_before_the_sink_is_open(running: Running) -> None:
     ended = running.end()
     is_the_cards(running, heard(running))
     assert sink_of(ended, "done").dropped_frames == 0 or running.stalled
+    all_or_booked(running)
+
+
+def test_a_recording_is_added_as_soon_as_the_sink_is_open(running: Running) -> None:
+    """What was captured before the sink was there was meant for neither of them."""
+    wait = running.folder / "live.wait"
+    wait.touch()
+    config = live(running)
+    running.stream = stream = Stream(config, running.folder / "state")
+    stream.start()
+    running.until(lambda: running.stats().captured_frames > 4800)
+    wait.unlink()
+    running.until(lambda: running.delivered("live"))
+    stream.exchange(config._replace(sink=(*config.sink, running.file("done"))))
+    running.flow()
+    ended = running.end()
+    first, done = sink_of(ended, "live"), sink_of(ended, "done")
+    assert first.since_frame > 4800
+    if not running.stalled:
+        assert first.dropped_frames == done.dropped_frames == 0
+        assert first.since_frame < done.since_frame
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_recording_is_added_while_the_sink_is_away_for_long(
+    running: Running, was_there: bool
+) -> None:
+    """Longer than the captured ring holds: nobody was to hear what was captured meanwhile, and the
+    recording has not lost it."""
+    wait, config = running.folder / "live.wait", live(running)
+    config = config._replace(capture=config.capture._replace(buffer_ms=500.0))
+    running.stream = stream = Stream(config, running.folder / "state")
+    if not was_there:
+        wait.touch()
+    stream.start()
+    if was_there:
+        running.flow()
+        wait.touch()
+        kill(running)
+    goal = running.stats().captured_frames + (capture_ring_frames(config) * 11) // 10
+    running.until(lambda: running.stats().captured_frames >= goal)
+    stream.exchange(config._replace(sink=(*config.sink, running.file("done"))))
+    running.until(lambda: running.delivered("done") > 9600)
+    wait.unlink()
+    running.flow()
+    ended = running.end()
+    done = sink_of(ended, "done")
+    if not running.stalled:
+        assert done.dropped_frames == 0
+        assert goal - capture_ring_frames(config) < done.since_frame
     all_or_booked(running)
 
 

@@ -145,6 +145,19 @@ class Chaining:
     def _take_over(self) -> None:
         if self.host is not None and not self.host.hosts:
             self.host = None
+            if self._has_lost_its_place():
+                self._ends_here()
+
+    def _has_lost_its_place(self) -> bool:
+        """Whether the captured ring no longer holds what comes next: its host was away for long.
+        Nobody was to hear that, so who comes now has not missed it."""
+        source = self._source
+        source.go_back(self.captured)
+        missed = source.missed
+        source.read()
+        lost = source.missed > missed
+        source.join()
+        return lost
 
     def _look_at(self, host: LiveSink) -> None:
         away = not host.process.running

@@ -109,8 +109,14 @@ class Pusher:
 
     def step(self) -> int:
         """Passes on all that is in the ring; returns the number of blocks."""
+        count = 0
         if self._wanted is not self._sink_queues:
+            if not self._sink_queues:  # what waits was meant for nobody
+                count = self._pass_on()
             self._exchange(self._wanted)
+        return count + self._pass_on()
+
+    def _pass_on(self) -> int:
         reader, sink_queues, count = self._reader, self._sink_queues, 0
         while (block := reader.read()) is not None:
             count += 1
