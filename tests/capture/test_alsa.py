@@ -170,6 +170,44 @@ def test_patience_lets_periods_gather(fakecard: FakeCard, readers: list[Reader])
     assert len(seen) <= 51
 
 
+def test_two_periods_at_once(fakecard: FakeCard, readers: list[Reader]) -> None:
+    """Where who reads wants no less, and the buffer is long enough, two periods are one block, and
+    a plug-in is left alone until they are whole; the clock still sees edges of its own, once each.
+    """
+    one = reader(readers, asked(fakecard))
+    one.source.block_frames = 5 * PERIOD
+    one.open()
+    seen: list[tuple[int, bool | None]] = []
+    observe = one.clock.observe
+
+    def note(frame: int, stamp_ns: int, edge: bool | None = None) -> bool:
+        seen.append((frame, edge))
+        return observe(frame, stamp_ns, edge)
+
+    one.clock.observe = note  # type: ignore[method-assign]
+    one.run(100 * PERIOD)
+    assert one.indices == one.numbers
+    assert [frames for _, frames, _ in one.blocks[1:]] == [2 * PERIOD] * (len(one.blocks) - 1)
+    frames = [frame for frame, _ in seen]
+    assert frames == sorted(set(frames))
+    edges = sum(bool(edge) for _, edge in seen)
+    assert len(seen) // 8 <= edges <= len(seen) // 2 + 2
+
+
+@pytest.mark.parametrize("buffer_periods, blocks", [(3, 1), (4, 1), (7, 1), (8, 2), (50, 2)])
+def test_a_block_leaves_room_in_the_buffer(
+    buffer_periods: int, blocks: int, fakecard: FakeCard, readers: list[Reader]
+) -> None:
+    """More than a period is no more than a quarter of it."""
+    fakecard.grant(period_frames=PERIOD, buffer_frames=buffer_periods * PERIOD)
+    one = held(fakecard, readers)
+    one.source.block_frames = 2 * PERIOD
+    for number in range(1, 9):
+        fakecard.virtual(number * PERIOD)
+        assert one.step() == (blocks * PERIOD if not number % blocks else 0)
+    assert one.indices == one.numbers
+
+
 def test_patience_ends_with_the_thread(fakecard: FakeCard, readers: list[Reader]) -> None:
     """A stop does not wait for a patient reader."""
     one = reader(readers, asked(fakecard, buffer_ms=10_000.0))

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from capstand.audio.block import NS_PER_S
 from capstand.audio.clock import Clock
 from capstand.audio.ring import Ring
-from capstand.capture import alsa, kernel
+from capstand.capture import alsa, flowing, kernel
 from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import POLL_MS, Capturer
 from capstand.capture.source import NegotiatedParams
@@ -40,7 +40,8 @@ CAPTURE = CaptureConfig(device="hw:9", format="S32_LE", channels=1, rt_priority=
 class Script(NamedTuple):
     """What a card does. Times are ms from its start: of ``stills`` (from, for), in which it brings
     nothing and never makes up for it, and of ``faults`` (when, which). ``late_us``: how late its
-    reader runs, again and again."""
+    reader runs, again and again. ``unit`` is its period, and ``asked`` how much is wanted at once.
+    """
 
     exact: bool
     ppm: float = 0.0
@@ -48,6 +49,8 @@ class Script(NamedTuple):
     late_us: tuple[int, ...] = (0,)
     stills: tuple[tuple[int, int], ...] = ()
     faults: tuple[tuple[int, str], ...] = ()
+    unit: int = PERIOD
+    asked: int = 0
 
 
 class Card:
@@ -61,6 +64,7 @@ class Card:
         self.read_to = 0
         self.untold: list[tuple[int, int]] | None = None
         self.faults = sorted(script.faults)
+        self.wakes_at = script.unit
 
     def monotonic_ns(self) -> int:
         return self.now
@@ -99,9 +103,9 @@ class Card:
 
     def poll(self, timeout_ms: int) -> list[tuple[int, int]]:
         until, late_us = self.now + timeout_ms * MS, self.script.late_us
-        while self.now < until and self.waiting < PERIOD:
+        while self.now < until and self.waiting < self.wakes_at:
             self.now = min(until, self.now + MS // 4)
-        self.untold = found = READY if self.waiting >= PERIOD else []
+        self.untold = found = READY if self.waiting >= self.wakes_at else []
         self.now += late_us[self.now // MS % len(late_us)] * 1000
         return found
 
@@ -139,7 +143,7 @@ class Pcm:
         if not card.begun or card.overrun:
             was, card.begun, card.read_to = card.begun, True, card.count
             return (-errno.EPIPE if was else 0), b""
-        frames = min(PERIOD, card.waiting)
+        frames = min(card.script.unit, card.waiting)
         if card.due("short"):
             frames //= 2
         numbers = np.arange(card.read_to, card.read_to + frames, dtype="<i4")
@@ -169,6 +173,9 @@ class Pointers:
         self.avail = card.waiting
         self.stamp_ns = card.now - self.hw_ptr % 7 * 1000  # when it was brought up to date
 
+    def wake_at(self, frames: int) -> None:
+        self._card.wakes_at = frames
+
     def lapped(self, appl_ptr: int) -> bool:
         return self.hw_ptr - appl_ptr > BUFFER
 
@@ -190,7 +197,7 @@ class Waits:
         self.poll = poll
 
 
-class Source(AlsaSource):
+class Source(flowing.FlowingAlsaSource):
     """On such a card."""
 
     def __init__(self, card: Card) -> None:
@@ -201,13 +208,14 @@ class Source(AlsaSource):
         card, exact = self._card, self._card.script.exact
         self._pcm = Pcm(card)
         self._kernel = Pointers(card) if exact else None  # type: ignore[assignment]
-        self._period = self._unit = PERIOD
         self._buffer, self._look_ms = BUFFER, 40
+        self._unit, self.block_frames = card.script.unit, card.script.asked
+        self._fit_block()
         self._descriptors, self._happened, self._revents = READY, [], [(9, 0)]
         self._poll, self._rest = Waits(card.poll), Waits(card.rest)  # type: ignore[assignment]
         self._drained = self._fresh_status = self._waited = False
         self._begin(measured=False)
-        return NegotiatedParams("hw:9", self._audio, PERIOD, BUFFER, exact)
+        return NegotiatedParams("hw:9", self._audio, self._unit, BUFFER, exact)
 
     def close(self) -> None:
         pass
@@ -222,9 +230,16 @@ class Captured(NamedTuple):
     flowed: int
 
 
-def capture(script: Script, monkeypatch: pytest.MonkeyPatch, *, flows: bool) -> Captured:
+def capture(
+    script: Script,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    flows: bool,
+    now_and_then: Callable[[int, AlsaSource], None] = lambda ms, source: None,
+) -> Captured:
     card = Card(script)
-    monkeypatch.setattr(alsa, "time", card)
+    for module in (alsa, flowing):
+        monkeypatch.setattr(module, "time", card)
     source, clock = Source(card), Clock(RATE, PERIOD)
     ring = Ring(CAPTURE.ring_slots, 2 * PERIOD * CAPTURE.audio.frame_bytes)
     reader = reader_of(ring, CAPTURE.audio)
@@ -242,6 +257,7 @@ def capture(script: Script, monkeypatch: pytest.MonkeyPatch, *, flows: bool) -> 
 
         def __bool__(self) -> bool:
             take()  # before the ring is full
+            now_and_then((card.now - BEGAN_NS) // MS, source)
             return card.now >= card.end
 
     capturer._released = Until()  # type: ignore[assignment]
@@ -290,6 +306,8 @@ SCRIPTS = st.builds(
     faults=st.lists(
         st.tuples(AT_MS, st.sampled_from(["suspend", "error", "short", "long"])), max_size=3
     ).map(tuple),
+    unit=st.sampled_from([PERIOD, PERIOD, 160, 48, 2 * PERIOD]),
+    asked=st.sampled_from([0, 2 * PERIOD]),
 )
 
 
@@ -304,6 +322,7 @@ def late_once(at_ms: int, late_ms: int) -> tuple[int, ...]:
 @example(Script(exact=False, faults=((1_000, "long"),)))
 @example(Script(exact=True, faults=((1_000, "long"),)))
 @example(Script(exact=True, late_us=late_once(1_040, 150), stills=((1_000, 42),)))
+@example(Script(exact=False, ppm=-300.0, faults=((200, "suspend"), (201, "long"), (446, "long"))))
 @given(SCRIPTS)
 def test_a_flow_is_steps(script: Script) -> None:
     """Whatever a card does: the same blocks at the same times, gaps, books and pace."""
@@ -317,3 +336,39 @@ def test_what_is_well_flows(exact: bool) -> None:
     captured = compare(Script(exact, 30.0, PERIOD, (0, 30, 60, 400, 20)))
     assert captured.counts[:3] == (captured.counts[1], captured.counts[1], 0)
     assert captured.flowed >= captured.counts[1] - RATE // 4
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_two_periods_flow_as_one_block(exact: bool) -> None:
+    """Each that is whole when it comes, but for the first."""
+    captured = compare(Script(exact, 30.0, 1, (0, 30, 60, 400, 20), asked=2 * PERIOD))
+    assert {frames for _, frames, *_ in captured.blocks[2:]} == {2 * PERIOD}
+    assert captured.counts[:3] == (captured.counts[1], captured.counts[1], 0)
+    assert captured.flowed >= captured.counts[1] - RATE // 4
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_blocks_are_as_long_as_is_asked_while_sound_flows(
+    exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two periods in the second second, one in the others: a third of a second later at most, and
+    without a loss."""
+
+    def ask(ms: int, source: AlsaSource) -> None:
+        source.block_frames = 2 * PERIOD if 1000 <= ms < 2000 else 0
+
+    script = Script(exact, 30.0, 1, (0, 30, 60, 400, 20))
+    captured = capture(script, monkeypatch, flows=True, now_and_then=ask)
+    assert captured.counts[:3] == (captured.counts[1], captured.counts[1], 0)
+    for from_s, frames in ((0, PERIOD), (1, 2 * PERIOD), (2, PERIOD)):
+        begin, end = (from_s + 0.33) * RATE, (from_s + 0.98) * RATE
+        found = {long for first, long, *_ in captured.blocks if begin <= first < end}
+        assert found == {frames}
+
+
+def test_a_wary_reader_sees_each_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is in doubt: no plug-in is left alone until two periods are there."""
+    doubt = property(lambda clock: clock._anchor_frame >= RATE)
+    monkeypatch.setattr(Clock, "ambiguous", doubt)
+    captured = capture(Script(False, 30.0, 1, asked=2 * PERIOD), monkeypatch, flows=True)
+    assert all(frames < 1.1 * PERIOD for first, frames, *_ in captured.blocks if first > 1.3 * RATE)

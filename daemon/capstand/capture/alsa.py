@@ -29,12 +29,12 @@ from capstand.accounting.stats import Cause
 from capstand.audio.block import NS_PER_S, AudioFormat
 from capstand.capture import kernel, negotiation, refusal
 from capstand.capture.pick import Pick
-from capstand.capture.shortfall import PAUSE_MS, Line, Shortfall
-from capstand.capture.source import UNKNOWN, Flow, NegotiatedParams, Reading, Slot
+from capstand.capture.shortfall import PAUSE_MS, Shortfall
+from capstand.capture.source import UNKNOWN, NegotiatedParams, Reading
 from capstand.capture.truerate import FASTEST, SLACK_S, too_fast
 from capstand.config import naming
 from capstand.config.controls import ControlState, Setting
-from capstand.config.schema import CaptureConfig
+from capstand.config.schema import LARGEST_PERIOD, CaptureConfig
 from capstand.devices import address, controls, identity, libasound, rebind
 from capstand.devices.libasound import refresh_configuration
 from capstand.errors import DeviceError
@@ -84,6 +84,10 @@ class AlsaSource:
         self._brought_ns = self._empty_ns = 0  # when frames came last, and when none were there
         self._period = 0  # what is read at once: the card's period, or several where it is short
         self._unit = 0  # the card's period
+        self._asked = 0  # what ``block_frames`` was when that was worked out
+        self._frame_ns = NS_PER_S / capture.rate_hz
+        self._due_ns = 0  # when the next block will be whole, as of the last look
+        self._early: tuple[int, int] | None = None  # a look at an edge before that
         self._after = 0  # frames lost behind those that were read last
         self._buffer = 0
         self._channels = 0  # of the card
@@ -105,7 +109,7 @@ class AlsaSource:
         self._settings = capture.controls
         self._settings_due = False  # they are other ones since they were set
         self.controls: tuple[ControlState, ...] = ()
-        self.batch_ms = 0
+        self.batch_ms = self.block_frames = 0
         self.wary = False
         self._look_ms = 0  # half a buffer: a look at least so often, so that no turn can hide
 
@@ -172,8 +176,7 @@ class AlsaSource:
             raise
         self._look_ms = max(1, self._buffer * 500 // capture.rate_hz)
         granted = self._unit = self._period
-        most = max(1, self._buffer // (2 * granted))  # periods in half a buffer
-        self._period = granted * min(math.ceil(capture.period_frames / granted), most)
+        self._fit_block()
         descriptors = pcm.polldescriptors()
         exact = len(descriptors) == 1 and kernel.usable(device, descriptors[0][0])
         if exact:
@@ -192,8 +195,6 @@ class AlsaSource:
         self._brought_ns = self._empty_ns = 0
         self._drained = self._fresh_status = self._waited = False
         self._after = 0
-        still_ns = STILL_PERIODS * self._period * NS_PER_S / capture.rate_hz
-        self._still_ns = max(STILL_NS, round(still_ns))
         self._begin(measured=self._opened)
         self._opened = True
         if place is not None:
@@ -204,6 +205,16 @@ class AlsaSource:
         return NegotiatedParams(
             self._label, self._audio, granted, self._buffer, exact, self._successor
         )
+
+    def _fit_block(self) -> None:
+        """How much is read at once: as many of the card's periods as are asked for."""
+        period, unit, self._asked = self._capture.period_frames, self._unit, self.block_frames
+        least = min(math.ceil(period / unit), self._buffer // 2 // unit)
+        more = min(self._asked, LARGEST_PERIOD * period, self._buffer // 4) // unit
+        self._period = unit * max(1, least, more)
+        self._still_ns = max(STILL_NS, round(STILL_PERIODS * self._period * self._frame_ns))
+        if self._kernel is not None:
+            self._kernel.wake_at(self._period)
 
     def adjust(self, wanted: Sequence[tuple[str, Setting]]) -> None:
         self._settings, self._settings_due = tuple(wanted), True
@@ -216,7 +227,7 @@ class AlsaSource:
 
     def _begin(self, *, measured: bool) -> None:
         """The stream is about to be set going."""
-        self._taken, self._count = 0, -1
+        self._taken, self._count, self._early = 0, -1, None
         if measured:
             self._shortfall.measure()
         else:
@@ -256,6 +267,8 @@ class AlsaSource:
         if self._settings_due:
             self._set_controls()
         try:
+            if self.block_frames != self._asked:
+                self._fit_block()
             if self._kernel is not None:
                 self._read_exact(self._kernel, slot, timeout_ms)
             else:
@@ -316,162 +329,6 @@ class AlsaSource:
             self._wait(min(timeout_ms, still_ms) if pcm.avail else timeout_ms)
             waited = True
 
-    def flow(self, slot: Slot, timeout_ms: int) -> Flow | None:
-        """Each period is waited for, since none is left, and looked at as ``read`` does. What needs
-        more than that ends it before it is acted upon; looks are observed at the end. The two loops
-        look alike and stay apart: a function for what they share would cost more than it does."""
-        one_by_one = not self.batch_ms and self._unit == self._period
-        usual, known, pcm = self._shortfall.line, self._kernel, self._pcm
-        if not (self._drained and one_by_one and self._happened) or self._after or usual is None:
-            return None
-        assert pcm is not None
-        self._reading.lost = self._reading.short = 0
-        if known is not None:
-            return self._flow_exact(known, pcm, slot, min(timeout_ms, self._look_ms), usual)
-        return self._flow_estimated(pcm, slot, timeout_ms, usual)
-
-    def _flow_estimated(
-        self, pcm: "alsaaudio.PCM", slot: Slot, timeout_ms: int, usual: Line
-    ) -> Flow:
-        reading, pick, now_ns = self._reading, self._pick, time.monotonic_ns
-        poll, descriptors, happened = self._poll.poll, self._descriptors, self._happened
-        revents, period, taken = self._revents, self._period, self._taken
-        since_ns, since_count, slack_ns, frame_ns, until_ns = usual
-        looks: list[tuple[int, int]] = []
-        stamp_ns, brought_ns = 0, self._brought_ns
-        edge, drained, waited = False, True, False
-        try:
-            while True:
-                if stamp_ns > until_ns:
-                    if (line := self._next_line(looks)) is None:
-                        return
-                    since_ns, since_count, slack_ns, frame_ns, until_ns = line
-                began_ns = now_ns()
-                if pcm.polldescriptors() != descriptors:
-                    return
-                drained, waited = False, True
-                found = poll(timeout_ms)
-                edge = now_ns() - began_ns > BLOCKED_NS
-                if found != happened:
-                    edge = edge and bool(found)
-                    self._woken(pcm, found)
-                    return
-                pcm.polldescriptors_revents(revents)
-                if pcm.state() != kernel.RUNNING:
-                    return
-                avail = pcm.avail()
-                stamp_ns = now_ns()
-                count = taken + avail
-                late_ns = stamp_ns - since_ns - (count - since_count) * frame_ns
-                if not period <= avail < 2 * period or late_ns > slack_ns:
-                    return
-                looks.append((stamp_ns, count))
-                reading.edge, edge = edge, False
-                frames, samples = pcm.read()
-                if frames <= 0:
-                    waited = False
-                    if frames < 0:
-                        self._lose_all()
-                    return
-                if pick is None:
-                    slot()[: len(samples)] = samples
-                else:
-                    pick.put(slot(), samples)
-                taken += frames
-                reading.frames, reading.stamp_ns, reading.avail = frames, stamp_ns, avail
-                brought_ns, drained, waited = stamp_ns, avail < frames + period, False
-                yield reading
-                if not drained:
-                    return
-        except (alsaaudio.ALSAAudioError, OSError) as error:
-            waited = False
-            if pcm.state() != kernel.SUSPENDED:  # else the next look starts it again
-                raise self._failure(error, "failed while capturing") from None
-        finally:
-            self._taken, self._brought_ns, self._edge = taken, brought_ns, edge
-            self._drained, self._waited = drained, waited
-            self._observe_all(looks)
-
-    def _flow_exact(
-        self,
-        known: kernel.KernelPcm,
-        pcm: "alsaaudio.PCM",
-        slot: Slot,
-        timeout_ms: int,
-        usual: Line,
-    ) -> Flow:
-        reading, pick, now_ns = self._reading, self._pick, time.monotonic_ns
-        poll, happened = self._poll.poll, self._happened
-        period, taken = self._period, self._taken
-        since_ns, since_count, slack_ns, frame_ns, until_ns = usual
-        looks: list[tuple[int, int]] = []
-        stamp_ns, brought_ns = 0, self._brought_ns
-        edge, drained, waited = False, True, False
-        try:
-            while True:
-                if stamp_ns > until_ns:
-                    if (line := self._next_line(looks)) is None:
-                        return
-                    since_ns, since_count, slack_ns, frame_ns, until_ns = line
-                began_ns, drained, waited = now_ns(), False, True
-                found = poll(timeout_ms)
-                edge = now_ns() - began_ns > BLOCKED_NS
-                if found != happened:
-                    edge = edge and bool(found)
-                    return
-                known.status()
-                stamp_ns, count, avail = known.stamp_ns, known.hw_ptr, known.avail
-                late_ns = stamp_ns - since_ns - (count - since_count) * frame_ns
-                if known.state != kernel.RUNNING or known.missed or known.ambiguous:
-                    return
-                if not period <= avail < 2 * period or late_ns > slack_ns:
-                    return
-                first = known.appl_ptr
-                looks.append((stamp_ns, count))
-                reading.edge, edge = edge, False
-                frames, samples = pcm.read()
-                if frames <= 0:
-                    waited = False
-                    if frames < 0:
-                        self._lose_all()
-                    return
-                taken += frames
-                known.status()
-                if known.state == kernel.RUNNING and not known.ambiguous:
-                    looks.append((known.stamp_ns, known.hw_ptr))
-                if known.lapped(first) or known.ambiguous:
-                    self._lose(frames, Cause.OVERWRITTEN)
-                    return
-                if pick is None:
-                    slot()[: len(samples)] = samples
-                else:
-                    pick.put(slot(), samples)
-                reading.frames, reading.stamp_ns, reading.avail = frames, stamp_ns, avail
-                brought_ns, drained, waited = stamp_ns, known.avail < period, False
-                late_ns = known.stamp_ns - since_ns - (known.hw_ptr - since_count) * frame_ns
-                yield reading
-                if not drained or late_ns > slack_ns:
-                    self._fresh_status = not drained
-                    return
-        except (alsaaudio.ALSAAudioError, OSError) as error:
-            waited = False
-            if pcm.state() != kernel.SUSPENDED:  # else the next look starts it again
-                raise self._failure(error, "failed while capturing") from None
-        finally:
-            self._taken, self._brought_ns, self._edge = taken, brought_ns, edge
-            self._drained, self._waited = drained, waited
-            self._observe_all(looks)
-
-    def _next_line(self, looks: list[tuple[int, int]]) -> Line | None:
-        """After these ``looks``, which are taken out; None where something else is to be done."""
-        self._observe_all(looks)
-        looks.clear()
-        return None if self._settings_due or self.batch_ms else self._shortfall.line
-
-    def _observe_all(self, looks: Sequence[tuple[int, int]]) -> None:
-        for stamp_ns, count in looks:
-            self._observe(stamp_ns, count)
-
     def _read_status(self, pcm: kernel.KernelPcm) -> None:
         pcm.status()
         if pcm.state == kernel.RUNNING and not pcm.ambiguous:
@@ -508,8 +365,7 @@ class AlsaSource:
                 stamp_ns = time.monotonic_ns()
                 if 0 <= avail <= self._buffer:
                     self._observe(stamp_ns, self._taken + avail)
-                # At an edge it takes what is there: who rests until a block is whole sees no other.
-                enough = self._unit if self._edge else self._period
+                enough = self._unit if self._edge and self.wary else self._period
                 if not 0 <= avail <= self._buffer or avail >= enough:
                     if self._shortfall.suspicious and self._hold(avail):
                         if self._rest.poll(PAUSE_MS) or time.monotonic_ns() > until_ns:
@@ -521,16 +377,23 @@ class AlsaSource:
                     frames = self._fetch(slot)
                     if frames:
                         self._drained = 0 <= avail < frames + self._unit
+                        self._found_whole(count, stamp_ns, avail, frames)
                         self._deliver(frames, count)
                     return
-                if 0 <= avail < self._unit:
+                if avail < self._unit:
                     self._empty_ns = stamp_ns
+                elif self._edge:
+                    self._edge = self._looked_early(stamp_ns, self._taken + avail, avail)
+                    self._gather(timeout_ms)
+                    waited = True
+                    continue
             elif self._start(state, slot):
                 return
             if waited:
                 return
             if state == kernel.RUNNING and avail >= self._unit:
-                self._gather(avail, timeout_ms)
+                self._due_ns = stamp_ns + round((self._period - avail) * self._frame_ns)
+                self._gather(timeout_ms)
             else:
                 self._wait(timeout_ms)
             waited = True
@@ -539,26 +402,51 @@ class AlsaSource:
         """Sound flows and nothing of it is left: the next period, or as many as patience allows;
         now and then the next period all the same, because the clock wants to see the device move.
         """
-        if not self.batch_ms and self._unit == self._period:
+        if not self.batch_ms and not self._gathers:
             self._wait(timeout_ms)
             return
         rest_ms = min(self.batch_ms, self._look_ms // 4, timeout_ms)
-        self._rests = (self._rests + 1) % RESTS
-        if self.wary:
+        if self.wary or not self._may_rest():
             self._wait(timeout_ms)
-        elif self._rests and rest_ms * self._capture.rate_hz > self._period * 1000:
+        elif rest_ms * self._capture.rate_hz > self._period * 1000:
             self._drained = self._edge = False
             self._rest.poll(rest_ms)
-        elif self._rests and self._kernel is None and self._unit < self._period:
-            self._gather(0, timeout_ms)
+        elif self._gathers:
+            self._gather(timeout_ms)
         else:
             self._wait(timeout_ms)
 
-    def _gather(self, avail: int, timeout_ms: int) -> None:
-        """Rests until a block is whole: the descriptor tells of each short period of the card."""
+    @property
+    def _gathers(self) -> bool:
+        """Whether a descriptor tells of each of the card's periods while a block takes several; the
+        kernel tells when so many are there."""
+        return self._kernel is None and self._unit < self._period
+
+    def _may_rest(self) -> bool:
+        """Of ``RESTS`` times all but one."""
+        self._rests = (self._rests + 1) % RESTS
+        return self._rests > 0
+
+    def _gather(self, timeout_ms: int) -> None:
+        """Rests until a block is whole."""
         self._drained = self._edge = False
-        rest_ms = math.ceil((self._period - avail) * 1000 / self._capture.rate_hz)
-        self._rest.poll(min(rest_ms, timeout_ms, self._look_ms))
+        rest_ms = math.ceil((self._due_ns - time.monotonic_ns()) / 1_000_000)
+        self._rest.poll(max(0, min(rest_ms, timeout_ms, self._look_ms)))
+
+    def _looked_early(self, stamp_ns: int, count: int, avail: int) -> bool:
+        """The card has just moved and a block is not whole: that is what the clock will want to
+        know. What is seen when it is whole is no edge."""
+        self._early = stamp_ns, count
+        self._due_ns = stamp_ns + round((self._period - avail) * self._frame_ns)
+        return False
+
+    def _found_whole(self, count: int, stamp_ns: int, avail: int, frames: int) -> None:
+        """A block of ``frames``, before which the device had delivered ``count``, was there."""
+        self._due_ns = stamp_ns + round((self._period + frames - avail) * self._frame_ns)
+        if self._early is not None:
+            stamp_ns, early_count = self._early
+            reading, self._early = self._reading, None
+            reading.stamp_ns, reading.avail, reading.edge = stamp_ns, early_count - count, True
 
     def _wait(self, timeout_ms: int) -> None:
         """Until the device has something, or ``wake``; what was known about it is old then."""

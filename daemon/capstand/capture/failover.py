@@ -108,6 +108,17 @@ class Failover:
             source.batch_ms = batch_ms
 
     @property
+    def block_frames(self) -> int:
+        flowing = (one.block_frames for one in self._sources if isinstance(one, Flowing))
+        return max(flowing, default=0)
+
+    @block_frames.setter
+    def block_frames(self, block_frames: int) -> None:
+        for source in self._sources:
+            if isinstance(source, Flowing):
+                source.block_frames = block_frames
+
+    @property
     def wary(self) -> bool:
         return self._sources[self._at].wary
 

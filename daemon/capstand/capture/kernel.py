@@ -84,23 +84,27 @@ class KernelPcm:
         self.missed = 0
         self.ambiguous = False
         self._wraps = None if follows_data else MissedWraps(rate_hz, buffer_frames, boundary)
+        self.wake_at(period_frames)
+
+    def wake_at(self, frames: int) -> None:
+        """Who waits is woken once so many are there. Raises OSError."""
         request = bytearray(
             _SW_PARAMS.pack(
                 _TSTAMP_ENABLE,
                 1,  # period_step
                 0,  # sleep_min
-                period_frames,  # avail_min
+                frames,  # avail_min
                 0,  # xfer_align
                 1,  # start_threshold
-                boundary,  # stop_threshold
+                self.boundary,  # stop_threshold
                 0,  # silence_threshold
                 0,  # silence_size
-                boundary,
+                self.boundary,
                 _PROTOCOL,
                 _TSTAMP_MONOTONIC,
             )
         )
-        fcntl.ioctl(descriptor, SW_PARAMS, request)
+        fcntl.ioctl(self._descriptor, SW_PARAMS, request)
 
     def status(self) -> None:
         """Asks the kernel. Raises OSError (ENODEV when the card has gone)."""

@@ -94,7 +94,11 @@ Slot = Callable[[], memoryview]
 
 @runtime_checkable
 class Flowing(Protocol):
-    """A source that can bring periods in a loop of its own."""
+    """A source that can bring periods in a loop of its own, and several of them as one block."""
+
+    block_frames: int
+    """Who reads wants no less at once: so much may come as one block, but at most two periods of
+    the configuration, and a quarter of the device's buffer. Any thread."""
 
     def flow(self, slot: Slot, timeout_ms: int) -> Flow | None:
         """What ``read`` would bring, each period in another ``slot()``, for as long as one follows

@@ -28,7 +28,7 @@ from capstand.audio.ring import Reader, Ring
 from capstand.audio.wake import Paced, WakeUp
 from capstand.capture.capturer import Capturer
 from capstand.capture.failover import Failover
-from capstand.capture.source import Adjustable, Source
+from capstand.capture.source import Adjustable, Flowing, Source
 from capstand.config.plan import chain_pace, same_capture, same_chain, sink_plan
 from capstand.config.registry import SINKS, SOURCES, describe_failure
 from capstand.config.schema import (
@@ -183,8 +183,11 @@ class Intake:
             paced.append(Paced(self._chain_wake, chain_pace(self.config).wake_frames))
         quarter = self.pusher.quarter_full
         self.ring.wakes(*each, self.pusher.wake, rests=(quarter,), paced=tuple(paced))
-        in_a_hurry = any(SINKS[one.type].live for one in self.config.sink)
-        self.source.batch_ms = 0 if live or in_a_hurry else CAPTURE_BATCH_MS
+        in_a_hurry = live or any(SINKS[one.type].live for one in self.config.sink)
+        self.source.batch_ms = 0 if in_a_hurry else CAPTURE_BATCH_MS
+        if isinstance(self.source, Flowing):
+            chain = () if self._chain_wake is None else (chain_pace(self.config).wake_frames,)
+            self.source.block_frames = min((*gathers, *chain), default=0) if in_a_hurry else 0
 
     def start(self) -> None:
         for sink_queue in self.sink_queues:

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 
 
 def _make(capture: CaptureConfig) -> "Source":
-    from capstand.capture.alsa import AlsaSource  # brings libasound
     from capstand.capture.failover import Failover
+    from capstand.capture.flowing import FlowingAlsaSource  # brings libasound
 
-    sources = [AlsaSource(capture, name) for name in capture.devices]
+    sources = [FlowingAlsaSource(capture, name) for name in capture.devices]
     return sources[0] if len(sources) == 1 else Failover(sources, capture)
 
 
-TYPE = SourceType(None, page="devices.md", make=_make, loads=("capstand.capture.alsa",), rest=True)
+TYPE = SourceType(
+    None, page="devices.md", make=_make, loads=("capstand.capture.flowing",), rest=True
+)
