@@ -10,9 +10,9 @@ import pytest
 from capstand.accounting.stats import Cause
 from capstand.audio.clock import Clock
 from capstand.audio.ring import Ring
-from capstand.capture.alsa import AlsaSource
 from capstand.capture.capturer import STALL_READS, STALL_S, Capturer
 from capstand.capture.failover import LONGEST_PAUSE_NS, SHORTEST_PAUSE_NS, TRIAL_NS, Failover
+from capstand.capture.flowing import FlowingAlsaSource
 from capstand.config.schema import CaptureConfig
 from capstand.errors import DeviceError
 from tests.fakecard import FakeCard, counter
@@ -34,7 +34,7 @@ class Listener:
             buffer_ms=5000.0,  # a machine that stands still overruns no card
             rt_priority=0,
         )
-        sources = [AlsaSource(capture, name) for name in capture.devices]
+        sources = [FlowingAlsaSource(capture, name) for name in capture.devices]
         self.source = Failover(sources, capture, self.now_ns)
         self.clock = Clock(capture.rate_hz, capture.period_frames)
         self.ring = Ring(capture.ring_slots, 2 * PERIOD * capture.audio.frame_bytes)
@@ -184,7 +184,7 @@ def test_a_better_one_that_is_back_is_taken_over_at_a_block_boundary(
     assert tally.lost_estimated == gap.frames
     assert one.capturer.opens == 2
     other = CaptureConfig(device="spare", format="S32_LE", channels=1, rt_priority=0)
-    released = AlsaSource(other)
+    released = FlowingAlsaSource(other)
     released.open()  # would be busy if it had been kept
     released.close()
 

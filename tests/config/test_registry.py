@@ -36,7 +36,7 @@ OWN: dict[registry.Registry[Any], dict[str, tuple[str, ...]]] = {
         "agora": ("sinks/types/agora.py", "sinks/agora.py"),
     },
     registry.SOURCES: {
-        "alsa": ("capture/types/alsa.py", "capture/alsa.py"),
+        "alsa": ("capture/types/alsa.py", "capture/alsa.py", "capture/flowing.py"),
         "file": ("capture/types/file.py", "capture/file.py"),
         "pipe": ("capture/types/pipe.py", "capture/pipe.py"),
         "socket": ("capture/types/socket.py", "capture/socket.py"),

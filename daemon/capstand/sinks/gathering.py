@@ -22,6 +22,8 @@ class Gathering:
         if not self._enough:
             return [block]
         ready = self.rest() if self._continuity.follow(block) else []
+        if block.frames >= self._enough and not self._blocks:
+            return [*ready, block]
         self._blocks.append(block)
         self._frames += block.frames
         return ready + self.rest() if self._frames >= self._enough else ready
