@@ -111,7 +111,7 @@ class Framer:
             self._given += self._size // self._frame_bytes
             whole.append(frame)
             return whole
-        return whole + self._cut(samples)
+        return whole + self._cut(samples) if whole else self._cut(samples)
 
     def finish(self) -> list[Frame]:
         """The end of the sound: what is inside, the last frame filled up with silence."""
@@ -146,17 +146,18 @@ class Framer:
         self._converter = None if form == plain else _Converter(form, self._rate_hz, self._channels)
 
     def _cut(self, samples: bytes | bytearray | memoryview) -> list[Frame]:
-        size, each = self._size, self._frame_bytes
-        place, pts_ms = self._given - self.held, self._begun_ms
-        if not self._held:
-            pts_ms = self._pts_ms(place)
-        joined, at = self._held + samples, 0
+        size, each, held = self._size, self._frame_bytes, self._held
+        place = self._given - len(held) // each
+        pts_ms = self._begun_ms if held else self._pts_ms(place)
+        joined, at, step = held + samples, 0, size // each
+        last = len(joined) - size
         self._given += len(samples) // each
         whole = []
-        while len(joined) - at >= size:
+        while at <= last:
             whole.append(Frame(joined[at : at + size], pts_ms))
             at += size
-            pts_ms = self._pts_ms(place + at // each)
+            place += step
+            pts_ms = self._pts_ms(place)
         self._held, self._begun_ms = joined[at:], pts_ms
         return whole
 

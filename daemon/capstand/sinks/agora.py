@@ -56,6 +56,8 @@ LEAVE_S = 1.5
 END_MS = 15.0
 LIVE_MS = 30.0
 """So near the target latency, sound that had fallen behind is live again."""
+DRY_MS = 10.0
+"""What is in flight may all wait for its 10 ms to be full; with more, the buffer is not empty."""
 FASTER_MS = 380.0
 """What cannot be caught up in time by playing it faster is dropped."""
 
@@ -147,7 +149,7 @@ class AgoraChannel(Sink):
                 _, frames, captured_at_ns, samples, form = block
                 source.push_block(samples, form, frames, captured_at_ns, gap, in_flight_ms)
             else:
-                self._push_locked(live, block, gap_frames, in_flight_ms)
+                in_flight_ms = self._push_locked(live, block, gap_frames, in_flight_ms)
         except AgoraError as error:
             self._broken = True
             away = error.code == Code.NOT_READY
@@ -155,10 +157,7 @@ class AgoraChannel(Sink):
         self._broken = False
         if live is None:
             in_flight_ms += span_s * 1000
-        else:  # a resampler gives more or less than that
-            in_flight_ms = source.in_flight_ms(self._now_ns())
-            if in_flight_ms is None:
-                return
+        else:
             live.loop.steer(in_flight_ms / 1000, self._setup.send_delay_ms / 1000, span_s)
         if self._catches_up and (live is None or not live.loop.catching_up):
             late.saw(in_flight_ms, now_ns)
@@ -196,7 +195,8 @@ class AgoraChannel(Sink):
 
     def _push_locked(
         self, live: "LiveTrack", block: Block, gap_frames: int, in_flight_ms: float
-    ) -> None:
+    ) -> float:
+        """How much is in flight then."""
         audio, setup = self._audio, self._setup
         span_s = block.frames / audio.rate_hz
         if gap_frames or self._broken:
@@ -209,7 +209,7 @@ class AgoraChannel(Sink):
             silence_ns = self._frames(silence) * NS_PER_S // self._track_hz
             begin_ns = block.captured_at_ns - silence_ns if self._broken else self._end_ns
             try:
-                self._push(silence, begin_ns - held_ns, in_flight_ms)
+                in_flight_ms = self._push(silence, begin_ns - held_ns, in_flight_ms)
             except AgoraError as error:
                 error.taken = 0  # silence, none of the block
                 raise
@@ -217,14 +217,21 @@ class AgoraChannel(Sink):
         samples, first_ns = live.put(block)
         self._end_ns = block.captured_at_ns + round(span_s * NS_PER_S)
         try:
-            self._push(samples, first_ns, in_flight_ms)
+            return self._push(samples, first_ns, in_flight_ms)
         except AgoraError as error:
             error.taken = min(block.frames, error.taken * audio.rate_hz // self._track_hz)
             raise
 
-    def _push(self, samples: bytes, first_ns: int, in_flight_ms: float) -> None:
-        if frames := self._frames(samples):
-            self._source.push_block(samples, self._track, frames, first_ns, False, in_flight_ms)
+    def _push(self, samples: bytes, first_ns: int, in_flight_ms: float) -> float:
+        """How much is in flight then: a resampler gives more or less than it got, and a buffer that
+        ran dry goes on at the next of its turns."""
+        frames = len(samples) // (2 * self._channels)
+        if not frames:
+            return in_flight_ms
+        self._source.push_block(samples, self._track, frames, first_ns, False, in_flight_ms)
+        dry = in_flight_ms <= DRY_MS
+        found_ms = self._source.in_flight_ms(self._now_ns()) if dry else None
+        return in_flight_ms + frames * 1000 / self._track_hz if found_ms is None else found_ms
 
     def _frames(self, samples: bytes) -> int:
         return len(samples) // (2 * self._channels)

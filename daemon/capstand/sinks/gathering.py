@@ -19,11 +19,9 @@ class Gathering:
 
     def put(self, block: Block) -> list[Block]:
         """What is to go on now, in order."""
-        if not self._enough:
+        if block.frames >= self._enough and not self._blocks:
             return [block]
         ready = self.rest() if self._continuity.follow(block) else []
-        if block.frames >= self._enough and not self._blocks:
-            return [*ready, block]
         self._blocks.append(block)
         self._frames += block.frames
         return ready + self.rest() if self._frames >= self._enough else ready
