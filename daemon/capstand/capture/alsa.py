@@ -383,7 +383,7 @@ class AlsaSource:
                 if avail < self._unit:
                     self._empty_ns = stamp_ns
                 elif self._edge:
-                    self._edge = self._looked_early(stamp_ns, self._taken + avail, avail)
+                    self._look_early(stamp_ns, avail)
                     self._gather(timeout_ms)
                     waited = True
                     continue
@@ -433,12 +433,11 @@ class AlsaSource:
         rest_ms = math.ceil((self._due_ns - time.monotonic_ns()) / 1_000_000)
         self._rest.poll(max(0, min(rest_ms, timeout_ms, self._look_ms)))
 
-    def _looked_early(self, stamp_ns: int, count: int, avail: int) -> bool:
+    def _look_early(self, stamp_ns: int, avail: int) -> None:
         """The card has just moved and a block is not whole: that is what the clock will want to
         know. What is seen when it is whole is no edge."""
-        self._early = stamp_ns, count
+        self._early = stamp_ns, self._taken + avail
         self._due_ns = stamp_ns + round((self._period - avail) * self._frame_ns)
-        return False
 
     def _found_whole(self, count: int, stamp_ns: int, avail: int, frames: int) -> None:
         """A block of ``frames``, before which the device had delivered ``count``, was there."""

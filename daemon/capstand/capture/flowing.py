@@ -1,4 +1,4 @@
-"""An ALSA capture device whose sound flows: what `read` does, in one loop.
+"""An ALSA capture device whose sound flows: what ``read`` does, in one loop.
 
 What is called for each period, with cold caches, costs more than it does: so all that a loop needs
 is in its local variables, and is put back when it ends. Each block is waited for, since none is
@@ -79,7 +79,8 @@ class FlowingAlsaSource(AlsaSource):
                     if not edge:
                         return
                     looks.append((stamp_ns, count))
-                    edge = self._looked_early(stamp_ns, count, avail)
+                    self._taken, edge = taken, False
+                    self._look_early(stamp_ns, avail)
                     self._gather(timeout_ms)
                 looks.append((stamp_ns, count))
                 reading.edge, edge = edge, False
