@@ -82,7 +82,7 @@ class AlsaSource:
         self._lost = 0
         self._cause = Cause.OVERRUN
         self._brought_ns = self._empty_ns = 0  # when frames came last, and when none were there
-        self._period = 0  # what is read at once: the card's period, or several where it is short
+        self._period = 0  # what is read at once: the card's period, or several
         self._unit = 0  # the card's period
         self._asked = 0  # what ``block_frames`` was when that was worked out
         self._frame_ns = NS_PER_S / capture.rate_hz
@@ -365,6 +365,7 @@ class AlsaSource:
                 stamp_ns = time.monotonic_ns()
                 if 0 <= avail <= self._buffer:
                     self._observe(stamp_ns, self._taken + avail)
+                # In doubt each move counts; else a look at an edge is kept until a block is whole.
                 enough = self._unit if self._edge and self.wary else self._period
                 if not 0 <= avail <= self._buffer or avail >= enough:
                     if self._shortfall.suspicious and self._hold(avail):
